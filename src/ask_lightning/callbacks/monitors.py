@@ -1,0 +1,178 @@
+"""The two quantities that the paper defines, watched while a model trains: RDM and OBI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.hooks import RemovableHandle
+
+from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback, check_count
+from ask_lightning.callbacks.target import find_target
+from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
+from ask_lightning.knowledge.base import KnowledgeBase, Neighborhood, as_id_tensor
+from ask_lightning.knowledge.encoding import encode_source, source_loader
+from ask_lightning.loss import Ids, ReliabilityOTLoss
+
+
+class DriftMonitor(Callback):
+    """Logs how far the encoders have moved from the knowledge, at the end of each epoch.
+
+    RDM (Eq. 4) per modality on a fixed, evenly spaced probe of the knowledge source: the probe's current
+    embeddings against its stored ones, as `ask/probe_rdm_audio` and `ask/probe_rdm_text`. The measure at a
+    refresh, over the whole source, is logged by the refresh itself as `ask/rdm_audio` and `ask/rdm_text`.
+
+    Requirements:
+        `KnowledgeRefreshCallback` with a map-style source.
+
+    Args:
+        num_probes: Pairs in the probe; all pairs if the source has fewer.
+
+    Raises:
+        RuntimeError: At the start of training, without the refresh callback or a map-style source.
+
+    Example:
+        >>> DriftMonitor(num_probes=256).num_probes
+        256
+    """
+
+    def __init__(self, num_probes: int = 256) -> None:
+        check_count("num_probes", num_probes, 2)
+        self.num_probes = num_probes
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks that there is a refresh to follow."""
+        if stage == "fit":
+            _refresher(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Encodes the probe and logs its drift."""
+        refresher = _refresher(trainer)
+        target, whole = refresher.target, refresher.loader(trainer)
+        dataset = whole.dataset if isinstance(whole, DataLoader) else None
+        if dataset is None or isinstance(dataset, IterableDataset):
+            raise RuntimeError(
+                "DriftMonitor needs a knowledge source with an index, but got "
+                f"{type(dataset or whole).__name__}. Pass KnowledgeRefreshCallback(source=dataset) with a "
+                "map-style dataset, or leave the monitor out."
+            )
+        base = target.loss.knowledge
+        assert base is not None
+        rows = torch.linspace(0, len(base.fine) - 1, min(self.num_probes, len(base.fine))).long()
+        loader = source_loader(Subset(dataset, rows.tolist()), whole)
+        audio, text, _ = encode_source(trainer, pl_module, loader, target.embed)
+        rows = rows.to(base.device)
+        for side, embeddings, stored in (("audio", audio, base.fine.audio), ("text", text, base.fine.text)):
+            current = unit_length(embeddings).to(stored)
+            pl_module.log(f"ask/probe_rdm_{side}", representation_drift(current, current, stored[rows]))
+
+
+class InfluenceMonitor(Callback):
+    """Logs how strongly pairs outside the batch pull on the loss, every few steps.
+
+    OBI (Eq. 2) per granularity as `ask/obi_fine` and `ask/obi_coarse`: 0 for a loss that sees its batch
+    only. Measured beside the training step on detached embeddings; gradients of the step are untouched.
+
+    Args:
+        every_n_steps: Optimiser steps between measurements; each costs about one more evaluation of the
+            loss.
+
+    Example:
+        >>> InfluenceMonitor(every_n_steps=50).every_n_steps
+        50
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        check_count("every_n_steps", every_n_steps, 1)
+        self.every_n_steps = every_n_steps
+        self._due = False
+        self._measured: dict[str, Tensor] = {}
+        self._hook: RemovableHandle | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens to the loss."""
+        self._hook = find_target(pl_module).loss.register_forward_hook(self._measure, with_kwargs=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stops listening."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Decides whether this step is measured."""
+        self._due = trainer.global_step % self.every_n_steps == 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs what was measured."""
+        measured, self._measured, self._due = self._measured, {}, False
+        if measured:
+            pl_module.log_dict(measured, batch_size=1)
+
+    def _measure(
+        self, loss: nn.Module, embeddings: tuple[Tensor, ...], named: dict[str, Any], value: Tensor
+    ) -> None:
+        if not self._due or not loss.training:
+            return
+        assert isinstance(loss, ReliabilityOTLoss)
+        arguments = dict(zip(("audio", "text"), embeddings, strict=False)) | named
+        influences = influence_of_knowledge(loss, **arguments)
+        self._measured = {f"ask/obi_{name}": influence for name, influence in influences.items()}
+
+
+def influence_of_knowledge(
+    loss: ReliabilityOTLoss,
+    audio: Tensor,
+    text: Tensor,
+    *,
+    ids: Ids | None = None,
+    knowledge: KnowledgeBase | None = None,
+) -> dict[str, Tensor]:
+    """OBI (Eq. 2) of a batch under a loss, for each granularity.
+
+    Args:
+        loss: The loss, with knowledge unless it is passed.
+        audio: `(B, d)`.
+        text: `(B, d)`.
+        ids: B clip identifiers, as for the loss.
+        knowledge: The base to look up; default that of the loss.
+
+    Returns:
+        0-d influence by granularity.
+    """
+    knowledge = knowledge if knowledge is not None else loss.knowledge
+    assert knowledge is not None
+    with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
+        audio, text = (unit_length(side.detach().to(knowledge.fine.audio.dtype)) for side in (audio, text))
+        id_tensor = None if ids is None else as_id_tensor(ids).to(audio.device)
+        near = {
+            name: Neighborhood(*hood[:2], *(vectors.detach().requires_grad_() for vectors in hood[2:]))
+            for name, hood in loss.retrieve(audio, text, knowledge, ids=id_tensor).items()
+        }
+        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor)
+        return {
+            name: out_of_batch_influence(
+                value,
+                [(hood.audio_rows, hood.audio_by_audio), (hood.text_rows, hood.audio_by_text)],
+                [(hood.audio_rows, hood.text_by_audio), (hood.text_rows, hood.text_by_text)],
+                num_rows=len(getattr(knowledge, name)),
+            )
+            for name, hood in near.items()
+        }
+
+
+def _refresher(trainer: pl.Trainer) -> KnowledgeRefreshCallback:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, KnowledgeRefreshCallback):
+            return callback
+    raise RuntimeError(
+        "DriftMonitor follows a KnowledgeRefreshCallback, but the trainer has none. Add it to the callbacks."
+    )

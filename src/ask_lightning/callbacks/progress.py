@@ -1,0 +1,38 @@
+"""A bar for the refresh on the progress display that the trainer uses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+@contextmanager
+def progress_bar(trainer: pl.Trainer, description: str, total: int | None) -> Iterator[Callable[[], object]]:
+    """A bar while the context lasts; nothing where the trainer shows none.
+
+    Args:
+        trainer: The running trainer.
+        description: Text before the bar.
+        total: Number of steps; `None` if unknown.
+
+    Yields:
+        The function to call after each step.
+    """
+    display = trainer.progress_bar_callback
+    if isinstance(display, RichProgressBar) and display.is_enabled and display.progress is not None:
+        progress = display.progress
+        task = progress.add_task(description, total=total)
+        try:
+            yield lambda: progress.update(task, advance=1, refresh=True)
+        finally:
+            progress.remove_task(task)
+    elif isinstance(display, TQDMProgressBar) and display.is_enabled:
+        with Tqdm(desc=description, total=total, leave=False, dynamic_ncols=True, file=sys.stdout) as bar:
+            yield bar.update
+    else:
+        yield lambda: None

@@ -1,0 +1,313 @@
+"""`KnowledgeRefreshCallback`: builds the knowledge base and renews it every T epochs (paper 4.4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sized
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from ask_lightning.callbacks.progress import progress_bar
+from ask_lightning.callbacks.target import Target, find_target
+from ask_lightning.compatibility import check_trainer
+from ask_lightning.functional import representation_drift
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.encoding import Source, encode_source, source_loader
+from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
+from ask_lightning.knowledge.snapshot import SnapshotError
+
+# RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
+_DRIFT_QUERIES = 1024
+
+
+class KnowledgeRefreshCallback(Callback):
+    """Encodes the knowledge source before the first step and again whenever `epoch % T == 0`.
+
+    The source is read by a loader of its own, by the current encoders in evaluation mode and without
+    gradient. Random streams, training modes, logs and the order of training batches stay what they would
+    be without it.
+
+    References:
+        ASK, arXiv 2512.19703 version 2, section 4.4 (the paper's 𝒯 is `T`).
+
+    Requirements:
+        An `ASKModule`, or a module with a `ReliabilityOTLoss` and the methods that
+        `ask_lightning.callbacks.target.find_target` names. The source's items pass through the training
+        loader's collation unless the source is a loader itself.
+
+    Recommendations:
+        Augmentation inside the dataset cannot be seen from here; pass `source=` without it.
+
+    Args:
+        T: Epochs between refreshes, at least 1. From `max_epochs` on the base is never renewed, the
+            paper's "static" ablation.
+        source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a callable that
+            returns one.
+        num_prototypes: M, number of coarse prototypes.
+        prototype_pairing: `"matched"`, `"joint"`, `"audio"`, `"text"` or `"index"`.
+        normalize_prototypes: Bring max-pooled prototypes back to unit length.
+        index: `"auto"`, `"exact"` or a Faiss factory string.
+        placement: `"replicated"`: every process holds the base.
+        batch_size: Pairs per batch of a refresh; default that of the loader.
+        num_workers: Worker processes of a refresh; default that of the loader.
+        save_knowledge: Write the base beside the checkpoints, so that a resumed run goes on with the very
+            knowledge that it had.
+        seed: Of K-means.
+
+    Raises:
+        ValueError: An argument out of range.
+        RuntimeError: At the start of `fit`, where ASK cannot train.
+
+    Example:
+        >>> KnowledgeRefreshCallback(T=15, num_prototypes=64).T
+        15
+    """
+
+    def __init__(
+        self,
+        T: int = 15,
+        source: Source | Callable[[], Source] | None = None,
+        *,
+        num_prototypes: int = 512,
+        prototype_pairing: PrototypePairing = "matched",
+        normalize_prototypes: bool = True,
+        index: str = "auto",
+        placement: str = "replicated",
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        save_knowledge: bool = True,
+        seed: int = 0,
+    ) -> None:
+        check_count("T", T, 1)
+        check_count("num_prototypes", num_prototypes, 1)
+        if batch_size is not None:
+            check_count("batch_size", batch_size, 1)
+        if num_workers is not None:
+            check_count("num_workers", num_workers, 0)
+        if prototype_pairing not in PAIRINGS:
+            raise ValueError(
+                f"Argument `prototype_pairing` has to be one of {PAIRINGS}, but got {prototype_pairing!r}."
+            )
+        if placement != "replicated":
+            raise ValueError(
+                f'Argument `placement` has to be "replicated", the only one so far, but got {placement!r}.'
+            )
+        self.T = T
+        self.source = source
+        self.num_prototypes = num_prototypes
+        self.prototype_pairing: PrototypePairing = prototype_pairing
+        self.normalize_prototypes = normalize_prototypes
+        self.index = index
+        self.placement = placement
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.save_knowledge = save_knowledge
+        self.seed = seed
+        self._target: Target | None = None
+        self._built_at: int | None = None  # the epoch whose encoders made the base in use
+        self._snapshot: Path | None = None  # where the base in use is on disk
+        self._to_restore: dict[str, Any] | None = None
+
+    @property
+    def target(self) -> Target:
+        """The loss and the encoders that are served; known from the start of `fit` on."""
+        if self._target is None:
+            raise RuntimeError("KnowledgeRefreshCallback knows its module from the start of `fit` on.")
+        return self._target
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks that ASK can train here."""
+        if stage != "fit":
+            return
+        check_trainer(trainer, pl_module)
+        self._target = find_target(pl_module)
+        if trainer.current_epoch == 0:
+            # A new run, perhaps after another one with the same objects.
+            self._built_at = self._snapshot = self.target.loss.knowledge = None
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
+            rank_zero_warn(
+                f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
+                "knowledge once and never renews it. Lower T to follow the encoders."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Brings back the base that a resumed run had in use."""
+        state, self._to_restore = self._to_restore, None
+        if state is None or state["built_at"] is None:
+            return
+        try:
+            base = self._read_snapshot(trainer, state)
+        except SnapshotError as error:
+            rank_zero_warn(
+                f"The run resumes with newly encoded knowledge instead of that of epoch {state['built_at']}, "
+                f"so its losses differ from those of a run without a break. {error}"
+            )
+            return
+        self.target.loss.knowledge = base.to(pl_module.device)
+        self._built_at = state["built_at"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refreshes when it is time."""
+        epoch = trainer.current_epoch
+        due = epoch % self.T == 0 and self._built_at != epoch
+        if due or self.target.loss.knowledge is None:
+            self.refresh(trainer, pl_module)
+        assert self._built_at is not None
+        if not trainer.barebones:
+            pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Builds the base after a resume inside an epoch, which does not start its epoch anew."""
+        if self.target.loss.knowledge is None:
+            self.refresh(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the terms of the step's loss."""
+        terms, self.target.loss.last = self.target.loss.last, {}
+        if terms and not trainer.barebones:
+            pl_module.log_dict({f"ask/{name}": term.mean() for name, term in terms.items()}, batch_size=1)
+
+    def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Encode the source with the current encoders and put the new base in place of the old one.
+
+        If anything fails or is interrupted the old base stays in use.
+
+        Args:
+            trainer: The running trainer.
+            pl_module: Its module.
+
+        Raises:
+            ValueError: The source is empty, or embeddings contain NaN or Inf.
+        """
+        started = time.perf_counter()
+        loader = self.loader(trainer)
+        with progress_bar(trainer, "Refreshing knowledge", _length(loader)) as advance:
+            audio, text, ids = encode_source(trainer, pl_module, loader, self.target.embed, advance)
+        base = KnowledgeBase.from_embeddings(
+            audio,
+            text,
+            ids=ids,
+            num_prototypes=self.num_prototypes,
+            prototype_pairing=self.prototype_pairing,
+            normalize_prototypes=self.normalize_prototypes,
+            index=self.index,
+            seed=self.seed,
+        )
+        old, self.target.loss.knowledge = self.target.loss.knowledge, base
+        self._built_at, self._snapshot = trainer.current_epoch, None
+        seconds = time.perf_counter() - started
+        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(audio) / seconds}
+        if old is not None and old.fine.audio.shape == audio.shape:
+            report |= knowledge_drift(base, old)
+        if not trainer.barebones:
+            values = {f"ask/{name}": value for name, value in report.items()}
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+
+    def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
+        """A new loader over the whole source, in order.
+
+        Args:
+            trainer: The running trainer, whose training data are the default source.
+        """
+        return source_loader(
+            self.source,
+            trainer.train_dataloader,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the base in use, once, before the first checkpoint that depends on it."""
+        base = self._target.loss.knowledge if self._target else None
+        if base is None or self._built_at is None:
+            return
+        if self.save_knowledge and self._snapshot is None:
+            path = _directory(trainer) / f"knowledge-epoch={self._built_at}-{base.fingerprint}.safetensors"
+            try:
+                base.save(path)
+            except OSError as error:
+                rank_zero_warn(
+                    f"The knowledge of epoch {self._built_at} could not be written ({error}). Training goes "
+                    "on; a run resumed from this checkpoint will encode its knowledge anew."
+                )
+            self._snapshot = path
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch of the base in use and the snapshot that holds it."""
+        base = self._target.loss.knowledge if self._target else None
+        return {
+            "built_at": self._built_at,
+            "snapshot": str(self._snapshot) if self._snapshot else None,
+            "fingerprint": base.fingerprint if base is not None else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until devices are known, at the start of training."""
+        self._to_restore = state_dict
+
+    def _read_snapshot(self, trainer: pl.Trainer, state: dict[str, Any]) -> KnowledgeBase:
+        if state["snapshot"] is None:
+            raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
+        recorded = Path(state["snapshot"])
+        # Checkpoints move between machines together with what lies beside them.
+        beside = Path(trainer.ckpt_path).parent / recorded.name if trainer.ckpt_path else recorded
+        path = beside if beside.is_file() else recorded
+        base = KnowledgeBase.load(path)
+        if base.fingerprint != state["fingerprint"]:
+            raise SnapshotError(f"{path} holds {base}, which is not the knowledge that the checkpoint names.")
+        self._snapshot = path
+        return base
+
+
+def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, torch.Tensor]:
+    """RDM of each modality between two bases of the same rows, over evenly spaced queries.
+
+    Args:
+        current: The base by the current encoders.
+        stored: The older one.
+
+    Returns:
+        `rdm_audio` and `rdm_text`, 0-d.
+    """
+    rows = len(current.fine)
+    queries = torch.linspace(0, rows - 1, min(rows, _DRIFT_QUERIES), device=current.device).long()
+    pairs = {
+        "rdm_audio": (current.fine.audio, stored.fine.audio),
+        "rdm_text": (current.fine.text, stored.fine.text),
+    }
+    return {name: representation_drift(now[queries], now, old) for name, (now, old) in pairs.items()}
+
+
+def _directory(trainer: pl.Trainer) -> Path:
+    """Beside the checkpoints."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            return Path(callback.dirpath)
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _length(loader: object) -> int | None:
+    if not isinstance(loader, Sized):
+        return None
+    try:
+        return len(loader)
+    except TypeError:  # a DataLoader over an iterable dataset
+        return None
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse what is not an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"Argument `{name}` has to be an integer of at least {least}, but got {value!r}.")

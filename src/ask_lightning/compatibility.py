@@ -1,0 +1,65 @@
+"""What ASK cannot be combined with, said before training starts."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+
+_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy)
+_BUILT_ON = (
+    "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
+)
+
+
+def check_model(model: object) -> None:
+    """Refuse what is not a `lightning.pytorch` module.
+
+    Args:
+        model: What the user wants to wrap.
+
+    Raises:
+        TypeError: With the import to change where the module comes from the twin package.
+    """
+    if isinstance(model, pl.LightningModule):
+        return
+    if any(base.__module__.split(".")[0] == "pytorch_lightning" for base in type(model).__mro__):
+        raise TypeError(
+            f"Argument `model` is a module of the `pytorch_lightning` package, but {_BUILT_ON} In its file "
+            "replace `import pytorch_lightning as pl` by `import lightning.pytorch as pl`."
+        )
+    raise TypeError(
+        f"Argument `model` has to be a `lightning.pytorch.LightningModule`, but got {type(model).__name__}. "
+        "Put it into one that has `configure_optimizers` and the two embedding methods."
+    )
+
+
+def check_trainer(trainer: object, module: pl.LightningModule) -> None:
+    """Refuse trainers and ways of training under which ASK would be wrong.
+
+    Args:
+        trainer: The trainer at the start of `fit`.
+        module: The module that it trains.
+
+    Raises:
+        TypeError: A trainer of the `pytorch_lightning` package.
+        RuntimeError: Manual optimisation, a strategy that shards the model, several processes.
+    """
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"The trainer is a `{type(trainer).__module__}.{type(trainer).__name__}`, but {_BUILT_ON} "
+            "Use `lightning.pytorch.Trainer`, with all callbacks from the same package."
+        )
+    if not module.automatic_optimization:
+        raise RuntimeError(
+            "ASK does not support manual optimization, in which the model calls `backward` on its own loss. "
+            "Set `automatic_optimization = True`, or call a ReliabilityOTLoss in your own `training_step`."
+        )
+    if isinstance(trainer.strategy, _SHARDING):
+        raise RuntimeError(
+            f"ASK does not support {type(trainer.strategy).__name__} yet, under which no process holds the "
+            'whole encoder at a refresh. Use `strategy="auto"`.'
+        )
+    if trainer.world_size > 1:
+        raise RuntimeError(
+            f"ASK does not support several processes yet, but the trainer runs {trainer.world_size}. "
+            "Use `devices=1`."
+        )

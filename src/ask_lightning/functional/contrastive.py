@@ -1,0 +1,41 @@
+"""NT-Xent over a similarity matrix, Eq. 16. Axes: `B` batch."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(
+    similarity: Tensor,
+    temperature: float | Tensor = 0.07,
+    *,
+    ignore: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """Cross-entropy over the rows of a similarity matrix whose diagonal holds the pairs.
+
+    One direction of the contrastive loss. With rows text and columns audio it is text-to-audio; the
+    usual symmetric loss is `(nt_xent(S) + nt_xent(S.T)) / 2`.
+
+    Args:
+        similarity: `(B, B)`, similarity of query i (row) and candidate j (column).
+        temperature: τ > 0, a number or a 0-d tensor (learnable if it requires a gradient).
+        ignore: `(B, B)` boolean; true entries leave the denominator, as for other captions of the same
+            clip. The diagonal is never ignored.
+        reduction: `"mean"` over the batch, or `"none"` for one value a row.
+
+    Returns:
+        0-d, or `(B,)` with `reduction="none"`.
+
+    Example:
+        >>> nt_xent(torch.zeros(4, 4))  # log 4
+        tensor(1.3863)
+    """
+    logits = similarity / temperature
+    targets = torch.arange(len(similarity), device=similarity.device)
+    if ignore is not None:
+        ignore = ignore & ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        logits = logits.masked_fill(ignore, -torch.inf)
+    return F.cross_entropy(logits, targets, reduction=reduction)

@@ -1,0 +1,57 @@
+"""Knowledge injection, Eq. 9. Axes: `B` batch, `K` neighbours, `d` width."""
+
+import torch
+from torch import Tensor
+
+# Rows within this distance of length one count as unit vectors: a few float32 roundings of a norm.
+_UNIT_TOLERANCE = 1e-6
+
+
+def unit_length(embeddings: Tensor) -> Tensor:
+    """L2-normalise the rows; unit rows pass through bit for bit and zero rows stay zero.
+
+    Models that normalise already therefore train with exactly the gradients that they had: their own
+    normalisation removes the radial part, and a second one would only add rounding. A zero row has no
+    direction; it stays zero and receives a finite gradient.
+
+    Args:
+        embeddings: `(..., d)`, any floating dtype.
+
+    Returns:
+        `(..., d)`, same dtype, every row of length one or zero.
+
+    Example:
+        >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)  # (..., 1)
+    keep = (length == 0) | ((length - 1).abs() <= _UNIT_TOLERANCE)
+    unit: Tensor = embeddings / length.masked_fill(keep, 1.0)
+    return unit
+
+
+def inject_knowledge(
+    embeddings: Tensor, neighbors: Tensor, injection_ratio: float = 0.2, *, renormalize: bool = False
+) -> Tensor:
+    """Mix the mean of the retrieved neighbours into each embedding.
+
+    Eq. 9 of the paper (version 2): `u' = (1 - ρ) u + ρ ū` with `ū = mean_k U[R_a]_k`.
+
+    Args:
+        embeddings: `(B, d)`, the batch's embeddings of one modality.
+        neighbors: `(B, K, d)`, what each embedding retrieved from the knowledge of its own modality.
+        injection_ratio: ρ in [0, 1], the share of knowledge. At 0 the embeddings come back unchanged.
+        renormalize: Bring the result back to unit length. The paper does not.
+
+    Returns:
+        `(B, d)`.
+
+    Example:
+        >>> inject_knowledge(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), 0.25)
+        tensor([[0.7500, 0.2500]])
+    """
+    if injection_ratio == 0:
+        return embeddings
+    mixed = (1 - injection_ratio) * embeddings + injection_ratio * neighbors.mean(dim=1)  # (B, d)
+    return unit_length(mixed) if renormalize else mixed

@@ -1,0 +1,5 @@
+"""What is remembered: the knowledge base, how it is searched, condensed, encoded and stored."""
+
+from ask_lightning.knowledge.base import Granularity, KnowledgeBase, Neighborhood
+
+__all__ = ["Granularity", "KnowledgeBase", "Neighborhood"]

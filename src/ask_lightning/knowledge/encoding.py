@@ -1,0 +1,237 @@
+"""From the knowledge source to embeddings, without a trace in the training run.
+
+Reading the source must not draw from the run's random streams, must not un-freeze a submodule, and must
+see every row once, in order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from warnings import warn
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from ask_lightning.knowledge.base import as_id_tensor
+
+Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
+Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
+
+# Samplers that visit the whole dataset in some order or weight; any other may stand for a selection.
+_WHOLE = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+def source_loader(
+    source: object,
+    training: object,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+) -> Iterable[Any]:
+    """A loader over the knowledge source: in order, nothing dropped, nothing padded.
+
+    Args:
+        source: `None` for the data of `training`, or a `Dataset`, a `DataLoader`, another re-iterable of
+            batches, or a callable that returns one of them.
+        training: The trainer's own training loader, whose collation, batch size and workers are the
+            default.
+        batch_size: Pairs per batch; default that of the loader.
+        num_workers: Worker processes; default that of the loader.
+
+    Returns:
+        A loader of its own; the given ones are not iterated.
+
+    Raises:
+        TypeError: The source is none of these, or an iterator that can be read once only.
+        ValueError: A batch size is needed and not given.
+    """
+    given = source() if callable(source) and not isinstance(source, Dataset) else source
+    given = training if given is None else given
+    like = training if isinstance(training, DataLoader) else None
+    if isinstance(given, DataLoader):
+        like, dataset = given, _selected(given)
+    elif isinstance(given, Dataset):
+        dataset = given
+    elif isinstance(given, Iterable) and iter(given) is not given and not isinstance(given, str | dict):
+        return given
+    else:
+        raise TypeError(
+            "Argument `source` has to be a Dataset, a DataLoader, a callable that returns one, or None for a "
+            f"training set that is one, but got {type(given).__name__}. "
+            "Pass KnowledgeRefreshCallback(source=dataset)."
+        )
+    size = batch_size or _batch_size(like)
+    if size is None:
+        raise ValueError(
+            "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the loader of the "
+            "source has none of its own."
+        )
+    workers = num_workers if num_workers is not None else (like.num_workers if like else 0)
+    shared = ["collate_fn", "pin_memory", "worker_init_fn"] if like else []
+    if like and workers > 0 and like.num_workers > 0:
+        shared += ["timeout", "multiprocessing_context", "prefetch_factor"]
+    settings: dict[str, Any] = {name: getattr(like, name) for name in shared}
+    return DataLoader(
+        dataset,
+        batch_size=size,
+        shuffle=False,
+        drop_last=False,
+        num_workers=workers,
+        # Iterating a loader draws a seed for its workers; not from the run's stream.
+        generator=torch.Generator(),
+        **settings,
+    )
+
+
+def _batch_size(loader: DataLoader[Any] | None) -> int | None:
+    if loader is None:
+        return None
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _selected(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The rows that a loader may visit, in the dataset's order."""
+    dataset: Dataset[Any] = loader.dataset
+    sampler: Any = loader.sampler
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        # The usual way to split one dataset: the rows left out are validation rows.
+        return Subset(dataset, sorted(sampler.indices))
+    size = len(dataset)  # type: ignore[arg-type]
+    if not isinstance(sampler, _WHOLE) and hasattr(sampler, "__len__") and len(sampler) < size:
+        warn(
+            f"{type(sampler).__name__} visits {len(sampler)} rows an epoch, but the knowledge is made of all "
+            f"{size} rows of the dataset. If some of them must not be seen, pass "
+            "KnowledgeRefreshCallback(source=dataset) with the others.",
+            stacklevel=3,
+        )
+    return dataset
+
+
+def encode_source(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    loader: Iterable[Any],
+    embed: Embed,
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Embeddings of every pair of a source, by the current encoders in evaluation mode.
+
+    Batches take the way that the trainer's own take: the precision plugin, the batch transfer hooks (in a
+    validation stage, so that hooks which augment while training do not), the device.
+
+    Args:
+        trainer: The running trainer.
+        module: The module that is trained.
+        loader: Batches of the source, in order.
+        embed: Batch → audio, text, ids.
+        advance: Called after each batch, for a progress bar.
+
+    Returns:
+        Audio `(N, d)`, text `(N, d)`, both float32 on the module's device, and ids `(N,)` or `None`.
+
+    Raises:
+        ValueError: The source yields no batch.
+    """
+    audio, text, ids = [], [], []
+    with _without_a_trace(trainer, module), torch.no_grad():
+        for batch in loader:
+            moved = trainer.precision_plugin.convert_input(batch)
+            moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
+            moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
+            with trainer.precision_plugin.forward_context():
+                batch_audio, batch_text, batch_ids = embed(moved)
+            audio.append(batch_audio.detach().float())  # (B, d)
+            text.append(batch_text.detach().float())  # (B, d)
+            if batch_ids is not None:
+                ids.append(as_id_tensor(batch_ids).cpu())
+            advance()
+    if not audio:
+        raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")
+    return torch.cat(audio), torch.cat(text), torch.cat(ids) if ids else None
+
+
+@contextmanager
+def _without_a_trace(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(_random_streams_kept())
+        stack.enter_context(_evaluation(module))
+        stack.enter_context(_logging_muted(module))
+        stack.enter_context(_validation_stage(trainer))
+        yield
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    # `train()` afterwards would un-freeze submodules that the user had put into evaluation mode.
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def _logging_muted(module: nn.Module) -> Iterator[None]:
+    """Encoders that log must not log the source's batches as training batches."""
+    muted = [part for part in module.modules() if isinstance(part, pl.LightningModule)]
+    before = [vars(part).get("log") for part in muted]
+    for part in muted:
+        vars(part)["log"] = _log_nothing
+    try:
+        yield
+    finally:
+        for part, log in zip(muted, before, strict=True):
+            del vars(part)["log"]
+            if log is not None:
+                vars(part)["log"] = log
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextmanager
+def _validation_stage(trainer: pl.Trainer) -> Iterator[None]:
+    stage = trainer.state.stage
+    trainer.state.stage = RunningStage.VALIDATING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextmanager
+def _random_streams_kept() -> Iterator[None]:
+    # Lightning's `isolate_rng` does not restore after an exception such as Ctrl-C.
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,183 @@
+"""Maximum inner product search. Axes: `B` queries, `N` rows, `K` neighbours, `d` width.
+
+Every search returns rows ordered by (-score, row), so that results do not depend on blocks, devices or
+the order in which candidates happen to be found.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ask_lightning.knowledge.faiss_import import faiss_has_gpu, import_faiss
+
+# Scores held at a time. A block of 4 MB stays in a CPU's cache between the product and the selection.
+_SCORES_PER_BLOCK = 1 << 20
+_QUERIES_PER_BLOCK = 1024
+# Share of an inverted file's lists that is visited where the index string does not say.
+_DEFAULT_PROBED_SHARE = 1 / 16
+_GPU_SCRATCH_BYTES = 256 << 20
+
+
+class Search(Protocol):
+    """Finds the rows with the largest inner products."""
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores `(B, K)` and rows `(B, K)` for queries `(B, d)`, ordered by (-score, row)."""
+        ...
+
+
+def build_search(vectors: Tensor, index: str) -> Search:
+    """The search over `(N, d)` vectors that `index` names.
+
+    Args:
+        vectors: `(N, d)`, on the device that queries will be on.
+        index: `"exact"`; a Faiss factory string, optionally with search parameters behind a semicolon
+            (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU where
+            both the vectors and Faiss are, else exact. On a CPU exact search is never the slower one
+            in a measurable way (docs/benchmarks.md) and needs no copy of the vectors.
+
+    Raises:
+        ImportError: A Faiss index is asked for and Faiss cannot be loaded.
+        ValueError: Faiss does not understand the string.
+    """
+    if index == "auto":
+        index = "Flat" if vectors.is_cuda and faiss_has_gpu() else "exact"
+    return ExactSearch(vectors) if index == "exact" else FaissSearch(vectors, index)
+
+
+class ExactSearch:
+    """Exact search in torch: a blocked product and top-k, in the precision of the vectors.
+
+    Args:
+        vectors: `(N, d)`.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Search`. Peak memory is bounded by a block of scores, whatever B and N are."""
+        found = [self._search(block, k) for block in queries.split(_QUERIES_PER_BLOCK)]
+        scores, rows = zip(*found, strict=True)
+        return torch.cat(scores), torch.cat(rows)
+
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        queries = queries.to(self.vectors.dtype)
+        scores = queries.new_empty(len(queries), 0)
+        rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        height = max(k, _SCORES_PER_BLOCK // len(queries))
+        for first in range(0, len(self.vectors), height):
+            block = self.vectors[first : first + height]  # (height, d)
+            # Tall times thin runs faster than thin times tall on a CPU.
+            block_scores = (block @ queries.T).T.contiguous()  # (B, height)
+            block_rows = first_largest(block_scores, min(k, len(block)))  # (B, k)
+            # Rows ascend from block to block and within each, so a stable sort orders ties by row.
+            scores = torch.cat([scores, block_scores.gather(1, block_rows)], dim=1)
+            rows = torch.cat([rows, block_rows + first], dim=1)
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            scores, rows = scores[:, :k], rows.gather(1, order[:, :k])
+        return scores, rows
+
+
+def first_largest(scores: Tensor, k: int) -> Tensor:
+    """Columns of the k largest scores of each row, ascending; of equal scores the first columns.
+
+    `torch.topk` chooses arbitrarily among equal scores, and equal scores are common: a clip with five
+    captions is five rows with one audio embedding.
+
+    Args:
+        scores: `(B, N)`.
+        k: At most N.
+
+    Returns:
+        `(B, k)`, int64.
+
+    Example:
+        >>> first_largest(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), 2)
+        tensor([[0, 1]])
+    """
+    width = scores.shape[1]
+    largest, columns = scores.topk(min(k + 1, width), dim=1)
+    kth = largest[:, k - 1 : k]
+    # On a GPU asking whether a tie crosses the boundary would wait for the device; the work is cheaper.
+    if width > k and (scores.is_cuda or bool((kth == largest[:, k:]).any())):
+        position = torch.arange(width, 0, -1, dtype=torch.int32, device=scores.device)
+        priority = torch.where(scores > kth, position + width, torch.where(scores == kth, position, 0))
+        columns = priority.topk(k, dim=1).indices
+    return columns[:, :k].sort(dim=1).values
+
+
+class FaissSearch:
+    """Search through any Faiss index, on the GPU where the vectors and Faiss are on one.
+
+    An index that finds fewer than k rows for a query (an inverted file whose visited lists are short)
+    is completed by exact search for that query.
+
+    Args:
+        vectors: `(N, d)`.
+        index: Faiss factory string with optional `;parameter=value`.
+    """
+
+    def __init__(self, vectors: Tensor, index: str) -> None:
+        faiss = import_faiss()
+        self.vectors = vectors
+        factory, _, parameters = index.partition(";")
+        try:
+            built = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(
+                'Argument `index` has to be "auto", "exact" or a Faiss factory string such as "Flat", '
+                f'"IVF1024,Flat" or "HNSW32", but got {factory!r}.'
+            ) from error
+        self._set_parameters(built, parameters)
+        self._exhaustive = factory == "Flat"
+        self._on_gpu = vectors.is_cuda and faiss_has_gpu() and "HNSW" not in factory
+        if self._on_gpu:
+            import faiss.contrib.torch_utils  # tensors in and out, on torch's stream
+
+            self._resources = faiss.StandardGpuResources()
+            self._resources.setTempMemory(_GPU_SCRATCH_BYTES)
+            built = faiss.index_cpu_to_gpu(self._resources, vectors.device.index or 0, built)
+        rows = self._as_faiss(vectors)
+        if not built.is_trained:
+            try:
+                built.train(rows)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Argument `index` has to suit {len(vectors)} rows, but got {index!r}, which Faiss "
+                    f"cannot train on so few: {str(error).splitlines()[0]}"
+                ) from error
+        built.add(rows)
+        self._index = built
+
+    @staticmethod
+    def _set_parameters(index: Any, parameters: str) -> None:
+        faiss = import_faiss()
+        inverted_file = faiss.try_extract_index_ivf(index)
+        if parameters:
+            try:
+                faiss.ParameterSpace().set_index_parameters(index, parameters)
+            except RuntimeError as error:
+                raise ValueError(
+                    "Argument `index` has to name search parameters that its kind of index has, such as "
+                    f'"IVF1024,Flat;nprobe=64", but got {parameters!r}.'
+                ) from error
+        elif inverted_file is not None:
+            inverted_file.nprobe = max(1, round(inverted_file.nlist * _DEFAULT_PROBED_SHARE))
+
+    def _as_faiss(self, rows: Tensor) -> Any:
+        rows = rows.detach().float().contiguous()
+        return rows if self._on_gpu else rows.cpu().numpy()
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Search`."""
+        scores, rows = self._index.search(self._as_faiss(queries), k)
+        scores = torch.as_tensor(scores, device=queries.device)  # (B, K)
+        rows = torch.as_tensor(rows, device=queries.device)  # (B, K), -1 where nothing was found
+        if not self._exhaustive and bool((incomplete := (rows < 0).any(dim=1)).any()):
+            exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
+            scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
+        rows, order = rows.sort(dim=1)
+        scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return scores, rows.gather(1, order)

@@ -1,0 +1,119 @@
+"""Methods compared under one protocol: same seeds, same temperature grid, tuned on validation only."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
+_HEADINGS = {"a2t": "A2T", "t2a": "T2A"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and what it reached.
+
+    Attributes:
+        method: Name of the method.
+        temperature: τ that it was trained with.
+        seed: Of its weights and batches.
+        validation: Metrics of the epoch that was best on validation, names as in `RECALLS`.
+        test: Test metrics of that epoch's weights.
+        folder: Where its logs and checkpoints are.
+    """
+
+    method: str
+    temperature: float
+    seed: int
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+    folder: Path = field(default=Path(), compare=False)
+
+
+def mean_recall(metrics: Mapping[str, float]) -> float:
+    """The mean of R@1, R@5 and R@10 of both directions: what temperatures and epochs are chosen by.
+
+    Args:
+        metrics: With the names in `RECALLS`.
+
+    Example:
+        >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
+        0.5
+    """
+    return statistics.fmean(metrics[name] for name in RECALLS)
+
+
+def compare(
+    train: Callable[[str, float, int], Run],
+    methods: Sequence[str],
+    temperatures: Sequence[float],
+    seeds: Sequence[int],
+) -> list[Run]:
+    """Tune every method's temperature in the same way, then run every seed with it.
+
+    The first seed trains each method at each temperature; the one with the highest mean validation recall
+    is kept for the other seeds. No method sees more temperatures, seeds or epochs than another, and test
+    metrics choose nothing.
+
+    Args:
+        train: `(method, temperature, seed)` → the finished run.
+        methods: At least one.
+        temperatures: The grid, at least one value.
+        seeds: At least one; the first is the one that temperatures are tuned on.
+
+    Returns:
+        The runs at each method's chosen temperature, method by method, seed by seed.
+
+    Example:
+        >>> def train(method, temperature, seed):
+        ...     scores = dict.fromkeys(RECALLS, 1 - abs(temperature - 0.1))
+        ...     return Run(method, temperature, seed, scores, scores)
+        >>> [run.temperature for run in compare(train, ["NT-Xent", "ASK"], [0.05, 0.1], [0])]
+        [0.1, 0.1]
+    """
+    tuned = {method: [train(method, value, seeds[0]) for value in temperatures] for method in methods}
+    runs = []
+    for method, candidates in tuned.items():
+        best = max(candidates, key=lambda run: mean_recall(run.validation))
+        runs += [best, *(train(method, best.temperature, seed) for seed in seeds[1:])]
+    return runs
+
+
+def markdown_table(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str:
+    """Test metrics in percent, mean ± standard deviation over the seeds of each method.
+
+    Args:
+        runs: As `compare` returns them.
+        metrics: Columns, names such as `"a2t/recall_at_1"`.
+
+    Returns:
+        A Markdown table. A single seed has no deviation, and none is printed.
+
+    Example:
+        >>> run = Run("ASK", 0.07, 0, {}, {"a2t/recall_at_1": 0.123})
+        >>> print(markdown_table([run], ["a2t/recall_at_1"]))
+        | method | τ | seeds | A2T R@1 |
+        |---|---|---|---|
+        | ASK | 0.07 | 1 | 12.3 |
+    """
+    by_method: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        by_method.setdefault((run.method, run.temperature), []).append(run)
+    headings = [_heading(name) for name in metrics]
+    lines = [f"| method | τ | seeds | {' | '.join(headings)} |", "|---" * (3 + len(metrics)) + "|"]
+    for (method, temperature), group in by_method.items():
+        cells = [_mean_and_deviation([100 * run.test[name] for run in group]) for name in metrics]
+        lines.append(f"| {method} | {temperature:g} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _heading(metric: str) -> str:
+    direction, _, name = metric.partition("/")
+    return f"{_HEADINGS[direction]} {name.replace('recall_at_', 'R@').replace('map_at_', 'mAP@')}"
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
