@@ -5,9 +5,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.strategies.xla import XLAStrategy
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy)
-_BUILT_ON = (
-    "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
-)
+_BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
 
 
 def check_model(model: object) -> None:

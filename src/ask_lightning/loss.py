@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ask_lightning.clip_ids import integer_ids
 from ask_lightning.functional import (
     inject_knowledge,
     nt_xent,
@@ -25,7 +26,6 @@ from ask_lightning.knowledge.base import (
     GranularityName,
     KnowledgeBase,
     Neighborhood,
-    as_id_tensor,
 )
 
 Ids = Tensor | Sequence[int] | Sequence[str]
@@ -119,11 +119,11 @@ class ReliabilityOTLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        _check_range("num_neighbors", num_neighbors, num_neighbors >= 1, "at least 1")
+        _check_count("num_neighbors", num_neighbors)
+        _check_count("sinkhorn_iterations", sinkhorn_iterations)
         _check_range("injection_ratio", injection_ratio, 0 <= injection_ratio <= 1, "in [0, 1]")
         _check_range("ot_factor", ot_factor, 0 <= ot_factor <= 1, "in [0, 1]")
         _check_range("sinkhorn_epsilon", sinkhorn_epsilon, sinkhorn_epsilon > 0, "positive")
-        _check_range("sinkhorn_iterations", sinkhorn_iterations, sinkhorn_iterations >= 1, "at least 1")
         _check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
         _check_choice("positives", positives, get_args(Positives))
         _check_choice("modulation", modulation, get_args(Modulation))
@@ -242,7 +242,7 @@ class ReliabilityOTLoss(nn.Module):
         with torch.autocast(audio.device.type, enabled=False):
             dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
             audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
-            id_tensor = None if ids is None else as_id_tensor(ids).to(audio.device)
+            id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
             if knowledge is None:
                 return self._without_knowledge(audio, text, id_tensor)
             if knowledge is self.knowledge and knowledge.device != audio.device:
@@ -297,8 +297,8 @@ class ReliabilityOTLoss(nn.Module):
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
         ignore = self._same_clip(ids)
-        zero = audio.new_zeros(len(audio))
-        entropies = dict.fromkeys(DIRECTIONS, zero)  # Σ_g CE of each sample, (B,)
+        zero = audio.new_zeros(())
+        entropies = dict.fromkeys(DIRECTIONS, zero)  # Σ_g CE, 0-d, or of each sample (B,)
         modulation = dict.fromkeys(DIRECTIONS, zero)  # Σ_g λ_g F_g of each sample, (B,)
         terms: dict[str, Tensor] = {}
         for name, near in neighborhoods.items():
@@ -324,7 +324,7 @@ class ReliabilityOTLoss(nn.Module):
     def _contrast(
         self, audio: Tensor, text: Tensor, near: Neighborhood, ignore: Tensor | None, bounded: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy of each sample in both directions after injection and realignment; the plan."""
+        """Cross-entropy in both directions after injection and realignment; the plan."""
         ratio, renormalize = self.injection_ratio, self.renormalize_injected
         injected_audio = inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize)
         injected_text = inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize)
@@ -338,7 +338,12 @@ class ReliabilityOTLoss(nn.Module):
         contrast = {}
         for direction, scores, transport in (("t2a", similarity, plan), ("a2t", similarity.T, plan.T)):
             realigned = realign_similarity(scores, transport, self.ot_factor, plan_scaling=self.plan_scaling)
-            contrast[direction] = nt_xent(realigned, self.temperature, ignore=ignore, reduction="none")
+            contrast[direction] = nt_xent(
+                realigned,
+                self.temperature,
+                ignore=ignore,
+                reduction="none" if self.modulation == "sample" else "mean",
+            )
         return contrast, plan.detach()
 
     def _weigh(
@@ -413,13 +418,18 @@ def _check_range(name: str, value: float, good: bool, allowed: str) -> None:
         raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value}.")
 
 
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"Argument `{name}` has to be an integer of at least 1, but got {value!r}.")
+
+
 def _check_choice(name: str, value: str, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"Argument `{name}` has to be one of {allowed}, but got {value!r}.")
 
 
 def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
-    if lambda_fine < 0 or lambda_coarse < 0 or lambda_fine + lambda_coarse >= 1:
+    if not (lambda_fine >= 0 and lambda_coarse >= 0 and lambda_fine + lambda_coarse < 1):
         raise ValueError(
             "Arguments `lambda_fine` and `lambda_coarse` have to be at least 0 and sum to less than 1, but "
             f"got {lambda_fine} and {lambda_coarse}: the modulation factor 1 + λ_f F_f + λ_c F_c with F in "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.core.hooks import DataHooks, ModelHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
@@ -152,7 +151,7 @@ class ASKModule(pl.LightningModule):
         # Last, because from here on attributes that the model has are set on the model.
         self.model = model
         self._bind_hooks()
-        self.register_state_dict_post_hook(_strip_wrapper)  # type: ignore[no-untyped-call]
+        # A module that holds this one loads it through its submodules, not through `load_state_dict`.
         self.register_load_state_dict_pre_hook(_add_wrapper)  # type: ignore[no-untyped-call]
 
     def _bind_hooks(self) -> None:
@@ -177,17 +176,27 @@ class ASKModule(pl.LightningModule):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if (model := _model_of(self)) is None:
+            # Protocols such as `__deepcopy__` are looked up on instances; the model's would make a model.
+            if (model := _model_of(self)) is None or _is_dunder(name):
                 raise
             return getattr(model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         model = _model_of(self)
         own = name in self.__dict__ or name in self.__dict__.get("_modules", ()) or hasattr(type(self), name)
-        if model is None or own or not hasattr(model, name):
+        # What is new and public is a callback's message to the model.
+        if model is None or own or (name.startswith("_") and not hasattr(model, name)):
             super().__setattr__(name, value)
         else:
             setattr(model, name, value)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, which may leave weights out."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own."""
+        return self.model.load_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward."""
@@ -315,7 +324,7 @@ class ASKModule(pl.LightningModule):
         loss: ReliabilityOTLoss | None = None,
         *,
         map_location: Any = None,
-        strict: bool = True,
+        strict: bool | None = None,
         weights_only: bool = True,
         **options: Any,
     ) -> ASKModule:
@@ -326,7 +335,7 @@ class ASKModule(pl.LightningModule):
             model: A fresh model of the class that was trained.
             loss: Default: one with the options in the checkpoint.
             map_location: As in `torch.load`.
-            strict: Whether the weights' names have to match.
+            strict: Whether the weights' names have to match; default the model's `strict_loading`.
             weights_only: As in `torch.load`; `False` only for files that you trust.
             options: `audio`, `text`, `ids`, `step`, `criterion` as for `ASKModule`.
 
@@ -340,7 +349,10 @@ class ASKModule(pl.LightningModule):
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = ReliabilityOTLoss.from_options(checkpoint[CHECKPOINT_KEY]["loss"])
         wrapped = cls(model, loss, **options)
+        if is_overridden("configure_model", wrapped):
+            wrapped.configure_model()
         wrapped.on_load_checkpoint(checkpoint)
+        strict = wrapped.strict_loading if strict is None else strict
         wrapped.load_state_dict(checkpoint["state_dict"], strict=strict)
         return wrapped
 
@@ -349,8 +361,27 @@ def _name(encoder: Encoder) -> str:
     return encoder if isinstance(encoder, str) else getattr(encoder, "__name__", repr(encoder))
 
 
+class _StandIn:
+    """Called in place of a method or submodule of the model, and that one in everything else."""
+
+    def __init__(self, original: Any, call: Callable[..., Any]) -> None:
+        vars(self).update(_original=original, _call=call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._original, name, value)
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
 def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = method(*args, **kwargs)
         record.append(output)
@@ -367,7 +398,7 @@ def _shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]])
     submodules, so nothing of the model is overwritten.
     """
     before = {name: vars(model)[name] for name in replacements if name in vars(model)}
-    vars(model).update(replacements)
+    vars(model).update({name: _StandIn(getattr(model, name), call) for name, call in replacements.items()})
     try:
         yield
     finally:
@@ -456,25 +487,11 @@ def _check_loss(loss: ReliabilityOTLoss, model: pl.LightningModule, ids: object)
         )
 
 
-def _strip_wrapper(
-    wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
-) -> None:
-    """Name the weights as the model names them, and leave out the loss, which has none of its own."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        inner = key[len(prefix) :]
-        if inner.startswith("model."):
-            state_dict[prefix + inner.removeprefix("model.")] = state_dict.pop(key)
-        elif inner.startswith("loss."):
-            del state_dict[key]
-    versions = getattr(state_dict, "_metadata", {})
-    for key in [key for key in versions if key.startswith(f"{prefix}model.")]:
-        versions[prefix + key.removeprefix(f"{prefix}model.")] = versions.pop(key)
-
-
 def _add_wrapper(wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Undo `_strip_wrapper` before weights are handed down to the submodules."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
+    """Name the weights as the submodules do, before they are handed down to them."""
+    stored = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    # All at once: the model may have a submodule that is called `model` as well.
+    state_dict.update({f"{prefix}model.{key[len(prefix) :]}": value for key, value in stored.items()})
     assert isinstance(wrapper, ASKModule)
     for key, value in wrapper.loss.state_dict().items():
         state_dict[f"{prefix}loss.{key}"] = value

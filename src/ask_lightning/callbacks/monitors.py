@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback, check_count
 from ask_lightning.callbacks.target import find_target
+from ask_lightning.clip_ids import integer_ids
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
-from ask_lightning.knowledge.base import KnowledgeBase, Neighborhood, as_id_tensor
+from ask_lightning.knowledge.base import KnowledgeBase, Neighborhood
 from ask_lightning.knowledge.encoding import encode_source, source_loader
 from ask_lightning.loss import Ids, ReliabilityOTLoss
 
@@ -152,7 +153,7 @@ def influence_of_knowledge(
     assert knowledge is not None
     with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
         audio, text = (unit_length(side.detach().to(knowledge.fine.audio.dtype)) for side in (audio, text))
-        id_tensor = None if ids is None else as_id_tensor(ids).to(audio.device)
+        id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
         near = {
             name: Neighborhood(*hood[:2], *(vectors.detach().requires_grad_() for vectors in hood[2:]))
             for name, hood in loss.retrieve(audio, text, knowledge, ids=id_tensor).items()

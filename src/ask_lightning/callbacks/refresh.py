@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.target import Target, find_target

@@ -16,6 +16,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from ask_lightning.clip_ids import integer_ids
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
 from ask_lightning.knowledge.search import Search, build_search
@@ -183,7 +184,7 @@ class KnowledgeBase:
             )
         if num_prototypes < 1:
             raise ValueError(f"Argument `num_prototypes` has to be at least 1, but got {num_prototypes}.")
-        row_ids = torch.arange(len(audio)) if ids is None else as_id_tensor(ids)
+        row_ids = torch.arange(len(audio)) if ids is None else integer_ids(ids)
         if row_ids.shape != (len(audio),):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, "
@@ -234,17 +235,24 @@ class KnowledgeBase:
             A `Neighborhood` for each granularity, rows ordered by (-score, row), in the base's dtype.
 
         Raises:
-            ValueError: K is out of range, or the queries have another width than the base.
+            ValueError: K is out of range, the queries have another width than the base or lie elsewhere, or
+                `exclude_ids` are of another number.
         """
         self._check_lookup(audio, text, k, exclude=exclude_ids is not None)
+        hidden = None if exclude_ids is None else integer_ids(exclude_ids)
+        if hidden is not None and hidden.shape != (len(audio),):
+            raise ValueError(
+                f"Argument `exclude_ids` has to hold one id for each of the {len(audio)} queries, "
+                f"but got {tuple(hidden.shape)}."
+            )
         with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
             found = {}
             for name in granularities:
                 side: Granularity = getattr(self, name)
-                hidden = None if exclude_ids is None or name == "coarse" else as_id_tensor(exclude_ids)
+                own = hidden if name == "fine" else None
                 rows = (
-                    self._nearest(side.search_audio, audio, min(k, len(side)), hidden),
-                    self._nearest(side.search_text, text, min(k, len(side)), hidden),
+                    self._nearest(side.search_audio, audio, min(k, len(side)), own),
+                    self._nearest(side.search_text, text, min(k, len(side)), own),
                 )
                 found[name] = side.neighborhood(*rows)
             return found
@@ -340,34 +348,6 @@ class KnowledgeBase:
             raise SnapshotError(f"The knowledge snapshot {path} lacks {error}.") from error
 
 
-def as_id_tensor(ids: Tensor | Sequence[int] | Sequence[str]) -> Tensor:
-    """Clip identifiers as int64; strings by a hash that is the same in every process and run.
-
-    Args:
-        ids: Integers or strings, or an integer tensor.
-
-    Returns:
-        `(len(ids),)` int64.
-
-    Raises:
-        ValueError: A tensor of floating point numbers.
-
-    Example:
-        >>> as_id_tensor([3, 1, 3])
-        tensor([3, 1, 3])
-    """
-    if isinstance(ids, Tensor):
-        if ids.is_floating_point() or ids.is_complex():
-            raise ValueError(f"Argument `ids` has to be integers or strings, but got a {ids.dtype} tensor.")
-        return ids.to(torch.int64)
-    return torch.tensor([item if isinstance(item, int) else _hash(str(item)) for item in ids])
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 def _check_pairs(audio: Tensor, text: Tensor) -> None:
     if audio.ndim != 2 or audio.shape != text.shape:
         raise ValueError(
@@ -390,5 +370,5 @@ def _check_pairs(audio: Tensor, text: Tensor) -> None:
             warn(
                 f"The {name} embeddings of {zero} of {len(side)} source rows are all zero; they stay zero "
                 "and are similar to nothing.",
-                stacklevel=4,
+                stacklevel=3,  # the caller of `from_embeddings`
             )

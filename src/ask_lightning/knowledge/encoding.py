@@ -29,7 +29,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from ask_lightning.knowledge.base import as_id_tensor
+from ask_lightning.clip_ids import integer_ids
 
 Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
@@ -163,7 +163,7 @@ def encode_source(
             audio.append(batch_audio.detach().float())  # (B, d)
             text.append(batch_text.detach().float())  # (B, d)
             if batch_ids is not None:
-                ids.append(as_id_tensor(batch_ids).cpu())
+                ids.append(integer_ids(batch_ids).cpu())
             advance()
     if not audio:
         raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")

@@ -132,7 +132,8 @@ def max_pool(vectors: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
 def _centroids_by_faiss(faiss, vectors: Tensor, num_clusters: int, seed: int) -> Tensor:  # type: ignore[no-untyped-def]
     width = vectors.shape[1]
     settings = faiss.ClusteringParameters()
-    settings.niter, settings.seed, settings.spherical = _ITERATIONS, seed, True
+    # Its seed is a C int; Lightning's seeds go up to 2^32 - 1.
+    settings.niter, settings.seed, settings.spherical = _ITERATIONS, seed % 2**31, True
     # Faiss leaves out rows above 256 per centroid without a word, and prints to stderr below 39.
     settings.max_points_per_centroid, settings.min_points_per_centroid = len(vectors), 1
     training = faiss.Clustering(width, num_clusters, settings)

@@ -66,7 +66,7 @@ class ExactSearch:
         queries = queries.to(self.vectors.dtype)
         scores = queries.new_empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-        height = max(k, _SCORES_PER_BLOCK // len(queries))
+        height = max(k, _SCORES_PER_BLOCK // max(1, len(queries)))
         for first in range(0, len(self.vectors), height):
             block = self.vectors[first : first + height]  # (height, d)
             # Tall times thin runs faster than thin times tall on a CPU.
@@ -112,7 +112,8 @@ class FaissSearch:
     """Search through any Faiss index, on the GPU where the vectors and Faiss are on one.
 
     An index that finds fewer than k rows for a query (an inverted file whose visited lists are short)
-    is completed by exact search for that query.
+    is completed by exact search for that query. Where rows of equal score straddle the k-th place, which
+    of them are found is Faiss's choice.
 
     Args:
         vectors: `(N, d)`.
@@ -140,15 +141,16 @@ class FaissSearch:
             self._resources.setTempMemory(_GPU_SCRATCH_BYTES)
             built = faiss.index_cpu_to_gpu(self._resources, vectors.device.index or 0, built)
         rows = self._as_faiss(vectors)
-        if not built.is_trained:
-            try:
+        try:
+            if not built.is_trained:
                 built.train(rows)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"Argument `index` has to suit {len(vectors)} rows, but got {index!r}, which Faiss "
-                    f"cannot train on so few: {str(error).splitlines()[0]}"
-                ) from error
-        built.add(rows)
+            built.add(rows)
+            built.search(rows[:1], 1)  # some parameters, such as nprobe=0, only fail here
+        except RuntimeError as error:
+            raise ValueError(
+                f"Argument `index` has to suit {len(vectors)} rows, but got {index!r}, which Faiss "
+                f"cannot build or search on them: {str(error).splitlines()[0]}"
+            ) from error
         self._index = built
 
     @staticmethod

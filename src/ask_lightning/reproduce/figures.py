@@ -47,8 +47,9 @@ def training_picture(runs: Sequence[Run], path: Path, *, refresh_every: int) -> 
                 factor.plot(epochs, values, line, color=color, label=direction.upper())
     last = max((tick for axis in (recall, drift) for tick in axis.get_xlim()), default=0)
     for number, epoch in enumerate(range(0, int(last) + 1, refresh_every)):
-        label = "refresh" if number == 0 else None
-        drift.axvline(epoch - 0.5, color="#1d4ed8", linewidth=0.8, alpha=0.5, label=label)
+        drift.axvline(
+            epoch - 0.5, color="#1d4ed8", linewidth=0.8, alpha=0.5, label="" if number else "refresh"
+        )
     recall.set(title="validation R@10", ylabel="%")
     drift.set(title="representation drift (RDM) at the end of the epoch", ylabel="nats", ylim=(0, None))
     factor.set(title="reliability factor of the loss")

@@ -1,0 +1,55 @@
+"""Ids of clips and captions as integers that every process agrees on."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from operator import index
+
+import torch
+from torch import Tensor
+
+
+def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tensor:
+    """Turn ids into a tensor of 64-bit integers.
+
+    Strings are hashed with BLAKE2b, which unlike `hash` gives the same number in every process and run.
+    Among a million different strings two collide with a probability below 1e-7. Integers stay what they
+    are, so `7` and `"7"` are different ids.
+
+    Args:
+        ids: `(B,)` integer tensor, or a sequence of integers or strings.
+        name: What to call the argument in an error.
+
+    Returns:
+        `(B,)` int64; a tensor stays on its device.
+
+    Raises:
+        ValueError: If a tensor is not a vector of integers, or an id is neither integer nor string.
+
+    Example:
+        >>> integer_ids([3, 1, 3])
+        tensor([3, 1, 3])
+        >>> dog, rain, again = integer_ids(["dog.wav", "rain.wav", "dog.wav"]).tolist()
+        >>> dog == again, dog == rain
+        (True, False)
+    """
+    if isinstance(ids, Tensor):
+        if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(
+                f"Argument `{name}` has to be a vector of integers but got {ids.dtype} of shape "
+                f"{tuple(ids.shape)}. Pass one id a row."
+            )
+        return ids.detach().long()
+    if isinstance(ids, str):
+        raise ValueError(f"Argument `{name}` has to be a sequence of ids but got the one string {ids!r}.")
+    return torch.tensor([_integer_id(item, name) for item in ids], dtype=torch.int64)
+
+
+def _integer_id(item: int | str, name: str) -> int:
+    if isinstance(item, str):
+        return int.from_bytes(blake2b(item.encode(), digest_size=8).digest(), "big", signed=True)
+    try:
+        return index(item)  # any integer type, NumPy's among them
+    except TypeError:
+        raise ValueError(
+            f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others."
+        ) from None

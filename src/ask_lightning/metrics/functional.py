@@ -1,0 +1,283 @@
+"""Ranks and retrieval scores as pure functions. Axes: `C` clips, `N` rows (one caption each), `d` width."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Unit vectors are rounded to multiples of 2⁻²⁶ and kept as whole numbers. A product of two components is
+# then a whole number, and no partial sum of an inner product exceeds 2⁵³ (Cauchy–Schwarz), so float64
+# holds every intermediate result exactly. Scores therefore do not depend on block shapes, summation
+# order, threads, device, TF32 or autocast: equal embeddings tie exactly and the ranks are reproducible.
+# The grid moves a cosine by about 1e-8, less than float32 rounding does.
+_GRID = 2.0**26
+
+
+class RetrievalRanks(NamedTuple):
+    """Where each row's partner was found, in both directions; 1 is best.
+
+    Attributes:
+        audio_to_text: `(N,)`, the rank of the row's caption among all captions, for its clip as the query.
+            The captions of one clip have different ranks; their smallest is the clip's best rank.
+        text_to_audio: `(N,)`, the rank of the row's clip among all clips, for its caption as the query.
+        clips: `(N,)`, the number of the row's clip in 0 … C-1. Clips are numbered by their number of
+            captions, then by id, whatever the order of the rows.
+    """
+
+    audio_to_text: Tensor
+    text_to_audio: Tensor
+    clips: Tensor
+
+
+@torch.no_grad()
+def retrieval_ranks(
+    audio: Tensor, text: Tensor, clip_ids: Tensor, *, block_size: int = 2048
+) -> RetrievalRanks:
+    """Rank all captions for every clip and all clips for every caption, by cosine similarity.
+
+    Rows with the same id describe the same clip, which is one query and one candidate. Its embedding is
+    the mean of its rows' unit vectors, so differing rows (random crops, say) count equally.
+
+    A tie counts against the model: candidates that are not the query's own and score as high as its own
+    one are ahead of it. Captions of the same clip never push each other back: if they tie, they take
+    consecutive ranks, in any order. A model that maps everything to one point thus ranks last, not first.
+
+    One pass over blocks of the score matrix serves both directions. At most `block_size`² scores exist at
+    a time; beside them, the embeddings are held in float64.
+
+    Args:
+        audio: `(N, d)`, any floating dtype; row i is the clip that caption i describes. Any length but
+            zero; a zero row ties with everything.
+        text: `(N, d)`, row i is caption i.
+        clip_ids: `(N,)` integers; rows of one clip need not be adjacent.
+        block_size: Side of the largest score block, at least 1. It changes speed and memory, not ranks.
+
+    Returns:
+        The ranks of each row, in the order of the rows.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit, there is no row, or an embedding has NaN or Inf.
+
+    Example:
+        Two clips. The first has two captions, and the second one of them sounds like the other clip.
+
+        >>> audio = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> text = torch.tensor([[1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> ranks = retrieval_ranks(audio, text, clip_ids=torch.tensor([7, 8, 7]))
+        >>> ranks.audio_to_text
+        tensor([1, 1, 2])
+        >>> ranks.text_to_audio
+        tensor([1, 1, 2])
+    """
+    check_rows(audio, text, clip_ids)
+    if len(audio) == 0:
+        raise ValueError(
+            "Argument `audio` has to have at least one row but got none. Pass one row a caption."
+        )
+    if block_size < 1:
+        raise ValueError(f"Argument `block_size` has to be at least 1 but got {block_size}. 2048 suits most.")
+    _check_finite("audio", audio)
+    _check_finite("text", text)
+
+    # Clips with more captions come first, for `_count_ahead`.
+    _, clips, sizes = torch.unique(clip_ids, return_inverse=True, return_counts=True)  # (N,), (C,)
+    sizes, largest_first = sizes.sort(descending=True, stable=True)  # (C,)
+    clips = largest_first.argsort()[clips]  # (N,)
+
+    audio = _mean_direction(audio, clips, len(sizes))  # (C, d)
+    text = _unit_on_grid(text)  # (N, d)
+    pairs = zip(torch.split(clips, block_size), torch.split(text, block_size), strict=True)
+    own = torch.cat([torch.linalg.vecdot(audio[clip], caption) for clip, caption in pairs])  # (N,)
+
+    order = _by_clip(clips, own.argsort(descending=True))  # (N,)
+    clips, text, own = clips[order], text[order], own[order]
+    captions_ahead, clips_ahead = _count_ahead(audio, text, own, sizes, block_size)  # (N,)
+
+    # Tied captions of one clip have all counted each other: step back to consecutive ranks.
+    _, tie, tied = torch.unique_consecutive(
+        torch.stack([clips.double(), own]), dim=1, return_inverse=True, return_counts=True
+    )
+    behind_in_tie = tied.cumsum(0)[tie] - torch.arange(1, len(tie) + 1, device=tie.device)  # (N,)
+
+    back = order.argsort()
+    return RetrievalRanks((captions_ahead - behind_in_tie)[back], clips_ahead[back], clips[back])
+
+
+def retrieval_scores(
+    ranks: RetrievalRanks, top_k: Sequence[int] = (1, 5, 10), map_k: int = 10
+) -> dict[str, Tensor]:
+    """Recall, mean average precision and median rank of both directions.
+
+    | key | meaning | range |
+    |---|---|---|
+    | `a2t/recall_at_{k}` | share of clips with at least one own caption at rank ≤ k | [0, 1] |
+    | `a2t/map_at_{map_k}` | mean over clips of their average precision, cut at map_k | [0, 1] |
+    | `a2t/median_rank` | median over clips of the best own rank | ≥ 1 |
+    | `t2a/recall_at_{k}` | share of captions whose clip is at rank ≤ k | [0, 1] |
+    | `t2a/map_at_{map_k}` | mean over captions of 1 / rank, 0 beyond map_k | [0, 1] |
+    | `t2a/median_rank` | median over captions of their clip's rank | ≥ 1 |
+
+    The average precision of a clip with n captions is Σ (own captions up to rank r) / r over the ranks
+    r ≤ map_k of own captions, divided by n, so it cannot reach 1 if n exceeds map_k. The median of an even
+    number of ranks is the mean of the two in the middle.
+
+    Args:
+        ranks: What `retrieval_ranks` returned.
+        top_k: Cut-offs of the recalls, each at least 1.
+        map_k: Cut-off of the mean average precision, at least 1.
+
+    Returns:
+        One 0-d float32 tensor a key, in the order of the table.
+
+    Example:
+        One clip with two captions at ranks 3 and 1: its average precision is (1/1 + 2/3) / 2.
+
+        >>> ranks = RetrievalRanks(torch.tensor([3, 1]), torch.tensor([1, 2]), clips=torch.tensor([0, 0]))
+        >>> scores = retrieval_scores(ranks, top_k=[1])
+        >>> {name: round(score.item(), 3) for name, score in scores.items()}
+        ... # doctest: +NORMALIZE_WHITESPACE
+        {'a2t/recall_at_1': 1.0, 'a2t/map_at_10': 0.833, 'a2t/median_rank': 1.0,
+         't2a/recall_at_1': 0.5, 't2a/map_at_10': 0.75, 't2a/median_rank': 1.5}
+    """
+    order = _by_clip(ranks.clips, ranks.audio_to_text.argsort())  # (N,)
+    clips, rank = ranks.clips[order], ranks.audio_to_text[order]
+    sizes = clips.bincount()  # (C,)
+    first = sizes.cumsum(0) - sizes  # (C,)
+    place = torch.arange(1, len(rank) + 1, device=rank.device) - first[clips]  # (N,), 1 for a clip's best
+    # Sums run in this order, or in that of the sorted ranks: never in that of the rows, so that the last
+    # bit of a mean does not depend on it either.
+    precision = (place / rank.double()).where(rank <= map_k, 0.0) / sizes[clips]  # (N,)
+    average_precision = {"a2t": precision.sum() / len(sizes)}
+    queries = {"a2t": rank[first].sort().values, "t2a": ranks.text_to_audio.sort().values}  # (C,), (N,)
+    average_precision["t2a"] = (1 / queries["t2a"].double()).where(queries["t2a"] <= map_k, 0.0).mean()
+
+    scores = {}
+    for direction, best in queries.items():
+        for k in top_k:
+            scores[f"{direction}/recall_at_{k}"] = (best <= k).double().mean()
+        scores[f"{direction}/map_at_{map_k}"] = average_precision[direction]
+        middle = best[[(len(best) - 1) // 2, len(best) // 2]]  # (2,), twice the same if there is one
+        scores[f"{direction}/median_rank"] = middle.double().mean()
+    return {name: score.float() for name, score in scores.items()}
+
+
+def merge_duplicates(
+    audio: Tensor, text: Tensor, clip_ids: Tensor, caption_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make one row of all rows that have both ids in common, as left by a sampler that pads.
+
+    Args:
+        audio: `(N, d)`.
+        text: `(N, d)`.
+        clip_ids: `(N,)` integers.
+        caption_ids: `(N,)` integers, unique within a clip at least: 0 … 4 for each clip will do.
+
+    Returns:
+        `audio`, `text` and `clip_ids` of the rows left, the embeddings in float64, averaged in direction
+        (equal rows stay what they are) and not normalised. Sorted by ids.
+
+    Example:
+        >>> audio, text, clip_ids = merge_duplicates(
+        ...     torch.ones(3, 2), torch.ones(3, 2), torch.tensor([5, 5, 5]), torch.tensor([0, 1, 0])
+        ... )
+        >>> clip_ids
+        tensor([5, 5])
+    """
+    pairs, row = torch.unique(torch.stack([clip_ids, caption_ids], 1), dim=0, return_inverse=True)
+    return _mean_direction(audio, row, len(pairs)), _mean_direction(text, row, len(pairs)), pairs[:, 0]
+
+
+def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
+    """Refuse embeddings and ids that do not fit together.
+
+    Args:
+        audio: Has to be `(N, d)`, floating.
+        text: Has to be like `audio`.
+        clip_ids: Has to be `(N,)`, integer.
+
+    Raises:
+        ValueError: Names the argument, what it has to be and what it is.
+
+    Example:
+        >>> check_rows(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 0]))
+    """
+    for name, rows in (("audio", audio), ("text", text)):
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise ValueError(
+                f"Argument `{name}` has to be a floating tensor of shape (rows, width) but got {rows.dtype} "
+                f"of shape {tuple(rows.shape)}. Pool frames or tokens to one vector a row first."
+            )
+    if text.shape != audio.shape:
+        raise ValueError(
+            f"Argument `text` has to be of the same shape as `audio`, {tuple(audio.shape)}, but got "
+            f"{tuple(text.shape)}. Pass one row a caption and repeat the audio embedding of its clip."
+        )
+    if clip_ids.shape != audio.shape[:1] or clip_ids.is_floating_point() or clip_ids.dtype == torch.bool:
+        raise ValueError(
+            f"Argument `clip_ids` has to be integers of shape ({len(audio)},), one a row, but got "
+            f"{clip_ids.dtype} of shape {tuple(clip_ids.shape)}."
+        )
+
+
+def _check_finite(name: str, rows: Tensor) -> None:
+    broken = int((~rows.isfinite()).any(1).sum())
+    if broken:
+        raise ValueError(
+            f"Argument `{name}` has to be finite but got NaN or Inf in {broken} of {len(rows)} rows, which "
+            "have no rank. Look for divergence, overflow in half precision or empty inputs in the encoder."
+        )
+
+
+def _count_ahead(
+    audio: Tensor, text: Tensor, own: Tensor, sizes: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """How many captions, and how many clips, score at least as high as each own pair, itself included.
+
+    Args:
+        audio: `(C, d)` on the grid, clips with more captions first.
+        text: `(N, d)` on the grid, sorted by clip.
+        own: `(N,)`, the score of each caption with its clip.
+        sizes: `(C,)`, the number of captions of each clip.
+        block_size: Side of the largest score block.
+
+    Returns:
+        Two `(N,)` counts: over captions for the caption's clip, over clips for the caption.
+    """
+    captions_ahead = torch.zeros_like(own, dtype=torch.long)  # (N,)
+    clips_ahead = torch.zeros_like(captions_ahead)  # (N,)
+    first = sizes.cumsum(0) - sizes  # (C,), the row of each clip's first caption
+    for queries, start, counts in zip(
+        *(torch.split(x, block_size) for x in (audio, first, sizes)), strict=True
+    ):
+        # The clips that have a caption number `place` lead the block: compare with those rows only.
+        having = [int((counts > place).sum()) for place in range(int(counts[0]))]
+        for begin in range(0, len(text), block_size):
+            block = slice(begin, begin + block_size)
+            scores = queries @ text[block].T  # (block, block)
+            # Sums in int32 are ten times faster on a CPU than in int64, and large enough for a block.
+            clips_ahead[block] += (scores >= own[block]).sum(0, dtype=torch.int32)
+            for place, count in enumerate(having):
+                captions = start[:count] + place  # (count,)
+                ahead = scores[:count] >= own[captions, None]  # (count, block)
+                captions_ahead[captions] += ahead.sum(1, dtype=torch.int32)
+    return captions_ahead, clips_ahead
+
+
+def _unit_on_grid(rows: Tensor) -> Tensor:
+    """`(N, d)` → float64 `(N, d)`: the rows at length one, in whole multiples of the grid; zero rows stay."""
+    rows = rows.double()
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (N, 1)
+    unit = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
+    return unit.mul_(_GRID).round_()
+
+
+def _mean_direction(rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """`(N, d)`, `(N,)` → `(num_groups, d)` on the grid. The sum is exact, so rows may come in any order."""
+    total = rows.new_zeros(num_groups, rows.shape[1], dtype=torch.float64)
+    return _unit_on_grid(total.index_add_(0, group, _unit_on_grid(rows)))
+
+
+def _by_clip(clips: Tensor, order: Tensor) -> Tensor:
+    """Sort an order of the rows by clip, keeping it within a clip."""
+    return order[clips[order].argsort(stable=True)]
