@@ -1,6 +1,7 @@
 """What ASK cannot be combined with, said before training starts."""
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 
@@ -61,3 +62,21 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
             f"ASK does not support several processes yet, but the trainer runs {trainer.world_size}. "
             "Use `devices=1`."
         )
+
+
+def check_finders(trainer: pl.Trainer) -> None:
+    """Refuse searches that Lightning runs at the start of `fit` without any other callback.
+
+    Args:
+        trainer: A trainer whose callback shall build the knowledge.
+
+    Raises:
+        RuntimeError: With the order in which to search and train.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+            raise RuntimeError(
+                f"{type(callback).__name__} takes all other callbacks off while it searches, so there would "
+                "be no knowledge to train with. Search with the plain model first, then train with ASK: "
+                "Tuner(Trainer(...)).lr_find(ask_module.model, ...) with a trainer of its own."
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -310,7 +311,7 @@ class ASKModule(pl.LightningModule):
         changed = [
             f"{name} {value!r} → {self.loss.options[name]!r}"
             for name, value in stored.items()
-            if name in self.loss.options and value != self.loss.options[name]
+            if name in self.loss.options and _lasting(value) != _lasting(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
@@ -375,6 +376,11 @@ class _StandIn:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._original, name, value)
+
+
+def _lasting(option: Any) -> Any:
+    """An option without the memory address that is part of a function's representation."""
+    return re.sub(r" at 0x[0-9a-f]+", "", option) if isinstance(option, str) else option
 
 
 def _is_dunder(name: str) -> bool:

@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.target import Target, find_target
-from ask_lightning.compatibility import check_trainer
+from ask_lightning.compatibility import check_finders, check_trainer
 from ask_lightning.functional import representation_drift
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.encoding import Source, encode_source, source_loader
@@ -125,6 +125,7 @@ class KnowledgeRefreshCallback(Callback):
         if stage != "fit":
             return
         check_trainer(trainer, pl_module)
+        check_finders(trainer)
         self._target = find_target(pl_module)
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.

@@ -239,7 +239,7 @@ class KnowledgeBase:
                 `exclude_ids` are of another number.
         """
         self._check_lookup(audio, text, k, exclude=exclude_ids is not None)
-        hidden = None if exclude_ids is None else integer_ids(exclude_ids)
+        hidden = None if exclude_ids is None else integer_ids(exclude_ids, name="exclude_ids")
         if hidden is not None and hidden.shape != (len(audio),):
             raise ValueError(
                 f"Argument `exclude_ids` has to hold one id for each of the {len(audio)} queries, "

@@ -38,7 +38,8 @@ def build_prototypes(
       share (optimal assignment).
     * `"joint"`: cluster the concatenated pairs once.
     * `"audio"`, `"text"`: cluster one modality, pool both by it.
-    * `"index"`: cluster each modality and pair number m with number m, which have nothing in common.
+    * `"index"`: cluster each modality and pair number m with number m, which have only the pair that both
+      started from in common.
 
     Args:
         audio: `(N, d)` unit vectors.

@@ -69,4 +69,7 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             f"{path} is not a knowledge snapshot that this version reads: "
             f"its format is {about.get('format')!r}, not {_FORMAT!r}."
         )
-    return tensors, json.loads(about["settings"])
+    try:
+        return tensors, json.loads(about["settings"])
+    except (KeyError, ValueError) as error:
+        raise SnapshotError(f"The knowledge snapshot {path} is damaged: its settings are {error!r}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ def compare(
     methods: Sequence[str],
     temperatures: Sequence[float],
     seeds: Sequence[int],
+    *,
+    log: Callable[[str], object] = print,
 ) -> list[Run]:
     """Tune every method's temperature in the same way, then run every seed with it.
 
@@ -62,6 +65,7 @@ def compare(
         methods: At least one.
         temperatures: The grid, at least one value.
         seeds: At least one; the first is the one that temperatures are tuned on.
+        log: Called with a line about each finished run.
 
     Returns:
         The runs at each method's chosen temperature, method by method, seed by seed.
@@ -70,14 +74,28 @@ def compare(
         >>> def train(method, temperature, seed):
         ...     scores = dict.fromkeys(RECALLS, 1 - abs(temperature - 0.1))
         ...     return Run(method, temperature, seed, scores, scores)
-        >>> [run.temperature for run in compare(train, ["NT-Xent", "ASK"], [0.05, 0.1], [0])]
+        >>> [run.temperature for run in compare(train, ["NT-Xent", "ASK"], [0.05, 0.1], [0], log=len)]
         [0.1, 0.1]
     """
-    tuned = {method: [train(method, value, seeds[0]) for value in temperatures] for method in methods}
+    total = len(methods) * (len(temperatures) + len(seeds) - 1)
+    finished = 0
+
+    def report(method: str, temperature: float, seed: int) -> Run:
+        nonlocal finished
+        started = time.perf_counter()
+        run = train(method, temperature, seed)
+        finished += 1
+        log(
+            f"[{finished}/{total}] {method:8}τ = {temperature:<6g}seed {seed}: validation mean recall "
+            f"{100 * mean_recall(run.validation):.1f} % ({time.perf_counter() - started:.0f} s)"
+        )
+        return run
+
+    tuned = {method: [report(method, value, seeds[0]) for value in temperatures] for method in methods}
     runs = []
     for method, candidates in tuned.items():
         best = max(candidates, key=lambda run: mean_recall(run.validation))
-        runs += [best, *(train(method, best.temperature, seed) for seed in seeds[1:])]
+        runs += [best, *(report(method, best.temperature, seed) for seed in seeds[1:])]
     return runs
 
 

@@ -1,0 +1,146 @@
+"""Train a small retrieval model with plain NT-Xent and with ASK, and compare the two fairly.
+
+    python examples/quickstart.py                        # synthetic soundscapes, no download
+    python examples/quickstart.py --data folder --root DIR --captions clips.csv --caption-column title
+
+Both methods get the same weights, batches and epochs, and choose their temperature from the same grid on
+the validation part. Prints test recalls; writes CSV logs, checkpoints and comparison.png to the output.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.data import AudioFolder, FolderData, PairData, RetrievalData, SoundscapeData
+from ask_lightning.models import TinyRetriever
+from ask_lightning.reproduce import (
+    Run,
+    compare,
+    hush,
+    markdown_table,
+    train_and_judge,
+    training_picture,
+)
+
+METHODS = ("NT-Xent", "ASK")
+
+
+def main() -> None:
+    """Compare, print the table, draw the picture."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    hush()
+    started = time.perf_counter()
+    datasets = make_data(options).datasets
+    sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
+    print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
+
+    def train(method: str, temperature: float, seed: int) -> Run:
+        data = RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed)
+        return train_and_judge(
+            lambda: build(method, temperature, data, options),
+            data,
+            method=method,
+            temperature=temperature,
+            seed=seed,
+            output=options.output,
+            max_epochs=options.epochs,
+            accelerator=options.accelerator,
+            loggers=extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options),
+        )
+
+    runs = compare(train, METHODS, options.tune, range(options.seed, options.seed + options.seeds))
+    picture = options.output / "comparison.png"
+    training_picture(runs, picture, refresh_every=options.T)
+    table = markdown_table(runs)
+    (options.output / "comparison.md").write_text(table + "\n")
+    print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
+    print(f"{picture} shows how it came about. {time.perf_counter() - started:.0f} s in all.")
+
+
+def build(
+    method: str, temperature: float, data: PairData, options: argparse.Namespace
+) -> tuple[L.LightningModule, list[L.Callback]]:
+    """The model as it is, or the same model in an `ASKModule`."""
+    model = TinyRetriever(temperature=temperature, learning_rate=options.learning_rate)
+    if method == "NT-Xent":
+        return model, []
+    loss = ReliabilityOTLoss(temperature=temperature)
+    refresh = KnowledgeRefreshCallback(
+        options.T, without_random_crops(data), num_prototypes=options.prototypes
+    )
+    return ASKModule(model, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
+
+
+def make_data(options: argparse.Namespace) -> PairData:
+    """The pairs to train and judge on."""
+    if options.data == "soundscapes":
+        held_out = max(options.scenes // 5, options.batch_size)
+        return SoundscapeData(options.scenes, held_out, held_out, batch_size=options.batch_size)
+    if options.root is None or options.captions is None:
+        sys.exit("--data folder needs --root (the folder of audio files) and --captions (the CSV).")
+    return FolderData(
+        options.root,
+        options.captions,
+        filename=options.filename_column,
+        captions=options.caption_column,
+        clip_id=options.clip_id_column,
+        seconds=options.seconds,
+        fractions=(0.7, 0.15, 0.15),
+        batch_size=options.batch_size,
+    )
+
+
+def without_random_crops(data: PairData) -> AudioFolder | None:
+    """The training pairs as the knowledge shall see them; `None`: as training sees them."""
+    pairs = data.datasets["train"]
+    return pairs.part(range(len(pairs)), train=False) if isinstance(pairs, AudioFolder) else None
+
+
+def extra_loggers(name: str, options: argparse.Namespace) -> list[Logger]:
+    """Weights & Biases if asked for; there is a CSV in any case."""
+    if not options.wandb:
+        return []
+    try:
+        return [WandbLogger(name=name, project="ask-lightning-quickstart", save_dir=options.output)]
+    except ModuleNotFoundError as error:
+        sys.exit(f'--wandb needs wandb: pip install "ask-lightning[track]" ({error}).')
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", choices=("soundscapes", "folder"), default="soundscapes", help="synthetic or your own")
+    add("--scenes", type=int, default=1500, help="training soundscapes; a fifth each to validate and test")
+    add("--root", type=Path, help="folder of audio files")
+    add("--captions", type=Path, help="CSV with a row for each audio–caption pair")
+    add("--filename-column", default="filename", help="its column of file names, relative to --root")
+    add("--caption-column", default="caption", help="its column of captions")
+    add("--clip-id-column", help="its column of clip ids, which splits keep together (default: the file)")
+    add("--seconds", type=float, default=5.0, help="length that clips are cropped or filled up to")
+    add("--epochs", type=int, default=12, help="of each run")
+    add("--T", type=int, default=3, help="epochs between refreshes of the knowledge")
+    add("--prototypes", type=int, default=64, help="number of coarse prototypes")
+    add("--tune", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="temperatures that both choose from")
+    add("--seeds", type=int, default=1, help="runs of each method with its chosen temperature")
+    add("--seed", type=int, default=0, help="the first seed, on which temperatures are chosen")
+    add("--batch-size", type=int, default=32, help="pairs in a batch")
+    add("--learning-rate", type=float, default=2e-3, help="peak learning rate of both methods")
+    add("--accelerator", default="cpu", help="cpu, gpu, mps or auto")
+    add("--threads", type=int, default=2, help="CPU threads")
+    add("--wandb", action="store_true", help="log to Weights & Biases as well (WANDB_MODE=offline works)")
+    add("--output", type=Path, default=Path("runs/quickstart"), help="where logs, checkpoints, picture go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

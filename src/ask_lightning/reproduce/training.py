@@ -1,0 +1,100 @@
+"""One training run of a comparison: train, keep the epoch best on validation, judge it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from ask_lightning.reproduce.comparison import Run
+
+Built = tuple[pl.LightningModule, list[Callback]]
+
+
+def train_and_judge(
+    build: Callable[[], Built],
+    data: pl.LightningDataModule,
+    *,
+    method: str,
+    temperature: float,
+    seed: int,
+    output: Path,
+    max_epochs: int,
+    accelerator: str = "cpu",
+    loggers: Sequence[Logger] = (),
+) -> Run:
+    """Train a model from a seed's weights; report the epoch with the best mean validation recall.
+
+    Args:
+        build: Makes the module and its callbacks. Called after seeding, so that the same seed gives every
+            method the same weights. The module logs `val/` and `test/` metrics named as in `RECALLS`, and
+            their mean as `val/mean_recall`.
+        data: Training, validation and test loaders.
+        method: Name of the method, for the report.
+        temperature: τ that `build` uses, for the report.
+        seed: Of weights and dropout; `data` has its own for the batches.
+        output: Folder in which the run gets one of its own.
+        max_epochs: Epochs of training.
+        accelerator: Of the trainer.
+        loggers: Loggers besides the CSV.
+
+    Returns:
+        The run, with validation and test metrics of the best epoch's weights.
+    """
+    name = f"{method}-temperature={temperature:g}-seed={seed}"
+    pl.seed_everything(seed, verbose=False)
+    module, callbacks = build()
+    best = ModelCheckpoint(
+        output / name,
+        "best",
+        monitor="val/mean_recall",
+        mode="max",
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=max_epochs,
+        callbacks=[*callbacks, best],
+        logger=[CSVLogger(output, name, version=""), *loggers],
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        enable_progress_bar=sys.stdout.isatty(),
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(weights)
+    # Without the loggers, whose curves would otherwise end in a stray point of the best epoch.
+    judge = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (validation,) = judge.validate(module, datamodule=data, verbose=False)
+    (test,) = judge.test(module, datamodule=data, verbose=False)
+    return Run(
+        method,
+        temperature,
+        seed,
+        validation={key.removeprefix("val/"): value for key, value in validation.items()},
+        test={key.removeprefix("test/"): value for key, value in test.items()},
+        folder=output / name,
+    )
+
+
+def hush() -> None:
+    """Leave out what Lightning says about devices, loaders and folders, run after run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for noise in ("does not have many workers", "exists and is not empty", "LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{noise}.*")
