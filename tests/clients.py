@@ -1,16 +1,29 @@
 """Retrieval models written the way people write them, none of them with ASK in mind."""
 
 import math
+import random
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanMetric
 
+from ask_lightning import ASKModule, KnowledgeBase, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.functional import nt_xent
 
 WIDTH, AUDIO, TEXT = 8, 12, 10
+# ASK without ASK: every switch off, one granularity.
+NEUTRAL = {
+    "injection_ratio": 0.0,
+    "ot_factor": 0.0,
+    "lambda_fine": 0.0,
+    "lambda_coarse": 0.0,
+    "granularities": ("fine",),
+}
 
 
 class Pairs(Dataset):
@@ -52,6 +65,11 @@ class EpochSeededSampler(torch.utils.data.Sampler):
 def loader(size: int = 48, batch_size: int = 8, **settings) -> DataLoader:
     pairs = Pairs(size, **settings)
     return DataLoader(pairs, batch_size, sampler=EpochSeededSampler(size), drop_last=True)
+
+
+def held_out() -> DataLoader:
+    """Two batches of other pairs, always the same."""
+    return DataLoader(Pairs(16, seed=1), 8)
 
 
 class Towers(pl.LightningModule):
@@ -168,6 +186,129 @@ class FrozenClient(PlainTowers):
         ]
         optimizer = torch.optim.AdamW(groups)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2)]
+
+
+class RestlessTowers(PlainTowers):
+    """Dropout, batch norm, three random streams in its step, logs and a torchmetrics metric."""
+
+    def __init__(self, learning_rate: float = 1e-2) -> None:
+        super().__init__(learning_rate)
+        self.norm = nn.BatchNorm1d(AUDIO)
+        self.dropout = nn.Dropout(0.3)
+        self.mean_loss = MeanMetric()
+
+    def encode_audio(self, batch) -> Tensor:
+        return self.audio_encoder(self.dropout(self.norm(batch["audio"])))
+
+    def training_step(self, batch, batch_idx):
+        noise = random.random() + np.random.random() + float(torch.rand(()))  # noqa: NPY002
+        loss = super().training_step(batch, batch_idx)
+        self.mean_loss.update(loss.detach())
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.log("train/noise", noise)
+        self.log("train/mean_loss", self.mean_loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.contrast(self.encode_audio(batch), self.encode_text(batch)))
+
+
+class SelfContained(Towers):
+    """No wrapper: calls a ReliabilityOTLoss of its own, also when it validates."""
+
+    def __init__(self, learning_rate: float = 1e-2, **options) -> None:
+        super().__init__(learning_rate)
+        self.objective = ReliabilityOTLoss(**({"num_neighbors": 4} | options))
+
+    def training_step(self, batch, batch_idx):
+        return self.objective(self.encode_audio(batch), self.encode_text(batch))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.objective(self.encode_audio(batch), self.encode_text(batch)))
+
+
+def wrapped(model: pl.LightningModule, settings: dict | None = None, **options) -> ASKModule:
+    """The model under ASK with so few neighbours that a small source has them."""
+    return ASKModule(model, ReliabilityOTLoss(**({"num_neighbors": 4} | (settings or {}))), **options)
+
+
+def refresh(T: int = 15, source=None, **settings) -> KnowledgeRefreshCallback:
+    """The callback with so few prototypes that a small source has them."""
+    return KnowledgeRefreshCallback(T, source, **({"num_prototypes": 6} | settings))
+
+
+def static_knowledge(model: Towers, size: int = 48) -> KnowledgeBase:
+    """A base by the model's present encoders, built by hand."""
+    pairs = Pairs(size)
+    with torch.no_grad():
+        audio, text = model.audio_encoder(pairs.audio), model.text_encoder(pairs.text)
+    return KnowledgeBase.from_embeddings(audio, text, num_prototypes=6)
+
+
+class Watcher(pl.Callback):
+    """Notes what happens in each training step and at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.rates: list[list[float]] = []
+        self.clips: list[list[int]] = []
+        self.knowledge: list[str | None] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        self.clips.append(batch["clip_id"].tolist())
+        loss = next((part for part in pl_module.modules() if isinstance(part, ReliabilityOTLoss)), None)
+        base = loss.knowledge if loss is not None else None
+        self.knowledge.append(base.fingerprint if base is not None else None)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.metrics.append(own_metrics(trainer.callback_metrics))
+
+
+class MemoryLogger(Logger):
+    """Keeps every logged row, without the step counter's epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.hyperparameters: dict = {}
+
+    name, version = "memory", 0
+
+    def log_metrics(self, metrics, step) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params) -> None:
+        self.hyperparameters = dict(params)
+
+    @property
+    def own_rows(self) -> list[tuple[int, dict[str, float]]]:
+        """The model's rows: without what ASK logs."""
+        rows = [(step, own_metrics(row)) for step, row in self.rows]
+        return [(step, row) for step, row in rows if set(row) - {"epoch"}]
+
+    def values(self, name: str) -> list[float]:
+        """All values of one metric."""
+        return [row[name] for _, row in self.rows if name in row]
+
+    @property
+    def names(self) -> set[str]:
+        return {name for _, row in self.rows for name in row}
+
+
+def own_metrics(metrics) -> dict[str, float]:
+    """The model's metrics: without what ASK logs."""
+    return {name: float(value) for name, value in metrics.items() if not name.startswith("ask/")}
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    """Bit for bit, buffers too."""
+    one, other = first.state_dict(), second.state_dict()
+    assert list(one) == list(other)
+    off = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not off, f"{off} differ"
 
 
 def trainer(**settings) -> pl.Trainer:

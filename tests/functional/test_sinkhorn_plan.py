@@ -112,6 +112,15 @@ class TestAgreement:
         expected = reference.sinkhorn_plan(similarity.numpy(), epsilon, iterations)
         assert_close_to_largest(plan, expected, tolerance)
 
+    @pytest.mark.parametrize("iterations", [1, 2, 50, 500])
+    @pytest.mark.parametrize("shape", [(1, 6), (3, 7), (7, 3)])
+    @pytest.mark.parametrize(("epsilon", "bounded"), DOMAINS)
+    def test_every_iteration_of_a_rectangle_with_reference(self, epsilon, bounded, shape, iterations):
+        similarity = uniform(0, *shape)
+        plan = sinkhorn_plan(similarity.float(), epsilon, iterations, bounded=bounded)
+        expected = reference.sinkhorn_plan(similarity.numpy(), epsilon, iterations)
+        assert_close_to_largest(plan, expected, 2e-5)
+
     def test_defaults(self):
         similarity = cosines(0, 8)
         assert torch.equal(sinkhorn_plan(similarity), sinkhorn_plan(similarity, 0.1, 50, bounded=True))

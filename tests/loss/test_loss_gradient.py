@@ -9,7 +9,6 @@ from torch import nn
 import reference
 
 SMALL = {"batch": 4, "width": 4, "pairs": 9, "prototypes": 4}
-GRANULARITIES = [("fine",), ("coarse",), ("fine", "coarse")]
 # Strong enough for every part to matter.
 STRONG = {"injection_ratio": 0.4, "ot_factor": 0.5, "lambda_fine": 0.4, "lambda_coarse": 0.5}
 
@@ -21,11 +20,11 @@ def small_case():
     return case
 
 
-@pytest.mark.parametrize("granularities", GRANULARITIES)
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"granularities": ("fine",)},
+        {"granularities": ("coarse",), "plan_scaling": "row"},
         {"plan_scaling": "row"},
         {"plan_scaling": "row", "sinkhorn_epsilon": 0.02},
         {"modulation": "sample"},
@@ -35,10 +34,10 @@ def small_case():
     ],
     ids=str,
 )
-def test_gradcheck(options, granularities):
+def test_gradcheck(options):
     """With nothing held constant the gradient is that of the value."""
     case = small_case()
-    options = STRONG | options | {"detach_plan": False, "granularities": granularities}
+    options = STRONG | options | {"detach_plan": False}
     assert torch.autograd.gradcheck(
         lambda audio, text: case.loss(audio, text, **options),
         (case.audio.requires_grad_(), case.text.requires_grad_()),

@@ -17,7 +17,7 @@ from ask_lightning.callbacks.target import Target, find_target
 from ask_lightning.compatibility import check_finders, check_trainer
 from ask_lightning.functional import representation_drift
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.encoding import Source, encode_source, source_loader
+from ask_lightning.knowledge.encoding import Source, encode_source, random_streams_kept, source_loader
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot import SnapshotError
 
@@ -111,6 +111,7 @@ class KnowledgeRefreshCallback(Callback):
         self._target: Target | None = None
         self._built_at: int | None = None  # the epoch whose encoders made the base in use
         self._snapshot: Path | None = None  # where the base in use is on disk
+        self._saved_to: Path | None = None  # the directory for which that was last seen to
         self._to_restore: dict[str, Any] | None = None
 
     @property
@@ -129,7 +130,8 @@ class KnowledgeRefreshCallback(Callback):
         self._target = find_target(pl_module)
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
-            self._built_at = self._snapshot = self.target.loss.knowledge = None
+            self._built_at = self._snapshot = self._saved_to = self._to_restore = None
+            self.target.loss.knowledge = None
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
@@ -144,6 +146,8 @@ class KnowledgeRefreshCallback(Callback):
         try:
             base = self._read_snapshot(trainer, state)
         except SnapshotError as error:
+            # A trainer that crashed and is used again still holds the base of its last epoch.
+            self.target.loss.knowledge = self._built_at = None
             rank_zero_warn(
                 f"The run resumes with newly encoded knowledge instead of that of epoch {state['built_at']}, "
                 f"so its losses differ from those of a run without a break. {error}"
@@ -204,7 +208,7 @@ class KnowledgeRefreshCallback(Callback):
             seed=self.seed,
         )
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
-        self._built_at, self._snapshot = trainer.current_epoch, None
+        self._built_at, self._snapshot, self._saved_to = trainer.current_epoch, None, None
         seconds = time.perf_counter() - started
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(audio) / seconds}
         if old is not None and old.fine.audio.shape == audio.shape:
@@ -219,12 +223,13 @@ class KnowledgeRefreshCallback(Callback):
         Args:
             trainer: The running trainer, whose training data are the default source.
         """
-        return source_loader(
-            self.source,
-            trainer.train_dataloader,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-        )
+        with random_streams_kept():  # a callable that makes the source may draw
+            return source_loader(
+                self.source,
+                trainer.train_dataloader,
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+            )
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -233,16 +238,20 @@ class KnowledgeRefreshCallback(Callback):
         base = self._target.loss.knowledge if self._target else None
         if base is None or self._built_at is None:
             return
-        if self.save_knowledge and self._snapshot is None:
-            path = _directory(trainer) / f"knowledge-epoch={self._built_at}-{base.fingerprint}.safetensors"
+        directory = _directory(trainer)
+        # A resumed run may write to another directory than the run that wrote the snapshot.
+        if self.save_knowledge and self._saved_to != directory:
+            path = directory / f"knowledge-epoch={self._built_at}-{base.fingerprint}.safetensors"
             try:
                 base.save(path)
+                self._snapshot = path
             except OSError as error:
                 rank_zero_warn(
                     f"The knowledge of epoch {self._built_at} could not be written ({error}). Training goes "
                     "on; a run resumed from this checkpoint will encode its knowledge anew."
                 )
-            self._snapshot = path
+                self._snapshot = self._snapshot or path
+            self._saved_to = directory
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,12 +272,12 @@ class KnowledgeRefreshCallback(Callback):
             raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
         recorded = Path(state["snapshot"])
         # Checkpoints move between machines together with what lies beside them.
-        beside = Path(trainer.ckpt_path).parent / recorded.name if trainer.ckpt_path else recorded
+        beside = Path(trainer.ckpt_path).absolute().parent / recorded.name if trainer.ckpt_path else recorded
         path = beside if beside.is_file() else recorded
         base = KnowledgeBase.load(path)
         if base.fingerprint != state["fingerprint"]:
             raise SnapshotError(f"{path} holds {base}, which is not the knowledge that the checkpoint names.")
-        self._snapshot = path
+        self._snapshot, self._saved_to = path, path.parent
         return base
 
 
@@ -292,11 +301,11 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
 
 
 def _directory(trainer: pl.Trainer) -> Path:
-    """Beside the checkpoints."""
+    """Beside the checkpoints; absolute, because a resumed run may start elsewhere."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return Path(callback.dirpath)
-    return Path(trainer.log_dir or trainer.default_root_dir)
+            return Path(callback.dirpath).absolute()
+    return Path(trainer.log_dir or trainer.default_root_dir).absolute()
 
 
 def _length(loader: object) -> int | None:

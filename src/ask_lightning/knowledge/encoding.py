@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 from warnings import warn
 
 import lightning.pytorch as pl
@@ -60,7 +60,7 @@ def source_loader(
 
     Raises:
         TypeError: The source is none of these, or an iterator that can be read once only.
-        ValueError: A batch size is needed and not given.
+        ValueError: A batch size is needed and not given, or given and not needed.
     """
     given = source() if callable(source) and not isinstance(source, Dataset) else source
     given = training if given is None else given
@@ -69,7 +69,7 @@ def source_loader(
         like, dataset = given, _selected(given)
     elif isinstance(given, Dataset):
         dataset = given
-    elif isinstance(given, Iterable) and iter(given) is not given and not isinstance(given, str | dict):
+    elif _is_batches(given):
         return given
     else:
         raise TypeError(
@@ -77,17 +77,31 @@ def source_loader(
             f"training set that is one, but got {type(given).__name__}. "
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
-    size = batch_size or _batch_size(like)
-    if size is None:
-        raise ValueError(
-            "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the loader of the "
-            "source has none of its own."
-        )
-    workers = num_workers if num_workers is not None else (like.num_workers if like else 0)
-    shared = ["collate_fn", "pin_memory", "worker_init_fn"] if like else []
-    if like and workers > 0 and like.num_workers > 0:
-        shared += ["timeout", "multiprocessing_context", "prefetch_factor"]
-    settings: dict[str, Any] = {name: getattr(like, name) for name in shared}
+    # A loader without a batch sampler passes on what its dataset yields, which are batches already.
+    batches_itself = like is not None and like.batch_sampler is not None
+    if like is given and not batches_itself:
+        if batch_size is not None:
+            raise ValueError(
+                f"Argument `batch_size` has to be left out, but got {batch_size}: the source's loader has "
+                "`batch_size=None`, so its dataset makes the batches."
+            )
+        size = None
+    else:
+        size = batch_size or _batch_size(like)
+        if size is None:
+            raise ValueError(
+                "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
+                "loader has none of its own."
+            )
+    workers = num_workers if num_workers is not None else (like.num_workers if like is not None else 0)
+    settings: dict[str, Any] = {}
+    if like is not None:
+        shared = ["pin_memory", "worker_init_fn"]
+        if batches_itself or like is given:
+            shared.append("collate_fn")
+        if workers > 0 and like.num_workers > 0:
+            shared += ["timeout", "multiprocessing_context", "prefetch_factor"]
+        settings = {name: getattr(like, name) for name in shared}
     return DataLoader(
         dataset,
         batch_size=size,
@@ -100,6 +114,13 @@ def source_loader(
     )
 
 
+def _is_batches(given: object) -> TypeGuard[Iterable[Any]]:
+    """Whether something can be read again and again and yields batches."""
+    if not isinstance(given, Iterable) or isinstance(given, str | dict) or iter(given) is given:
+        return False
+    return not (isinstance(given, list | tuple) and any(isinstance(item, DataLoader) for item in given))
+
+
 def _batch_size(loader: DataLoader[Any] | None) -> int | None:
     if loader is None:
         return None
@@ -110,16 +131,22 @@ def _batch_size(loader: DataLoader[Any] | None) -> int | None:
 def _selected(loader: DataLoader[Any]) -> Dataset[Any]:
     """The rows that a loader may visit, in the dataset's order."""
     dataset: Dataset[Any] = loader.dataset
-    sampler: Any = loader.sampler
     if isinstance(dataset, IterableDataset):
         return dataset
+    batches: Any = loader.batch_sampler
+    # Beside a batch sampler that the user made, `loader.sampler` is one that nobody draws from.
+    sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", batches)
     if isinstance(sampler, SubsetRandomSampler):
         # The usual way to split one dataset: the rows left out are validation rows.
         return Subset(dataset, sorted(sampler.indices))
     size = len(dataset)  # type: ignore[arg-type]
-    if not isinstance(sampler, _WHOLE) and hasattr(sampler, "__len__") and len(sampler) < size:
+    rows_a_draw = (_batch_size(loader) or 0) if sampler is batches else 1
+    if isinstance(sampler, _WHOLE) or not hasattr(sampler, "__len__") or not rows_a_draw:
+        return dataset
+    # Less than a batch may be missing where the last one is dropped.
+    if (visited := len(sampler) * rows_a_draw) <= size - rows_a_draw:
         warn(
-            f"{type(sampler).__name__} visits {len(sampler)} rows an epoch, but the knowledge is made of all "
+            f"{type(sampler).__name__} visits {visited} rows an epoch, but the knowledge is made of all "
             f"{size} rows of the dataset. If some of them must not be seen, pass "
             "KnowledgeRefreshCallback(source=dataset) with the others.",
             stacklevel=3,
@@ -173,7 +200,7 @@ def encode_source(
 @contextmanager
 def _without_a_trace(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(_random_streams_kept())
+        stack.enter_context(random_streams_kept())
         stack.enter_context(_evaluation(module))
         stack.enter_context(_logging_muted(module))
         stack.enter_context(_validation_stage(trainer))
@@ -223,7 +250,8 @@ def _validation_stage(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _random_streams_kept() -> Iterator[None]:
+def random_streams_kept() -> Iterator[None]:
+    """Leave the global random streams as they were, whatever happens meanwhile."""
     # Lightning's `isolate_rng` does not restore after an exception such as Ctrl-C.
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

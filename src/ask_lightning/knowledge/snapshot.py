@@ -72,4 +72,6 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         return tensors, json.loads(about["settings"])
     except (KeyError, ValueError) as error:
-        raise SnapshotError(f"The knowledge snapshot {path} is damaged: its settings are {error!r}.") from error
+        raise SnapshotError(
+            f"The knowledge snapshot {path} is damaged: its settings are {error!r}."
+        ) from error

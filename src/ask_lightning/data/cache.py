@@ -1,0 +1,86 @@
+"""A cache of decoded audio, in memory or in a folder."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FORMAT = 1  # to be raised when decoding or log_mel changes, so that older caches are not taken for new
+
+
+class AudioCache:
+    """Remembers what was computed from a file, for as long as the file and the settings stay the same.
+
+    Args:
+        place: None: remember nothing. `"memory"`: in this process; each worker of a loader has its own.
+            Any other text or path: a folder, made if missing, that any number of processes can share.
+
+    Example:
+        >>> cache = AudioCache("memory")
+        >>> path = getfixture("tmp_path") / "a.raw"
+        >>> _ = path.write_bytes(b"12")
+        >>> cache.get(path, "settings", lambda: torch.ones(2))
+        tensor([1., 1.])
+        >>> cache.get(path, "settings", lambda: torch.zeros(2))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, place: Literal["memory"] | str | Path | None) -> None:
+        self._memory: dict[str, Tensor] | None = {} if place == "memory" else None
+        self._folder = None if place in (None, "memory") else Path(place)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, path: Path, settings: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, or returned before for this file and these settings.
+
+        Args:
+            path: The file that the result is computed from; its time and size are part of the key.
+            settings: Everything else that the result depends on.
+            compute: Makes the float32 tensor.
+
+        Returns:
+            The tensor. Do not write into it.
+        """
+        if self._memory is None and self._folder is None:
+            return compute()
+        key = _key(path, settings)
+        if self._memory is not None:
+            if key not in self._memory:
+                self._memory[key] = compute()
+            return self._memory[key]
+        assert self._folder is not None
+        stored = self._folder / f"{key}.npy"
+        try:
+            return torch.from_numpy(np.load(stored, allow_pickle=False))
+        except FileNotFoundError:
+            pass
+        except (ValueError, EOFError):
+            pass  # cut short by a full disk or a copy that was interrupted: written anew below
+        value = compute()
+        _write(stored, value)
+        return value
+
+
+def _key(path: Path, settings: str) -> str:
+    state = path.stat()
+    parts = f"{_FORMAT}\n{path.resolve()}\n{state.st_mtime_ns}\n{state.st_size}\n{settings}"
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+
+def _write(target: Path, value: Tensor) -> None:
+    # Written beside and renamed: a reader finds the whole file or none, whenever this process is killed.
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
+        try:
+            np.save(file, value.numpy(), allow_pickle=False)
+            file.close()
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise

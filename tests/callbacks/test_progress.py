@@ -1,0 +1,108 @@
+"""The refresh shows itself on the progress display that the trainer uses."""
+
+import re
+
+import pytest
+from clients import Pairs, PlainTowers, loader, refresh, trainer, wrapped
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from torch.utils.data import DataLoader, IterableDataset
+
+from ask_lightning.callbacks.progress import progress_bar
+
+TITLE = "Refreshing knowledge"
+
+
+def shown(capsys, *callbacks, source=None, **settings) -> str:
+    settings = {"enable_progress_bar": bool(callbacks)} | settings
+    run = trainer(max_epochs=3, callbacks=[refresh(2, source), *callbacks], **settings)
+    run.fit(wrapped(PlainTowers()), loader())
+    out, err = capsys.readouterr()
+    return out + err
+
+
+def test_tqdm(capsys):
+    text = shown(capsys, TQDMProgressBar())
+    assert text.count(f"{TITLE}:   0%") == 2
+    assert re.search(rf"{TITLE}: .*0/6", text)
+    assert "Epoch 2" in text, "the trainer's own bar goes on"
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        pairs = Pairs(20)
+        return (pairs[row] for row in range(20))
+
+
+def test_tqdm_of_unknown_length(capsys):
+    text = shown(capsys, TQDMProgressBar(), source=DataLoader(Stream(), 4))
+    assert re.search(rf"{TITLE}: 0it", text)
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_rich(capsys, leave):
+    class Recorded(RichProgressBar):
+        """Notes what stands on the display, which a pipe does not show."""
+
+        tasks = ()
+
+        def refresh(self):
+            super().refresh()
+
+        def _init_progress(self, trainer):
+            super()._init_progress(trainer)
+            if self.progress is not None:
+                add = self.progress.add_task
+
+                def adding(description, *args, **kwargs):
+                    Recorded.tasks = (*Recorded.tasks, (description, kwargs.get("total")))
+                    return add(description, *args, **kwargs)
+
+                self.progress.add_task = adding
+
+    Recorded.tasks = ()
+    bar = Recorded(leave=leave)
+    shown(capsys, bar)
+    refreshes = [total for description, total in Recorded.tasks if TITLE in description]
+    assert refreshes == [6, 6]
+
+
+def test_rich_task_is_removed_and_drawn(capsys):
+    bar = RichProgressBar()
+    text = shown(capsys, bar)
+    assert "Epoch" in text
+    assert TITLE not in text.splitlines()[-1]
+    assert not [task for task in bar.progress.tasks if TITLE in task.description]
+
+
+def test_rich_of_unknown_length(capsys):
+    shown(capsys, RichProgressBar(), source=DataLoader(Stream(), 4))
+
+
+def test_nothing_without_a_display(capsys):
+    assert TITLE not in shown(capsys)
+
+
+def test_disabled_bar(capsys):
+    bar = TQDMProgressBar()
+    bar.disable()
+    assert TITLE not in shown(capsys, bar)
+
+
+@pytest.mark.parametrize("display", [TQDMProgressBar, RichProgressBar])
+def test_bar_is_closed_after_an_error(capsys, display):
+    class Sick(Pairs):
+        def __getitem__(self, row):
+            if row == 9:
+                raise ZeroDivisionError
+            return super().__getitem__(row)
+
+    bar = display()
+    with pytest.raises(ZeroDivisionError):
+        shown(capsys, bar, source=Sick(48))
+    if display is RichProgressBar:
+        assert not [task for task in bar.progress.tasks if TITLE in task.description]
+
+
+def test_advance_without_a_display():
+    with progress_bar(trainer(), TITLE, 3) as advance:
+        assert advance() is None

@@ -1,0 +1,165 @@
+"""`FaissSearch`: what it finds, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from knowledge_case import directions, needs_gpu, sorted_search, whole_numbers
+
+from ask_lightning.knowledge import KnowledgeBase
+from ask_lightning.knowledge.search import ExactSearch, FaissSearch, build_search
+
+pytest.importorskip("faiss")
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return directions(2000, 16, 0)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return directions(40, 16, 1)
+
+
+@pytest.mark.parametrize("k", [1, 10, 2000])
+@pytest.mark.parametrize("index", ["Flat", "Flat;", "IVF32,Flat;nprobe=32", "IVF32,Flat;nprobe=1000"])
+def test_exhaustive_indexes_equal_exact_search(vectors, queries, index, k):
+    found = build_search(vectors, index)
+    assert isinstance(found, FaissSearch)
+    scores, rows = found(queries, k)
+    expected_scores, expected_rows = sorted_search(vectors, queries, k)
+    assert rows.dtype == torch.int64
+    np.testing.assert_allclose(scores.numpy(), expected_scores, atol=1e-6)
+    # Scores closer than a float32 rounding may swap places; the rows are the same but for those.
+    swapped = rows.numpy() != expected_rows
+    own_scores = (queries.double() @ vectors.double().T).gather(1, rows).numpy()
+    np.testing.assert_allclose(own_scores, expected_scores, atol=1e-6)
+    assert swapped.mean() < 0.01
+    assert all(len(set(row)) == k for row in rows.tolist())
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF8,Flat;nprobe=8"])
+def test_equal_scores_are_ordered_by_row(index):
+    vectors, queries = whole_numbers(300, 3, 0), whole_numbers(30, 3, 1)
+    for k in (300, 40):
+        scores, rows = FaissSearch(vectors, index)(queries, k)
+        expected_scores, expected_rows = sorted_search(vectors, queries, k)
+        np.testing.assert_array_equal(scores.numpy(), expected_scores)
+        assert torch.equal((queries @ vectors.T).gather(1, rows), scores)
+        assert all(len(set(row)) == k for row in rows.tolist())
+        tied = scores[:, 1:] == scores[:, :-1]
+        assert bool(tied.any())
+        assert bool((rows[:, 1:] > rows[:, :-1])[tied].all())
+        # Which of the rows that tie for the last place are found is Faiss's choice.
+        sure = expected_scores > expected_scores[:, -1:]
+        np.testing.assert_array_equal(rows.numpy()[sure], expected_rows[sure])
+    np.testing.assert_array_equal(
+        FaissSearch(vectors, index)(queries, 300)[1].numpy(), sorted_search(vectors, queries, 300)[1]
+    )
+
+
+@pytest.mark.parametrize("index", ["IVF64,Flat;nprobe=1", "IVF64,Flat", "PCA4,IVF64,Flat;nprobe=1"])
+def test_short_lists_are_completed_by_exact_search(vectors, queries, index):
+    k = 300  # far more than the rows in the lists that are visited
+    raw = FaissSearch(vectors, index)._index.search(queries.numpy(), k)[1]
+    incomplete = (raw < 0).any(axis=1)
+    assert incomplete.any()
+    scores, rows = FaissSearch(vectors, index)(queries, k)
+    expected_scores, expected_rows = (x.numpy() for x in ExactSearch(vectors)(queries, k))
+    np.testing.assert_array_equal(rows.numpy()[incomplete], expected_rows[incomplete])
+    np.testing.assert_allclose(scores.numpy()[incomplete], expected_scores[incomplete], atol=1e-6)
+    assert bool((rows >= 0).all())
+    assert all(len(set(row)) == k for row in rows.tolist())
+
+
+def test_default_share_of_visited_lists(vectors, queries):
+    """A sixteenth: fewer right than when all are visited, more than when one is."""
+    _, exact = ExactSearch(vectors)(queries, 10)
+
+    def recall(index: str) -> float:
+        _, rows = FaissSearch(vectors, index)(queries, 10)
+        return np.mean([len({*a} & {*b}) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)])
+
+    assert recall("IVF64,Flat") == recall("IVF64,Flat;nprobe=4")
+    assert recall("IVF64,Flat;nprobe=1") < recall("IVF64,Flat") < recall("IVF64,Flat;nprobe=64") == 1
+    assert FaissSearch(vectors[:300], "IVF4,Flat")._index.nprobe == 1
+
+
+@pytest.mark.parametrize("index", ["HNSW32", "HNSW32;efSearch=128"])
+def test_hnsw_recall(vectors, queries, index):
+    scores, rows = FaissSearch(vectors, index)(queries, 10)
+    _, exact = ExactSearch(vectors)(queries, 10)
+    found = sum(len({*a} & {*b}) for a, b in zip(rows.tolist(), exact.tolist(), strict=True))
+    assert found >= 0.9 * exact.numel()
+    assert bool((scores[:, 1:] <= scores[:, :-1]).all())
+    torch.testing.assert_close(scores, (queries @ vectors.T).gather(1, rows), atol=1e-6, rtol=0)
+
+
+def test_float64_and_discontiguous_tensors():
+    vectors, queries = directions(200, 6, 0, torch.float64), directions(9, 6, 1, torch.float64)
+    _, rows = FaissSearch(vectors.T.contiguous().T, "Flat")(queries.T.contiguous().T, 5)
+    np.testing.assert_array_equal(rows.numpy(), sorted_search(vectors, queries, 5)[1])
+
+
+@pytest.mark.parametrize("index", ["nonsense", "", "exakt", "exact;nprobe=3", "PQ3"])
+def test_a_string_that_faiss_does_not_know(vectors, index):
+    factory = index.partition(";")[0]
+    with pytest.raises(ValueError, match=rf'`index` has to be "auto", "exact" or .* but got {factory!r}\.'):
+        build_search(vectors, index)
+
+
+@pytest.mark.parametrize(
+    ("index", "parameters"),
+    [
+        ("Flat;nprobe=2", "nprobe=2"),
+        ("IVF4,Flat;efSearch=2", "efSearch=2"),
+        ("HNSW8;efSearch=x", "efSearch=x"),
+    ],
+)
+def test_a_parameter_that_the_index_has_not(vectors, index, parameters):
+    with pytest.raises(ValueError, match=f"search parameters that its kind .* but got '{parameters}'"):
+        build_search(vectors, index)
+
+
+@pytest.mark.parametrize("index", ["IVF64,Flat", "IVF4,PQ2"])
+def test_too_few_rows_to_train(index):
+    with pytest.raises(ValueError, match=f"has to suit 20 rows, but got '{index}'.*training points"):
+        build_search(directions(20, 4), index)
+
+
+@pytest.mark.parametrize("index", ["IVF4,Flat;nprobe=0", "IVF4,Flat;nprobe=-3", "IVF0,Flat", "IDMap,Flat"])
+def test_what_cannot_be_searched_is_refused_when_built(index):
+    with pytest.raises(ValueError, match=f"has to suit 200 rows, but got '{index}', which Faiss cannot"):
+        build_search(directions(200, 4), index)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("nonsense", "Faiss factory string"),
+        ("IVF64,Flat", "has to suit 20 rows"),
+        ("IVF4,Flat;nprobe=0", "has to suit 20 rows"),
+        ("Flat;nprobe=2", "search parameters"),
+    ],
+)
+def test_a_base_with_such_an_index_fails_when_made(index, message):
+    with pytest.raises(ValueError, match=message):
+        KnowledgeBase.from_embeddings(
+            directions(20, 4, 0), directions(20, 4, 1), num_prototypes=3, index=index
+        )
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
+class TestGPU:
+    @pytest.mark.parametrize("index", ["auto", "Flat", "IVF32,Flat;nprobe=32", "HNSW32;efSearch=256"])
+    def test_finds_what_exact_search_finds(self, vectors, queries, index, device):
+        scores, rows = build_search(vectors.to(device), index)(queries.to(device), 10)
+        assert rows.device.type == scores.device.type == "cuda"
+        _, exact = ExactSearch(vectors)(queries, 10)
+        found = sum(len({*a} & {*b}) for a, b in zip(rows.tolist(), exact.tolist(), strict=True))
+        assert found >= (0.9 if "HNSW" in index else 0.999) * exact.numel()
+
+    def test_short_lists_are_completed(self, vectors, queries, device):
+        _, rows = FaissSearch(vectors.to(device), "IVF64,Flat;nprobe=1")(queries.to(device), 300)
+        assert bool((rows >= 0).all())
+        assert all(len(set(row)) == 300 for row in rows.tolist())

@@ -1,0 +1,240 @@
+"""The tiny model: it learns, hears and reads in order, and its checkpoints load."""
+
+import lightning as L
+import pytest
+import torch
+
+from ask_lightning.data import SoundscapeData, Soundscapes, collate_pairs
+from ask_lightning.models import TinyRetriever
+from ask_lightning.models.tiny import mask_spectrogram
+from ask_lightning.models.words import HashedWordEncoder, word_pieces
+
+
+class Losses(L.Callback):
+    """The mean training loss of each epoch."""
+
+    def __init__(self) -> None:
+        self.values = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.values.append(trainer.callback_metrics["train/loss"].item())
+
+
+def trainer(epochs: int, **options) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def small_data(**options) -> SoundscapeData:
+    return SoundscapeData(
+        **({"num_train": 16, "num_val": 4, "num_test": 4, "seconds": 1, "batch_size": 8} | options)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A short run: small enough for every test session, long enough to learn something."""
+    L.seed_everything(0, verbose=False)
+    data = SoundscapeData(400, 100, 10, seconds=1.5, eval_captions_per_clip=1)
+    model, losses = TinyRetriever(), Losses()
+    run = trainer(6, callbacks=[losses])
+    run.fit(model, datamodule=data)
+    return model, data, losses.values, run
+
+
+def test_the_loss_falls(trained):
+    _, _, losses, _ = trained
+    assert losses[-1] < 0.6 * losses[0]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_recall_is_far_above_chance(trained):
+    _, _, _, run = trained
+    chance = 10 / 100
+    for direction in ("a2t", "t2a"):
+        assert run.callback_metrics[f"val/{direction}/recall_at_10"] > 3 * chance
+    recalls = [value for name, value in run.callback_metrics.items() if "recall_at" in name]
+    assert run.callback_metrics["val/mean_recall"] == pytest.approx(torch.stack(recalls).mean().item())
+
+
+def test_testing_logs_the_same_metrics_under_its_own_name(trained):
+    model, data, _, _ = trained
+    (scores,) = trainer(1).test(model, datamodule=data, verbose=False)
+    assert {"test/t2a/recall_at_1", "test/a2t/map_at_10", "test/mean_recall"} <= set(scores)
+
+
+def test_a_checkpoint_loads_with_its_hyperparameters(tmp_path):
+    model = TinyRetriever(width=24, temperature=0.2, num_mels=32)
+    run = trainer(1)
+    run.fit(model, datamodule=small_data(num_mels=32))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert (loaded.temperature, loaded.num_mels) == (0.2, 32)
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=32)))
+    for encode in ("forward_audio", "forward_text"):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                getattr(loaded.eval(), encode)(batch), getattr(model.eval(), encode)(batch)
+            )
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    def new():
+        torch.manual_seed(0)
+        return TinyRetriever(width=16)
+
+    whole, resumed = new(), new()
+    trainer(2).fit(whole, datamodule=small_data())
+
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    stopped = trainer(2, callbacks=[Stop()])
+    stopped.fit(resumed, datamodule=small_data())
+    stopped.save_checkpoint(tmp_path / "first.ckpt")
+    again = new()
+    trainer(2).fit(again, datamodule=small_data(), ckpt_path=tmp_path / "first.ckpt")
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, msg=name)
+
+
+def test_embeddings_have_length_one_and_the_chosen_width():
+    model = TinyRetriever(width=24)
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
+    for embeddings in (model.forward_audio(batch), model.forward_text(batch)):
+        assert embeddings.shape == (3, 24)
+        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
+
+
+def test_waveforms_and_their_spectrograms_are_the_same_to_the_model():
+    model = TinyRetriever(width=8).eval()
+    heard = collate_pairs(list(Soundscapes(3, seconds=1)))
+    seen = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_audio(heard), model.forward_audio(seen))
+
+
+def test_the_spectrogram_is_no_part_of_the_checkpoint():
+    assert not [name for name in TinyRetriever(width=8).state_dict() if "mel" in name or "window" in name]
+
+
+def test_order_counts_for_words_and_for_sounds():
+    torch.manual_seed(0)
+    model = TinyRetriever().eval()
+    captions = ["rain, then wind", "wind, then rain"]
+    sound = Soundscapes(1, seconds=1, num_mels=64)[0]["log_mel"]
+    with torch.no_grad():
+        text = model.forward_text({"caption": captions})
+        audio = model.forward_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
+    assert (text[0] - text[1]).norm() > 0.01
+    assert (audio[0] - audio[1]).norm() > 0.01
+
+
+def test_training_tells_first_from_then(trained):
+    """Captions with their two events exchanged are farther from their clips."""
+    model, _, _, _ = trained
+    clips = Soundscapes(300, split="train", seconds=1.5, num_mels=64)
+    rows = [
+        row
+        for row, caption in enumerate(clips.captions)
+        if ", then " in caption[0] and len(clips.scenes[row].events) == 2
+    ]
+    batch = collate_pairs([clips[row] for row in rows])
+    turned = {"caption": [", then ".join(text.split(", then ")[::-1]) for text in batch["caption"]]}
+    model.eval()
+    with torch.no_grad():
+        audio = model.forward_audio(batch)
+        right = (audio * model.forward_text(batch)).sum(dim=1)
+        wrong = (audio * model.forward_text(turned)).sum(dim=1)
+    assert len(rows) >= 10
+    assert (right > wrong).float().mean() > 0.7
+
+
+def test_a_caption_does_not_depend_on_the_others_of_its_batch():
+    encoder = HashedWordEncoder(width=8)
+    captions = ["rain", "a dog barking in the distance, then a long silence"]
+    together = encoder(captions)
+    alone = torch.cat([encoder([caption]) for caption in captions])
+    torch.testing.assert_close(together, alone)
+
+
+def test_pieces_of_related_words_are_shared_and_case_is_not():
+    assert set(word_pieces("ring")) & set(word_pieces("ringing"))
+    assert word_pieces("Ring") == word_pieces("ring")
+    assert word_pieces("a") == ["<a>"]
+
+
+def test_a_caption_without_words():
+    with pytest.raises(ValueError, match="at least one word, but got '  '"):
+        TinyRetriever(width=8).forward_text({"caption": ["rain", "  "]})
+
+
+def test_masks_silence_stretches_of_training_examples_alone():
+    torch.manual_seed(0)
+    spectrogram = torch.zeros(16, 50, 40)
+    masked = mask_spectrogram(spectrogram, largest_share=0.5) != 0
+    assert torch.equal(spectrogram, torch.zeros(16, 50, 40))
+    silent_frames, silent_bins = masked.all(dim=2), masked.all(dim=1)
+    assert silent_frames.any(dim=1).float().mean() > 0.8
+    for silent in (silent_frames, silent_bins):
+        assert silent.float().mean(dim=1).max() <= 0.52
+        assert (silent.int().diff(dim=1).abs().sum(dim=1) <= 2).all(), "one stretch"
+
+    model = TinyRetriever(width=8, masked_share=0.5)
+    batch = {"log_mel": torch.rand(2, 50, 64)}
+    assert not torch.equal(model.train().forward_audio(batch), model.forward_audio(batch))
+    assert torch.equal(model.eval().forward_audio(batch), model.forward_audio(batch))
+
+
+def test_schedules():
+    def rates(**options):
+        rates = []
+
+        class Watch(L.Callback):
+            def on_train_batch_start(self, trainer, *_):
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        model = TinyRetriever(width=8, learning_rate=1.0, **options)
+        trainer(10, callbacks=[Watch()], limit_val_batches=0).fit(model, datamodule=small_data())
+        return rates
+
+    assert rates(schedule="constant") == [1.0] * 20
+    cosine = rates()
+    assert cosine[:2] == [1.0, 1.0]
+    assert cosine[1:] == sorted(cosine[1:], reverse=True)
+    assert cosine[-1] < 0.02
+
+
+def test_a_schedule_without_end():
+    with pytest.raises(ValueError, match=r'Set `max_epochs` or `max_steps`.*`schedule="constant"`'):
+        trainer(-1).fit(TinyRetriever(width=8), datamodule=small_data())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "`temperature` has to be positive, but got 0.0"),
+        ({"schedule": "linear"}, "`schedule` has to be 'cosine' or 'constant', but got 'linear'"),
+        ({"masked_share": 1.0}, r"`masked_share` has to be in \[0, 1\), but got 1.0"),
+    ],
+)
+def test_arguments_outside_their_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        TinyRetriever(**options)
+
+
+def test_batches_that_do_not_fit():
+    model = TinyRetriever(width=8)
+    with pytest.raises(ValueError, match=r"'log_mel' or 'waveform', but got the keys \['caption'\]"):
+        model.forward_audio({"caption": ["rain"]})
+    with pytest.raises(ValueError, match="The batch has 32 mel bins, but the model 64"):
+        model.forward_audio({"log_mel": torch.zeros(2, 50, 32)})

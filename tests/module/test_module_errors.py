@@ -1,0 +1,414 @@
+"""What `ASKModule` cannot do, it says before training, with the way out."""
+
+import lightning.pytorch as pl
+import pytest
+import pytorch_lightning as other_pl
+import torch
+from clients import (
+    CriterionClient,
+    Pairs,
+    PlainTowers,
+    SelfContained,
+    Towers,
+    held_out,
+    loader,
+    refresh,
+    static_knowledge,
+    trainer,
+    wrapped,
+)
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
+
+
+class ManualTowers(PlainTowers):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class TwinPackageTowers(other_pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.audio_encoder, self.text_encoder = nn.Linear(12, 8), nn.Linear(10, 8)
+
+    def encode_audio(self, batch):
+        return self.audio_encoder(batch["audio"])
+
+    def encode_text(self, batch):
+        return self.text_encoder(batch["text"])
+
+    def training_step(self, batch, batch_idx):
+        return self.encode_audio(batch).mean() + self.encode_text(batch).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_fit_without_the_callback():
+    with pytest.raises(
+        RuntimeError, match=r"no knowledge to learn from.*callbacks=\[KnowledgeRefreshCallback\(T=15\)\]"
+    ):
+        trainer().fit(wrapped(PlainTowers()), loader())
+
+
+def test_fit_without_the_callback_but_with_a_base():
+    module = wrapped(PlainTowers())
+    base = module.loss.knowledge = static_knowledge(module.model)
+    trainer(max_epochs=1).fit(module, loader())
+    assert module.loss.knowledge is base
+
+
+def test_callback_on_a_module_without_ask():
+    with pytest.raises(
+        RuntimeError, match=r"one ReliabilityOTLoss, but PlainTowers has 0.*trainer.fit\(ASKModule\(model\)"
+    ):
+        trainer(callbacks=[refresh()]).fit(PlainTowers(), loader())
+
+
+def test_callback_on_a_module_with_two_losses():
+    with pytest.raises(RuntimeError, match=r"one ReliabilityOTLoss, but ASKModule has 2"):
+        trainer(callbacks=[refresh()]).fit(wrapped(SelfContained()), loader())
+
+
+def test_module_with_a_loss_but_without_the_methods():
+    class Client(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.objective = ReliabilityOTLoss()
+            self.layer = nn.Linear(2, 2)
+
+        def encode_text(self, batch): ...
+
+        def training_step(self, batch): ...
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(RuntimeError, match=r"needs the methods .* but lacks \['encode_audio'\]. Add them"):
+        trainer(callbacks=[refresh()]).fit(Client(), loader())
+
+
+def test_module_whose_loss_compares_clips_needs_their_ids():
+    with pytest.raises(RuntimeError, match=r"but lacks \['encode_ids'\]"):
+        trainer(callbacks=[refresh()]).fit(SelfContained(exclude_self=True), loader())
+
+
+@pytest.mark.parametrize("argument", ["audio", "text"])
+def test_missing_method(argument):
+    with pytest.raises(
+        ValueError, match=rf"Argument `{argument}` has to name a method of Towers.*no method 'embed'"
+    ):
+        ASKModule(Towers(), **{argument: "embed"})
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("method", ["encode_audio", "encode_text"])
+def test_captured_method_called_not_once(method, count):
+    class Client(Towers):
+        def training_step(self, batch, batch_idx):
+            other = self.encode_text(batch) if method == "encode_audio" else self.encode_audio(batch)
+            mine = [getattr(self, method)(batch) for _ in range(count)] or [torch.randn_like(other)]
+            return self.contrast(other, sum(mine))
+
+    with pytest.raises(
+        RuntimeError,
+        match=rf'step="capture" needs `Client.training_step` to call `self.{method}` once, but it was called '
+        rf'{count} times. Use ASKModule\(..., step="encode"\)',
+    ):
+        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+
+
+def test_the_remedy_in_that_message_works():
+    class Client(Towers):
+        def training_step(self, batch, batch_idx):
+            return self.contrast(self.encode_audio(batch), self.encode_text(batch) + self.encode_text(batch))
+
+    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(Client(), step="encode"), loader())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_criterion_called_not_once(count):
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            audio, text = self.encode_audio(batch), self.encode_text(batch)
+            return audio.mean() + sum(self.loss_fn(audio, text) for _ in range(count))
+
+    with pytest.raises(
+        RuntimeError, match=rf"needs `Client.training_step` to call .* once, but it was called {count} times"
+    ):
+        trainer(callbacks=[refresh()]).fit(wrapped(Client(), criterion="loss_fn"), loader())
+
+
+def test_criterion_called_with_something_else():
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            return self.loss_fn(self.encode_audio(batch), text=self.encode_text(batch))
+
+    with pytest.raises(
+        TypeError, match=r"`self.loss_fn` was called with 1 positional and \['text'\] named arguments"
+    ):
+        trainer(callbacks=[refresh()]).fit(wrapped(Client(), criterion="loss_fn"), loader())
+
+
+def test_after_an_error_inside_the_step_the_model_is_whole():
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    for options in ({"criterion": "loss_fn"}, {}):
+        model = Client()
+        names = set(vars(model))
+        module = wrapped(model, **options)
+        with pytest.raises(ZeroDivisionError):
+            trainer(callbacks=[refresh()]).fit(module, loader())
+        assert set(vars(model)) == names
+        assert type(model.loss_fn).__name__ == "ContrastiveLoss"
+
+
+def test_method_replaced_on_the_instance_is_found_again():
+    """Someone else's patch on the instance survives the capture."""
+    model = PlainTowers()
+    patched = model.encode_audio = lambda batch: model.audio_encoder(batch["audio"])
+    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(model), loader())
+    assert model.encode_audio is patched
+
+
+@pytest.mark.parametrize("criterion", ["missing", "some_number"])
+def test_missing_criterion(criterion):
+    class Client(CriterionClient):
+        some_number = 3
+
+    with pytest.raises(ValueError, match=rf"Argument `criterion`.*Client has no callable '{criterion}'"):
+        ASKModule(Client(), criterion=criterion)
+
+
+def test_criterion_without_a_training_step():
+    with pytest.raises(ValueError, match=r"Argument `criterion`.*Towers has no training_step"):
+        ASKModule(Towers(), criterion="contrast")
+
+
+def test_options_that_exclude_each_other():
+    with pytest.raises(ValueError, match=r"`step` and `criterion` exclude each other.*Leave one out"):
+        ASKModule(CriterionClient(), criterion="loss_fn", step="capture")
+
+
+def test_unknown_step():
+    with pytest.raises(ValueError, match=r"Argument `step` has to be one of .*, but got 'catch'"):
+        ASKModule(PlainTowers(), step="catch")
+
+
+def test_capture_without_a_training_step():
+    with pytest.raises(ValueError, match=r'needs a training_step, but Towers has none. Use step="encode"'):
+        ASKModule(Towers(), step="capture")
+
+
+def test_capture_needs_method_names():
+    def encode(model, batch): ...
+
+    with pytest.raises(ValueError, match=r"have to be method names, but got encode and encode_text"):
+        ASKModule(PlainTowers(), audio=encode)
+
+
+def test_step_that_fetches_batches_itself():
+    class Client(Towers):
+        def training_step(self, dataloader_iter): ...
+
+    with pytest.raises(ValueError, match=r"Client.training_step takes `dataloader_iter`.*step=\"encode\""):
+        ASKModule(Client())
+
+
+def test_ids_missing():
+    for setting in ({"exclude_self": True}, {"positives": "ids"}):
+        with pytest.raises(ValueError, match=r"Argument `ids` has to be given"):
+            ASKModule(PlainTowers(), ReliabilityOTLoss(**setting))
+
+
+def test_ids_of_another_name():
+    module = wrapped(PlainTowers(), {"exclude_self": True}, ids="file")
+    with pytest.raises(
+        ValueError, match=r"key of the batch .* got 'file' and the batch is \['audio', 'clip_id', 'text'\]"
+    ):
+        trainer(callbacks=[refresh()]).fit(module, loader())
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), 3])
+def test_loss_of_another_class(loss):
+    with pytest.raises(TypeError, match=rf"`loss` has to be a ReliabilityOTLoss, but got {type(loss).__name__}"):
+        ASKModule(PlainTowers(), loss)
+
+
+def test_loss_with_parameters_of_its_own():
+    class Interaction(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(8))
+
+    loss = ReliabilityOTLoss(interaction=Interaction())
+    with pytest.raises(ValueError, match=r"parameters that are not the model's \(interaction.weight\)"):
+        ASKModule(PlainTowers(), loss)
+    loss = ReliabilityOTLoss(temperature=nn.Parameter(torch.tensor(0.1)))
+    with pytest.raises(ValueError, match=r"not the model's \(temperature\).*attributes of the model"):
+        ASKModule(PlainTowers(), loss)
+
+
+def test_manual_optimisation():
+    with pytest.raises(RuntimeError, match=r"manual optimization.*`automatic_optimization = True`"):
+        trainer(callbacks=[refresh()]).fit(wrapped(ManualTowers()), loader())
+    module = wrapped(ManualTowers())
+    module.loss.knowledge = static_knowledge(module.model)
+    with pytest.raises(RuntimeError, match=r"manual optimization"):
+        trainer().fit(module, loader())
+
+
+def sharding_strategies():
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+    yield FSDPStrategy()
+    yield ModelParallelStrategy()
+    yield DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its constructor needs the package
+
+
+@pytest.mark.parametrize("strategy", list(sharding_strategies()), ids=lambda strategy: type(strategy).__name__)
+@pytest.mark.parametrize("ask", [True, False])
+def test_sharding_strategies(strategy, ask, monkeypatch):
+    module = wrapped(PlainTowers()) if ask else SelfContained()
+    run = trainer(callbacks=[refresh()])
+    monkeypatch.setattr(pl.Trainer, "strategy", strategy)
+    text = rf"does not support {type(strategy).__name__} yet.*`strategy=\"auto\"`"
+    with pytest.raises(RuntimeError, match=text):
+        run.callbacks[0].setup(run, module, "fit")
+    if ask:
+        monkeypatch.setattr(pl.LightningModule, "trainer", run)
+        with pytest.raises(RuntimeError, match=text):
+            module.setup("fit")
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_several_processes(ask):
+    module = wrapped(PlainTowers()) if ask else SelfContained()
+    run = trainer(devices=2, strategy="ddp_spawn", callbacks=[refresh()])
+    with pytest.raises(RuntimeError, match=r"several processes yet, but the trainer runs 2. Use `devices=1`"):
+        run.callbacks[0].setup(run, module, "fit")
+
+
+def test_model_of_the_twin_package():
+    with pytest.raises(
+        TypeError, match=r"module of the `pytorch_lightning` package.*`import lightning.pytorch as pl`"
+    ):
+        ASKModule(TwinPackageTowers())
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), None, PlainTowers])
+def test_model_that_is_no_lightning_module(model):
+    with pytest.raises(TypeError, match=r"has to be a `lightning.pytorch.LightningModule`, but got"):
+        ASKModule(model)
+
+
+def twin_trainer(**settings):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return other_pl.Trainer(
+        accelerator="cpu", max_epochs=1, enable_model_summary=False, **(quiet | settings)
+    )
+
+
+def test_trainer_of_the_twin_package_given_an_ask_module():
+    with pytest.raises(TypeError, match="LightningModule"):
+        twin_trainer().fit(wrapped(PlainTowers()), loader())
+
+
+def test_trainer_of_the_twin_package_given_the_callback():
+    class Client(TwinPackageTowers):
+        def __init__(self):
+            super().__init__()
+            self.objective = ReliabilityOTLoss(num_neighbors=4)
+
+    for model in (Client(), TwinPackageTowers()):
+        with pytest.raises(
+            TypeError, match=r"The trainer is a `pytorch_lightning.*Use `lightning.pytorch.Trainer`"
+        ):
+            twin_trainer(callbacks=[refresh()]).fit(model, loader())
+
+
+def test_trainer_of_the_twin_package_among_validation_and_prediction():
+    """Only training needs ASK; the twin package's trainer refuses by itself, never in silence."""
+    with pytest.raises(TypeError, match="LightningModule"):
+        twin_trainer().validate(wrapped(PlainTowers()), held_out())
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_more_neighbours_than_pairs(ask):
+    module = wrapped(PlainTowers(), {"num_neighbors": 49}) if ask else SelfContained(num_neighbors=49)
+    with pytest.raises(
+        ValueError, match=r"`num_neighbors` has to be in \[1, 48\] for a knowledge base of 48 pairs.*got 49"
+    ):
+        trainer(callbacks=[refresh()]).fit(module, loader())
+
+
+def test_batch_of_one():
+    data = DataLoader(Pairs(9), 8)
+    with pytest.raises(ValueError, match=r"at least 2 pairs to contrast.*\(1, 8\).*`drop_last=True`"):
+        trainer(callbacks=[refresh()]).fit(wrapped(PlainTowers()), data)
+
+
+def test_widths_differ():
+    class Client(Towers):
+        def __init__(self):
+            super().__init__()
+            self.text_encoder = nn.Linear(10, 6)
+
+    with pytest.raises(ValueError, match=r"\(48, 8\) and \(48, 6\)"):
+        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+
+
+def test_embeddings_with_a_token_axis():
+    class Client(Towers):
+        def encode_audio(self, batch):
+            return super().encode_audio(batch)[:, None].expand(-1, 3, -1)
+
+        def encode_text(self, batch):
+            return super().encode_text(batch)[:, None].expand(-1, 3, -1)
+
+    with pytest.raises(ValueError, match=r"\(48, 3, 8\)"):
+        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+
+
+@pytest.mark.parametrize("T", [0, -1, 1.5, "3", None, True])
+def test_period_out_of_range(T):
+    with pytest.raises(ValueError, match=rf"Argument `T` has to be an integer of at least 1, but got {T!r}"):
+        KnowledgeRefreshCallback(T)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "text"),
+    [
+        ("num_prototypes", 0, "an integer of at least 1"),
+        ("batch_size", 0, "an integer of at least 1"),
+        ("num_workers", -1, "an integer of at least 0"),
+        ("prototype_pairing", "random", "one of .*matched"),
+        ("placement", "sharded", 'has to be "replicated"'),
+    ],
+)
+def test_other_arguments_out_of_range(argument, value, text):
+    with pytest.raises(ValueError, match=rf"Argument `{argument}` has to be {text}.*but got {value!r}|{text}"):
+        KnowledgeRefreshCallback(**{argument: value})
+
+
+@pytest.mark.parametrize(("T", "epochs", "warned"), [(3, 3, True), (4, 3, True), (2, 3, False), (1, -1, False)])
+def test_period_not_shorter_than_the_run(T, epochs, warned, recwarn):
+    run = trainer(max_epochs=epochs, max_steps=2, callbacks=[refresh(T)])
+    run.fit(wrapped(PlainTowers()), loader())
+    text = f"KnowledgeRefreshCallback(T={T}) with max_epochs={epochs} builds the knowledge once and never renews"
+    assert any(text in str(warning.message) for warning in recwarn) == warned
+
+
+def test_list_of_training_loaders_is_not_taken_for_batches():
+    class Client(Towers):
+        def training_step(self, batch, batch_idx):
+            return self.contrast(self.encode_audio(batch[0]), self.encode_text(batch[1]))
+
+    for several in ([loader(), loader()], {"a": loader(), "b": loader()}):
+        with pytest.raises(TypeError, match=r"Pass KnowledgeRefreshCallback\(source=dataset\)"):
+            trainer(callbacks=[refresh()]).fit(wrapped(Client()), several)
