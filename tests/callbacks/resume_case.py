@@ -1,6 +1,6 @@
 """A run that is stopped and resumed; as a script, one that kills itself.
 
-    python resume_case.py DIRECTORY EPOCH BATCH
+python resume_case.py DIRECTORY EPOCH BATCH
 """
 
 import os
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from clients import NEUTRAL, PlainTowers, Watcher, loader, refresh, trainer, wrapped
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from clients import NEUTRAL, PlainTowers, Watcher, loader, refresh, trainer, wrapped
 
 EPOCHS, T, STEPS = 6, 2, 6
 

@@ -1,8 +1,16 @@
 """`DriftMonitor` and `InfluenceMonitor`: what they log, and that they only watch."""
 
+import itertools
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+
+from ask_lightning import DriftMonitor, InfluenceMonitor, KnowledgeBase, ReliabilityOTLoss
+from ask_lightning.callbacks.monitors import influence_of_knowledge
+from ask_lightning.functional import representation_drift, unit_length
+from ask_lightning.knowledge.base import Granularity
 from clients import (
     InlineClient,
     MemoryLogger,
@@ -19,11 +27,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
-
-from ask_lightning import DriftMonitor, InfluenceMonitor
-from ask_lightning.callbacks.monitors import influence_of_knowledge
-from ask_lightning.functional import representation_drift, unit_length
 
 RDM = ("ask/probe_rdm_audio", "ask/probe_rdm_text")
 OBI = ("ask/obi_fine", "ask/obi_coarse")
@@ -88,7 +91,9 @@ def test_drift_of_a_selection_compares_rows_with_themselves():
     selection = DataLoader(Pairs(48), 8, sampler=SubsetRandomSampler(range(1, 48, 2)))
     _, logger, _, _ = fit(Still, DriftMonitor(), data=selection)
     assert logger.values(RDM[0]) == pytest.approx([0.0] * 4, abs=1e-6)
-    _, logger, _, _ = fit(Still, DriftMonitor(), source=lambda: DataLoader(Pairs(20, seed=4), 3, shuffle=True))
+    _, logger, _, _ = fit(
+        Still, DriftMonitor(), source=lambda: DataLoader(Pairs(20, seed=4), 3, shuffle=True)
+    )
     assert logger.values(RDM[0]) == pytest.approx([0.0] * 4, abs=1e-6)
 
 
@@ -98,13 +103,15 @@ class Stream(IterableDataset):
         return (pairs[row] for row in range(48))
 
 
-@pytest.mark.parametrize("source", [list(DataLoader(Pairs(48), 8)), DataLoader(Stream(), 8)])
-def test_drift_needs_a_source_with_an_index(source):
+@pytest.mark.parametrize(
+    ("source", "name"), [(list(DataLoader(Pairs(48), 8)), "list"), (DataLoader(Stream(), 8), "Stream")]
+)
+def test_drift_needs_a_source_with_an_index(source, name):
     """Said when training starts, not after an epoch of it."""
     watcher = Watcher()
     run = trainer(callbacks=[refresh(source=source), DriftMonitor(), watcher])
     with pytest.raises(
-        RuntimeError, match=r"DriftMonitor needs a knowledge source with an index.*\(list|Stream|list.*leave the"
+        RuntimeError, match=rf"DriftMonitor needs a knowledge source with an index, but got {name}\. Pass"
     ):
         run.fit(wrapped(PlainTowers()), loader())
     assert watcher.losses == []
@@ -119,13 +126,17 @@ def test_drift_needs_the_refresh():
 
 @pytest.mark.parametrize("num_probes", [1, 0, 2.0, True])
 def test_probes_out_of_range(num_probes):
-    with pytest.raises(ValueError, match=r"Argument `num_probes` has to be an integer of at least 2, but got"):
+    with pytest.raises(
+        ValueError, match=r"Argument `num_probes` has to be an integer of at least 2, but got"
+    ):
         DriftMonitor(num_probes)
 
 
 @pytest.mark.parametrize("every_n_steps", [0, -1, 1.5])
 def test_steps_out_of_range(every_n_steps):
-    with pytest.raises(ValueError, match=r"Argument `every_n_steps` has to be an integer of at least 1, but got"):
+    with pytest.raises(
+        ValueError, match=r"Argument `every_n_steps` has to be an integer of at least 1, but got"
+    ):
         InfluenceMonitor(every_n_steps)
 
 
@@ -152,58 +163,52 @@ def test_influence_is_positive_with_either(on, plan):
 
 
 def test_influence_of_the_granularities_in_use():
-    _, logger, _, _ = fit(InlineClient, InfluenceMonitor(1), settings={"granularities": ("coarse",)}, epochs=1)
+    _, logger, _, _ = fit(
+        InlineClient, InfluenceMonitor(1), settings={"granularities": ("coarse",)}, epochs=1
+    )
     assert logger.names & set(OBI) == {"ask/obi_coarse"}
 
 
 def test_influence_agrees_with_finite_differences():
-    """‖∂L/∂U_k‖ summed over all rows, by moving each number of the base a little."""
-    from ask_lightning import KnowledgeBase, ReliabilityOTLoss
-    from ask_lightning.knowledge.base import Granularity
-
+    """‖∂L/∂U_k‖ + ‖∂L/∂V_k‖ over all rows, by moving each number of the base a little."""
     generator = torch.Generator().manual_seed(2)
-    audio, text = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    base = KnowledgeBase.from_embeddings(
-        *torch.randn(2, 7, 3, generator=generator, dtype=torch.float64), num_prototypes=3
-    )
-    loss = ReliabilityOTLoss(num_neighbors=2, granularities=("fine",))
-    step, total = 1e-6, 0.0
-    for side in ("audio", "text"):
-        for row in range(7):
-            gradient = []
-            for column in range(3):
-                moved = []
-                for sign in (1, -1):
-                    sides = {"audio": base.fine.audio.clone(), "text": base.fine.text.clone()}
-                    sides[side][row, column] += sign * step
-                    near = {}
-                    for name, hood in loss.retrieve(unit_length(audio), unit_length(text), base).items():
-                        fine = Granularity(sides["audio"], sides["text"])
-                        near[name] = fine.neighborhood(hood.audio_rows, hood.text_rows)
-                    value, _ = loss.from_neighborhoods(unit_length(audio), unit_length(text), near)
-                    moved.append(value.item())
-                gradient.append((moved[0] - moved[1]) / (2 * step))
-            total += torch.tensor(gradient).norm().item()
-    # The plan is constant for the monitor, as in training; here it moves with the base.
-    loss.ot_factor = 0.0
-    still = influence_of_knowledge(loss, audio, text, knowledge=base)["fine"].item()
-    assert 0.5 * total / 7 < still < 2 * total / 7
+    audio, text = unit_length(torch.randn(2, 5, 3, generator=generator, dtype=torch.float64))
+    rows = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    base = KnowledgeBase.from_embeddings(*rows, num_prototypes=3)
+    # Without the plan, which the monitor holds constant as training does.
+    loss = ReliabilityOTLoss(num_neighbors=2, ot_factor=0.0, granularities=("fine",))
+    hood = loss.retrieve(audio, text, base)["fine"]
+
+    def value(moved: torch.Tensor) -> float:
+        near = {"fine": Granularity(*moved).neighborhood(hood.audio_rows, hood.text_rows)}
+        return loss.from_neighborhoods(audio, text, near)[0].item()
+
+    sides = torch.stack([base.fine.audio, base.fine.text])
+    gradient = torch.empty_like(sides)
+    for place in itertools.product(range(2), range(7), range(3)):
+        step = torch.zeros_like(sides)
+        step[place] = 1e-6
+        gradient[place] = (value(sides + step) - value(sides - step)) / 2e-6
+    expected = gradient.norm(dim=2).sum() / 7
+    measured = influence_of_knowledge(loss, audio, text, knowledge=base)["fine"]
+    assert measured.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("every", "accumulate", "measured"), [(1, 1, 6), (4, 1, 2), (50, 1, 1), (2, 2, 4)])
+@pytest.mark.parametrize(("every", "accumulate", "measured"), [(1, 1, 6), (4, 1, 2), (50, 1, 1), (2, 2, 2)])
 def test_every_n_optimizer_steps(every, accumulate, measured):
     _, logger, watcher, _ = fit(
         PlainTowers, InfluenceMonitor(every), epochs=1, accumulate_grad_batches=accumulate
     )
     assert len(watcher.losses) == 6
-    assert len(set(logger.values(OBI[0]))) == min(measured, len(logger.values(OBI[0])))
+    # A logger repeats the last value in rows between two measurements.
+    assert len(set(logger.values(OBI[0]))) == measured
 
 
 @pytest.mark.parametrize("client", [PlainTowers, RestlessTowers, SelfContained])
 @pytest.mark.filterwarnings("ignore:ReliabilityOTLoss evaluates without knowledge")
 def test_monitors_only_watch(client):
-    alone, logged_alone, before, _ = fit(client)
-    model, logged, after, _ = fit(client, InfluenceMonitor(1), DriftMonitor())
+    alone, logged_alone, before, _ = fit(client, epochs=3)
+    model, logged, after, _ = fit(client, InfluenceMonitor(1), DriftMonitor(), epochs=3)
     assert after.losses == before.losses
     assert after.clips == before.clips
     assert after.knowledge == before.knowledge
@@ -254,7 +259,9 @@ def test_measured_with_ids():
     pl.seed_everything(0, verbose=False)
     logger = MemoryLogger()
     module = wrapped(PlainTowers(), {"exclude_self": True, "positives": "ids"}, ids="clip_id")
-    run = trainer(max_epochs=1, callbacks=[refresh(), InfluenceMonitor(1)], logger=logger, log_every_n_steps=1)
+    run = trainer(
+        max_epochs=1, callbacks=[refresh(), InfluenceMonitor(1)], logger=logger, log_every_n_steps=1
+    )
     run.fit(module, loader(captions_per_clip=2))
     assert all(value > 0 for value in logger.values(OBI[0]))
 

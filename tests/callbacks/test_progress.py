@@ -1,13 +1,14 @@
 """The refresh shows itself on the progress display that the trainer uses."""
 
+import math
 import re
 
 import pytest
-from clients import Pairs, PlainTowers, loader, refresh, trainer, wrapped
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning.callbacks.progress import progress_bar
+from clients import Pairs, PlainTowers, loader, refresh, trainer, wrapped
 
 TITLE = "Refreshing knowledge"
 
@@ -39,43 +40,31 @@ def test_tqdm_of_unknown_length(capsys):
 
 
 @pytest.mark.parametrize("leave", [False, True])
-def test_rich(capsys, leave):
+@pytest.mark.parametrize(("source", "total"), [(None, 6), (DataLoader(Stream(), 4), math.inf)])
+def test_rich(capsys, leave, source, total):
+    drawn = []
+
     class Recorded(RichProgressBar):
         """Notes what stands on the display, which a pipe does not show."""
 
-        tasks = ()
-
-        def refresh(self):
-            super().refresh()
-
         def _init_progress(self, trainer):
             super()._init_progress(trainer)
-            if self.progress is not None:
-                add = self.progress.add_task
+            draw = self.progress.update
 
-                def adding(description, *args, **kwargs):
-                    Recorded.tasks = (*Recorded.tasks, (description, kwargs.get("total")))
-                    return add(description, *args, **kwargs)
+            def update(task, **values):
+                draw(task, **values)
+                now = self.progress._tasks[task]
+                if TITLE in now.description:
+                    drawn.append((now.completed, now.total))
 
-                self.progress.add_task = adding
+            self.progress.update = update
 
-    Recorded.tasks = ()
     bar = Recorded(leave=leave)
-    shown(capsys, bar)
-    refreshes = [total for description, total in Recorded.tasks if TITLE in description]
-    assert refreshes == [6, 6]
-
-
-def test_rich_task_is_removed_and_drawn(capsys):
-    bar = RichProgressBar()
-    text = shown(capsys, bar)
-    assert "Epoch" in text
-    assert TITLE not in text.splitlines()[-1]
+    text = shown(capsys, bar, source=source)
+    steps = 6 if source is None else 5
+    assert drawn == [(done + 1, total) for done in range(steps)] * 2
+    assert "Epoch" in text, "the trainer's own bar goes on"
     assert not [task for task in bar.progress.tasks if TITLE in task.description]
-
-
-def test_rich_of_unknown_length(capsys):
-    shown(capsys, RichProgressBar(), source=DataLoader(Stream(), 4))
 
 
 def test_nothing_without_a_display(capsys):

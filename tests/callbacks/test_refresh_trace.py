@@ -7,6 +7,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ask_lightning import KnowledgeRefreshCallback
 from clients import (
     FrozenClient,
     MemoryLogger,
@@ -21,10 +25,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from torch import nn
-from torch.utils.data import DataLoader
-
-from ask_lightning import KnowledgeRefreshCallback
 
 
 def streams() -> tuple:
@@ -52,7 +52,15 @@ class Spied(KnowledgeRefreshCallback):
         buffers = {name: buffer.sum().item() for name, buffer in pl_module.named_buffers()}
         logs = [vars(part).get("log") for part in pl_module.modules()]
         stage = trainer.state.stage, trainer.state.fn, pl_module._current_fx_name
-        return streams(), modes, buffers, stage, logs, torch.is_grad_enabled(), signal.getsignal(signal.SIGINT)
+        return (
+            streams(),
+            modes,
+            buffers,
+            stage,
+            logs,
+            torch.is_grad_enabled(),
+            signal.getsignal(signal.SIGINT),
+        )
 
 
 class Restless(Pairs):
@@ -327,7 +335,9 @@ def test_nan_at_a_later_refresh_keeps_the_base_in_use_and_on_disk(tmp_path):
     module, watcher = wrapped(Breaking()), Watcher()
     keep = ModelCheckpoint(tmp_path, save_last=True)
     run = trainer(max_epochs=5, callbacks=[refresh(2), watcher, keep], enable_checkpointing=True)
-    with pytest.raises(ValueError, match=r"text embeddings of 48 of 48 source rows contain NaN or Inf \(rows 0"):
+    with pytest.raises(
+        ValueError, match=r"text embeddings of 48 of 48 source rows contain NaN or Inf \(rows 0"
+    ):
         run.fit(module, loader())
     assert len(watcher.losses) == 12
     assert module.loss.knowledge.fingerprint == watcher.knowledge[-1]

@@ -9,6 +9,7 @@ from torch import nn
 from ask_lightning.data import (
     AudioFolder,
     CaptionedFile,
+    EpochSampler,
     FolderData,
     PairData,
     RetrievalData,
@@ -85,6 +86,18 @@ def test_a_resumed_run_goes_on_with_the_batches_of_its_epoch(tmp_path):
     fit(first, soundscapes(), epochs=1).save_checkpoint(tmp_path / "last.ckpt")
     fit(second, soundscapes(), epochs=3, ckpt_path=tmp_path / "last.ckpt")
     assert first.seen + second.seen == whole.seen
+
+
+def test_processes_share_out_the_pairs_and_shuffle_alike():
+    clips = Soundscapes(10, seconds=0.5)
+    orders = []
+    for epoch in range(2):
+        samplers = [EpochSampler(clips, num_replicas=2, rank=rank, seed=0) for rank in range(2)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        orders.append([list(sampler) for sampler in samplers])
+        assert sorted(orders[-1][0] + orders[-1][1]) == list(range(10))
+    assert orders[0] != orders[1]
 
 
 def test_loaders_leave_the_global_generator_alone():
@@ -169,7 +182,9 @@ def test_mistakes():
         soundscapes(batch_size=1)
     with pytest.raises(ValueError, match="`seed` has to be at least 0, but got -1"):
         soundscapes(seed=-1)
-    with pytest.raises(ValueError, match=r"10 training pairs do not fill a batch of 32.*Lower `batch_size`"):
+    with pytest.raises(
+        ValueError, match=r"The 10 training pairs of a process do not fill a batch of 32.*Lower `batch_size`"
+    ):
         fit(Listener(), soundscapes(batch_size=32))
     with pytest.raises(ValueError, match=r"`fractions` has to be 2 or 3 numbers, but got \(1.0,\)"):
         FolderData(".", "clips.csv", fractions=(1.0,))

@@ -143,7 +143,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("ids", [torch.zeros(60), [0.5] * 60, torch.zeros(60, 1, dtype=torch.int64)])
     def test_ids_that_are_no_identifiers(self, ids):
-        with pytest.raises(ValueError, match="`ids` has to .* integers"):
+        with pytest.raises(ValueError, match=r"`ids` has to .* integers"):
             make(ids=ids)
 
     @pytest.mark.parametrize("pairing", ["hungarian", "", None])

@@ -220,6 +220,9 @@ def test_carries_no_gradient():
         found |= {f"{name}, autocast": hood for name, hood in base.lookup(audio, text, 4).items()}
     assert not any(tensor.requires_grad for hood in found.values() for tensor in hood)
     assert torch.is_grad_enabled()
+    rows = [side.detach().requires_grad_() for side in (base.fine.audio, base.fine.text)]
+    learnable = KnowledgeBase(Granularity(*rows), Granularity(*rows), base.ids).lookup(audio, text, 4)
+    assert not any(tensor.requires_grad for hood in learnable.values() for tensor in hood)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -291,7 +294,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("ids", [torch.zeros(7), [0.5] * 7, torch.zeros(7, 1, dtype=torch.int64)])
     def test_ids_that_are_no_identifiers(self, ids):
-        with pytest.raises(ValueError, match="`exclude_ids` has to .* integers"):
+        with pytest.raises(ValueError, match=r"`exclude_ids` has to .* integers"):
             make().lookup(*query(), 3, exclude_ids=ids)
 
 

@@ -76,13 +76,14 @@ def test_prototypes_are_the_maxima_of_the_clusters(pairing, num_prototypes, norm
     pooled = build_prototypes(audio, text, num_prototypes, pairing=pairing, normalize=normalize, seed=3)
 
     by_own = [cluster(audio, num_prototypes, 3), cluster(text, num_prototypes, 3)]
+    apart = [by_own[0], cluster(text, num_prototypes, 4)]
     by_both = cluster(torch.cat([audio, text], dim=1) / 2**0.5, num_prototypes, 3)
     by_audio, by_text = {
         "audio": (by_own[0], by_own[0]),
         "text": (by_own[1], by_own[1]),
         "joint": (by_both, by_both),
-        "index": by_own,
-        "matched": (by_own[0], match_clusters(*by_own, num_prototypes)),
+        "index": apart,
+        "matched": (by_own[0], match_clusters(*apart, num_prototypes)),
     }[pairing]
     for found, rows, assignment in zip(pooled, (audio, text), (by_audio, by_text), strict=True):
         expected = pool_by_loop(rows, assignment, num_prototypes)

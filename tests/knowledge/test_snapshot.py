@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from knowledge_case import directions
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from ask_lightning.knowledge import KnowledgeBase, snapshot
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch
@@ -110,54 +111,61 @@ class TestRoundTrip:
         assert torch.equal(stored["fine_text"], base.fine.text)
 
 
-def write_in_turns(path: Path, started) -> None:
-    bases = [make(4000, seed, width=64) for seed in (0, 5)]
-    started.set()
-    while True:
-        for base in bases:
-            base.save(path)
+@pytest.fixture(scope="module")
+def bases():
+    return [make(4000, seed, width=64) for seed in (0, 5)]
 
 
+def write_slowly(tensors, filename, metadata):
+    """`save_file` as on a slow disk: at nearly every moment the file is there in part."""
+    content = save(tensors, metadata)
+    with open(filename, "wb", buffering=0) as file:
+        for first in range(0, len(content), len(content) // 20):
+            file.write(content[first : first + len(content) // 20])
+            time.sleep(0.001)
+
+
+@pytest.mark.parametrize("writing", [save_file, write_slowly])
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 class TestAtomic:
-    def test_killed_at_any_moment(self, path):
-        """Whatever the moment, the path holds one of the two bases, whole."""
-        bases = {make(4000, seed, width=64, index="exact").fingerprint for seed in (0, 5)}
-        processes = multiprocessing.get_context("fork")
-        seen = []
-        for attempt in range(12):
-            started = processes.Event()
-            writer = processes.Process(target=write_in_turns, args=(path, started))
-            writer.start()
-            assert started.wait(60)
+    @contextmanager
+    def writer(self, path, bases, writing):
+        """Another process that writes one base over the other until it is killed."""
+
+        def write_in_turns() -> None:
+            snapshot.save_file = writing
+            while True:
+                for base in bases:
+                    base.save(path)
+
+        process = multiprocessing.get_context("fork").Process(target=write_in_turns)
+        process.start()
+        try:
             while not path.exists():
+                assert process.is_alive()
                 time.sleep(0.001)
-            time.sleep(0.0137 * attempt % 0.05)
-            os.kill(writer.pid, signal.SIGKILL)
-            writer.join()
-            assert writer.exitcode == -signal.SIGKILL
-            seen.append(KnowledgeBase.load(path).fingerprint)
-        assert set(seen) <= bases
-        # What killed writers left behind does not disturb the next one, and is none of its business.
+            yield
+            assert process.is_alive()
+        finally:
+            process.kill()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    def test_killed_at_any_moment(self, path, bases, writing):
+        """Whatever the moment, the path holds one of the two bases, whole."""
+        for attempt in range(12):
+            with self.writer(path, bases, writing):
+                time.sleep(0.0137 * attempt % 0.05)
+            assert KnowledgeBase.load(path).fingerprint in {base.fingerprint for base in bases}
+        # What killed writers left behind does not disturb the next one.
         make().save(path)
         assert KnowledgeBase.load(path).fingerprint == make().fingerprint
 
-    def test_a_reader_beside_the_writer(self, path):
-        bases = {make(4000, seed, width=64).fingerprint for seed in (0, 5)}
-        processes = multiprocessing.get_context("fork")
-        started = processes.Event()
-        writer = processes.Process(target=write_in_turns, args=(path, started))
-        writer.start()
-        try:
-            assert started.wait(60)
-            while not path.exists():
-                time.sleep(0.001)
-            seen = [KnowledgeBase.load(path).fingerprint for _ in range(40)]
-        finally:
-            writer.kill()
-            writer.join()
-        assert set(seen) <= bases
+    def test_a_reader_beside_the_writer(self, path, bases, writing):
+        with self.writer(path, bases, writing):
+            for _ in range(40):
+                assert KnowledgeBase.load(path).fingerprint in {base.fingerprint for base in bases}
 
 
 class TestFailingWrite:

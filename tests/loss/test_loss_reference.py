@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_case import Case, make_case, make_loss
 
-from ask_lightning.knowledge import KnowledgeBase
+from ask_lightning.knowledge import Granularity, KnowledgeBase
 from ask_lightning.loss import ReliabilityOTLoss
 
 GRANULARITIES = [("fine",), ("coarse",), ("fine", "coarse")]
@@ -104,6 +104,23 @@ def test_any_prototypes(prototype_pairing, normalize_prototypes):
     options = {"sinkhorn_epsilon": 0.03, "injection_ratio": 0.9, "plan_scaling": "row"}
     expected = case.reference(**options).loss
     np.testing.assert_allclose(case.loss(**options).item(), expected, rtol=1e-10)
+
+
+def test_vectors_too_long_for_exponentials_in_float32():
+    case = make_case(dtype=torch.float32)
+    longer = Granularity(30 * case.base.coarse.audio, 30 * case.base.coarse.text)
+    case.base = KnowledgeBase(case.base.fine, longer, case.base.ids)
+    options = {
+        "granularities": ("coarse",),
+        "num_neighbors": 1,
+        "injection_ratio": 0.9,
+        "ot_factor": 0.9,
+        "plan_scaling": "row",
+        "sinkhorn_epsilon": 0.03,
+        "lambda_fine": 0.0,
+        "lambda_coarse": 0.0,
+    }
+    np.testing.assert_allclose(case.loss(**options).item(), case.reference(**options).loss, rtol=1e-3)
 
 
 @pytest.mark.parametrize("num_neighbors", [1, 2, 3, 5])

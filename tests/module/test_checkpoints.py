@@ -8,6 +8,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from ask_lightning import ASKModule, ReliabilityOTLoss
 from clients import (
     FrozenClient,
     InlineClient,
@@ -22,10 +26,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
-
-from ask_lightning import ASKModule, ReliabilityOTLoss
 
 ALONE = """
     import sys
@@ -99,7 +99,15 @@ def test_loads_without_this_library(tmp_path):
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["hparams"] == {"learning_rate": 0.02, "width": 6}
     assert answer["output"] == model.encode_audio({"audio": torch.ones(1, 12)}).tolist()
-    plain = {"callbacks", "epoch", "global_step", "hparams_name", "hyper_parameters", "loops", "lr_schedulers"}
+    plain = {
+        "callbacks",
+        "epoch",
+        "global_step",
+        "hparams_name",
+        "hyper_parameters",
+        "loops",
+        "lr_schedulers",
+    }
     plain |= {"optimizer_states", "pytorch-lightning_version", "state_dict"}
     assert set(answer["keys"]) == plain | {"ask_lightning"}
 

@@ -4,8 +4,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from clients import MemoryLogger, Watcher, refresh, trainer, wrapped
 from torch.utils.data import DataLoader, Dataset
+
+from clients import MemoryLogger, Watcher, refresh, trainer, wrapped
 
 transformers = pytest.importorskip("transformers")
 

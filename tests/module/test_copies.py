@@ -7,6 +7,11 @@ import pickle
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
+from torch import nn
+
+from ask_lightning import ASKModule
 from clients import (
     NEUTRAL,
     FrozenClient,
@@ -22,11 +27,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.tuner import Tuner
-from torch import nn
-
-from ask_lightning import ASKModule
 
 WeightAveraging = getattr(pl.callbacks, "WeightAveraging", None)
 EMAWeightAveraging = getattr(pl.callbacks, "EMAWeightAveraging", None)

@@ -5,6 +5,18 @@ import inspect
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+)
+from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
+from torch import nn
+
+import ask_lightning.module
+from ask_lightning import ASKModule
 from clients import (
     CriterionClient,
     FrozenClient,
@@ -23,18 +35,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ModelSummary,
-)
-from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
-from torch import nn
-
-import ask_lightning.module
-from ask_lightning import ASKModule
 
 CALLED_BY_NAME = [
     "validation_step",
@@ -280,7 +280,9 @@ def test_callbacks_of_the_model_and_its_attributes_seen_from_callbacks():
             self.seen = []
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            self.seen.append((pl_module.margin, pl_module.hparams.learning_rate, pl_module.encode_text(batch)))
+            self.seen.append(
+                (pl_module.margin, pl_module.hparams.learning_rate, pl_module.encode_text(batch))
+            )
             pl_module.margin += 1
 
     class Client(PlainTowers):
@@ -501,3 +503,46 @@ def test_barely_more_than_two_methods():
     assert module.step == "encode"
     assert isinstance(module, ASKModule)
     trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+
+
+def test_callback_that_the_model_brings_itself():
+    class Client(PlainTowers):
+        def configure_callbacks(self):
+            return [refresh(1)]
+
+    watcher = Watcher()
+    trainer(callbacks=[watcher]).fit(wrapped(Client()), loader())
+    assert len(set(watcher.knowledge)) == 3
+
+
+def test_wrapped_again_after_training():
+    model = PlainTowers()
+    for settings in ({}, {"num_neighbors": 2}):
+        trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(model, settings), loader())
+    module = wrapped(model, step="encode")
+    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    assert module.model is model
+
+
+def test_attribute_that_nobody_has():
+    module = wrapped(PlainTowers())
+    with pytest.raises(AttributeError, match="nowhere"):
+        _ = module.nowhere
+    assert not hasattr(module, "nowhere")
+    assert getattr(module, "nowhere", 3) == 3
+
+
+def test_trainer_is_known_to_the_model_and_its_steps_are_counted():
+    class Client(PlainTowers):
+        seen = ()
+
+        def training_step(self, batch, batch_idx):
+            self.seen = (
+                *self.seen,
+                (self.current_epoch, self.global_step, self.trainer.num_training_batches),
+            )
+            return super().training_step(batch, batch_idx)
+
+    model = Client()
+    trainer(max_epochs=2, callbacks=[refresh()]).fit(wrapped(model), loader())
+    assert model.seen == tuple((step // 6, step, 6) for step in range(12))

@@ -4,6 +4,10 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning as other_pl
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from clients import (
     CriterionClient,
     Pairs,
@@ -17,10 +21,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from torch import nn
-from torch.utils.data import DataLoader
-
-from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 
 
 class ManualTowers(PlainTowers):
@@ -236,7 +236,9 @@ def test_ids_of_another_name():
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), 3])
 def test_loss_of_another_class(loss):
-    with pytest.raises(TypeError, match=rf"`loss` has to be a ReliabilityOTLoss, but got {type(loss).__name__}"):
+    with pytest.raises(
+        TypeError, match=rf"`loss` has to be a ReliabilityOTLoss, but got {type(loss).__name__}"
+    ):
         ASKModule(PlainTowers(), loss)
 
 
@@ -271,7 +273,9 @@ def sharding_strategies():
     yield DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its constructor needs the package
 
 
-@pytest.mark.parametrize("strategy", list(sharding_strategies()), ids=lambda strategy: type(strategy).__name__)
+@pytest.mark.parametrize(
+    "strategy", list(sharding_strategies()), ids=lambda strategy: type(strategy).__name__
+)
 @pytest.mark.parametrize("ask", [True, False])
 def test_sharding_strategies(strategy, ask, monkeypatch):
     module = wrapped(PlainTowers()) if ask else SelfContained()
@@ -309,9 +313,7 @@ def test_model_that_is_no_lightning_module(model):
 
 def twin_trainer(**settings):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return other_pl.Trainer(
-        accelerator="cpu", max_epochs=1, enable_model_summary=False, **(quiet | settings)
-    )
+    return other_pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **(quiet | settings))
 
 
 def test_trainer_of_the_twin_package_given_an_ask_module():
@@ -392,15 +394,21 @@ def test_period_out_of_range(T):
     ],
 )
 def test_other_arguments_out_of_range(argument, value, text):
-    with pytest.raises(ValueError, match=rf"Argument `{argument}` has to be {text}.*but got {value!r}|{text}"):
+    with pytest.raises(
+        ValueError, match=rf"Argument `{argument}` has to be {text}.*but got {value!r}|{text}"
+    ):
         KnowledgeRefreshCallback(**{argument: value})
 
 
-@pytest.mark.parametrize(("T", "epochs", "warned"), [(3, 3, True), (4, 3, True), (2, 3, False), (1, -1, False)])
+@pytest.mark.parametrize(
+    ("T", "epochs", "warned"), [(3, 3, True), (4, 3, True), (2, 3, False), (1, -1, False)]
+)
 def test_period_not_shorter_than_the_run(T, epochs, warned, recwarn):
     run = trainer(max_epochs=epochs, max_steps=2, callbacks=[refresh(T)])
     run.fit(wrapped(PlainTowers()), loader())
-    text = f"KnowledgeRefreshCallback(T={T}) with max_epochs={epochs} builds the knowledge once and never renews"
+    text = (
+        f"KnowledgeRefreshCallback(T={T}) with max_epochs={epochs} builds the knowledge once and never renews"
+    )
     assert any(text in str(warning.message) for warning in recwarn) == warned
 
 

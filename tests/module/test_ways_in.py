@@ -4,6 +4,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from ask_lightning import ASKModule, ReliabilityOTLoss
 from clients import (
     AUDIO,
     NEUTRAL,
@@ -22,9 +25,6 @@ from clients import (
     trainer,
     wrapped,
 )
-from torch import nn
-
-from ask_lightning import ASKModule, ReliabilityOTLoss
 
 
 def fit(model, *, ask: bool, seed: int = 3, epochs: int = 3, settings=None, **options):
@@ -165,7 +165,7 @@ def test_encode_leaves_the_step_out():
         def training_step(self, batch, batch_idx):
             raise AssertionError("left out")
 
-    model, watcher, _, _ = fit(Client, ask=True, step="encode")
+    _, watcher, _, _ = fit(Client, ask=True, step="encode")
     assert len(watcher.losses) == 18
 
 

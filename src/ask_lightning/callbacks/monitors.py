@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.hooks import RemovableHandle
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback, check_count
@@ -50,17 +51,15 @@ class DriftMonitor(Callback):
         if stage == "fit":
             _refresher(trainer)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks that the source has rows that can be read again."""
+        _map_style(_refresher(trainer).loader(trainer))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the probe and logs its drift."""
         refresher = _refresher(trainer)
         target, whole = refresher.target, refresher.loader(trainer)
-        dataset = whole.dataset if isinstance(whole, DataLoader) else None
-        if dataset is None or isinstance(dataset, IterableDataset):
-            raise RuntimeError(
-                "DriftMonitor needs a knowledge source with an index, but got "
-                f"{type(dataset or whole).__name__}. Pass KnowledgeRefreshCallback(source=dataset) with a "
-                "map-style dataset, or leave the monitor out."
-            )
+        dataset = _map_style(whole)
         base = target.loss.knowledge
         assert base is not None
         rows = torch.linspace(0, len(base.fine) - 1, min(self.num_probes, len(base.fine))).long()
@@ -103,6 +102,12 @@ class InfluenceMonitor(Callback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Stops listening; `teardown` is not called after an error."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -177,3 +182,14 @@ def _refresher(trainer: pl.Trainer) -> KnowledgeRefreshCallback:
     raise RuntimeError(
         "DriftMonitor follows a KnowledgeRefreshCallback, but the trainer has none. Add it to the callbacks."
     )
+
+
+def _map_style(loader: Iterable[Any]) -> Dataset[Any]:
+    dataset = loader.dataset if isinstance(loader, DataLoader) else None
+    if dataset is None or isinstance(dataset, IterableDataset):
+        raise RuntimeError(
+            "DriftMonitor needs a knowledge source with an index, but got "
+            f"{type(loader if dataset is None else dataset).__name__}. Pass "
+            "KnowledgeRefreshCallback(source=dataset) with a map-style dataset, or leave the monitor out."
+        )
+    return dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ def progress_bar(trainer: pl.Trainer, description: str, total: int | None) -> It
     display = trainer.progress_bar_callback
     if isinstance(display, RichProgressBar) and display.is_enabled and display.progress is not None:
         progress = display.progress
-        task = progress.add_task(description, total=total)
+        # Lightning's rich display takes an unknown number of steps as an infinite one.
+        task = progress.add_task(description, total=math.inf if total is None else total)
         try:
             yield lambda: progress.update(task, advance=1, refresh=True)
         finally:

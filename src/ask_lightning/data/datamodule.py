@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.data import sized_len
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.captions import read_captions, split_by_clip
@@ -96,8 +95,7 @@ class PairData(L.LightningDataModule, ABC):
         seed: Of the shuffles, at least 0.
 
     Raises:
-        ValueError: `batch_size` is below 2, or (when the datasets are first needed) the training pairs do
-            not fill a batch.
+        ValueError: An argument is outside its range.
 
     Example:
         >>> class Tiny(PairData):
@@ -129,14 +127,7 @@ class PairData(L.LightningDataModule, ABC):
     @cached_property
     def datasets(self) -> Mapping[str, Dataset[Item]]:
         """The datasets by name: `"train"`, `"val"` and perhaps `"test"`."""
-        datasets = self.build()
-        num_train = sized_len(datasets["train"]) or 0
-        if num_train < self._batch_size:
-            raise ValueError(
-                f"The {num_train} training pairs do not fill a batch of {self._batch_size}: there would be "
-                "nothing to train on. Lower `batch_size`."
-            )
-        return datasets
+        return self.build()
 
     def setup(self, stage: str) -> None:
         """Make the datasets at the start of a run, where errors are expected.
@@ -147,7 +138,11 @@ class PairData(L.LightningDataModule, ABC):
         _ = self.datasets
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Shuffled batches; see the class."""
+        """Shuffled batches; see the class.
+
+        Raises:
+            ValueError: The training pairs do not fill a batch.
+        """
         train = self.datasets["train"]
         trainer = self.trainer
         sampler = EpochSampler(
@@ -156,6 +151,11 @@ class PairData(L.LightningDataModule, ABC):
             rank=0 if trainer is None else trainer.global_rank,
             seed=self._seed,
         )
+        if len(sampler) < self._batch_size:
+            raise ValueError(
+                f"The {len(sampler)} training pairs of a process do not fill a batch of {self._batch_size}: "
+                "there would be nothing to train on. Lower `batch_size`."
+            )
         return self._loader(train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Item]:
@@ -337,7 +337,7 @@ class FolderData(PairData):
         num_mels: int | None = 64,
         strict: bool = False,
         check: Literal["header", "decode"] = "header",
-        cache: Literal["memory"] | str | Path | None = "memory",
+        cache: Literal["memory"] | str | Path | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,

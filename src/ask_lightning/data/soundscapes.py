@@ -202,8 +202,8 @@ class Soundscapes(Dataset[dict[str, Any]]):
     most are rare. Several types are close in sound, clips share events, and captions differ in words and
     in the order of events: a small model neither fails at the task nor solves it.
 
-    Clip `i` depends on `seed`, `split` and `i` alone. All clips are rendered at construction, about a
-    thousand a second on one core.
+    Clip `i` depends on `seed`, `split` and `i` alone. All clips are rendered at construction, some
+    hundred a second on one core.
 
     Args:
         num_clips: Number of clips, at least 1.

@@ -200,6 +200,8 @@ class KnowledgeBase:
         dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
         fine = Granularity(audio, text.to(audio.device), index)
+        if index not in ("auto", "exact"):
+            _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
         prototypes = build_prototypes(
             fine.audio,
             fine.text,
@@ -208,8 +210,6 @@ class KnowledgeBase:
             normalize=normalize_prototypes,
             seed=seed,
         )
-        if index not in ("auto", "exact"):
-            _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
         return cls(fine, Granularity(*prototypes), row_ids.to(audio.device))
 
     def lookup(

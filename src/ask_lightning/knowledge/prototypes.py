@@ -38,8 +38,7 @@ def build_prototypes(
       share (optimal assignment).
     * `"joint"`: cluster the concatenated pairs once.
     * `"audio"`, `"text"`: cluster one modality, pool both by it.
-    * `"index"`: cluster each modality and pair number m with number m, which have only the pair that both
-      started from in common.
+    * `"index"`: cluster each modality and pair number m with number m, which have nothing in common.
 
     Args:
         audio: `(N, d)` unit vectors.
@@ -57,7 +56,8 @@ def build_prototypes(
     elif pairing in ("audio", "text"):
         by_audio = by_text = cluster(audio if pairing == "audio" else text, num_prototypes, seed)
     else:
-        by_audio, by_text = (cluster(rows, num_prototypes, seed) for rows in (audio, text))
+        # With one seed both would start from the same pairs, and number m of both would be related.
+        by_audio, by_text = (cluster(side, num_prototypes, seed + n) for n, side in enumerate((audio, text)))
     if pairing == "matched":
         by_text = match_clusters(by_audio, by_text, num_prototypes)
     prototypes = (max_pool(audio, by_audio, num_prototypes), max_pool(text, by_text, num_prototypes))

@@ -105,8 +105,8 @@ class TinyRetriever(L.LightningModule):
         >>> model = TinyRetriever(width=8)
         >>> model.forward_audio({"log_mel": torch.zeros(2, 100, 64)}).shape
         torch.Size([2, 8])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).norm(dim=-1)
-        tensor([1., 1.], grad_fn=<LinalgVectorNormBackward0>)
+        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        torch.Size([2, 8])
     """
 
     def __init__(
@@ -256,8 +256,8 @@ def mask_spectrogram(spectrogram: Tensor, largest_share: float) -> Tensor:
 
     Example:
         >>> masked = mask_spectrogram(torch.zeros(2, 100, 64), largest_share=0.5)
-        >>> masked.shape, sorted(set(masked.unique().tolist()) - {0.0, SILENCE})
-        (torch.Size([2, 100, 64]), [])
+        >>> masked.shape, (masked == 0).float().mean() > 0.2
+        (torch.Size([2, 100, 64]), tensor(True))
     """
     _, num_frames, num_bins = spectrogram.shape
     time = _stretches(spectrogram, num_frames, largest_share).unsqueeze(2)  # (B, F, 1)
