@@ -181,6 +181,13 @@ class TestKnowledge:
         assert list(module.parameters()) == []
 
 
+class WithLearnedTemperature(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.loss = make_loss(temperature=self.temperature)
+
+
 class TestCopies:
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
     @pytest.mark.parametrize("called_before", [False, True])
@@ -202,16 +209,7 @@ class TestCopies:
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
     def test_copy_of_a_model_has_its_own_learned_temperature(self, duplicate):
-        class Model(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
-                self.loss = make_loss(temperature=self.temperature)
-
-        case = make_case()
-        Model.__qualname__ = "_Model"  # where pickle looks a class up
-        globals()["_Model"] = Model
-        model = Model()
+        case, model = make_case(), WithLearnedTemperature()
         copied = duplicate(model)
         copied.loss(case.audio, case.text, knowledge=case.base).backward()
         assert copied.temperature.grad is not None

@@ -11,7 +11,7 @@ from ask_lightning.models.words import HashedWordEncoder, word_pieces
 
 
 class Losses(L.Callback):
-    """The mean training loss of each epoch."""
+    """The training loss of the last batch of each epoch."""
 
     def __init__(self) -> None:
         self.values = []
