@@ -32,7 +32,7 @@ from ask_lightning.reproduce import (
     training_picture,
 )
 
-METHODS = ("NT-Xent", "ASK")
+METHODS = ("NT-Xent", "ASK", "ASK-detached")
 
 
 class FrozenPairs(Dataset):
@@ -113,7 +113,11 @@ def main() -> None:
         )
         if method == "NT-Xent":
             return heads, []
-        loss = ReliabilityOTLoss(temperature=temperature, plan_scaling=options.plan_scaling)
+        loss = ReliabilityOTLoss(
+            temperature=temperature,
+            plan_scaling=options.plan_scaling,
+            modulation_gradient=method == "ASK",
+        )
         refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
         return ASKModule(heads, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
 
@@ -128,7 +132,7 @@ def main() -> None:
             max_epochs=options.epochs,
         )
 
-    runs = compare(train, METHODS, options.tune, range(options.seeds))
+    runs = compare(train, options.methods, options.tune, range(options.seeds))
     training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
     table = markdown_table(runs)
     (options.output / "comparison.md").write_text(table + "\n")
@@ -167,6 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--clip-id-column", default="clip_id", help="its column of clip ids")
     add("--split-seed", type=int, default=0, help="which division into train, validation and test")
     add("--width", type=int, default=256, help="of the shared space")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="ASK-detached: constant factor")
     add("--epochs", type=int, default=30, help="of each run")
     add("--T", type=int, default=5, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")

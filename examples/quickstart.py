@@ -28,7 +28,7 @@ from ask_lightning.reproduce import (
     training_picture,
 )
 
-METHODS = ("NT-Xent", "ASK")
+METHODS = ("NT-Xent", "ASK", "ASK-detached")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
             loggers=extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options),
         )
 
-    runs = compare(train, METHODS, options.tune, range(options.seed, options.seed + options.seeds))
+    runs = compare(train, options.methods, options.tune, range(options.seed, options.seed + options.seeds))
     picture = options.output / "comparison.png"
     training_picture(runs, picture, refresh_every=options.T)
     table = markdown_table(runs)
@@ -71,7 +71,7 @@ def build(
     model = TinyRetriever(temperature=temperature, learning_rate=options.learning_rate)
     if method == "NT-Xent":
         return model, []
-    loss = ReliabilityOTLoss(temperature=temperature)
+    loss = ReliabilityOTLoss(temperature=temperature, modulation_gradient=method == "ASK")
     refresh = KnowledgeRefreshCallback(
         options.T, without_random_crops(data), num_prototypes=options.prototypes
     )
@@ -93,6 +93,7 @@ def make_data(options: argparse.Namespace) -> PairData:
         clip_id=options.clip_id_column,
         seconds=options.seconds,
         fractions=(0.7, 0.15, 0.15),
+        cache="memory",
         batch_size=options.batch_size,
     )
 
@@ -127,7 +128,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--caption-column", default="caption", help="its column of captions")
     add("--clip-id-column", help="its column of clip ids, which splits keep together (default: the file)")
     add("--seconds", type=float, default=5.0, help="length that clips are cropped or filled up to")
-    add("--epochs", type=int, default=12, help="of each run")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS[:2], help="ASK-detached: constant factor")
+    add("--epochs", type=int, default=10, help="of each run")
     add("--T", type=int, default=3, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
     add("--tune", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="temperatures that both choose from")

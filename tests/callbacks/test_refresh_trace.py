@@ -246,7 +246,7 @@ def test_names_of_the_logs():
         for term in ("contrastive", "factor", "psi_fine", "psi_coarse", "factor_fine", "factor_coarse")
         for way in ("t2a", "a2t")
     }
-    drift = {"ask/rdm_audio", "ask/rdm_text"}
+    drift = {f"ask/{term}_{side}" for term in ("rdm", "mean_similarity") for side in ("audio", "text")}
     assert logger.names == NAMES | per_granularity | per_direction | drift | {"epoch"}
     assert logger.values("ask/knowledge_age") == [0, 1, 0, 1, 0]
     assert len(logger.values("ask/loss")) == 30

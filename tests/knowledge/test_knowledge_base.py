@@ -13,7 +13,7 @@ import reference
 from ask_lightning.clip_ids import integer_ids
 from ask_lightning.knowledge import Granularity, KnowledgeBase
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch
+from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 
 
 def raw(rows: int, width: int = 6, seed: int = 0, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,7 +276,7 @@ class TestCopies:
         base = make(index="auto")
         assert "search_audio" not in vars(base.fine)
         assert base.fine.search_audio is base.fine.search_audio
-        assert isinstance(base.fine.search_audio, ExactSearch)
+        assert isinstance(base.fine.search_audio, FastestExactSearch)
 
     def test_prototypes_are_searched_exactly(self):
         pytest.importorskip("faiss")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from ask_lightning.knowledge import KnowledgeBase, snapshot
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch
+from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 from ask_lightning.knowledge.snapshot import SnapshotError, read_snapshot, write_snapshot
 
 
@@ -59,7 +59,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize(
         ("index", "kind"),
         [
-            ("auto", ExactSearch),
+            ("auto", FastestExactSearch),
             ("exact", ExactSearch),
             ("Flat", FaissSearch),
             ("IVF4,Flat;nprobe=4", FaissSearch),

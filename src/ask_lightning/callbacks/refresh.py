@@ -21,6 +21,8 @@ from ask_lightning.knowledge.encoding import Source, encode_source, random_strea
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot import SnapshotError
 
+# Mean cosine of trained embeddings to each other from which on they tell nothing apart; usual is below 0.5.
+_COLLAPSED = 0.95
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
 
@@ -211,8 +213,11 @@ class KnowledgeRefreshCallback(Callback):
         self._built_at, self._snapshot, self._saved_to = trainer.current_epoch, None, None
         seconds = time.perf_counter() - started
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(audio) / seconds}
-        if old is not None and old.fine.audio.shape == audio.shape:
-            report |= knowledge_drift(base, old)
+        report |= (similarity := mean_similarity(base))
+        if old is not None:
+            _warn_of_collapse(similarity)
+            if old.fine.audio.shape == audio.shape:
+                report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
@@ -298,6 +303,31 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
         "rdm_text": (current.fine.text, stored.fine.text),
     }
     return {name: representation_drift(now[queries], now, old) for name, (now, old) in pairs.items()}
+
+
+def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
+    """Mean cosine of all pairs of rows of each modality: 0 for directions all over, 1 for a single one.
+
+    Args:
+        base: The base.
+
+    Returns:
+        `mean_similarity_audio` and `mean_similarity_text`, 0-d.
+    """
+    sides = {"audio": base.fine.audio, "text": base.fine.text}
+    # The mean of all u_i · u_j is the squared length of the mean.
+    return {f"mean_similarity_{name}": rows.mean(dim=0).square().sum() for name, rows in sides.items()}
+
+
+def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> None:
+    audio, text = (float(value) for value in similarity.values())
+    if min(audio, text) > _COLLAPSED:
+        rank_zero_warn(
+            f"The embeddings have collapsed: the mean cosine between source pairs is {audio:.3f} for audio "
+            f"and {text:.3f} for text. The differentiated reliability factor can pull all embeddings of an "
+            "encoder that is not pretrained onto their neighbours. Try "
+            "ReliabilityOTLoss(modulation_gradient=False), a lower temperature, or pretrained encoders."
+        )
 
 
 def _directory(trainer: pl.Trainer) -> Path:

@@ -1,7 +1,7 @@
 """Maximum inner product search. Axes: `B` queries, `N` rows, `K` neighbours, `d` width.
 
-Every search returns rows ordered by (-score, row), so that results do not depend on blocks, devices or
-the order in which candidates happen to be found.
+Every search returns rows ordered by (-score, row). The exact ones also choose by it among rows that tie for
+the last place; a Faiss index chooses as it likes.
 """
 
 from typing import Any, Protocol
@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ask_lightning.knowledge.faiss_import import faiss_has_gpu, import_faiss
+from ask_lightning.knowledge.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
 
 # Scores held at a time. A block of 4 MB stays in a CPU's cache between the product and the selection.
 _SCORES_PER_BLOCK = 1 << 20
 _QUERIES_PER_BLOCK = 1024
+# From so many queries on Faiss's kernel is the faster one on a CPU (benchmarks/step.py).
+_QUERIES_FOR_FAISS = 128
 # Share of an inverted file's lists that is visited where the index string does not say.
 _DEFAULT_PROBED_SHARE = 1 / 16
 _GPU_SCRATCH_BYTES = 256 << 20
@@ -34,15 +36,18 @@ def build_search(vectors: Tensor, index: str) -> Search:
         vectors: `(N, d)`, on the device that queries will be on.
         index: `"exact"`; a Faiss factory string, optionally with search parameters behind a semicolon
             (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU where
-            both the vectors and Faiss are, else exact. On a CPU exact search is never the slower one
-            in a measurable way (docs/benchmarks.md) and needs no copy of the vectors.
+            both the vectors and Faiss are, else exact by whatever is the faster one on a CPU.
 
     Raises:
         ImportError: A Faiss index is asked for and Faiss cannot be loaded.
         ValueError: Faiss does not understand the string.
     """
+    if index == "auto" and vectors.is_cuda and faiss_has_gpu():
+        index = "Flat"
     if index == "auto":
-        index = "Flat" if vectors.is_cuda and faiss_has_gpu() else "exact"
+        # Faiss's kernel is one for float32 on a CPU.
+        suitable = faiss_is_available() and vectors.is_cpu and vectors.dtype == torch.float32
+        return FastestExactSearch(vectors) if suitable else ExactSearch(vectors)
     return ExactSearch(vectors) if index == "exact" else FaissSearch(vectors, index)
 
 
@@ -106,6 +111,43 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
         priority = torch.where(scores > kth, position + width, torch.where(scores == kth, position, 0))
         columns = priority.topk(k, dim=1).indices
     return columns[:, :k].sort(dim=1).values
+
+
+class FastestExactSearch:
+    """Exact search by torch for small batches of queries, by Faiss's kernel for large ones on a CPU.
+
+    Faiss searches the vectors where they are, without a copy; where a tie crosses the last place it does
+    not keep the order of rows, so those queries are searched again.
+
+    Args:
+        vectors: `(N, d)`, float32 on a CPU.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors
+        self._exact = ExactSearch(vectors)
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Search`."""
+        if len(queries) < _QUERIES_FOR_FAISS or k == len(self.vectors):
+            return self._exact(queries, k)
+        faiss = import_faiss()
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        rows_of = (side.detach().float().contiguous().numpy() for side in (queries, self.vectors))
+        found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)
+        tied = scores[:, k - 1] == scores[:, k]
+        scores, rows = _ordered(scores[:, :k], rows[:, :k])
+        if bool(tied.any()):
+            scores[tied], rows[tied] = self._exact(queries[tied], k)
+        return scores, rows
+
+
+def _ordered(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same candidates by (-score, row)."""
+    rows, order = rows.sort(dim=1)
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return scores, rows.gather(1, order)
 
 
 class FaissSearch:
@@ -180,6 +222,4 @@ class FaissSearch:
         if not self._exhaustive and bool((incomplete := (rows < 0).any(dim=1)).any()):
             exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
             scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
-        rows, order = rows.sort(dim=1)
-        scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-        return scores, rows.gather(1, order)
+        return _ordered(scores, rows)

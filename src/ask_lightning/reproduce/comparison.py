@@ -86,7 +86,7 @@ def compare(
         run = train(method, temperature, seed)
         finished += 1
         log(
-            f"[{finished}/{total}] {method:8}τ = {temperature:<6g}seed {seed}: validation mean recall "
+            f"[{finished}/{total}] {method:12} τ = {temperature:<6g}seed {seed}: validation mean recall "
             f"{100 * mean_recall(run.validation):.1f} % ({time.perf_counter() - started:.0f} s)"
         )
         return run

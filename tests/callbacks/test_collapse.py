@@ -1,0 +1,49 @@
+"""A base whose rows all look alike is worth a warning."""
+
+import warnings
+
+import torch
+
+from ask_lightning import ASKModule, KnowledgeBase, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.callbacks.refresh import mean_similarity
+from clients import PlainTowers, loader, trainer
+
+
+class Collapsed(PlainTowers):
+    """Encoders that say the same of everything, from the second epoch on."""
+
+    def flatten(self, embeddings):
+        return embeddings * (self.current_epoch == 0) + torch.ones_like(embeddings)
+
+    def encode_audio(self, batch):
+        return self.flatten(super().encode_audio(batch))
+
+    def encode_text(self, batch):
+        return self.flatten(super().encode_text(batch))
+
+
+def collapse_warnings(model):
+    fit = trainer(max_epochs=2, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(ASKModule(model, ReliabilityOTLoss(num_neighbors=3)), loader())
+    return [str(item.message) for item in caught if "collapsed" in str(item.message)]
+
+
+def test_collapsed_embeddings_are_warned_about():
+    (message,) = collapse_warnings(Collapsed())
+    assert "mean cosine between source pairs is 1.000 for audio and 1.000 for text" in message
+    assert "ReliabilityOTLoss(modulation_gradient=False)" in message
+
+
+def test_healthy_embeddings_are_not():
+    assert collapse_warnings(PlainTowers()) == []
+
+
+def test_mean_similarity_is_the_mean_of_all_cosines():
+    generator = torch.Generator().manual_seed(0)
+    audio, text = torch.randn(2, 40, 6, generator=generator)
+    base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=4)
+    found = mean_similarity(base)
+    torch.testing.assert_close(found["mean_similarity_audio"], (base.fine.audio @ base.fine.audio.T).mean())
+    torch.testing.assert_close(found["mean_similarity_text"], (base.fine.text @ base.fine.text.T).mean())
