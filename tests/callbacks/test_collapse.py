@@ -23,7 +23,7 @@ class Collapsed(PlainTowers):
 
 
 def collapse_warnings(model):
-    fit = trainer(max_epochs=2, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
+    fit = trainer(max_epochs=4, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit.fit(ASKModule(model, ReliabilityOTLoss(num_neighbors=3)), loader())

@@ -331,7 +331,7 @@ def test_trainer_of_the_twin_package_given_the_callback():
         with pytest.raises(
             TypeError,
             # Older versions of the twin refuse the callback themselves.
-            match=r"trainer is a `pytorch_lightning.*Use `lightning.pytorch.Trainer`|`lightning.pytorch` object",
+            match=r"is a `pytorch_lightning.*Use `lightning.pytorch.Trainer`|`lightning.pytorch` object",
         ):
             twin_trainer(callbacks=[refresh()]).fit(model, loader())
 

@@ -114,6 +114,7 @@ class KnowledgeRefreshCallback(Callback):
         self._built_at: int | None = None  # the epoch whose encoders made the base in use
         self._snapshot: Path | None = None  # where the base in use is on disk
         self._saved_to: Path | None = None  # the directory for which that was last seen to
+        self._warned = False  # of a collapse, once a run
         self._to_restore: dict[str, Any] | None = None
 
     @property
@@ -215,7 +216,7 @@ class KnowledgeRefreshCallback(Callback):
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(audio) / seconds}
         report |= (similarity := mean_similarity(base))
         if old is not None:
-            _warn_of_collapse(similarity)
+            self._warned |= not self._warned and _warn_of_collapse(similarity)
             if old.fine.audio.shape == audio.shape:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
@@ -319,15 +320,18 @@ def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
     return {f"mean_similarity_{name}": rows.mean(dim=0).square().sum() for name, rows in sides.items()}
 
 
-def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> None:
+def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
+    """Whether there was something to warn of."""
     audio, text = (float(value) for value in similarity.values())
-    if min(audio, text) > _COLLAPSED:
+    collapsed = min(audio, text) > _COLLAPSED
+    if collapsed:
         rank_zero_warn(
             f"The embeddings have collapsed: the mean cosine between source pairs is {audio:.3f} for audio "
             f"and {text:.3f} for text. The differentiated reliability factor can pull all embeddings of an "
             "encoder that is not pretrained onto their neighbours. Try "
             "ReliabilityOTLoss(modulation_gradient=False), a lower temperature, or pretrained encoders."
         )
+    return collapsed
 
 
 def _directory(trainer: pl.Trainer) -> Path:
