@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import lightning.pytorch  # noqa: F401 - it sets its loggers up when it is imported
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 torch.set_num_threads(1)
 
@@ -32,3 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for line in _CHATTER:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def _dataloader_as_it_was():
+    """Lightning patches DataLoader while it calls loader hooks, and leaves it patched if one raises."""
+    names = [f"__{verb}__" for verb in ("init", "setattr", "delattr")]
+    names += [f"__old{name}" for name in names]
+    before = {name: vars(DataLoader)[name] for name in names if name in vars(DataLoader)}
+    yield
+    for name in names:
+        if name in before:
+            setattr(DataLoader, name, before[name])
+        elif name in vars(DataLoader):
+            delattr(DataLoader, name)
