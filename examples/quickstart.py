@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import AudioFolder, FolderData, PairData, RetrievalData, SoundscapeData
@@ -43,7 +43,8 @@ def main() -> None:
 
     def train(method: str, temperature: float, seed: int) -> Run:
         data = RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed)
-        return train_and_judge(
+        extra = extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options)
+        run = train_and_judge(
             lambda: build(method, temperature, data, options),
             data,
             method=method,
@@ -52,8 +53,11 @@ def main() -> None:
             output=options.output,
             max_epochs=options.epochs,
             accelerator=options.accelerator,
-            loggers=extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options),
+            loggers=extra,
         )
+        for logger in extra:
+            logger.experiment.finish()  # or wandb would add the next run to this one
+        return run
 
     runs = compare(train, options.methods, options.tune, range(options.seed, options.seed + options.seeds))
     picture = options.output / "comparison.png"
@@ -104,7 +108,7 @@ def without_random_crops(data: PairData) -> AudioFolder | None:
     return pairs.part(range(len(pairs)), train=False) if isinstance(pairs, AudioFolder) else None
 
 
-def extra_loggers(name: str, options: argparse.Namespace) -> list[Logger]:
+def extra_loggers(name: str, options: argparse.Namespace) -> list[WandbLogger]:
     """Weights & Biases if asked for; there is a CSV in any case."""
     if not options.wandb:
         return []

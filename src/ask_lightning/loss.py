@@ -133,16 +133,18 @@ class ReliabilityOTLoss(nn.Module):
                 f"but got {tuple(granularities)}."
             )
         _check_modulation(lambda_fine, lambda_coarse)
+        _check_temperature(temperature)
         if isinstance(temperature, int | float):
-            _check_range("temperature", temperature, temperature > 0, "positive")
+            temperature = float(temperature)
         self.num_neighbors = num_neighbors
-        self.injection_ratio = injection_ratio
-        self.ot_factor = ot_factor
-        self.lambda_fine = lambda_fine
-        self.lambda_coarse = lambda_coarse
+        # NumPy numbers would make checkpoints that `weights_only=True` refuses.
+        self.injection_ratio = float(injection_ratio)
+        self.ot_factor = float(ot_factor)
+        self.lambda_fine = float(lambda_fine)
+        self.lambda_coarse = float(lambda_coarse)
         # In a tuple, because a parameter set as an attribute would be registered here a second time.
         self._temperature = (temperature,)
-        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_epsilon = float(sinkhorn_epsilon)
         self.sinkhorn_iterations = sinkhorn_iterations
         self.granularities = tuple(name for name in GRANULARITIES if name in granularities)
         self.renormalize_injected = renormalize_injected
@@ -173,7 +175,7 @@ class ReliabilityOTLoss(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments as values that a file can hold; `None` for those it cannot."""
-        names = inspect.signature(type(self)).parameters
+        names = inspect.signature(ReliabilityOTLoss).parameters
         values = {name: getattr(self, name) for name in names if name != "temperature"}
         (temperature,) = self._temperature
         return values | {
@@ -248,7 +250,7 @@ class ReliabilityOTLoss(nn.Module):
             if knowledge is self.knowledge and knowledge.device != audio.device:
                 self.knowledge = knowledge = knowledge.to(audio.device)
             neighborhoods = self.retrieve(audio, text, knowledge, ids=id_tensor)
-            bounded = all(getattr(knowledge, name).longest <= 1 + 1e-5 for name in self.granularities)
+            bounded = self.is_bounded(knowledge)
             loss, terms = self.from_neighborhoods(audio, text, neighborhoods, ids=id_tensor, bounded=bounded)
         self.last = {name: term.detach() for name, term in terms.items()}
         return loss
@@ -274,6 +276,10 @@ class ReliabilityOTLoss(nn.Module):
             exclude_ids=ids if self.exclude_self else None,
             granularities=self.granularities,
         )
+
+    def is_bounded(self, knowledge: KnowledgeBase) -> bool:
+        """Whether the rows that this loss looks up have at most unit length, up to rounding."""
+        return all(getattr(knowledge, name).longest <= 1 + 1e-5 for name in self.granularities)
 
     def from_neighborhoods(
         self,
@@ -416,6 +422,18 @@ class ReliabilityOTLoss(nn.Module):
 def _check_range(name: str, value: float, good: bool, allowed: str) -> None:
     if not good:
         raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value}.")
+
+
+def _check_temperature(temperature: object) -> None:
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        temperature = temperature.item()
+    if isinstance(temperature, int | float):
+        _check_range("temperature", float(temperature), temperature > 0, "positive")
+    elif isinstance(temperature, Tensor) or not callable(temperature):
+        raise TypeError(
+            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
+            f"arguments, but got {temperature!r}."
+        )
 
 
 def _check_count(name: str, value: object) -> None:

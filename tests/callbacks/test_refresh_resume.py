@@ -452,5 +452,6 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "built_at": int,
         "snapshot": str,
         "fingerprint": str,
+        "settings": dict,
     }
     assert Path(state["snapshot"]).is_absolute()

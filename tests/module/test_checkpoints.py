@@ -129,7 +129,8 @@ def test_contents(fitted):
     assert stored["hyper_parameters"] == {"learning_rate": 0.03}
     assert list(stored["state_dict"]) == list(PlainTowers().state_dict())
     assert stored["ask_lightning"] == {"loss": module.loss.options}
-    assert set(stored["callbacks"]["KnowledgeRefreshCallback"]) == {"built_at", "snapshot", "fingerprint"}
+    state = stored["callbacks"]["KnowledgeRefreshCallback"]
+    assert set(state) == {"built_at", "snapshot", "fingerprint", "settings"}
 
 
 def test_loads_in_the_models_class(fitted):

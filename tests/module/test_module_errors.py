@@ -363,7 +363,7 @@ def test_widths_differ():
             super().__init__()
             self.text_encoder = nn.Linear(10, 6)
 
-    with pytest.raises(ValueError, match=r"\(48, 8\) and \(48, 6\)"):
+    with pytest.raises(ValueError, match=r"audio \(8, 8\) and text \(8, 6\)"):
         trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
 
 
@@ -375,7 +375,7 @@ def test_embeddings_with_a_token_axis():
         def encode_text(self, batch):
             return super().encode_text(batch)[:, None].expand(-1, 3, -1)
 
-    with pytest.raises(ValueError, match=r"\(48, 3, 8\)"):
+    with pytest.raises(ValueError, match=r"audio \(8, 3, 8\)"):
         trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
 
 

@@ -90,11 +90,13 @@ class InfluenceMonitor(Callback):
         check_count("every_n_steps", every_n_steps, 1)
         self.every_n_steps = every_n_steps
         self._due = False
+        self._last_step = -1
         self._measured: dict[str, Tensor] = {}
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listens to the loss."""
+        self._last_step = -1
         self._hook = find_target(pl_module).loss.register_forward_hook(self._measure, with_kwargs=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -113,7 +115,11 @@ class InfluenceMonitor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Decides whether this step is measured."""
-        self._due = trainer.global_step % self.every_n_steps == 0
+        # Several batches belong to one optimiser step when gradients are accumulated.
+        step = trainer.global_step
+        self._due = step % self.every_n_steps == 0 and step != self._last_step
+        if self._due:
+            self._last_step = step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,7 +169,8 @@ def influence_of_knowledge(
             name: Neighborhood(*hood[:2], *(vectors.detach().requires_grad_() for vectors in hood[2:]))
             for name, hood in loss.retrieve(audio, text, knowledge, ids=id_tensor).items()
         }
-        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor)
+        bounded = loss.is_bounded(knowledge)
+        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded)
         return {
             name: out_of_batch_influence(
                 value,
@@ -185,7 +192,8 @@ def _refresher(trainer: pl.Trainer) -> KnowledgeRefreshCallback:
 
 
 def _map_style(loader: Iterable[Any]) -> Dataset[Any]:
-    dataset = loader.dataset if isinstance(loader, DataLoader) else None
+    one_by_one = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    dataset = loader.dataset if one_by_one and isinstance(loader, DataLoader) else None
     if dataset is None or isinstance(dataset, IterableDataset):
         raise RuntimeError(
             "DriftMonitor needs a knowledge source with an index, but got "

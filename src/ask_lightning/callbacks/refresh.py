@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.target import Target, find_target
@@ -18,6 +19,7 @@ from ask_lightning.compatibility import check_finders, check_trainer
 from ask_lightning.functional import representation_drift
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.encoding import Source, encode_source, random_streams_kept, source_loader
+from ask_lightning.knowledge.faiss_import import import_faiss
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot import SnapshotError
 
@@ -130,6 +132,8 @@ class KnowledgeRefreshCallback(Callback):
             return
         check_trainer(trainer, pl_module)
         check_finders(trainer)
+        if self.index not in ("auto", "exact"):
+            import_faiss()  # an index that cannot be built is an error before the source is encoded
         self._target = find_target(pl_module)
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
@@ -158,6 +162,17 @@ class KnowledgeRefreshCallback(Callback):
             return
         self.target.loss.knowledge = base.to(pl_module.device)
         self._built_at = state["built_at"]
+        settings, stored = self._settings(), state.get("settings", {})
+        changed = [
+            f"{name} {value!r} → {settings[name]!r}"
+            for name, value in stored.items()
+            if value != settings[name]
+        ]
+        if changed:
+            rank_zero_warn(
+                f"The run resumes with knowledge that was built with other settings: {', '.join(changed)}. "
+                "The new ones take effect at the next refresh."
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes when it is time."""
@@ -217,7 +232,7 @@ class KnowledgeRefreshCallback(Callback):
         report |= (similarity := mean_similarity(base))
         if old is not None:
             self._warned |= not self._warned and _warn_of_collapse(similarity)
-            if old.fine.audio.shape == audio.shape:
+            if _reads_in_order(loader) and old.fine.audio.shape == audio.shape:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
@@ -267,7 +282,12 @@ class KnowledgeRefreshCallback(Callback):
             "built_at": self._built_at,
             "snapshot": str(self._snapshot) if self._snapshot else None,
             "fingerprint": base.fingerprint if base is not None else None,
+            "settings": self._settings(),
         }
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until devices are known, at the start of training."""
@@ -340,6 +360,11 @@ def _directory(trainer: pl.Trainer) -> Path:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             return Path(callback.dirpath).absolute()
     return Path(trainer.log_dir or trainer.default_root_dir).absolute()
+
+
+def _reads_in_order(loader: object) -> bool:
+    """Whether row j is the same pair at every refresh."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
 
 
 def _length(loader: object) -> int | None:

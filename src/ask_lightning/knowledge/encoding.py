@@ -56,7 +56,7 @@ def source_loader(
         num_workers: Worker processes; default that of the loader.
 
     Returns:
-        A loader of its own; the given ones are not iterated.
+        A loader of its own; given loaders are not iterated.
 
     Raises:
         TypeError: The source is none of these, or an iterator that can be read once only.
@@ -177,7 +177,7 @@ def encode_source(
         Audio `(N, d)`, text `(N, d)`, both float32 on the module's device, and ids `(N,)` or `None`.
 
     Raises:
-        ValueError: The source yields no batch.
+        ValueError: The source yields no batch, or embeddings are not two equal `(B, d)`.
     """
     audio, text, ids = [], [], []
     with _without_a_trace(trainer, module), torch.no_grad():
@@ -187,6 +187,7 @@ def encode_source(
             moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
+            _check_batch(batch_audio, batch_text, batch_ids)
             audio.append(batch_audio.detach().float())  # (B, d)
             text.append(batch_text.detach().float())  # (B, d)
             if batch_ids is not None:
@@ -195,6 +196,17 @@ def encode_source(
     if not audio:
         raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")
     return torch.cat(audio), torch.cat(text), torch.cat(ids) if ids else None
+
+
+def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
+    if audio.ndim != 2 or audio.shape != text.shape:
+        raise ValueError(
+            "The encoders have to return embeddings of the same shape (batch, width) for every batch of the "
+            f"knowledge source, but returned audio {tuple(audio.shape)} and text {tuple(text.shape)}. "
+            "Project both to one width, pool tokens, and do not squeeze a last batch of one."
+        )
+    if ids is not None and len(ids) != len(audio):
+        raise ValueError(f"There have to be {len(audio)} clip ids in this batch, but got {len(ids)}.")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every search returns rows ordered by (-score, row). The exact ones also choose b
 the last place; a Faiss index chooses as it likes.
 """
 
+import sys
 from typing import Any, Protocol
 
 import torch
@@ -132,7 +133,8 @@ class FastestExactSearch:
         if len(queries) < _QUERIES_FOR_FAISS or k == len(self.vectors):
             return self._exact(queries, k)
         faiss = import_faiss()
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        if sys.platform != "darwin":  # where `import_faiss` limits it to one for good
+            faiss.omp_set_num_threads(torch.get_num_threads())
         rows_of = (side.detach().float().contiguous().numpy() for side in (queries, self.vectors))
         found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
         scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)

@@ -77,6 +77,10 @@ def compare(
         >>> [run.temperature for run in compare(train, ["NT-Xent", "ASK"], [0.05, 0.1], [0], log=len)]
         [0.1, 0.1]
     """
+    if not methods or not temperatures or not seeds:
+        raise ValueError(
+            "Arguments `methods`, `temperatures` and `seeds` have to hold at least one value each."
+        )
     total = len(methods) * (len(temperatures) + len(seeds) - 1)
     finished = 0
 

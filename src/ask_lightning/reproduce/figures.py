@@ -40,15 +40,17 @@ def training_picture(runs: Sequence[Run], path: Path, *, refresh_every: int) -> 
         for side, line in (("audio", "-"), ("text", "--")):
             epochs, values = read_column(table, f"ask/probe_rdm_{side}")
             if epochs:
-                drift.plot(epochs, values, line, color=color, marker="o", markersize=3, label=side)
+                drift.plot(
+                    epochs, values, line, color=color, marker="o", markersize=3, label=f"{method}, {side}"
+                )
         for direction, line in (("a2t", "-"), ("t2a", "--")):
             epochs, values = read_column(table, f"ask/factor_{direction}")
             if epochs:
-                factor.plot(epochs, values, line, color=color, label=direction.upper())
+                factor.plot(epochs, values, line, color=color, label=f"{method}, {direction.upper()}")
     last = max((tick for axis in (recall, drift) for tick in axis.get_xlim()), default=0)
     for number, epoch in enumerate(range(0, int(last) + 1, refresh_every)):
         drift.axvline(
-            epoch - 0.5, color="#1d4ed8", linewidth=0.8, alpha=0.5, label="" if number else "refresh"
+            epoch - 0.5, color="black", linestyle=":", linewidth=1, label="" if number else "refresh"
         )
     recall.set(title="validation R@10", ylabel="%")
     drift.set(title="representation drift (RDM) at the end of the epoch", ylabel="nats", ylim=(0, None))
