@@ -54,7 +54,7 @@ def test_rich(capsys, leave, source, total):
             def update(task, **values):
                 draw(task, **values)
                 now = self.progress._tasks[task]
-                if TITLE in now.description:
+                if TITLE in now.description and now.visible:
                     drawn.append((now.completed, now.total))
 
             self.progress.update = update
@@ -64,7 +64,7 @@ def test_rich(capsys, leave, source, total):
     steps = 6 if source is None else 5
     assert drawn == [(done + 1, total) for done in range(steps)] * 2
     assert "Epoch" in text, "the trainer's own bar goes on"
-    assert not [task for task in bar.progress.tasks if TITLE in task.description]
+    assert not [task for task in bar.progress.tasks if TITLE in task.description and task.visible]
 
 
 def test_nothing_without_a_display(capsys):
@@ -89,7 +89,7 @@ def test_bar_is_closed_after_an_error(capsys, display):
     with pytest.raises(ZeroDivisionError):
         shown(capsys, bar, source=Sick(48))
     if display is RichProgressBar:
-        assert not [task for task in bar.progress.tasks if TITLE in task.description]
+        assert not [task for task in bar.progress.tasks if TITLE in task.description and task.visible]
 
 
 def test_advance_without_a_display():

@@ -32,7 +32,8 @@ def progress_bar(trainer: pl.Trainer, description: str, total: int | None) -> It
         try:
             yield lambda: progress.update(task, advance=1, refresh=True)
         finally:
-            progress.remove_task(task)
+            # Not removed: Lightning 2.5 takes the number of a task for its place in the list of tasks.
+            progress.update(task, visible=False)
     elif isinstance(display, TQDMProgressBar) and display.is_enabled:
         with Tqdm(desc=description, total=total, leave=False, dynamic_ncols=True, file=sys.stdout) as bar:
             yield bar.update
