@@ -23,7 +23,7 @@ from ask_lightning.knowledge.faiss_import import import_faiss
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot import SnapshotError
 
-# Mean cosine of trained embeddings to each other from which on they tell nothing apart; usual is below 0.5.
+# Mean cosine of trained embeddings to each other from which on they tell hardly anything apart.
 _COLLAPSED = 0.95
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
@@ -138,7 +138,7 @@ class KnowledgeRefreshCallback(Callback):
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
             self._built_at = self._snapshot = self._saved_to = self._to_restore = None
-            self.target.loss.knowledge = None
+            self.target.loss.knowledge, self._warned = None, False
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
