@@ -1,10 +1,12 @@
 """Optimal transport between the batch's texts and audios, Eq. 15 and 36. Axes: `B` batch."""
 
 import math
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -121,11 +123,22 @@ def _exponential_domain_(scaled: Tensor, iterations: int) -> Tensor:
 
 
 def _scale_on_cpu(kernel: Array, rows: Array, columns: Array, iterations: int) -> None:
-    """The loop in NumPy, whose matrix–vector products start in half the time of torch's."""
+    """The loop in NumPy, whose matrix–vector products start in half the time of torch's.
+
+    On one thread: products this small wait longer for a second thread, which torch's own threads keep from
+    starting, than they gain from it (benchmarks/step.py).
+    """
     column_sum = kernel.shape[0] / kernel.shape[1]
-    for _ in range(iterations):
-        np.reciprocal(np.dot(kernel, columns, out=rows), out=rows)
-        np.divide(column_sum, np.dot(kernel.T, rows, out=columns), out=columns)
+    with _blas_threads().limit(limits=1):
+        for _ in range(iterations):
+            np.reciprocal(np.dot(kernel, columns, out=rows), out=rows)
+            np.divide(column_sum, np.dot(kernel.T, rows, out=columns), out=columns)
+
+
+@cache
+def _blas_threads() -> ThreadpoolController:
+    # Finding the libraries takes milliseconds, so once; limiting them takes microseconds.
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _log_domain(scaled: Tensor, iterations: int) -> Tensor:
