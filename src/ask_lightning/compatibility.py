@@ -2,8 +2,14 @@
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from lightning.pytorch.strategies.xla import XLAStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy)
 _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
@@ -40,7 +46,8 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
     Raises:
         TypeError: A trainer of the `pytorch_lightning` package.
-        RuntimeError: Manual optimisation, a strategy that shards the model, several processes.
+        RuntimeError: Manual optimisation, a strategy that shards the model, several processes by another
+            strategy than DDP.
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
@@ -54,13 +61,40 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
         )
     if isinstance(trainer.strategy, _SHARDING):
         raise RuntimeError(
-            f"ASK does not support {type(trainer.strategy).__name__} yet, under which no process holds the "
-            'whole encoder at a refresh. Use `strategy="auto"`.'
+            f"ASK does not support {type(trainer.strategy).__name__}, under which no process holds the "
+            'whole encoder at a refresh. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
         )
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
         raise RuntimeError(
-            f"ASK does not support several processes yet, but the trainer runs {trainer.world_size}. "
-            "Use `devices=1`."
+            f"ASK is not tested with {type(trainer.strategy).__name__}, which may not keep the same weights "
+            'on every process. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
+        )
+
+
+def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse parameters without gradient under DDP, which would stop at the next step with a riddle.
+
+    Args:
+        trainer: The trainer after a backward pass.
+        module: The module that it trains.
+
+    Raises:
+        RuntimeError: With the parameters' names and the two ways out.
+    """
+    wrapper = trainer.strategy.model
+    if not isinstance(wrapper, DistributedDataParallel):
+        return
+    if wrapper.find_unused_parameters or wrapper.static_graph or not wrapper.require_backward_grad_sync:
+        return
+    idle = [
+        name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None
+    ]
+    if idle:
+        raise RuntimeError(
+            f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss, and "
+            "DDP does not go on without one. If it is a temperature, use it: "
+            "ReliabilityOTLoss(temperature=lambda: 1 / model.logit_scale.exp()). Else train with "
+            '`strategy="ddp_find_unused_parameters_true"`, or freeze them.'
         )
 
 

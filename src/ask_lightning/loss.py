@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ask_lightning.arguments import check_choice, check_count
 from ask_lightning.clip_ids import integer_ids
 from ask_lightning.functional import (
     inject_knowledge,
@@ -25,8 +26,8 @@ from ask_lightning.knowledge.base import (
     GRANULARITIES,
     GranularityName,
     KnowledgeBase,
-    Neighborhood,
 )
+from ask_lightning.knowledge.granularity import Neighborhood
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 PlanScaling = Literal["marginal", "row"]
@@ -119,14 +120,14 @@ class ReliabilityOTLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        _check_count("num_neighbors", num_neighbors)
-        _check_count("sinkhorn_iterations", sinkhorn_iterations)
+        check_count("num_neighbors", num_neighbors)
+        check_count("sinkhorn_iterations", sinkhorn_iterations)
         _check_range("injection_ratio", injection_ratio, 0 <= injection_ratio <= 1, "in [0, 1]")
         _check_range("ot_factor", ot_factor, 0 <= ot_factor <= 1, "in [0, 1]")
         _check_range("sinkhorn_epsilon", sinkhorn_epsilon, sinkhorn_epsilon > 0, "positive")
-        _check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
-        _check_choice("positives", positives, get_args(Positives))
-        _check_choice("modulation", modulation, get_args(Modulation))
+        check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
+        check_choice("positives", positives, get_args(Positives))
+        check_choice("modulation", modulation, get_args(Modulation))
         if not granularities or not set(granularities) <= set(GRANULARITIES):
             raise ValueError(
                 f"Argument `granularities` has to name one or both of {GRANULARITIES}, "
@@ -221,7 +222,7 @@ class ReliabilityOTLoss(nn.Module):
         """The loss of a batch of pairs.
 
         Args:
-            audio: `(B, d)`, B ≥ 2; normalised here.
+            audio: `(B, d)`, B ≥ 2 over all ranks that are gathered; normalised here.
             text: `(B, d)`; row i of both is pair i.
             ids: B clip identifiers, needed by `exclude_self` and `positives="ids"`.
             knowledge: The base to look up; default `self.knowledge`.
@@ -434,16 +435,6 @@ def _check_temperature(temperature: object) -> None:
             "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
             f"arguments, but got {temperature!r}."
         )
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Argument `{name}` has to be an integer of at least 1, but got {value!r}.")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"Argument `{name}` has to be one of {allowed}, but got {value!r}.")
 
 
 def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:

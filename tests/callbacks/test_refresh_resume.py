@@ -44,13 +44,13 @@ def directory_fixture(broken, tmp_path):
     shutil.copytree(broken, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     key = KnowledgeRefreshCallback.__qualname__
-    state["callbacks"][key]["snapshot"] = str(next((tmp_path / "run").glob(_name(state))))
+    state["callbacks"][key]["snapshots"] = [str(next((tmp_path / "run").glob(_name(state))))]
     torch.save(state, tmp_path / "run" / "last.ckpt")
     return tmp_path / "run"
 
 
 def _name(state) -> str:
-    return Path(state["callbacks"]["KnowledgeRefreshCallback"]["snapshot"]).name
+    return Path(state["callbacks"]["KnowledgeRefreshCallback"]["snapshots"][0]).name
 
 
 def snapshot_of(directory: Path) -> Path:
@@ -450,8 +450,8 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
     state = torch.load(broken / "last.ckpt", weights_only=True)["callbacks"]["KnowledgeRefreshCallback"]
     assert {name: type(value) for name, value in state.items()} == {
         "built_at": int,
-        "snapshot": str,
+        "snapshots": list,
         "fingerprint": str,
         "settings": dict,
     }
-    assert Path(state["snapshot"]).is_absolute()
+    assert Path(state["snapshots"][0]).is_absolute()

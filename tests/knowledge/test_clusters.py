@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from knowledge_case import directions, faiss_as, needs_gpu, planted, same_partition
 
+from ask_lightning.distributed import Ranks
 from ask_lightning.knowledge import prototypes
-from ask_lightning.knowledge.faiss_import import import_faiss
+from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import cluster
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
@@ -26,10 +27,8 @@ def backend(request):
             yield request.param
 
 
-def centroids(vectors: torch.Tensor, num_clusters: int, seed: int, backend: str) -> torch.Tensor:
-    if backend == "faiss":
-        return prototypes._centroids_by_faiss(import_faiss(), vectors, num_clusters, seed)
-    return prototypes._centroids_by_torch(vectors, num_clusters, seed)
+def centroids(vectors: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
+    return prototypes._centroids(vectors, num_clusters, seed, Part.dealt(len(vectors), Ranks()))
 
 
 def spherical_means(vectors: torch.Tensor, assignment: torch.Tensor) -> np.ndarray:
@@ -121,7 +120,7 @@ def test_every_row_counts(backend):
         (found, assignment)
         for seed in range(20)
         if same_partition(assignment := cluster(vectors, 3, seed), group)
-        for found in [centroids(vectors, 3, seed, backend)]
+        for found in [centroids(vectors, 3, seed)]
     )
     # Each centroid is the mean direction of all the rows of its group. Of 768 rows out of 6000 it would be
     # off by 0.15 · sqrt(1/256) ~ 0.01 in each coordinate.
@@ -130,11 +129,11 @@ def test_every_row_counts(backend):
 
 def test_each_single_row_moves_its_centroid(backend):
     vectors, _ = planted([1000, 1000], 4)
-    before = centroids(vectors, 2, 0, backend)
+    before = centroids(vectors, 2, 0)
     for row in (0, 511, 512, 1024, 1999):
         moved = vectors.clone()
         moved[row] = torch.nn.functional.normalize(moved[row] + torch.tensor([0.0, 0.0, 0.5, 0.5]), dim=0)
-        assert not torch.allclose(centroids(moved, 2, 0, backend), before, atol=1e-5)
+        assert not torch.allclose(centroids(moved, 2, 0), before, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_clusters", [3, 20])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from knowledge_case import directions, generator, needs_gpu, planted, same_partition
 
 from ask_lightning.knowledge import prototypes
+from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes, cluster, match_clusters, max_pool
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -126,7 +127,7 @@ def corresponding(audio_prototypes: torch.Tensor, text_prototypes: torch.Tensor)
 def test_prototypes_of_planted_topics_correspond(monkeypatch, planted_pairs, pairing):
     audio, text = planted_pairs
 
-    def ideal(rows: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
+    def ideal(rows: torch.Tensor, num_clusters: int, seed: int, part: Part) -> torch.Tensor:
         """The right groups, numbered in an order of its own for each modality."""
         largest = rows[:, :8].argmax(dim=1)
         return largest * (3 if torch.equal(rows, text) else 5) % num_clusters

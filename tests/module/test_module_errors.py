@@ -281,7 +281,7 @@ def test_sharding_strategies(strategy, ask, monkeypatch):
     module = wrapped(PlainTowers()) if ask else SelfContained()
     run = trainer(callbacks=[refresh()])
     monkeypatch.setattr(pl.Trainer, "strategy", strategy)
-    text = rf"does not support {type(strategy).__name__} yet.*`strategy=\"auto\"`"
+    text = rf"does not support {type(strategy).__name__}.*`strategy=\"auto\"`"
     with pytest.raises(RuntimeError, match=text):
         run.callbacks[0].setup(run, module, "fit")
     if ask:
@@ -291,10 +291,13 @@ def test_sharding_strategies(strategy, ask, monkeypatch):
 
 
 @pytest.mark.parametrize("ask", [True, False])
-def test_several_processes(ask):
+def test_several_processes_by_another_strategy_than_ddp(ask, monkeypatch):
     module = wrapped(PlainTowers()) if ask else SelfContained()
-    run = trainer(devices=2, strategy="ddp_spawn", callbacks=[refresh()])
-    with pytest.raises(RuntimeError, match=r"several processes yet, but the trainer runs 2. Use `devices=1`"):
+    run = trainer(callbacks=[refresh()])
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    with pytest.raises(
+        RuntimeError, match=r'not tested with SingleDeviceStrategy.*`strategy="ddp"` on several'
+    ):
         run.callbacks[0].setup(run, module, "fit")
 
 
@@ -392,7 +395,8 @@ def test_period_out_of_range(T):
         ("batch_size", 0, "an integer of at least 1"),
         ("num_workers", -1, "an integer of at least 0"),
         ("prototype_pairing", "random", "one of .*matched"),
-        ("placement", "sharded", 'has to be "replicated"'),
+        ("placement", "split", r"one of \('replicated', 'sharded'\)"),
+        ("storage", "int8", r"one of \('float32', 'float16', 'bfloat16'\)"),
     ],
 )
 def test_other_arguments_out_of_range(argument, value, text):

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.hooks import RemovableHandle
 
-from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback, check_count
+from ask_lightning.arguments import check_count
+from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.callbacks.target import find_target
 from ask_lightning.clip_ids import integer_ids
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
-from ask_lightning.knowledge.base import KnowledgeBase, Neighborhood
+from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.encoding import encode_source, source_loader
+from ask_lightning.knowledge.granularity import Neighborhood
 from ask_lightning.loss import Ids, ReliabilityOTLoss
 
 
@@ -62,13 +64,23 @@ class DriftMonitor(Callback):
         dataset = _map_style(whole)
         base = target.loss.knowledge
         assert base is not None
+        if len(base.fine) != (items := len(dataset)):  # type: ignore[arg-type]
+            raise RuntimeError(
+                f"DriftMonitor needs one pair for each item of the knowledge source, but {items} items made "
+                f"{len(base.fine)} pairs. Let the dataset yield pairs, or leave the monitor out."
+            )
         rows = torch.linspace(0, len(base.fine) - 1, min(self.num_probes, len(base.fine))).long()
+        # Every rank encodes the whole probe: it is small, and all of them log the same.
         loader = source_loader(Subset(dataset, rows.tolist()), whole)
-        audio, text, _ = encode_source(trainer, pl_module, loader, target.embed)
-        rows = rows.to(base.device)
-        for side, embeddings, stored in (("audio", audio, base.fine.audio), ("text", text, base.fine.text)):
-            current = unit_length(embeddings).to(stored)
-            pl_module.log(f"ask/probe_rdm_{side}", representation_drift(current, current, stored[rows]))
+        probe = encode_source(trainer, pl_module, loader, target.embed)
+        stored_audio, stored_text = base.fine.pairs(rows.to(base.device))
+        for side, embeddings, stored in (
+            ("audio", probe.audio, stored_audio),
+            ("text", probe.text, stored_text),
+        ):
+            current = unit_length(embeddings)
+            drift = representation_drift(current, current, stored.to(current))
+            pl_module.log(f"ask/probe_rdm_{side}", drift, sync_dist=True)
 
 
 class InfluenceMonitor(Callback):
@@ -163,10 +175,11 @@ def influence_of_knowledge(
     knowledge = knowledge if knowledge is not None else loss.knowledge
     assert knowledge is not None
     with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
-        audio, text = (unit_length(side.detach().to(knowledge.fine.audio.dtype)) for side in (audio, text))
+        dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+        audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
         near = {
-            name: Neighborhood(*hood[:2], *(vectors.detach().requires_grad_() for vectors in hood[2:]))
+            name: Neighborhood(*hood[:2], *(rows.detach().to(dtype).requires_grad_() for rows in hood[2:]))
             for name, hood in loss.retrieve(audio, text, knowledge, ids=id_tensor).items()
         }
         bounded = loss.is_bounded(knowledge)

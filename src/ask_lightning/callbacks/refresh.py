@@ -9,16 +9,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, IterableDataset
 
+from ask_lightning.arguments import check_choice, check_count
 from ask_lightning.callbacks.progress import progress_bar
+from ask_lightning.callbacks.snapshots import Snapshots, checkpoint_directories, knowledge_directory
 from ask_lightning.callbacks.target import Target, find_target
-from ask_lightning.compatibility import check_finders, check_trainer
-from ask_lightning.functional import representation_drift
-from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.encoding import Source, encode_source, random_streams_kept, source_loader
+from ask_lightning.compatibility import check_finders, check_gradients, check_trainer
+from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.base import PLACEMENTS, STORAGES, KnowledgeBase, Placement, Storage
+from ask_lightning.knowledge.encoding import (
+    Source,
+    encode_source,
+    has_index,
+    random_streams_kept,
+    source_loader,
+)
 from ask_lightning.knowledge.faiss_import import import_faiss
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot import SnapshotError
@@ -34,7 +41,8 @@ class KnowledgeRefreshCallback(Callback):
 
     The source is read by a loader of its own, by the current encoders in evaluation mode and without
     gradient. Random streams, training modes, logs and the order of training batches stay what they would
-    be without it.
+    be without it. On several ranks each encodes its share; all end with the same base, which is checked by a
+    fingerprint.
 
     References:
         ASK, arXiv 2512.19703 version 2, section 4.4 (the paper's 𝒯 is `T`).
@@ -56,11 +64,14 @@ class KnowledgeRefreshCallback(Callback):
         prototype_pairing: `"matched"`, `"joint"`, `"audio"`, `"text"` or `"index"`.
         normalize_prototypes: Bring max-pooled prototypes back to unit length.
         index: `"auto"`, `"exact"` or a Faiss factory string.
-        placement: `"replicated"`: every process holds the base.
+        placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its part, for
+            sources that do not fit into one device; each step then exchanges queries and neighbours.
+        storage: `"float32"`, or `"float16"` or `"bfloat16"`, which halve the base's memory; scores are
+            float32 in any case.
         batch_size: Pairs per batch of a refresh; default that of the loader.
         num_workers: Worker processes of a refresh; default that of the loader.
         save_knowledge: Write the base beside the checkpoints, so that a resumed run goes on with the very
-            knowledge that it had.
+            knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Of K-means.
 
     Raises:
@@ -81,7 +92,8 @@ class KnowledgeRefreshCallback(Callback):
         prototype_pairing: PrototypePairing = "matched",
         normalize_prototypes: bool = True,
         index: str = "auto",
-        placement: str = "replicated",
+        placement: Placement = "replicated",
+        storage: Storage = "float32",
         batch_size: int | None = None,
         num_workers: int | None = None,
         save_knowledge: bool = True,
@@ -93,30 +105,26 @@ class KnowledgeRefreshCallback(Callback):
             check_count("batch_size", batch_size, 1)
         if num_workers is not None:
             check_count("num_workers", num_workers, 0)
-        if prototype_pairing not in PAIRINGS:
-            raise ValueError(
-                f"Argument `prototype_pairing` has to be one of {PAIRINGS}, but got {prototype_pairing!r}."
-            )
-        if placement != "replicated":
-            raise ValueError(
-                f'Argument `placement` has to be "replicated", the only one so far, but got {placement!r}.'
-            )
+        check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
+        check_choice("placement", placement, PLACEMENTS)
+        check_choice("storage", storage, STORAGES)
         self.T = T
         self.source = source
         self.num_prototypes = num_prototypes
         self.prototype_pairing: PrototypePairing = prototype_pairing
         self.normalize_prototypes = normalize_prototypes
         self.index = index
-        self.placement = placement
+        self.placement: Placement = placement
+        self.storage: Storage = storage
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.save_knowledge = save_knowledge
         self.seed = seed
         self._target: Target | None = None
         self._built_at: int | None = None  # the epoch whose encoders made the base in use
-        self._snapshot: Path | None = None  # where the base in use is on disk
-        self._saved_to: Path | None = None  # the directory for which that was last seen to
+        self._snapshots = Snapshots()
         self._warned = False  # of a collapse, once a run
+        self._checked_gradients = False
         self._to_restore: dict[str, Any] | None = None
 
     @property
@@ -137,8 +145,8 @@ class KnowledgeRefreshCallback(Callback):
         self._target = find_target(pl_module)
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
-            self._built_at = self._snapshot = self._saved_to = self._to_restore = None
-            self.target.loss.knowledge, self._warned = None, False
+            self._built_at = self._to_restore = self.target.loss.knowledge = None
+            self._snapshots, self._warned, self._checked_gradients = Snapshots(), False, False
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
@@ -150,8 +158,12 @@ class KnowledgeRefreshCallback(Callback):
         state, self._to_restore = self._to_restore, None
         if state is None or state["built_at"] is None:
             return
+        ranks = Ranks.current()
+        beside = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
-            base = self._read_snapshot(trainer, state)
+            base = self._snapshots.restore(
+                state["snapshots"], state["fingerprint"], beside, ranks, sharded=self.placement == "sharded"
+            )
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -181,8 +193,19 @@ class KnowledgeRefreshCallback(Callback):
         if due or self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
         assert self._built_at is not None
+        self._snapshots.remove_unneeded(checkpoint_directories(trainer))
         if not trainer.barebones:
-            pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1)
+            pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1, sync_dist=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Removes the snapshots that the last checkpoints made superfluous."""
+        self._snapshots.remove_unneeded(checkpoint_directories(trainer))
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks once that every parameter has a part in the loss, where DDP demands it."""
+        if not self._checked_gradients:
+            self._checked_gradients = True
+            check_gradients(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -212,9 +235,13 @@ class KnowledgeRefreshCallback(Callback):
             ValueError: The source is empty, or embeddings contain NaN or Inf.
         """
         started = time.perf_counter()
-        loader = self.loader(trainer)
+        ranks = Ranks.current()
+        with ranks.together("opening the knowledge source"):
+            loader = self.loader(trainer)
         with progress_bar(trainer, "Refreshing knowledge", _length(loader)) as advance:
-            audio, text, ids = encode_source(trainer, pl_module, loader, self.target.embed, advance)
+            audio, text, ids, part = encode_source(
+                trainer, pl_module, loader, self.target.embed, advance, ranks=ranks
+            )
         base = KnowledgeBase.from_embeddings(
             audio,
             text,
@@ -224,22 +251,26 @@ class KnowledgeRefreshCallback(Callback):
             normalize_prototypes=self.normalize_prototypes,
             index=self.index,
             seed=self.seed,
+            storage=self.storage,
+            placement=self.placement,
+            part=part,
         )
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
-        self._built_at, self._snapshot, self._saved_to = trainer.current_epoch, None, None
+        self._built_at = trainer.current_epoch
+        self._snapshots.supersede()
         seconds = time.perf_counter() - started
-        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(audio) / seconds}
+        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": part.total / seconds}
         report |= (similarity := mean_similarity(base))
         if old is not None:
             self._warned |= not self._warned and _warn_of_collapse(similarity)
-            if _reads_in_order(loader) and old.fine.audio.shape == audio.shape:
+            if has_index(loader) and base.has_rows_of(old):
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
-        """A new loader over the whole source, in order.
+        """A new loader over this rank's part of the source, in order.
 
         Args:
             trainer: The running trainer, whose training data are the default source.
@@ -250,6 +281,7 @@ class KnowledgeRefreshCallback(Callback):
                 trainer.train_dataloader,
                 batch_size=self.batch_size,
                 num_workers=self.num_workers,
+                ranks=Ranks.current(),
             )
 
     def on_save_checkpoint(
@@ -259,20 +291,8 @@ class KnowledgeRefreshCallback(Callback):
         base = self._target.loss.knowledge if self._target else None
         if base is None or self._built_at is None:
             return
-        directory = _directory(trainer)
-        # A resumed run may write to another directory than the run that wrote the snapshot.
-        if self.save_knowledge and self._saved_to != directory:
-            path = directory / f"knowledge-epoch={self._built_at}-{base.fingerprint}.safetensors"
-            try:
-                base.save(path)
-                self._snapshot = path
-            except OSError as error:
-                rank_zero_warn(
-                    f"The knowledge of epoch {self._built_at} could not be written ({error}). Training goes "
-                    "on; a run resumed from this checkpoint will encode its knowledge anew."
-                )
-                self._snapshot = self._snapshot or path
-            self._saved_to = directory
+        if self.save_knowledge:
+            self._snapshots.write(base, self._built_at, knowledge_directory(trainer))
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,7 +300,7 @@ class KnowledgeRefreshCallback(Callback):
         base = self._target.loss.knowledge if self._target else None
         return {
             "built_at": self._built_at,
-            "snapshot": str(self._snapshot) if self._snapshot else None,
+            "snapshots": self._snapshots.state(),
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
         }
@@ -292,19 +312,6 @@ class KnowledgeRefreshCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until devices are known, at the start of training."""
         self._to_restore = state_dict
-
-    def _read_snapshot(self, trainer: pl.Trainer, state: dict[str, Any]) -> KnowledgeBase:
-        if state["snapshot"] is None:
-            raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
-        recorded = Path(state["snapshot"])
-        # Checkpoints move between machines together with what lies beside them.
-        beside = Path(trainer.ckpt_path).absolute().parent / recorded.name if trainer.ckpt_path else recorded
-        path = beside if beside.is_file() else recorded
-        base = KnowledgeBase.load(path)
-        if base.fingerprint != state["fingerprint"]:
-            raise SnapshotError(f"{path} holds {base}, which is not the knowledge that the checkpoint names.")
-        self._snapshot, self._saved_to = path, path.parent
-        return base
 
 
 def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, torch.Tensor]:
@@ -319,11 +326,8 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
     """
     rows = len(current.fine)
     queries = torch.linspace(0, rows - 1, min(rows, _DRIFT_QUERIES), device=current.device).long()
-    pairs = {
-        "rdm_audio": (current.fine.audio, stored.fine.audio),
-        "rdm_text": (current.fine.text, stored.fine.text),
-    }
-    return {name: representation_drift(now[queries], now, old) for name, (now, old) in pairs.items()}
+    drifts = current.fine.drift_from(stored.fine, queries)
+    return dict(zip(("rdm_audio", "rdm_text"), drifts, strict=True))
 
 
 def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
@@ -335,9 +339,9 @@ def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
     Returns:
         `mean_similarity_audio` and `mean_similarity_text`, 0-d.
     """
-    sides = {"audio": base.fine.audio, "text": base.fine.text}
     # The mean of all u_i · u_j is the squared length of the mean.
-    return {f"mean_similarity_{name}": rows.mean(dim=0).square().sum() for name, rows in sides.items()}
+    audio, text = (mean.square().sum() for mean in base.fine.mean)
+    return {"mean_similarity_audio": audio, "mean_similarity_text": text}
 
 
 def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
@@ -354,19 +358,6 @@ def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
     return collapsed
 
 
-def _directory(trainer: pl.Trainer) -> Path:
-    """Beside the checkpoints; absolute, because a resumed run may start elsewhere."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return Path(callback.dirpath).absolute()
-    return Path(trainer.log_dir or trainer.default_root_dir).absolute()
-
-
-def _reads_in_order(loader: object) -> bool:
-    """Whether row j is the same pair at every refresh."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-
-
 def _length(loader: object) -> int | None:
     if not isinstance(loader, Sized):
         return None
@@ -374,9 +365,3 @@ def _length(loader: object) -> int | None:
         return len(loader)
     except TypeError:  # a DataLoader over an iterable dataset
         return None
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse what is not an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"Argument `{name}` has to be an integer of at least {least}, but got {value!r}.")

@@ -1,101 +1,46 @@
 """The knowledge base: what is remembered of all source pairs, and how a batch looks it up.
 
-Axes: `B` batch, `K` neighbours, `N` pairs, `M` prototypes, `d` width.
+Axes: `B` batch, `K` neighbours, `N` pairs, `n` pairs of this rank, `M` prototypes, `d` width.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 from warnings import warn
 
 import torch
 from torch import Tensor
 
+from ask_lightning.arguments import check_choice
 from ask_lightning.clip_ids import integer_ids
+from ask_lightning.distributed import Ranks
 from ask_lightning.functional.injection import unit_length
+from ask_lightning.knowledge.fingerprint import checksum
+from ask_lightning.knowledge.granularity import Granularity, Neighborhood, SpreadGranularity
+from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
-from ask_lightning.knowledge.search import Search, build_search
-from ask_lightning.knowledge.snapshot import SnapshotError, read_snapshot, write_snapshot
+from ask_lightning.knowledge.search import Search
+from ask_lightning.knowledge.snapshot import (
+    SnapshotError,
+    part_path,
+    read_snapshot,
+    snapshot_files,
+    write_snapshot,
+)
 
 GranularityName = Literal["fine", "coarse"]
+Placement = Literal["replicated", "sharded"]
+Storage = Literal["float32", "float16", "bfloat16"]
 GRANULARITIES: tuple[GranularityName, ...] = ("fine", "coarse")
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+STORAGES: tuple[str, ...] = get_args(Storage)
 
 _ROWS_NAMED_IN_AN_ERROR = 5
-
-
-class Neighborhood(NamedTuple):
-    """What a batch retrieved from one granularity: all that Eq. 9–13 need.
-
-    Attributes:
-        audio_rows: `(B, K)`, R_a, rows of the base retrieved by the batch's audio.
-        text_rows: `(B, K)`, R_t, rows retrieved by the batch's text.
-        audio_by_audio: `(B, K, d)`, U[R_a].
-        audio_by_text: `(B, K, d)`, U[R_t].
-        text_by_audio: `(B, K, d)`, V[R_a].
-        text_by_text: `(B, K, d)`, V[R_t].
-    """
-
-    audio_rows: Tensor
-    text_rows: Tensor
-    audio_by_audio: Tensor
-    audio_by_text: Tensor
-    text_by_audio: Tensor
-    text_by_text: Tensor
-
-
-@dataclass(frozen=True)
-class Granularity:
-    """One granularity of knowledge: paired rows and how to search each modality.
-
-    Attributes:
-        audio: `(N, d)` or `(M, d)`, U.
-        text: The same shape, V; row j of both is pair j.
-        index: See `build_search`.
-    """
-
-    audio: Tensor
-    text: Tensor
-    index: str = "exact"
-
-    def __len__(self) -> int:
-        return len(self.audio)
-
-    def __reduce__(self) -> tuple[type[Granularity], tuple[Tensor, Tensor, str]]:
-        # Indexes do not travel to other processes; they are rebuilt there when first asked for.
-        return type(self), (self.audio, self.text, self.index)
-
-    # Built when first asked for: a base that is only compared or saved needs no index.
-    @cached_property
-    def search_audio(self) -> Search:
-        """Search over the audio rows."""
-        return build_search(self.audio, self.index)
-
-    @cached_property
-    def search_text(self) -> Search:
-        """Search over the text rows."""
-        return build_search(self.text, self.index)
-
-    @cached_property
-    def longest(self) -> float:
-        """Length of the longest row; at most 1 keeps similarities in [-1, 1] and Ψ in [1/e, e]."""
-        rows = (self.audio, self.text)
-        return max(float(torch.linalg.vector_norm(side, dim=1).max()) for side in rows)
-
-    def neighborhood(self, audio_rows: Tensor, text_rows: Tensor) -> Neighborhood:
-        """The rows' vectors of both modalities."""
-        return Neighborhood(
-            audio_rows,
-            text_rows,
-            self.audio[audio_rows],
-            self.audio[text_rows],
-            self.text[audio_rows],
-            self.text[text_rows],
-        )
+# Tensors of a snapshot of which each file may hold a part, and those that are in the first one only.
+_SIDES, _SHARED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text", "ids")
 
 
 class KnowledgeBase:
@@ -143,6 +88,17 @@ class KnowledgeBase:
         """Where the base lies; queries have to be there."""
         return self.fine.audio.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the pairs; then looking up and saving are collective."""
+        return isinstance(self.fine, SpreadGranularity)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the embeddings take on this rank, indexes not counted."""
+        sides = (self.fine.audio, self.fine.text, self.coarse.audio, self.coarse.text)
+        return sum(side.nbytes for side in sides)
+
     @classmethod
     def from_embeddings(
         cls,
@@ -155,6 +111,9 @@ class KnowledgeBase:
         normalize_prototypes: bool = True,
         index: str = "auto",
         seed: int = 0,
+        storage: Storage = "float32",
+        placement: Placement = "replicated",
+        part: Part | None = None,
     ) -> KnowledgeBase:
         """Build the base from the embeddings of all source pairs.
 
@@ -169,48 +128,68 @@ class KnowledgeBase:
             index: `"auto"`, `"exact"` or a Faiss factory string, see
                 `ask_lightning.knowledge.search.build_search`. Prototypes are always searched exactly.
             seed: Of K-means.
+            storage: What the embeddings are kept in; half precision halves the memory. Scores are float32 in
+                any case.
+            placement: `"replicated"`: every rank holds all pairs. `"sharded"`: every rank holds its part,
+                looks through it for the queries of all ranks, and fetches what it needs from the others.
+                Prototypes are replicated.
+            part: Which of the N pairs these are, where each rank passes its own; then this is collective.
+                Default: all of them.
 
         Returns:
-            The base, float32 (float64 for float64 embeddings), on the device of `audio`.
+            The base, on the device of `audio`, float32 unless `storage` says otherwise (float64 for
+            float64 embeddings).
 
         Raises:
             ValueError: Shapes that are not two equal `(N, d)`, no rows, NaN or Inf (with the rows), ids
-                of another number, an unknown pairing.
+                of another number, an unknown pairing, storage or placement.
         """
-        _check_pairs(audio, text)
-        if prototype_pairing not in PAIRINGS:
-            raise ValueError(
-                f"Argument `prototype_pairing` has to be one of {PAIRINGS}, but got {prototype_pairing!r}."
-            )
+        part = part or Part.dealt(audio.shape[0] if audio.ndim else 0, Ranks())
+        for name, value, allowed in (
+            ("prototype_pairing", prototype_pairing, PAIRINGS),
+            ("storage", storage, STORAGES),
+            ("placement", placement, PLACEMENTS),
+        ):
+            check_choice(name, value, allowed)
         if num_prototypes < 1:
             raise ValueError(f"Argument `num_prototypes` has to be at least 1, but got {num_prototypes}.")
-        row_ids = torch.arange(len(audio)) if ids is None else integer_ids(ids)
+        _check_pairs(audio, text, part)
+        row_ids = part.rows() if ids is None else integer_ids(ids)
         if row_ids.shape != (len(audio),):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, "
                 f"but got {tuple(row_ids.shape)}."
             )
-        if num_prototypes > len(audio):
-            warn(
-                f"There are fewer pairs ({len(audio)}) than prototypes asked for ({num_prototypes}): "
-                f"`num_prototypes` becomes {len(audio)}.",
-                stacklevel=2,
-            )
-            num_prototypes = len(audio)
+        if num_prototypes > part.total:
+            if part.ranks.rank == 0:
+                warn(
+                    f"There are fewer pairs ({part.total}) than prototypes asked for ({num_prototypes}): "
+                    f"`num_prototypes` becomes {part.total}.",
+                    stacklevel=2,
+                )
+            num_prototypes = part.total
         dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
-        audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
-        fine = Granularity(audio, text.to(audio.device), index)
-        if index not in ("auto", "exact"):
-            _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
+        audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text.to(audio.device)))
         prototypes = build_prototypes(
-            fine.audio,
-            fine.text,
+            audio,
+            text,
             num_prototypes,
             pairing=prototype_pairing,
             normalize=normalize_prototypes,
             seed=seed,
+            part=part,
         )
-        return cls(fine, Granularity(*prototypes), row_ids.to(audio.device))
+        kept = getattr(torch, storage) if storage != "float32" else dtype
+        audio, text, coarse_audio, coarse_text = (side.to(kept) for side in (audio, text, *prototypes))
+        if placement == "sharded" and part.ranks.size > 1:
+            fine: Granularity = SpreadGranularity(audio, text, index, part)
+        else:
+            fine = Granularity(part.whole(audio), part.whole(text), index)
+        if index not in ("auto", "exact"):
+            _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
+        base = cls(fine, Granularity(coarse_audio, coarse_text), part.whole(row_ids.to(audio.device)))
+        part.agree(base.fingerprint, "the knowledge base")
+        return base
 
     def lookup(
         self,
@@ -269,12 +248,12 @@ class KnowledgeBase:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that two bases share only if all their numbers are the same."""
-        digest = hashlib.blake2b(digest_size=8)
-        for tensor in self._tensors().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        sums = [*self.fine.checksums, *self.coarse.checksums, checksum(self.ids)]
+        # Each with a factor of its own: audio and text may not change places.
+        return f"{sum((2 * place + 1) * value for place, value in enumerate(sums)) % 2**64:016x}"
 
     def _tensors(self) -> dict[str, Tensor]:
+        """All that this rank holds."""
         return {
             "fine_audio": self.fine.audio,
             "fine_text": self.fine.text,
@@ -307,68 +286,126 @@ class KnowledgeBase:
                 "Lower it or use a larger knowledge source."
             )
 
+    def has_rows_of(self, other: KnowledgeBase) -> bool:
+        """Whether row j of both can be the same pair, on every rank."""
+        same_parts = getattr(self.fine, "part", None) == getattr(other.fine, "part", None)
+        return same_parts and self.fine.audio.shape == other.fine.audio.shape
+
     def to(self, device: torch.device | str) -> KnowledgeBase:
         """This base on another device; itself if it is there already."""
         if self.device == torch.device(device):
             return self
-        fine, coarse = (
-            Granularity(side.audio.to(device), side.text.to(device), side.index)
-            for side in (self.fine, self.coarse)
-        )
-        return type(self)(fine, coarse, self.ids.to(device))
+        return type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
 
-    def save(self, path: str | Path) -> None:
-        """Write the base as one safetensors file, whole or not at all.
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the base as a safetensors file, whole or not at all.
+
+        A sharded base is written as one file for each rank, `NAME.part-0-of-2.safetensors` and so on, by
+        all ranks at once.
 
         Args:
             path: The file. Indexes are not stored; they are rebuilt from the embeddings.
 
+        Returns:
+            The files, this rank's or all others' as well.
+
         Raises:
             OSError: It cannot be written; a file that was there is untouched.
         """
-        write_snapshot(Path(path), self._tensors(), {"index": self.fine.index})
+        about = {"index": self.fine.index}
+        tensors = self._tensors()
+        if not isinstance(self.fine, SpreadGranularity):
+            write_snapshot(Path(path), tensors, about)
+            return [Path(path)]
+        part = self.fine.part
+        files = [part_path(Path(path), rank, part.ranks.size) for rank in range(part.ranks.size)]
+        if part.ranks.rank > 0:
+            tensors = {name: tensor for name, tensor in tensors.items() if name in _SIDES}
+        write_snapshot(files[part.ranks.rank], tensors | {"rows": part.rows()}, about)
+        return files
 
     @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> KnowledgeBase:
-        """Read a base written by `save`.
+    def load(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", ranks: Ranks | None = None
+    ) -> KnowledgeBase:
+        """Read a base written by `save`, by however many ranks.
 
         Args:
-            path: The file.
+            path: The file that was passed to `save`.
             device: Where the base shall lie.
+            ranks: The processes over which it shall be spread (collective); default: this one holds all of
+                it.
 
         Raises:
             SnapshotError: The file is missing, damaged or of another format.
         """
-        tensors, settings = read_snapshot(Path(path))
-        try:
-            fine = Granularity(tensors["fine_audio"], tensors["fine_text"], str(settings["index"]))
-            coarse = Granularity(tensors["coarse_audio"], tensors["coarse_text"])
-            return cls(fine, coarse, tensors["ids"]).to(device)
-        except KeyError as error:
-            raise SnapshotError(f"The knowledge snapshot {path} lacks {error}.") from error
+        files = _complete(Path(path))
+        part, index = Part.dealt(0, Ranks()), ""
+        mine: dict[str, Tensor] = {}
+        for number, file in enumerate(files):
+            tensors, settings = read_snapshot(file)
+            try:
+                if number == 0:
+                    mine = {name: tensors[name] for name in _SHARED}
+                    part = Part.dealt(len(mine["ids"]), ranks or Ranks())
+                    index = str(settings["index"])
+                    count = part.counts[part.ranks.rank]
+                    mine |= {name: tensors[name].new_empty(count, tensors[name].shape[1]) for name in _SIDES}
+                rows = tensors["rows"] if len(files) > 1 else torch.arange(part.total)
+                owner, local = part.locate(rows)
+                own = owner == part.ranks.rank
+                for name in _SIDES:
+                    mine[name][local[own]] = tensors[name][own]
+            except KeyError as error:
+                raise SnapshotError(f"The knowledge snapshot {file} lacks {error}.") from error
+        if part.ranks.size > 1:
+            fine: Granularity = SpreadGranularity(mine["fine_audio"], mine["fine_text"], index, part)
+        else:
+            fine = Granularity(mine["fine_audio"], mine["fine_text"], index)
+        coarse = Granularity(mine["coarse_audio"], mine["coarse_text"])
+        return cls(fine, coarse, mine["ids"]).to(device)
 
 
-def _check_pairs(audio: Tensor, text: Tensor) -> None:
-    if audio.ndim != 2 or audio.shape != text.shape:
-        raise ValueError(
-            "Arguments `audio` and `text` have to be of the same shape (pairs, width), "
-            f"but got {tuple(audio.shape)} and {tuple(text.shape)}."
-        )
-    if len(audio) == 0:
+def _complete(path: Path) -> list[Path]:
+    """The file, or those of all ranks that wrote a sharded base."""
+    found = snapshot_files(path)
+    if not found:
+        raise SnapshotError(f"There is no knowledge snapshot at {path}.")
+    if found == [path]:
+        return found
+    size = int(found[0].stem.rpartition("-")[2])
+    expected = [part_path(path, rank, size) for rank in range(size)]
+    if missing := sorted({file.name for file in expected} - {file.name for file in found}):
+        raise SnapshotError(f"The knowledge snapshot {path} lacks {', '.join(missing)}.")
+    return expected
+
+
+def _check_pairs(audio: Tensor, text: Tensor, part: Part) -> None:
+    shapes = (tuple(audio.shape), tuple(text.shape))
+    everyone = part.ranks.exchange(shapes)
+    for one, other in everyone:
+        if len(one) != 2 or one != other or one[1:] != everyone[0][0][1:]:
+            raise ValueError(
+                "Arguments `audio` and `text` have to be of the same shape (pairs, width), "
+                f"but got {one} and {other}."
+            )
+    if part.total == 0:
         raise ValueError("The knowledge source is empty: it yielded no audio–text pair.")
     for name, side in (("audio", audio), ("text", text)):
-        broken = (~side.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if broken:
-            shown = ", ".join(map(str, broken[:_ROWS_NAMED_IN_AN_ERROR]))
+        broken = (~side.isfinite().all(dim=1)).nonzero().flatten().cpu()
+        zero = int((side == 0).all(dim=1).sum())
+        reports = part.ranks.exchange((part.numbers(broken).tolist(), zero))
+        rows = sorted(row for numbers, _ in reports for row in numbers)
+        if rows:
+            shown = ", ".join(map(str, rows[:_ROWS_NAMED_IN_AN_ERROR]))
             raise ValueError(
-                f"The {name} embeddings of {len(broken)} of {len(side)} source rows contain NaN or Inf "
-                f"(rows {shown}{', …' if len(broken) > _ROWS_NAMED_IN_AN_ERROR else ''}). "
+                f"The {name} embeddings of {len(rows)} of {part.total} source rows contain NaN or Inf "
+                f"(rows {shown}{', …' if len(rows) > _ROWS_NAMED_IN_AN_ERROR else ''}). "
                 "Check these items of the knowledge source and the encoder's numerical range."
             )
-        zero = int((side == 0).all(dim=1).sum())
-        if zero:
+        if part.ranks.rank == 0 and (zeros := sum(count for _, count in reports)):
             warn(
-                f"The {name} embeddings of {zero} of {len(side)} source rows are all zero; they stay zero "
+                f"The {name} embeddings of {zeros} of {part.total} source rows are all zero; they stay zero "
                 "and are similar to nothing.",
                 stacklevel=3,  # the caller of `from_embeddings`
             )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from warnings import warn
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -30,9 +31,13 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from ask_lightning.clip_ids import integer_ids
+from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.parts import Part
 
 Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
+
+_EMPTY = "The knowledge source is empty: it yielded no batch. Check `source`."
 
 # Samplers that visit the whole dataset in some order or weight; any other may stand for a selection.
 _WHOLE = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -44,8 +49,11 @@ def source_loader(
     *,
     batch_size: int | None = None,
     num_workers: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterable[Any]:
-    """A loader over the knowledge source: in order, nothing dropped, nothing padded.
+    """A loader over this rank's part of the knowledge source: in order, nothing dropped, nothing padded.
+
+    Items with an index are dealt out to the ranks; an iterable source has to yield each rank its own part.
 
     Args:
         source: `None` for the data of `training`, or a `Dataset`, a `DataLoader`, another re-iterable of
@@ -54,6 +62,7 @@ def source_loader(
             default.
         batch_size: Pairs per batch; default that of the loader.
         num_workers: Worker processes; default that of the loader.
+        ranks: The processes that share the source; default this one.
 
     Returns:
         A loader of its own; given loaders are not iterated.
@@ -105,13 +114,24 @@ def source_loader(
     return DataLoader(
         dataset,
         batch_size=size,
-        shuffle=False,
+        # Not a Subset, because workers may look for what is theirs in the dataset itself.
+        sampler=_share(dataset, size, ranks or Ranks()),
         drop_last=False,
         num_workers=workers,
         # Iterating a loader draws a seed for its workers; not from the run's stream.
         generator=torch.Generator(),
         **settings,
     )
+
+
+def _share(dataset: Dataset[Any], batch_size: int | None, ranks: Ranks) -> range | None:
+    """Which items this rank reads; all in order where there is one, or no index."""
+    if ranks.size == 1 or isinstance(dataset, IterableDataset):
+        return None
+    items = len(dataset)  # type: ignore[arg-type]
+    if batch_size is None:  # batches of any size: ranks that follow each other keep the order of rows
+        return range(items * ranks.rank // ranks.size, items * (ranks.rank + 1) // ranks.size)
+    return range(ranks.rank, items, ranks.size)
 
 
 def _is_batches(given: object) -> TypeGuard[Iterable[Any]]:
@@ -136,6 +156,8 @@ def _selected(loader: DataLoader[Any]) -> Dataset[Any]:
     batches: Any = loader.batch_sampler
     # Beside a batch sampler that the user made, `loader.sampler` is one that nobody draws from.
     sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", batches)
+    if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around the one that the user made
+        sampler = getattr(sampler.dataset, "_sampler", sampler)
     if isinstance(sampler, SubsetRandomSampler):
         # The usual way to split one dataset: the rows left out are validation rows.
         return Subset(dataset, sorted(sampler.indices))
@@ -154,13 +176,31 @@ def _selected(loader: DataLoader[Any]) -> Dataset[Any]:
     return dataset
 
 
+class Encoded(NamedTuple):
+    """What this rank encoded of a source.
+
+    Attributes:
+        audio: `(n, d)` float32, on the module's device.
+        text: `(n, d)` float32.
+        ids: `(n,)` int64, or `None`.
+        part: Which rows of the source these are.
+    """
+
+    audio: Tensor
+    text: Tensor
+    ids: Tensor | None
+    part: Part
+
+
 def encode_source(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     loader: Iterable[Any],
     embed: Embed,
     advance: Callable[[], object] = lambda: None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    *,
+    ranks: Ranks | None = None,
+) -> Encoded:
     """Embeddings of every pair of a source, by the current encoders in evaluation mode.
 
     Batches take the way that the trainer's own take: the precision plugin, the batch transfer hooks (in a
@@ -169,33 +209,109 @@ def encode_source(
     Args:
         trainer: The running trainer.
         module: The module that is trained.
-        loader: Batches of the source, in order.
+        loader: Batches of this rank's part of the source, in order.
         embed: Batch → audio, text, ids.
         advance: Called after each batch, for a progress bar.
+        ranks: The processes that share the source, as for `source_loader`; then this is collective.
 
     Returns:
-        Audio `(N, d)`, text `(N, d)`, both float32 on the module's device, and ids `(N,)` or `None`.
+        This rank's embeddings, and which rows of the source they are.
 
     Raises:
         ValueError: The source yields no batch, or embeddings are not two equal `(B, d)`.
+        RuntimeError: Another rank failed, or ranks that should bring parts of their own brought the same.
     """
+    ranks = ranks or Ranks()
     audio, text, ids = [], [], []
-    with _without_a_trace(trainer, module), torch.no_grad():
-        for batch in loader:
-            moved = trainer.precision_plugin.convert_input(batch)
-            moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
-            moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
-            with trainer.precision_plugin.forward_context():
-                batch_audio, batch_text, batch_ids = embed(moved)
-            _check_batch(batch_audio, batch_text, batch_ids)
-            audio.append(batch_audio.detach().float())  # (B, d)
-            text.append(batch_text.detach().float())  # (B, d)
-            if batch_ids is not None:
-                ids.append(integer_ids(batch_ids).cpu())
-            advance()
-    if not audio:
-        raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")
-    return torch.cat(audio), torch.cat(text), torch.cat(ids) if ids else None
+    with ranks.together("encoding its part of the knowledge source"):
+        with _without_a_trace(trainer, module), torch.no_grad(), _batches(loader) as batches:
+            for batch in batches:
+                moved = trainer.precision_plugin.convert_input(batch)
+                moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
+                moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
+                with trainer.precision_plugin.forward_context():
+                    batch_audio, batch_text, batch_ids = embed(moved)
+                _check_batch(batch_audio, batch_text, batch_ids)
+                audio.append(batch_audio.detach().float())  # (B, d)
+                text.append(batch_text.detach().float())  # (B, d)
+                if batch_ids is not None:
+                    ids.append(integer_ids(batch_ids).cpu())
+                advance()
+        if not audio and ranks.size == 1:
+            raise ValueError(_EMPTY)
+    whole_audio, whole_text = (torch.cat(side) if side else None for side in (audio, text))
+    return _as_part(whole_audio, whole_text, torch.cat(ids) if ids else None, loader, module.device, ranks)
+
+
+def _as_part(
+    audio: Tensor | None,
+    text: Tensor | None,
+    ids: Tensor | None,
+    loader: Iterable[Any],
+    device: torch.device,
+    ranks: Ranks,
+) -> Encoded:
+    """What a rank encoded, perhaps nothing, with its place in the whole."""
+    count, width = (0, None) if audio is None else audio.shape
+    words = ranks.exchange((count, width, ids is not None, _num_items(loader)))
+    counts = [word[0] for word in words]
+    if not any(counts):
+        raise ValueError(_EMPTY)
+    if audio is None or text is None:  # fewer rows than ranks
+        width = next(width for count, width, _, _ in words if count)
+        audio, text = torch.empty(2, 0, width, device=device)
+        ids = torch.empty(0, dtype=torch.int64) if any(word[2] for word in words) else None
+    part = Part.brought(counts, ranks)
+    if items := sum(word[3] for word in words):
+        # Collation may make several rows of an item, such as one for each caption.
+        dealt = Part.dealt(items, ranks, sum(counts) // items)
+        part = dealt if dealt.counts == part.counts else part
+    if not has_index(loader):
+        _check_own_parts(audio, text, counts, ranks)
+    return Encoded(audio, text, ids, part)
+
+
+def has_index(loader: object) -> bool:
+    """Whether a loader reads items by number, so that row j is the same pair at every refresh."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def _num_items(loader: Iterable[Any]) -> int:
+    """How many items a rank was dealt in turn; 0 where ranks follow each other."""
+    in_turn = isinstance(loader, DataLoader) and has_index(loader) and loader.batch_size is not None
+    return len(loader.sampler) if in_turn else 0  # type: ignore[attr-defined]
+
+
+def _check_own_parts(audio: Tensor, text: Tensor, counts: list[int], ranks: Ranks) -> None:
+    """Refuse an iterable source that yields every rank the same."""
+    ends = torch.cat([audio[:1], text[:1], audio[-1:], text[-1:]]).cpu()
+    for rank, other in enumerate(ranks.exchange(ends)[: ranks.rank]):
+        if counts[rank] == counts[ranks.rank] > 0 and torch.allclose(ends, other, atol=1e-5):
+            same = f"Ranks {rank} and {ranks.rank} read the same {counts[rank]} pairs"
+            break
+    else:
+        same = None
+    said = [word for word in ranks.exchange(same) if word]
+    if said:
+        raise RuntimeError(
+            f"{said[0]} of the knowledge source. A source without an index has to yield each rank its own "
+            "part: take every `torch.distributed.get_world_size()`-th item from "
+            "`torch.distributed.get_rank()` on in its `__iter__`, or pass a map-style Dataset, which is "
+            "divided for you."
+        )
+
+
+@contextmanager
+def _batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """A loader's iterator whose workers end with the context, also after an error."""
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        # The traceback of an error would keep them alive.
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
 
 def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:

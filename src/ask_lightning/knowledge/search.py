@@ -53,7 +53,10 @@ def build_search(vectors: Tensor, index: str) -> Search:
 
 
 class ExactSearch:
-    """Exact search in torch: a blocked product and top-k, in the precision of the vectors.
+    """Exact search in torch: a blocked product and top-k.
+
+    Scores are float64 for float64 vectors, else float32: vectors in half precision are widened block by
+    block.
 
     Args:
         vectors: `(N, d)`.
@@ -69,12 +72,13 @@ class ExactSearch:
         return torch.cat(scores), torch.cat(rows)
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        queries = queries.to(self.vectors.dtype)
+        dtype = torch.float64 if self.vectors.dtype == torch.float64 else torch.float32
+        queries = queries.to(dtype)
         scores = queries.new_empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         height = max(k, _SCORES_PER_BLOCK // max(1, len(queries)))
         for first in range(0, len(self.vectors), height):
-            block = self.vectors[first : first + height]  # (height, d)
+            block = self.vectors[first : first + height].to(dtype)  # (height, d)
             # Tall times thin runs faster than thin times tall on a CPU.
             block_scores = (block @ queries.T).T.contiguous()  # (B, height)
             block_rows = first_largest(block_scores, min(k, len(block)))  # (B, k)
@@ -139,13 +143,13 @@ class FastestExactSearch:
         found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
         scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)
         tied = scores[:, k - 1] == scores[:, k]
-        scores, rows = _ordered(scores[:, :k], rows[:, :k])
+        scores, rows = ordered(scores[:, :k], rows[:, :k])
         if bool(tied.any()):
             scores[tied], rows[tied] = self._exact(queries[tied], k)
         return scores, rows
 
 
-def _ordered(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def ordered(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The same candidates by (-score, row)."""
     rows, order = rows.sort(dim=1)
     scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -224,4 +228,4 @@ class FaissSearch:
         if not self._exhaustive and bool((incomplete := (rows < 0).any(dim=1)).any()):
             exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
             scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
-        return _ordered(scores, rows)
+        return ordered(scores, rows)

@@ -1,5 +1,6 @@
 """Named tensors in one safetensors file that is written whole or not at all."""
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -9,11 +10,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_FORMAT = "ask-lightning knowledge 1"
+from ask_lightning.knowledge.fingerprint import checksum
+
+_FORMAT = "ask-lightning knowledge 2"
+TEMPORARY = ".tmp"
+"""How the names end under which snapshots are written."""
 
 
 class SnapshotError(RuntimeError):
     """A snapshot is missing, damaged or not one of ours."""
+
+
+def part_path(path: Path, rank: int, size: int) -> Path:
+    """The file of one rank, of a snapshot that `size` ranks write."""
+    return path.with_name(f"{path.stem}.part-{rank}-of-{size}{path.suffix}")
+
+
+def snapshot_files(path: Path) -> list[Path]:
+    """The file, or the files of the ranks that wrote it together; none if it is not there."""
+    if path.is_file():
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*-of-*{path.suffix}"))
 
 
 def write_snapshot(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> None:
@@ -31,12 +48,17 @@ def write_snapshot(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[
         OSError: The directory cannot be written to or the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     try:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             temporary,
-            metadata={"format": _FORMAT, "settings": json.dumps(dict(settings))},
+            metadata={
+                "format": _FORMAT,
+                "settings": json.dumps(dict(settings)),
+                "checksums": json.dumps(checksums),
+            },
         )
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -54,8 +76,29 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         path: The file.
 
     Raises:
-        SnapshotError: The file is missing, truncated or of another format; the message says which.
+        SnapshotError: The file is missing, truncated, changed or of another format; the message says
+            which.
     """
+    while True:
+        found = _identity(path)
+        try:
+            return _read(path)
+        except SnapshotError:
+            # The library opens a file twice, for its head and for its numbers; another process may have put
+            # a new one in its place between.
+            if _identity(path) == found:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     if not path.is_file():
         raise SnapshotError(f"There is no knowledge snapshot at {path}.")
     try:
@@ -70,8 +113,15 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             f"its format is {about.get('format')!r}, not {_FORMAT!r}."
         )
     try:
-        return tensors, json.loads(about["settings"])
+        settings, checksums = json.loads(about["settings"]), json.loads(about["checksums"])
     except (KeyError, ValueError) as error:
         raise SnapshotError(
             f"The knowledge snapshot {path} is damaged: its settings are {error!r}."
         ) from error
+    for name, tensor in tensors.items():
+        if checksum(tensor) != checksums.get(name):
+            raise SnapshotError(
+                f"The knowledge snapshot {path} is damaged: the checksum of {name} is another than when it "
+                "was written."
+            )
+    return tensors, settings

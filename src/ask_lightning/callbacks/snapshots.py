@@ -1,0 +1,195 @@
+"""The knowledge on disk: written beside the checkpoints, kept as long as one of them needs it."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from warnings import warn
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.snapshot import TEMPORARY, SnapshotError, snapshot_files
+
+_PREFIX = "knowledge-"
+# A file under a temporary name that nobody has written to for so long was left by a process that was killed.
+_ABANDONED_SECONDS = 3600.0
+
+
+class Snapshots:
+    """The snapshots of a run; the last one is that of the knowledge in use, once that has been written."""
+
+    def __init__(self) -> None:
+        self._written: list[Path] = []
+        self._current: Path | None = None
+        # The directory for which the knowledge in use was last written, if it was.
+        self._seen_to: tuple[Path | None] | None = None
+        self._mentions: dict[tuple[Path, int, int], bytes] = {}
+
+    def state(self) -> list[str]:
+        """Paths of all snapshots that are still there, that of the knowledge in use first."""
+        others = [path for path in self._written if path != self._current]
+        return [str(path) for path in ([self._current] if self._current else []) + others]
+
+    def supersede(self) -> None:
+        """New knowledge is in use, which is not on disk yet."""
+        self._current = self._seen_to = None
+
+    def write(self, base: KnowledgeBase, epoch: int, directory: Path | None) -> None:
+        """Put the knowledge in use beside the checkpoints, once; a warning where that is not possible.
+
+        Args:
+            base: The knowledge.
+            epoch: Whose encoders made it.
+            directory: Where the checkpoints go; `None` if that is not a local directory.
+        """
+        # A resumed run may write to another directory than the run that wrote the snapshot.
+        if self._seen_to == (directory,):
+            return
+        self._seen_to = (directory,)
+        consequence = "Training goes on; a run resumed from this checkpoint will encode its knowledge anew."
+        if directory is None:
+            warn(
+                f"The knowledge of epoch {epoch} is not saved, because the checkpoints go to a place that is "
+                f"not a local directory. {consequence}",
+                stacklevel=3,
+            )
+            return
+        path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
+        try:
+            # Of a replicated base one copy is enough; of a sharded one each rank writes its part.
+            if base.is_sharded or Ranks.current().rank == 0:
+                base.save(path)
+        except OSError as error:
+            warn(
+                f"The knowledge of epoch {epoch} could not be written ({error}). {consequence}", stacklevel=3
+            )
+            self._current = self._current or path  # a resumed run shall say what it misses
+        else:
+            self._current = path
+            self._written += [path] if path not in self._written else []
+
+    def restore(
+        self,
+        recorded: Sequence[str],
+        fingerprint: str,
+        beside: Path | None,
+        ranks: Ranks,
+        *,
+        sharded: bool,
+    ) -> KnowledgeBase:
+        """The knowledge that a checkpoint names; collective.
+
+        Args:
+            recorded: What `state` returned.
+            fingerprint: Of the knowledge.
+            beside: The directory of the checkpoint, with which its snapshots may have moved.
+            ranks: The processes; whatever their number was when the snapshot was written.
+            sharded: Whether each shall hold a part.
+
+        Returns:
+            The base, on the CPU.
+
+        Raises:
+            SnapshotError: It is missing, damaged or another one, on this rank or on another.
+        """
+        if not recorded:
+            raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
+        paths = [_moved(Path(path), beside) for path in recorded]
+        base, failure = None, None
+        try:
+            base = KnowledgeBase.load(paths[0], ranks=ranks if sharded else None)
+        except SnapshotError as error:
+            failure = str(error)
+        _raise_first(ranks.exchange(failure))
+        assert base is not None
+        if base.fingerprint != fingerprint:
+            failure = f"{paths[0]} holds {base}, which is not the knowledge that the checkpoint names."
+        _raise_first(ranks.exchange(failure))
+        self._current, self._seen_to = paths[0], (paths[0].parent,)
+        self._written = [path for path in paths if snapshot_files(path)]
+        return base
+
+    def remove_unneeded(self, directories: Collection[Path]) -> None:
+        """Remove the snapshots of this run that no checkpoint mentions, but for that of the knowledge in use.
+
+        Args:
+            directories: Where the checkpoints are; without any, nothing is removed.
+        """
+        superseded = [path for path in self._written if path != self._current]
+        if not superseded or not directories:
+            return
+        places = {*directories, *(path.parent for path in superseded)}
+        self._remove_abandoned(places)
+        try:
+            mentions = [self._mention(file) for place in places for file in place.glob("**/*.ckpt")]
+        except (OSError, zipfile.BadZipFile, KeyError):
+            return  # one that cannot be read may need any of them
+        for path in superseded:
+            if not any(path.name.encode() in mention for mention in mentions):
+                for file in snapshot_files(path):
+                    file.unlink(missing_ok=True)
+                self._written.remove(path)
+
+    def _mention(self, checkpoint: Path) -> bytes:
+        """The part of a checkpoint in which its texts are; nothing of it is executed."""
+        state = checkpoint.stat()
+        key = (checkpoint, state.st_mtime_ns, state.st_size)
+        if key not in self._mentions:
+            with zipfile.ZipFile(checkpoint) as archive:
+                (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+                content = archive.read(name)
+            # Of a large checkpoint only what can matter is remembered.
+            start = content.find(_PREFIX.encode())
+            self._mentions[key] = b"" if start < 0 else content[start:]
+        return self._mentions[key]
+
+    @staticmethod
+    def _remove_abandoned(places: Iterable[Path]) -> None:
+        for place in places:
+            for file in place.glob(f".{_PREFIX}*{TEMPORARY}"):
+                try:
+                    if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                        file.unlink()
+                except OSError:
+                    pass  # another rank was faster
+
+
+def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
+    """The local directories into which the trainer's callbacks put checkpoints."""
+    places = (
+        _local(callback.dirpath)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath
+    )
+    return [place for place in places if place is not None]
+
+
+def knowledge_directory(trainer: pl.Trainer) -> Path | None:
+    """Beside the checkpoints; absolute, because a resumed run may start elsewhere. `None` if not local."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            return _local(callback.dirpath)
+    return _local(trainer.log_dir or trainer.default_root_dir)
+
+
+def _local(directory: str | os.PathLike[str]) -> Path | None:
+    return None if "://" in str(directory) else Path(directory).absolute()
+
+
+def _moved(recorded: Path, beside: Path | None) -> Path:
+    """Checkpoints move between machines together with what lies beside them."""
+    if beside is not None and snapshot_files(beside / recorded.name):
+        return beside / recorded.name
+    return recorded
+
+
+def _raise_first(failures: Iterable[str | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise SnapshotError(failure)
