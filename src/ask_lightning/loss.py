@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ask_lightning.arguments import check_choice, check_count
 from ask_lightning.clip_ids import integer_ids
+from ask_lightning.distributed import Ranks, gather_rows
 from ask_lightning.functional import (
     inject_knowledge,
     nt_xent,
@@ -82,7 +83,9 @@ class ReliabilityOTLoss(nn.Module):
         modulation_gradient: Differentiate the factor as well.
         interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
             embeddings. Default: inner product.
-        gather: Compute over the batches of all ranks. One process only, so far, where it changes nothing.
+        gather: Compute contrast, transport and reliability over the batches of all ranks, which may be of
+            different sizes, with gradients to every rank: under DDP the gradient is that of one process
+            with the whole batch. `False`: over the local batch.
 
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`.
@@ -303,18 +306,22 @@ class ReliabilityOTLoss(nn.Module):
         Returns:
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
-        ignore = self._same_clip(ids)
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
         zero = audio.new_zeros(())
         entropies = dict.fromkeys(DIRECTIONS, zero)  # Σ_g CE, 0-d, or of each sample (B,)
         modulation = dict.fromkeys(DIRECTIONS, zero)  # Σ_g λ_g F_g of each sample, (B,)
         terms: dict[str, Tensor] = {}
         for name, near in neighborhoods.items():
             near = Neighborhood(near[0], near[1], *(vectors.to(audio.dtype) for vectors in near[2:]))
-            contrast, plan = self._contrast(audio, text, near, ignore, bounded)
-            potentials = {
-                "t2a": reliability_potential(audio, near.audio_by_text, near.audio_by_audio),  # (B,)
-                "a2t": reliability_potential(text, near.text_by_audio, near.text_by_text),
-            }
+            ratio, renormalize = self.injection_ratio, self.renormalize_injected
+            injected_audio, injected_text, *psi = self._of_all_ranks(
+                inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize),
+                inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize),
+                reliability_potential(audio, near.audio_by_text, near.audio_by_audio),  # (B,)
+                reliability_potential(text, near.text_by_audio, near.text_by_text),
+            )
+            potentials = dict(zip(DIRECTIONS, psi, strict=True))
+            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded)
             weight = self.lambda_fine if name == "fine" else self.lambda_coarse
             for direction in DIRECTIONS:
                 entropies[direction] = entropies[direction] + contrast[direction]
@@ -329,13 +336,10 @@ class ReliabilityOTLoss(nn.Module):
         return loss, terms | {"loss": loss}
 
     def _contrast(
-        self, audio: Tensor, text: Tensor, near: Neighborhood, ignore: Tensor | None, bounded: bool
+        self, audio: Tensor, text: Tensor, ignore: Tensor | None, bounded: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy in both directions after injection and realignment; the plan."""
-        ratio, renormalize = self.injection_ratio, self.renormalize_injected
-        injected_audio = inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize)
-        injected_text = inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize)
-        similarity = self._similarity(injected_text, injected_audio)  # (B texts, B audios)
+        """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
+        similarity = self._similarity(text, audio)  # (B texts, B audios)
         plan = sinkhorn_plan(
             similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
             self.sinkhorn_epsilon,
@@ -379,6 +383,23 @@ class ReliabilityOTLoss(nn.Module):
             terms[f"factor_{direction}"] = factor.mean()
         return 0.5 * (weighed[0] + weighed[1])
 
+    @property
+    def _is_spread(self) -> bool:
+        """Whether the batch is that of all ranks."""
+        return self.gather and Ranks.current().size > 1
+
+    def _of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Rows `(B,)` or `(B, d)` of all ranks, if that is asked for; in one exchange."""
+        if not self._is_spread:
+            return sides
+        columns = [side if side.ndim == 2 else side[:, None] for side in sides]
+        gathered = gather_rows(torch.cat(columns, dim=1))  # (ΣB, …)
+        parts = gathered.split([column.shape[1] for column in columns], dim=1)
+        return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
+
+    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
+        return torch.cat(Ranks.current().gather(ids)) if ids is not None and self._is_spread else ids
+
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
         return text @ audio.T if self.interaction is None else self.interaction(text, audio)
 
@@ -392,7 +413,9 @@ class ReliabilityOTLoss(nn.Module):
             "has been built yet.",
             stacklevel=3,
         )
-        similarity, ignore = self._similarity(text, audio), self._same_clip(ids)
+        audio, text = self._of_all_ranks(audio, text)
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        similarity = self._similarity(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
         self.last = {}
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
@@ -404,7 +427,7 @@ class ReliabilityOTLoss(nn.Module):
                 f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
                 "tokens before the loss."
             )
-        if len(audio) < 2:
+        if len(audio) < (1 if self._is_spread else 2):
             raise ValueError(
                 f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
                 f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
