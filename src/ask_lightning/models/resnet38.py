@@ -79,8 +79,8 @@ class ResNet38(nn.Module):
     def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Encode spectrograms.
 
-        The published model hears the padding of short clips. Here the pooling over time leaves it out if
-        `num_frames` tells where it is; the convolutions next to it still see some.
+        The published model hears the padding of short clips. Here a clip with `num_frames` is encoded as if
+        it were alone: before each convolution, what is beyond its end is 0, as beyond the end of a batch.
 
         Args:
             spectrogram: `(B, F, 64)` decibels, `F` at least 32.
@@ -89,19 +89,23 @@ class ResNet38(nn.Module):
         Returns:
             `(B, d)`, the mean over frequency, and of it the maximum plus the mean over time.
         """
+        if num_frames is not None:
+            num_frames = num_frames.clamp(_REDUCTION, spectrogram.shape[1])
         maps = spectrogram.to(self.bn0.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, 64, F, 1)
         maps = self.bn0(maps).squeeze(-1).transpose(1, 2)  # (B, F, 64)
-        maps = self.spec_augment(maps).unsqueeze(1)  # (B, 1, F, 64)
-        maps = self._drop(avg_pool2d(self.conv_block1(maps), 2))  # (B, channels, F / 2, 32)
-        maps = self._drop(avg_pool2d(self.resnet(maps), 2))  # (B, channels, F / 32, 2)
-        maps = self._drop(self.conv_block_after1(maps))  # (B, d, F / 32, 2)
+        maps = _cut(self.spec_augment(maps).unsqueeze(1), num_frames)  # (B, 1, F, 64)
+        maps, num_frames = _halve(self.conv_block1(maps, num_frames), num_frames)
+        maps = self._drop(maps)  # (B, channels, F / 2, 32)
+        for layer in self.resnet.children():
+            for block in layer.children():
+                maps, num_frames = block(maps, num_frames)
+        maps, num_frames = _halve(maps, num_frames)
+        maps = self._drop(maps)  # (B, channels, F / 32, 2)
+        maps = self._drop(self.conv_block_after1(maps, num_frames))  # (B, d, F / 32, 2)
         frames = maps.mean(dim=3)  # (B, d, F / 32)
-        if num_frames is None:
-            return frames.amax(dim=2) + frames.mean(dim=2)
-        count = (num_frames // _REDUCTION).clamp(1, frames.shape[2]).view(-1, 1, 1)
-        inside = torch.arange(frames.shape[2], device=frames.device) < count  # (B, 1, F / 32)
-        frames = frames.masked_fill(~inside, 0)  # the smallest value after a ReLU
-        pooled: Tensor = frames.amax(dim=2) + frames.sum(dim=2) / count.squeeze(2)
+        count = frames.shape[2] if num_frames is None else num_frames.unsqueeze(1)  # (B, 1)
+        # What was cut is 0, which is no larger than anything after a ReLU.
+        pooled: Tensor = frames.amax(dim=2) + frames.sum(dim=2) / count
         return pooled
 
     def load_published(self, path: str) -> None:
@@ -234,7 +238,7 @@ class ResNet38BERT(FineTunedRetriever):
         """Encode the clips of a batch.
 
         Args:
-            batch: With `"waveform"`, and perhaps `"num_samples"`: the pooling over time ends there.
+            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -269,9 +273,9 @@ class _ConvBlock(nn.Module):
         self.conv2 = _convolution(outgoing, outgoing, 3)
         self.bn2 = nn.BatchNorm2d(outgoing)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        maps = relu(self.bn1(self.conv1(maps)))
-        return relu(self.bn2(self.conv2(maps)))
+    def forward(self, maps: Tensor, num_frames: Tensor | None) -> Tensor:
+        maps = _cut(relu(self.bn1(self.conv1(maps))), num_frames)
+        return _cut(relu(self.bn2(self.conv2(maps))), num_frames)
 
 
 class _ResidualBlock(nn.Module):
@@ -280,24 +284,41 @@ class _ResidualBlock(nn.Module):
     def __init__(self, incoming: int, outgoing: int, *, halve: bool = False, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.halve = halve
         self.conv1 = _convolution(incoming, outgoing, 3)
         self.bn1 = nn.BatchNorm2d(outgoing)
         self.conv2 = _convolution(outgoing, outgoing, 3)
         self.bn2 = nn.BatchNorm2d(outgoing)
         # A block starts as the identity.
         nn.init.zeros_(self.bn2.weight)
-        self.downsample = (
-            nn.Sequential(nn.AvgPool2d(2), _convolution(incoming, outgoing, 1), nn.BatchNorm2d(outgoing))
-            if halve
-            else nn.Identity()
-        )
+        self.downsample: nn.Sequential | None = None
+        if halve:
+            # The published one pools here, first in the list.
+            layers = nn.Identity(), _convolution(incoming, outgoing, 1), nn.BatchNorm2d(outgoing)
+            self.downsample = nn.Sequential(*layers)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        inner = avg_pool2d(maps, 2) if self.halve else maps
-        inner = dropout(relu(self.bn1(self.conv1(inner))), self.dropout, self.training)
-        inner = self.bn2(self.conv2(inner))
-        return relu(inner + self.downsample(maps))
+    def forward(self, maps: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        identity = maps
+        if self.downsample is not None:
+            maps, num_frames = _halve(maps, num_frames)
+            identity = self.downsample(maps)
+        inner = _cut(relu(self.bn1(self.conv1(maps))), num_frames)
+        inner = self.bn2(self.conv2(dropout(inner, self.dropout, self.training)))
+        return _cut(relu(inner + identity), num_frames), num_frames
+
+
+def _halve(maps: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Half of time and frequency; an odd frame at the end is dropped, wherever the end is."""
+    if num_frames is not None:
+        num_frames = num_frames // 2
+    return _cut(avg_pool2d(maps, 2), num_frames), num_frames
+
+
+def _cut(maps: Tensor, num_frames: Tensor | None) -> Tensor:
+    """0 beyond the end of each row of `(B, channels, F, M)`."""
+    if num_frames is None:
+        return maps
+    beyond = torch.arange(maps.shape[2], device=maps.device) >= num_frames.unsqueeze(1)  # (B, F)
+    return maps.masked_fill(beyond[:, None, :, None], 0)
 
 
 def _convolution(incoming: int, outgoing: int, size: int) -> nn.Conv2d:

@@ -1,7 +1,6 @@
 """Published weights: from a file, a folder or the Hugging Face hub, and never less than all of them."""
 
 import json
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ask_lightning.data.features import require_audio_package
@@ -39,13 +40,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         # The checkpoints of PANNs also hold the state of their sampler, arrays of integers.
         with torch.serialization.safe_globals(_numpy_globals()):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is no checkpoint that can be read: {error}") from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -253,7 +252,7 @@ def config_entries(config: Any, always: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _tried_hub(name: str, error: Exception) -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = require_audio_package("huggingface_hub.constants").HF_HUB_OFFLINE
     hub = "was not asked, for HF_HUB_OFFLINE is set" if offline else "did not give it"
     return f"no file or folder {name!r}, and the Hugging Face hub {hub} ({_first_line(error)})"
 
