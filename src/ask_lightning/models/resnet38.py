@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, normalize, relu
 
 from ask_lightning.models.frontend import LogMel, SpecAugment
-from ask_lightning.models.retriever import Batch, FineTunedRetriever
-from ask_lightning.models.text import TextEncoder, projection
+from ask_lightning.models.retriever import Batch, FineTunedRetriever, projection
+from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
 
 SAMPLE_RATE = 32000

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
 from ask_lightning.functional import nt_xent
@@ -196,3 +196,18 @@ class FineTunedRetriever(Retriever):
             **arguments: To be in the checkpoint in place of those that were passed.
         """
         self.hparams.update(arguments)
+
+
+def projection(incoming: int, hidden: int, width: int) -> nn.Sequential:
+    """A head of two layers.
+
+    Args:
+        incoming: Width of the encoder.
+        hidden: Width between the layers.
+        width: Of the output.
+
+    Example:
+        >>> projection(6, 8, 4)(torch.zeros(2, 6)).shape
+        torch.Size([2, 4])
+    """
+    return nn.Sequential(nn.Linear(incoming, hidden), nn.ReLU(), nn.Linear(hidden, width))

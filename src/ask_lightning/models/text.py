@@ -174,18 +174,3 @@ class TextEncoder(nn.Module):
         inside = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         mean: Tensor = (states * inside).sum(dim=1) / inside.sum(dim=1)  # (B, d)
         return mean
-
-
-def projection(incoming: int, hidden: int, width: int) -> nn.Sequential:
-    """A head of two layers.
-
-    Args:
-        incoming: Width of the encoder.
-        hidden: Width between the layers.
-        width: Of the output.
-
-    Example:
-        >>> projection(6, 8, 4)(torch.zeros(2, 6)).shape
-        torch.Size([2, 4])
-    """
-    return nn.Sequential(nn.Linear(incoming, hidden), nn.ReLU(), nn.Linear(hidden, width))
