@@ -199,6 +199,9 @@ def test_clap_from_a_folder(tmp_path):
     assert model.model.training
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) < 5, reason="makes a tokenizer as version 5 does"
+)
 def test_the_language_of_the_captions(tmp_path):
     words = ["<s>", "<pad>", "</s>", "<unk>", "▁rain", "▁wind"]
     vocabulary = {word: index for index, word in enumerate(words)}
