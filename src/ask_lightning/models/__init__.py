@@ -1,5 +1,17 @@
-"""Retrieval models to train with ASK, or without."""
+"""Retrieval models to train with ASK, or without; torchaudio and transformers load when one is made."""
 
+from ask_lightning.models.ced import CED, CEDSonar
+from ask_lightning.models.clap import CLAPRetriever
+from ask_lightning.models.resnet38 import ResNet38, ResNet38BERT
+from ask_lightning.models.retriever import Retriever
 from ask_lightning.models.tiny import TinyRetriever
 
-__all__ = ["TinyRetriever"]
+__all__ = [
+    "CED",
+    "CEDSonar",
+    "CLAPRetriever",
+    "ResNet38",
+    "ResNet38BERT",
+    "Retriever",
+    "TinyRetriever",
+]

@@ -1,9 +1,8 @@
 """A small retrieval model that trains on a CPU. Axes: `B` batch, `T` samples, `F` frames, `d` width."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -11,11 +10,8 @@ from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
 
 from ask_lightning.data.features import SILENCE, log_mel
-from ask_lightning.functional import nt_xent
-from ask_lightning.metrics import RetrievalMetrics, retrieval_metrics
+from ask_lightning.models.retriever import Batch, Retriever
 from ask_lightning.models.words import HashedWordEncoder
-
-Batch = dict[str, Any]
 
 _WARM_UP = 0.05
 
@@ -76,7 +72,7 @@ class ConvolutionalAudioEncoder(nn.Module):
         return projected
 
 
-class TinyRetriever(L.LightningModule):
+class TinyRetriever(Retriever):
     """An audio–text retrieval model of half a million weights: two encoders and the NT-Xent loss.
 
     A model to try things on: an epoch of 1,500 pairs takes a few seconds on two CPU cores. It trains by
@@ -121,15 +117,12 @@ class TinyRetriever(L.LightningModule):
         sample_rate: int = 16000,
         num_mels: int = 64,
     ) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"Argument `temperature` has to be positive, but got {temperature}.")
+        super().__init__(temperature)
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"Argument `schedule` has to be 'cosine' or 'constant', but got {schedule!r}.")
         if not 0 <= masked_share < 1:
             raise ValueError(f"Argument `masked_share` has to be in [0, 1), but got {masked_share}.")
         self.save_hyperparameters()
-        self.temperature = temperature
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
@@ -138,8 +131,6 @@ class TinyRetriever(L.LightningModule):
         self.num_mels = num_mels
         self.audio_encoder = ConvolutionalAudioEncoder(width, num_mels)
         self.text_encoder = HashedWordEncoder(width)
-        self.val_metrics = retrieval_metrics("val/")
-        self.test_metrics = retrieval_metrics("test/")
 
     def forward_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
@@ -168,38 +159,6 @@ class TinyRetriever(L.LightningModule):
             `(B, d)`, L2-normalised.
         """
         return normalize(self.text_encoder(batch["caption"]), dim=-1)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The symmetric NT-Xent loss of a batch.
-
-        Args:
-            batch: See the class.
-            batch_idx: Not used.
-
-        Returns:
-            0-d.
-        """
-        audio, text = self.forward_audio(batch), self.forward_text(batch)
-        similarity = text @ audio.T  # (B, B)
-        loss = (nt_xent(similarity, self.temperature) + nt_xent(similarity.T, self.temperature)) / 2
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the metrics of the epoch."""
-        self.val_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the metrics of the epoch."""
-        self.test_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics(self.val_metrics, "val/")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics(self.test_metrics, "test/")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with the chosen schedule.
@@ -233,13 +192,6 @@ class TinyRetriever(L.LightningModule):
                 "same `num_mels` to the data and to the model."
             )
         return spectrogram
-
-    def _log_metrics(self, metrics: RetrievalMetrics, prefix: str) -> None:
-        scores = metrics.compute()
-        metrics.reset()
-        recalls = torch.stack([score for name, score in scores.items() if "recall_at" in name])
-        # The metrics have gathered the rows of all processes: every process logs the same numbers.
-        self.log_dict(scores | {f"{prefix}mean_recall": recalls.mean()}, sync_dist=True)
 
 
 def mask_spectrogram(spectrogram: Tensor, largest_share: float) -> Tensor:

@@ -31,6 +31,19 @@ def word_pieces(word: str) -> list[str]:
     ]
 
 
+def split_words(caption: str) -> list[str]:
+    """The words and signs of a text, in lower case.
+
+    Args:
+        caption: Any text.
+
+    Example:
+        >>> split_words("Rain, then wind")
+        ['rain', ',', 'then', 'wind']
+    """
+    return _WORD.findall(caption.lower())
+
+
 class HashedWordEncoder(nn.Module):
     """Words in order to one vector: hashed word pieces, a recurrent network over words, their maximum.
 
@@ -70,7 +83,7 @@ class HashedWordEncoder(nn.Module):
         Raises:
             ValueError: A caption has no word.
         """
-        sentences = [_WORD.findall(caption.lower()) for caption in captions]
+        sentences = [split_words(caption) for caption in captions]
         for caption, words in zip(captions, sentences, strict=True):
             if not words:
                 raise ValueError(f"A caption has to hold at least one word, but got {caption!r}.")

@@ -1,0 +1,338 @@
+"""ML-CLAP: CED and SONAR. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `N` patches, `d` width."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+
+from ask_lightning.models.frontend import LogMel, SpecAugment
+from ask_lightning.models.retriever import Batch, FineTunedRetriever, projection
+from ask_lightning.models.text import TextEncoder
+from ask_lightning.models.weights import find_file, load_weights, read_state_dict
+
+SAMPLE_RATE = 16000
+"""Of CED, in Hz."""
+
+NUM_MELS = 64
+"""Number of mel bins of CED."""
+
+PATCH = 16
+"""Side of a patch, in frames and in mel bins."""
+
+_NOT_NEEDED = ("front_end.", "outputlayer.")
+_REMEDY = (
+    'Pass "mispeech/ced-base" with a network and without HF_HUB_OFFLINE, a folder that `hf download '
+    "mispeech/ced-base --local-dir FOLDER` filled, or the path of audiotransformer_base_mAP_4999.pt from "
+    "https://zenodo.org/records/8275347. Random weights have to be asked for: `audio_weights=None`."
+)
+
+
+class CED(nn.Module):
+    """The audio transformer CED, up to its pooled features, under its published names.
+
+    Reference: Dinkel et al., "CED: Consistent ensemble distillation for audio tagging", ICASSP 2024 (arXiv
+    2308.11957).
+
+    Args:
+        width: d, of the tokens and the output: 768 is CED-Base, 384 small, 256 mini, 192 tiny.
+        depth: Number of layers.
+        heads: Of the attention; they divide `width`. Published are 64 channels each.
+        max_frames: Longer clips are encoded in pieces of this length, whose features are averaged.
+        spec_augment: Whether SpecAugment masks spectrograms while training.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Example:
+        >>> encoder = CED(width=8, depth=1, heads=2)
+        >>> encoder(torch.zeros(2, 101, 64)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        *,
+        max_frames: int = 1012,
+        spec_augment: bool = True,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(
+                f"Argument `heads` has to divide the width of CED, but got {heads} for a width of {width}."
+            )
+        if max_frames < PATCH:
+            raise ValueError(f"Argument `max_frames` has to be at least {PATCH}, but got {max_frames}.")
+        self.max_frames = max_frames
+        self.init_bn = nn.BatchNorm2d(NUM_MELS, momentum=0.01)
+        self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
+        self.patch_embed = _Patches(width)
+        self.time_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, 1, max_frames // PATCH))
+        self.freq_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, NUM_MELS // PATCH, 1))
+        self.blocks = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """Encode spectrograms.
+
+        Patches without sound are neither attended to nor averaged: those beyond `num_frames`, and those that
+        fill up the last piece of a long clip, which the published code takes in.
+
+        Args:
+            spectrogram: `(B, F, 64)` decibels, `F` at least 16. Frames of an unfinished patch at the end are
+                dropped.
+            num_frames: `(B,)` integers, how many frames of each row are no padding. None: all.
+
+        Returns:
+            `(B, d)`, the mean of the tokens of each piece, and of it the mean over the pieces.
+        """
+        batch_size, frames, _ = spectrogram.shape
+        normal = spectrogram.to(self.norm.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, M, F, 1)
+        normal = self.init_bn(normal).squeeze(-1).transpose(1, 2)  # (B, F, M)
+        normal = self.spec_augment(normal).transpose(1, 2)  # (B, M, F)
+        pieces = -(-frames // self.max_frames)
+        if pieces == 1 and num_frames is None:
+            return self._tokens(normal, None).mean(dim=1)
+
+        if num_frames is None:
+            num_frames = torch.full((batch_size,), frames, device=normal.device)
+        if pieces > 1:
+            normal = pad(normal, (0, pieces * self.max_frames - frames))
+            normal = normal.unflatten(2, (pieces, self.max_frames))  # (B, M, pieces, max_frames)
+            normal = normal.transpose(1, 2).flatten(0, 1)  # (B pieces, M, max_frames)
+        starts = self.max_frames * torch.arange(pieces, device=normal.device)
+        patches = (num_frames.unsqueeze(1) - starts).clamp(0, normal.shape[2]) // PATCH  # (B, pieces)
+        patches[:, 0].clamp_(min=1)
+        heard = patches > 0
+        # A piece without sound has no weight below, but its attention needs something to look at.
+        columns = torch.arange(normal.shape[2] // PATCH, device=normal.device)
+        inside = columns < patches.clamp_min(1).flatten().unsqueeze(1)  # (B pieces, columns)
+        inside = inside.repeat(1, NUM_MELS // PATCH)  # (B pieces, N)
+        tokens = self._tokens(normal, inside)  # (B pieces, N, d)
+        weights = inside.unsqueeze(2).to(tokens.dtype)  # (B pieces, N, 1)
+        means = (tokens * weights).sum(dim=1) / weights.sum(dim=1)  # (B pieces, d)
+        shares = (heard / heard.sum(dim=1, keepdim=True)).to(tokens.dtype)  # (B, pieces)
+        means = means.unflatten(0, (batch_size, pieces))  # (B, pieces, d)
+        mean: Tensor = (means * shares.unsqueeze(2)).sum(dim=1)  # (B, d)
+        return mean
+
+    def _tokens(self, normal: Tensor, inside: Tensor | None) -> Tensor:
+        maps: Tensor = self.patch_embed(normal.unsqueeze(1))  # (B, d, M / 16, F / 16)
+        maps = maps + self.time_pos_embed[..., : maps.shape[-1]] + self.freq_pos_embed
+        tokens: Tensor = maps.flatten(2).transpose(1, 2)  # (B, N, d)
+        mask = None if inside is None else inside[:, None, None, :]  # (B, 1, 1, N)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        normal_tokens: Tensor = self.norm(tokens)
+        return normal_tokens
+
+    def load_published(self, source: str) -> None:
+        """Load published weights: of the authors' own code, or of the Hugging Face hub.
+
+        Args:
+            source: Path of a file or of a folder with `model.safetensors`, or a name on the hub.
+
+        Raises:
+            FileNotFoundError: They are not there.
+            ValueError: They are others, or the sizes of this encoder are not the published ones.
+        """
+        file = find_file(source, argument="audio_weights", remedy=_REMEDY, hub_file="model.safetensors")
+        load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_own_name)
+
+
+class CEDSonar(FineTunedRetriever):
+    """ML-CLAP: the audio transformer CED and the text encoder of SONAR, both fine-tuned.
+
+    The second backbone of the paper's first table. Batches are dicts with `"waveform"` `(B, T)` and perhaps
+    `"num_samples"` `(B,)`, where padding starts, `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`.
+
+    Reference: Yan et al., "Bridging Language Gaps in Audio-Text Retrieval", Interspeech 2024 (arXiv
+    2406.07012), and its public code. Its temperature is learned and it adds a term to the loss; here τ is
+    fixed and the loss NT-Xent, as for the other models.
+
+    Args:
+        audio_weights: `"mispeech/ced-base"`, a folder, or the path of the authors' checkpoint. None: random
+            weights.
+        text_weights: Folder or hub name of SONAR for transformers, such as
+            `"cointegrated/SONAR_200_text_encoder"`. None: random weights.
+        text_config: Entries of `transformers.M2M100Config` that replace those of the pretrained
+            configuration, or, with random weights, the published ones.
+        tokenizer: None: that of `text_weights`. Or a folder or hub name. `"hashed"`: one that needs no file,
+            for random weights. `"checkpoint"`: it comes with the state dict that is loaded next.
+        language: Code of the captions' language.
+        width: d, of the embeddings.
+        head_width: Width between the two layers of each head.
+        audio_width: Of CED.
+        audio_depth: Number of layers of CED.
+        audio_heads: Of the attention of CED.
+        max_frames: Of 10 ms; CED encodes longer clips in pieces of this length.
+        sample_rate: Of the waveforms in the batches, in Hz. Others than 16,000 are resampled.
+        spec_augment: Whether SpecAugment masks spectrograms while training.
+        max_tokens: Longer captions are cut, at least 3.
+        temperature: τ of the loss, above 0.
+        learning_rate: Of Adam at the start, above 0.
+        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
+        decay_factor: In (0, 1].
+
+    Raises:
+        FileNotFoundError: Weights or a tokenizer are not there; the message says what was tried.
+        ValueError: An argument is outside its range, weights do not fit, or there is no tokenizer.
+        ImportError: torchaudio or transformers is missing.
+
+    Example:
+        A shrunken one:
+
+        >>> model = CEDSonar(
+        ...     None,
+        ...     None,
+        ...     text_config={"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2},
+        ...     tokenizer="hashed",
+        ...     width=4,
+        ...     head_width=8,
+        ...     audio_width=8,
+        ...     audio_depth=1,
+        ...     audio_heads=2,
+        ... )
+        >>> model.forward_audio({"waveform": torch.zeros(2, 16000)}).shape
+        torch.Size([2, 4])
+        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        audio_weights: str | None,
+        text_weights: str | None,
+        *,
+        text_config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        language: str = "eng_Latn",
+        width: int = 1024,
+        head_width: int = 1024,
+        audio_width: int = 768,
+        audio_depth: int = 12,
+        audio_heads: int = 12,
+        max_frames: int = 1012,
+        sample_rate: int = SAMPLE_RATE,
+        spec_augment: bool = True,
+        max_tokens: int = 128,
+        temperature: float = 0.07,
+        learning_rate: float = 5e-5,
+        decay_epochs: int = 4,
+        decay_factor: float = 0.1,
+    ) -> None:
+        super().__init__(
+            sample_rate,
+            SAMPLE_RATE,
+            temperature=temperature,
+            learning_rate=learning_rate,
+            decay_epochs=decay_epochs,
+            decay_factor=decay_factor,
+        )
+        self.save_hyperparameters()
+        self.log_mel = LogMel(
+            SAMPLE_RATE,
+            window=512,
+            hop=160,
+            lowest=0,
+            highest=8000,
+            num_mels=NUM_MELS,
+            scale="htk",
+            dynamic_range=120,
+            min_frames=PATCH,
+        )
+        self.audio_encoder = CED(
+            audio_width, audio_depth, audio_heads, max_frames=max_frames, spec_augment=spec_augment
+        )
+        if audio_weights is not None:
+            self.audio_encoder.load_published(audio_weights)
+        self.text_encoder = TextEncoder.sonar(
+            text_weights, text_config, tokenizer, language=language, max_tokens=max_tokens
+        )
+        self.audio_head = projection(audio_width, head_width, width)
+        self.text_head = projection(self.text_encoder.width, head_width, width)
+        self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
+
+    def forward_audio(self, batch: Batch) -> Tensor:
+        """Encode the clips of a batch.
+
+        Args:
+            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+
+        Raises:
+            ValueError: The batch has no waveforms.
+        """
+        waveform, num_samples = self.heard(batch)
+        num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
+        features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
+        return normalize(self.audio_head(features).float(), dim=-1)
+
+    def forward_text(self, batch: Batch) -> Tensor:
+        """Encode the captions of a batch.
+
+        Args:
+            batch: With `"caption"`.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+        """
+        return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
+
+
+class _Patches(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, width, PATCH, stride=PATCH)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        patches: Tensor = self.proj(maps)
+        return patches
+
+
+class _Layer(nn.Module):
+    """A transformer layer that normalises first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(width, 4 * width))
+        self.mlp.add_module("act", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens), mask)
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return tokens
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        split = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d / heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, heads, N, d / heads) each
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # (B, N, d)
+        return projected
+
+
+def _own_name(published: str) -> str:
+    """The hub's copies put `encoder.` in front; the authors' own have the batch norm in a list."""
+    return published.removeprefix("encoder.").replace("init_bn.1.", "init_bn.")

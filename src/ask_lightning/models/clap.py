@@ -1,0 +1,233 @@
+"""CLAP of transformers, fine-tuned. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `d` width."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from ask_lightning.data.features import require_audio_package
+from ask_lightning.models.frontend import LogMel, frames_of_seconds
+from ask_lightning.models.retriever import Batch, FineTunedRetriever
+from ask_lightning.models.tokens import make_tokenizer
+from ask_lightning.models.weights import config_entries, configured, pretrained_model
+
+SAMPLE_RATE = 48000
+"""Of CLAP, in Hz."""
+
+_HOP = 480
+_REMEDY = (
+    "Unset HF_HUB_OFFLINE, or fetch it where there is a network with `hf download NAME --local-dir FOLDER` "
+    'and pass the folder. Random weights have to be asked for: `weights=None` and `tokenizer="hashed"`.'
+)
+
+
+class CLAPRetriever(FineTunedRetriever):
+    """A CLAP checkpoint of transformers, fine-tuned.
+
+    Batches are dicts with `"waveform"` `(B, T)` and perhaps `"num_samples"` `(B,)`, where padding starts,
+    `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`. The spectrograms are those of transformers'
+    `ClapFeatureExtractor`, but made in batches and on the device. Shorter clips are repeated. Of longer ones
+    CLAP hears a part, at random while training and in the middle otherwise; a checkpoint with fusion also
+    hears the whole of it, compressed.
+
+    The learned scales of CLAP's own loss are not used and stay as they are. With fusion, several processes
+    need `strategy="ddp_find_unused_parameters_true"`: a batch without a long clip does not use it.
+
+    Reference: Wu et al., "Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and
+    Keyword-to-Caption Augmentation", ICASSP 2023 (arXiv 2211.06687).
+
+    Args:
+        weights: Folder or hub name, such as `"laion/clap-htsat-unfused"`. None: random weights.
+        config: Entries of `transformers.ClapConfig`, `"text_config"` and `"audio_config"` among them, for
+            random weights. Not with `weights`.
+        tokenizer: None: that of `weights`. Or a folder or hub name. `"hashed"`: one that needs no file, for
+            random weights. `"checkpoint"`: it comes with the state dict that is loaded next.
+        max_seconds: How much CLAP hears of a clip, above 0. What it was trained with is 10.
+        sample_rate: Of the waveforms in the batches, in Hz. Others than 48,000 are resampled.
+        max_tokens: Longer captions are cut, at least 3.
+        temperature: τ of the loss, above 0.
+        learning_rate: Of Adam at the start, above 0.
+        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
+        decay_factor: In (0, 1].
+
+    Raises:
+        FileNotFoundError: Weights or a tokenizer are not there; the message says what was tried.
+        ValueError: An argument is outside its range, weights are incomplete, or there is no tokenizer.
+        ImportError: torchaudio or transformers is missing.
+
+    Example:
+        A shrunken one:
+
+        >>> model = CLAPRetriever(
+        ...     None,
+        ...     config={
+        ...         "projection_dim": 4,
+        ...         "text_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        ...         "audio_config": {
+        ...             "num_mel_bins": 16,
+        ...             "spec_size": 64,
+        ...             "window_size": 4,
+        ...             "patch_embeds_hidden_size": 4,
+        ...             "hidden_size": 8,
+        ...             "depths": [1, 1],
+        ...             "num_attention_heads": [1, 2],
+        ...         },
+        ...     },
+        ...     tokenizer="hashed",
+        ...     max_seconds=2,
+        ... )
+        >>> model.forward_audio({"waveform": torch.zeros(2, 48000)}).shape
+        torch.Size([2, 4])
+        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        weights: str | None,
+        *,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        max_seconds: float = 10.0,
+        sample_rate: int = SAMPLE_RATE,
+        max_tokens: int = 128,
+        temperature: float = 0.07,
+        learning_rate: float = 1e-5,
+        decay_epochs: int = 20,
+        decay_factor: float = 0.1,
+    ) -> None:
+        super().__init__(
+            sample_rate,
+            SAMPLE_RATE,
+            temperature=temperature,
+            learning_rate=learning_rate,
+            decay_epochs=decay_epochs,
+            decay_factor=decay_factor,
+        )
+        self.save_hyperparameters()
+        transformers = require_audio_package("transformers")
+        if weights is None:
+            entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
+            settings = configured(transformers.ClapConfig(), entries, argument="config")
+            self.model = transformers.ClapModel(settings).train()
+        elif config is None:
+            self.model = pretrained_model(transformers.ClapModel, weights, argument="weights", remedy=_REMEDY)
+        else:
+            raise ValueError(
+                "Argument `config` is for random weights, but got `weights` too. Leave one of them out."
+            )
+        # NT-Xent has its own temperature; weights without a gradient stop DDP.
+        self.model.logit_scale_a.requires_grad_(False)
+        self.model.logit_scale_t.requires_grad_(False)
+
+        hears = self.model.config.audio_config
+        self.fusion = bool(hears.enable_fusion)
+        self.num_heard = int(max_seconds * SAMPLE_RATE)
+        frames = frames_of_seconds(max_seconds, SAMPLE_RATE, _HOP)
+        most = hears.spec_size * (hears.spec_size // hears.num_mel_bins)
+        if not (max_seconds > 0 and frames <= most):
+            raise ValueError(
+                f"Argument `max_seconds` has to be above 0 and at most {(most - 1) * _HOP / SAMPLE_RATE:g} "
+                f"for this audio encoder, whose input has {most} frames of 10 ms, but got {max_seconds}."
+            )
+        self.num_frames = frames
+        self.log_mel = LogMel(
+            SAMPLE_RATE,
+            window=1024,
+            hop=_HOP,
+            lowest=50,
+            highest=14000,
+            num_mels=hears.num_mel_bins,
+            scale="htk" if self.fusion else "slaney",
+        )
+        reads = self.model.config.text_config
+        self.tokenizer = make_tokenizer(tokenizer, weights, reads, max_tokens=max_tokens)
+        self.build_without_files(
+            weights=None, config=config_entries(self.model.config), tokenizer=self.tokenizer.kind
+        )
+
+    def forward_audio(self, batch: Batch) -> Tensor:
+        """Encode the clips of a batch.
+
+        Args:
+            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+
+        Raises:
+            ValueError: The batch has no waveforms.
+        """
+        waveform, num_samples = self.heard(batch)
+        if num_samples is None:
+            num_samples = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
+        channels, is_longer = self.spectrograms(waveform, num_samples.clamp(1, waveform.shape[1]))
+        output = self.model.get_audio_features(input_features=channels, is_longer=is_longer)
+        return normalize(_pooled(output).float(), dim=-1)
+
+    def forward_text(self, batch: Batch) -> Tensor:
+        """Encode the captions of a batch.
+
+        Args:
+            batch: With `"caption"`.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+        """
+        ids, mask = self.tokenizer(batch["caption"], self.model.device)  # (B, L) each
+        output = self.model.get_text_features(input_ids=ids, attention_mask=mask)
+        return normalize(_pooled(output).float(), dim=-1)
+
+    def spectrograms(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """What CLAP's audio encoder takes.
+
+        Args:
+            waveform: `(B, T)` at 48,000 Hz.
+            num_samples: `(B,)`, from 1 to T.
+
+        Returns:
+            `(B, 1, F, M)` decibels, with fusion `(B, 4, F, M)`; and `(B, 1)` boolean, which clips are longer
+            than CLAP hears.
+        """
+        excess = (num_samples - self.num_heard).clamp_min(0)  # (B,)
+        share = torch.rand(len(excess), device=excess.device) if self.training else 0.5
+        start = (excess * share).long().unsqueeze(1)  # (B, 1)
+        length = num_samples.unsqueeze(1)  # (B, 1)
+        position = torch.arange(self.num_heard, device=waveform.device)  # (num_heard,)
+        heard = waveform.gather(1, (start + position % length).clamp_max(length - 1))  # (B, num_heard)
+        # As often as it fits as a whole; the rest is silence.
+        silent = (position >= self.num_heard // length * length) & (excess == 0).unsqueeze(1)
+        channels = self.log_mel(heard.masked_fill(silent, 0.0)).unsqueeze(1)  # (B, 1, F, M)
+        if not self.fusion:
+            return self._typed(channels), (excess > 0).unsqueeze(1)
+        channels = channels.repeat(1, 4, 1, 1)  # (B, 4, F, M)
+        # Up to one frame too many is no reason to fuse.
+        is_longer = num_samples // _HOP + 1 > self.num_frames
+        for row in is_longer.nonzero().flatten().tolist():
+            whole = self.log_mel(waveform[row : row + 1, : int(num_samples[row])])  # (1, F', M)
+            channels[row] = torch.cat([self._compressed(whole), self._thirds(whole)])
+        return self._typed(channels), is_longer.unsqueeze(1)
+
+    def _compressed(self, whole: Tensor) -> Tensor:
+        size = (self.num_frames, whole.shape[-1])
+        return interpolate(whole.unsqueeze(1), size, mode="bilinear", align_corners=False)[0]  # (1, F, M)
+
+    def _thirds(self, whole: Tensor) -> Tensor:
+        """Three parts of a clip, one that starts in each third of the places where one can start."""
+        places = torch.arange(whole.shape[1] - self.num_frames + 1).tensor_split(3)
+        starts = []
+        for third in places:
+            options = third if len(third) else torch.zeros(1, dtype=torch.int64)
+            chosen = torch.randint(len(options), ()) if self.training else len(options) // 2
+            starts.append(int(options[chosen]))
+        return torch.stack([whole[0, start : start + self.num_frames] for start in starts])  # (3, F, M)
+
+    def _typed(self, channels: Tensor) -> Tensor:
+        return channels.to(self.model.logit_scale_a.dtype)
+
+
+def _pooled(output: Any) -> Tensor:
+    """The embeddings: version 5 of transformers returns an output object, earlier ones the tensor."""
+    pooled: Tensor = getattr(output, "pooler_output", output)
+    return pooled

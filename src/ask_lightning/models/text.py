@@ -1,0 +1,176 @@
+"""Text encoders of transformers: captions to one vector each. Axes: `B` batch, `L` tokens, `d` width."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ask_lightning.data.features import require_audio_package
+from ask_lightning.models.tokens import make_tokenizer
+from ask_lightning.models.weights import (
+    config_entries,
+    configured,
+    from_pretrained,
+    pretrained_model,
+    without_pooler,
+)
+
+SONAR: dict[str, Any] = {
+    "vocab_size": 256206,
+    "max_position_embeddings": 1024,
+    "d_model": 1024,
+    "encoder_layers": 24,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 8192,
+    "encoder_layerdrop": 0.0,
+    "scale_embedding": True,
+}
+"""The published size of the text encoder of SONAR, as entries of `transformers.M2M100Config`."""
+
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+_REMEDY = (
+    "Unset HF_HUB_OFFLINE, or fetch it where there is a network with `hf download NAME --local-dir FOLDER` "
+    'and pass the folder. Random weights have to be asked for: `text_weights=None` and `tokenizer="hashed"`.'
+)
+
+
+class TextEncoder(nn.Module):
+    """A text encoder of transformers with its tokenizer.
+
+    Args:
+        model: Returns `last_hidden_state` for token ids and a mask.
+        tokenizer: Makes token ids and a mask of captions.
+        pooling: `"first"`: the first token, as for BERT. `"mean"`: the mean over the tokens of the caption.
+
+    Example:
+        >>> encoder = TextEncoder.bert(
+        ...     None, {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}, "hashed"
+        ... )
+        >>> encoder(["rain, then wind", "wind"]).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, model: Any, tokenizer: nn.Module, pooling: Literal["first", "mean"]) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+
+    @classmethod
+    def bert(
+        cls,
+        weights: str | None,
+        config: dict[str, Any] | None,
+        tokenizer: str | None,
+        *,
+        dropout: float | None = None,
+        max_tokens: int = 128,
+    ) -> "TextEncoder":
+        """BERT, or any other encoder that `transformers.AutoModel` loads; its first token.
+
+        Args:
+            weights: Folder or hub name. None: random weights.
+            config: Entries that replace those of the pretrained configuration, or, with random weights, the
+                defaults of `"model_type"`, which is `"bert"` if not given.
+            tokenizer: See `make_tokenizer`.
+            dropout: Of hidden states and attention, if the encoder has such entries. None: its own.
+            max_tokens: Longer captions are cut.
+
+        Raises:
+            FileNotFoundError: The weights or the tokenizer are not there.
+            ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
+            ImportError: transformers is missing.
+        """
+        transformers = require_audio_package("transformers")
+        entries = dict(config or {})
+        if weights is None:
+            base = transformers.AutoConfig.for_model(entries.pop("model_type", "bert"))
+        else:
+            base = from_pretrained(transformers.AutoConfig, weights, argument="text_weights", remedy=_REMEDY)
+            entries.pop("model_type", None)
+        if dropout is not None:
+            entries = {rate: dropout for rate in _DROPOUTS if hasattr(base, rate)} | entries
+        settings = configured(base, entries, argument="text_config")
+        if weights is None:
+            model = transformers.AutoModel.from_config(settings).train()
+            without_pooler(model)
+        else:
+            model = pretrained_model(
+                transformers.AutoModel, weights, argument="text_weights", remedy=_REMEDY, config=settings
+            )
+        return cls(model, make_tokenizer(tokenizer, weights, settings, max_tokens=max_tokens), "first")
+
+    @classmethod
+    def sonar(
+        cls,
+        weights: str | None,
+        config: dict[str, Any] | None,
+        tokenizer: str | None,
+        *,
+        language: str = "eng_Latn",
+        max_tokens: int = 128,
+    ) -> "TextEncoder":
+        """The text encoder of SONAR in transformers' `M2M100Encoder`; the mean over its tokens.
+
+        Reference: Duquenne et al., "SONAR: Sentence-Level Multimodal and Language-Agnostic
+        Representations", 2023 (arXiv 2308.11466).
+
+        Args:
+            weights: Folder or hub name. None: random weights.
+            config: Entries of `M2M100Config` that replace those of the pretrained configuration, or, with
+                random weights, those of `SONAR`.
+            tokenizer: See `make_tokenizer`.
+            language: Code of the captions' language.
+            max_tokens: Longer captions are cut.
+
+        Raises:
+            FileNotFoundError: The weights or the tokenizer are not there.
+            ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
+            ImportError: transformers is missing.
+        """
+        configuration = require_audio_package("transformers").M2M100Config
+        encoder = require_audio_package("transformers.models.m2m_100.modeling_m2m_100").M2M100Encoder
+        entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
+        if weights is None:
+            settings = configured(configuration(**SONAR), entries, argument="text_config")
+            model = encoder(settings).train()
+        else:
+            base = from_pretrained(configuration, weights, argument="text_weights", remedy=_REMEDY)
+            settings = configured(base, entries, argument="text_config")
+            model = pretrained_model(
+                encoder, weights, argument="text_weights", remedy=_REMEDY, config=settings
+            )
+        made = make_tokenizer(tokenizer, weights, settings, max_tokens=max_tokens, language=language)
+        return cls(model, made, "mean")
+
+    @property
+    def width(self) -> int:
+        """d, of the output."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The arguments that build an encoder of the same shape without a file, for the weights to come."""
+        return {
+            "text_weights": None,
+            "text_config": config_entries(self.model.config, always=[*SONAR, *_DROPOUTS]),
+            "tokenizer": self.tokenizer.kind,
+        }
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """Encode captions.
+
+        Args:
+            captions: `B` texts.
+
+        Returns:
+            `(B, d)`, not normalised. A caption does not depend on the others.
+        """
+        ids, mask = self.tokenizer(captions, self.model.device)  # (B, L) each
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, d)
+        if self.pooling == "first":
+            return states[:, 0]  # (B, d)
+        inside = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
+        mean: Tensor = (states * inside).sum(dim=1) / inside.sum(dim=1)  # (B, d)
+        return mean

@@ -1,0 +1,231 @@
+"""Captions to token ids, with a vocabulary or without. Axes: `B` batch, `L` tokens."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ask_lightning.data.features import require_audio_package
+from ask_lightning.models.weights import from_pretrained
+from ask_lightning.models.words import split_words
+
+_REMEDY = (
+    'Pass a folder or hub name with a tokenizer, or `tokenizer="hashed"` for one that needs no file and fits '
+    "no pretrained weights."
+)
+
+
+class Tokenizer(nn.Module):
+    """Captions to token ids; what `HashedTokenizer` and `VocabularyTokenizer` have in common.
+
+    Args:
+        kind: What to pass as `tokenizer` to a model that gets this one with its state dict.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize captions.
+
+        Args:
+            captions: `B` texts.
+            device: Of the result.
+
+        Returns:
+            Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is filled up.
+        """
+        raise NotImplementedError
+
+
+class HashedTokenizer(Tokenizer):
+    """Words to ids by a hash: no vocabulary, no file, the same in every process and version.
+
+    It serves text encoders with random weights. Different words can have the same id, the rarer the larger
+    the vocabulary is.
+
+    Args:
+        vocab_size: Number of ids, at least 8.
+        pad_id: Id of the filling, at most 2; never that of a word.
+        max_tokens: Longer captions are cut.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Example:
+        >>> ids, mask = HashedTokenizer(vocab_size=1000)(["Rain", "rain, then wind"])
+        >>> ids.shape, mask.tolist()
+        (torch.Size([2, 5]), [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+        >>> ids[0, 1] == ids[1, 1]
+        tensor(True)
+    """
+
+    _RESERVED = 3
+
+    def __init__(self, vocab_size: int, pad_id: int = 0, max_tokens: int = 128) -> None:
+        super().__init__("hashed")
+        if vocab_size < 8:
+            raise ValueError(f"Argument `vocab_size` has to be at least 8, but got {vocab_size}.")
+        if not 0 <= pad_id < self._RESERVED:
+            raise ValueError(f"Argument `pad_id` has to be 0, 1 or 2, but got {pad_id}.")
+        self.vocab_size = vocab_size
+        self.pad_id = pad_id
+        self.max_tokens = max_tokens
+        self.start_id = 1 if pad_id == 0 else 0
+
+    def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize captions; see `Tokenizer`. A caption without a word is its start token alone."""
+        rows = [self._ids(caption) for caption in captions]
+        length = max(map(len, rows))
+        ids = [row + [self.pad_id] * (length - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _ids(self, caption: str) -> list[int]:
+        buckets = self.vocab_size - self._RESERVED
+        words = split_words(caption)[: self.max_tokens - 1]
+        return [self.start_id] + [zlib.crc32(word.encode()) % buckets + self._RESERVED for word in words]
+
+
+class VocabularyTokenizer(Tokenizer):
+    """A tokenizer of transformers that travels with the weights of its model.
+
+    It is in the state dict, in compressed form and as one tensor of bytes: a checkpoint of the model loads
+    without the folder or the hub that the vocabulary came from.
+
+    Args:
+        max_tokens: Longer captions are cut.
+
+    Example:
+        >>> VocabularyTokenizer()(["rain"])
+        Traceback (most recent call last):
+        ...
+        RuntimeError: The tokenizer has no vocabulary yet: with `tokenizer="checkpoint"` it comes with the \
+state dict of a trained model. Load that first.
+    """
+
+    def __init__(self, max_tokens: int = 128) -> None:
+        super().__init__("checkpoint")
+        self.max_tokens = max_tokens
+        self._backend: Any = None
+
+    @classmethod
+    def from_source(
+        cls, source: str, max_tokens: int = 128, *, language: str | None = None
+    ) -> "VocabularyTokenizer":
+        """Load a tokenizer of transformers.
+
+        Args:
+            source: Path of a folder, or name of a repository on the Hugging Face hub.
+            max_tokens: Longer captions are cut.
+            language: For a tokenizer of many languages, the code of the captions' language, such as
+                `"eng_Latn"`.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            ValueError: It has no fast version, or does not know the language.
+        """
+        transformers = require_audio_package("transformers")
+        loaded = from_pretrained(transformers.AutoTokenizer, source, argument="tokenizer", remedy=_REMEDY)
+        if not hasattr(loaded, "backend_tokenizer"):
+            raise ValueError(
+                f"Argument `tokenizer` has to name a tokenizer with a fast version, but {source!r} is a "
+                f"{type(loaded).__name__}. Save its folder anew with a `tokenizer.json`."
+            )
+        if language is not None and hasattr(loaded, "src_lang"):
+            if loaded.convert_tokens_to_ids(language) in (None, loaded.unk_token_id):
+                raise ValueError(
+                    f"Argument `language` has to be a language code that the tokenizer of {source!r} knows, "
+                    f"such as 'eng_Latn', but got {language!r}."
+                )
+            loaded.src_lang = language
+        tokenizer = cls(max_tokens)
+        # A copy: padding and truncation are settings of the object.
+        backend = type(loaded.backend_tokenizer).from_str(loaded.backend_tokenizer.to_str())
+        backend.enable_truncation(max_tokens)
+        backend.enable_padding(pad_id=loaded.pad_token_id, pad_token=loaded.pad_token)
+        tokenizer._backend = backend
+        return tokenizer
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id; 0 before there is a vocabulary."""
+        return 0 if self._backend is None else max(self._backend.get_vocab().values()) + 1
+
+    def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize captions; see `Tokenizer`.
+
+        Raises:
+            RuntimeError: There is no vocabulary yet.
+        """
+        if self._backend is None:
+            raise RuntimeError(
+                'The tokenizer has no vocabulary yet: with `tokenizer="checkpoint"` it comes with the state '
+                "dict of a trained model. Load that first."
+            )
+        rows = self._backend.encode_batch(list(captions))
+        ids = torch.tensor([row.ids for row in rows], device=device)
+        return ids, torch.tensor([row.attention_mask for row in rows], device=device)
+
+    def get_extra_state(self) -> Tensor:
+        """The tokenizer as a tensor of bytes; empty before there is a vocabulary."""
+        text = "" if self._backend is None else self._backend.to_str()
+        return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a tokenizer.
+
+        Args:
+            state: As `get_extra_state` made it.
+        """
+        text = zlib.decompress(state.cpu().numpy().tobytes()).decode()
+        if text:
+            self._backend = require_audio_package("tokenizers").Tokenizer.from_str(text)
+
+
+def make_tokenizer(
+    tokenizer: str | None,
+    weights: str | None,
+    config: Any,
+    *,
+    max_tokens: int,
+    language: str | None = None,
+) -> Tokenizer:
+    """Make the tokenizer of a text encoder.
+
+    Args:
+        tokenizer: None: that of `weights`. `"hashed"`, `"checkpoint"`, or a folder or hub name.
+        weights: Folder or hub name of the text encoder. None: its weights are random.
+        config: Configuration of transformers of the text encoder.
+        max_tokens: Longer captions are cut here, or where the encoder's positions end.
+        language: Of the captions, for a tokenizer of many languages.
+
+    Raises:
+        FileNotFoundError: The tokenizer is not there.
+        ValueError: There is none to take, it does not fit the encoder, or `max_tokens` is below 3.
+    """
+    if max_tokens < 3:
+        raise ValueError(f"Argument `max_tokens` has to be at least 3, but got {max_tokens}.")
+    source = tokenizer or weights
+    if source is None:
+        raise ValueError(
+            f"Argument `tokenizer` has to be given for a text encoder with random weights. {_REMEDY}"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        # Some encoders count positions from the id of the filling on.
+        max_tokens = min(max_tokens, positions - (config.pad_token_id or 0) - 1)
+    if source == "hashed":
+        return HashedTokenizer(config.vocab_size, config.pad_token_id or 0, max_tokens)
+    if source == "checkpoint":
+        return VocabularyTokenizer(max_tokens)
+    loaded = VocabularyTokenizer.from_source(source, max_tokens, language=language)
+    if loaded.num_ids > config.vocab_size:
+        raise ValueError(
+            f"Argument `tokenizer` has to fit the text encoder, but {source!r} has ids up to "
+            f"{loaded.num_ids - 1}, and the encoder a vocabulary of {config.vocab_size}."
+        )
+    return loaded
