@@ -1,0 +1,284 @@
+"""A knowledge base whose rows are spread over real processes, against one process that has them all."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from ask_lightning import KnowledgeBase, ReliabilityOTLoss
+from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.granularity import SpreadGranularity
+from ask_lightning.knowledge.parts import Part
+from ask_lightning.knowledge.snapshot import SnapshotError
+from ranks import on_ranks
+
+WIDTH, K = 16, 10
+BATCHES = (7, 12, 9, 5)  # of the ranks
+
+
+def directions(rows: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, width, generator=generator), dim=1)
+
+
+def source(rows: int, captions: int = 1) -> tuple[Tensor, Tensor, list[str]]:
+    """Pairs of which `captions` at a time share a clip and its audio, so that scores tie."""
+    clip = torch.arange(rows) // captions
+    audio = directions(rows, WIDTH, 0)[clip]
+    return audio, directions(rows, WIDTH, 1), [f"{number}.wav" for number in clip.tolist()]
+
+
+def queries(rank: int) -> tuple[Tensor, Tensor]:
+    return directions(BATCHES[rank], WIDTH, 50 + rank), directions(BATCHES[rank], WIDTH, 60 + rank)
+
+
+def part_of(rows: int, kind: str) -> Part:
+    ranks = Ranks.current()
+    if kind == "in turn":
+        return Part.dealt(rows, ranks)
+    if kind == "five at a time":
+        return Part.dealt(rows // 5, ranks, 5)
+    counts = [rows // ranks.size] * ranks.size
+    counts[0] += 3
+    counts[-1] = rows - sum(counts[:-1])
+    return Part.brought(counts, ranks)
+
+
+def build(rows: int, kind: str, **options) -> KnowledgeBase:
+    audio, text, ids = source(rows, captions=5 if kind == "five at a time" else 1)
+    part = part_of(rows, kind)
+    own = part.rows()
+    return KnowledgeBase.from_embeddings(
+        audio[own],
+        text[own],
+        ids=[ids[row] for row in own.tolist()],
+        part=part,
+        **{"num_prototypes": min(8, rows), **options},
+    )
+
+
+def look_up(base: KnowledgeBase, rank: int) -> dict[str, Tensor]:
+    """Everything that a rank gets out of a base for its batch."""
+    audio, text = queries(rank)
+    k = min(K, len(base.fine))
+    found = base.lookup(audio, text, k)
+    results = {
+        f"{name} {field}": value for name, hood in found.items() for field, value in hood._asdict().items()
+    }
+    if len(base.fine) > K + 5:
+        own = [f"{number}.wav" for number in range(len(audio))]
+        results["excluded"] = base.lookup(audio, text, k, exclude_ids=own)["fine"].audio_rows
+    audio.requires_grad_()
+    loss = ReliabilityOTLoss(num_neighbors=k)(audio, text, knowledge=base)
+    loss.backward()
+    assert audio.grad is not None
+    return results | {"loss": loss.detach(), "gradient": audio.grad}
+
+
+def both_placements(rows: int, kind: str, options: dict) -> dict:
+    rank = torch.distributed.get_rank()
+    results = {}
+    for placement in ("replicated", "sharded"):
+        base = build(rows, kind, placement=placement, **options)
+        assert base.is_sharded == (placement == "sharded")
+        results[placement] = {
+            "fingerprint": base.fingerprint,
+            "ids": base.ids,
+            "coarse": base.coarse.audio,
+            "bytes": base.num_bytes - base.coarse.audio.nbytes - base.coarse.text.nbytes,
+            "mean": base.fine.mean[0],
+            "repr": repr(base),
+            "found": look_up(base, rank),
+        }
+        if placement == "replicated":
+            results["fine"] = (base.fine.audio, base.fine.text)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "kind", "options"),
+    [
+        (2, 101, "in turn", {}),
+        (3, 100, "in turn", {"prototype_pairing": "joint"}),
+        (4, 102, "brought", {"prototype_pairing": "text"}),
+        (2, 100, "five at a time", {}),
+        (4, 3, "in turn", {}),  # fewer rows than ranks
+        (2, 101, "in turn", {"index": "Flat"}),
+        (2, 101, "in turn", {"storage": "float16"}),
+        (2, 101, "in turn", {"storage": "bfloat16", "index": "exact"}),
+    ],
+    ids=str,
+)
+def test_both_placements_are_one_process(size, rows, kind, options):
+    if "index" in options:
+        pytest.importorskip("faiss")
+    captions = 5 if kind == "five at a time" else 1
+    audio, text, ids = source(rows, captions)
+    alone = KnowledgeBase.from_embeddings(audio, text, ids=ids, **{"num_prototypes": min(8, rows), **options})
+    results = on_ranks(size, both_placements, rows, kind, options)
+    for rank, result in enumerate(results):
+        assert torch.equal(result["fine"][0], alone.fine.audio)
+        assert torch.equal(result["fine"][1], alone.fine.text)
+        expected = look_up(alone, rank)
+        for placement in ("replicated", "sharded"):
+            got = result[placement]
+            assert torch.equal(got["ids"], alone.ids)
+            torch.testing.assert_close(got["coarse"], alone.coarse.audio)
+            torch.testing.assert_close(got["mean"], alone.fine.mean[0])
+            assert got["fingerprint"] == results[0]["replicated"]["fingerprint"]
+            assert f"{rows} pairs" in got["repr"]
+            for name, value in expected.items():
+                if name.endswith("_rows") or name == "excluded":
+                    assert torch.equal(got["found"][name], value), name
+                torch.testing.assert_close(got["found"][name], value)
+        # The two placements agree to the last bit.
+        for name, value in result["replicated"]["found"].items():
+            assert torch.equal(result["sharded"]["found"][name], value), name
+        share = -(-rows // size) if kind == "in turn" else None
+        if share:
+            assert result["sharded"]["bytes"] <= share * WIDTH * 2 * alone.fine.audio.element_size()
+    assert sum(result["sharded"]["bytes"] for result in results) == alone.fine.audio.nbytes * 2
+
+
+def drift() -> tuple[Tensor, Tensor]:
+    rows = torch.arange(0, 101, 7)
+    drifts = []
+    for placement in ("replicated", "sharded"):
+        now, then = (
+            build(101, "in turn", placement=placement, num_prototypes=2),
+            KnowledgeBase.from_embeddings(
+                directions(101, WIDTH, 8)[part_of(101, "in turn").rows()],
+                directions(101, WIDTH, 9)[part_of(101, "in turn").rows()],
+                num_prototypes=2,
+                placement=placement,
+                part=part_of(101, "in turn"),
+            ),
+        )
+        assert now.has_rows_of(then)
+        drifts.append(torch.stack(now.fine.drift_from(then.fine, rows)))
+    return tuple(drifts)
+
+
+def test_drift_is_the_same_wherever_the_rows_are():
+    for replicated, sharded in on_ranks(3, drift):
+        assert float(replicated.min()) > 0
+        torch.testing.assert_close(sharded, replicated, rtol=1e-5, atol=1e-7)
+
+
+def spoil_and_build(which: str) -> str:
+    rank = torch.distributed.get_rank()
+    part = Part.dealt(20, Ranks.current())
+    audio, text, _ = (side[part.rows()] if isinstance(side, Tensor) else side for side in source(20))
+    if which == "nan" and rank == 1:
+        audio[2, 3] = torch.nan  # source row 2 * 2 + 1
+    if which == "width" and rank == 1:
+        audio, text = audio[:, :8], text[:, :8]
+    try:
+        KnowledgeBase.from_embeddings(audio, text, num_prototypes=3, part=part)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("which", "text"),
+    [
+        ("nan", r"audio embeddings of 1 of 20 source rows contain NaN or Inf \(rows 5\)"),
+        ("width", "same shape"),
+    ],
+)
+def test_what_is_wrong_on_one_rank_is_an_error_on_all(which, text):
+    for message in on_ranks(2, spoil_and_build, which):
+        assert re.search(text, message), message
+
+
+def disagree() -> str:
+    ranks = Ranks.current()
+    try:
+        Part.dealt(4, ranks).agree(f"{ranks.rank:016x}", "the knowledge base")
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_disagree_are_told_so():
+    for message in on_ranks(2, disagree):
+        assert "do not agree about the knowledge base (rank 0: 0000000000000000, rank 1: " in message
+
+
+def fail_on_one() -> str:
+    ranks = Ranks.current()
+    try:
+        with ranks.together("reading"):
+            if ranks.rank == 1:
+                raise KeyError("clip 7")
+    except KeyError as error:
+        return f"own {error}"
+    except RuntimeError as error:
+        return str(error)
+    return "went on"
+
+
+def test_ranks_fail_together():
+    first, second = on_ranks(2, fail_on_one)
+    assert first == "Rank 1 failed while reading. KeyError: 'clip 7'"
+    assert second == "own 'clip 7'"
+
+
+def write(folder: str) -> str:
+    base = build(101, "in turn", placement="sharded")
+    files = base.save(f"{folder}/sharded.safetensors")
+    torch.distributed.barrier()
+    assert all(file.is_file() for file in files)
+    assert len(files) == 2
+    replicated = build(101, "in turn")
+    if torch.distributed.get_rank() == 0:
+        replicated.save(f"{folder}/whole.safetensors")
+    torch.distributed.barrier()
+    return base.fingerprint
+
+
+def read(folder: str) -> list[tuple]:
+    found = []
+    for name in ("sharded", "whole"):
+        for ranks in (None, Ranks.current()):
+            base = KnowledgeBase.load(f"{folder}/{name}.safetensors", ranks=ranks)
+            assert isinstance(base.fine, SpreadGranularity) == (ranks is not None)
+            found.append((base.fingerprint, base.is_sharded, look_up(base, 0)["loss"]))
+    return found
+
+
+def test_snapshots_are_read_by_any_number_of_ranks(tmp_path):
+    fingerprint, _ = on_ranks(2, write, str(tmp_path))
+    alone = KnowledgeBase.load(tmp_path / "sharded.safetensors")
+    expected = look_up(alone, 0)["loss"]
+    assert alone.fingerprint == fingerprint
+    for results in on_ranks(3, read, str(tmp_path)):
+        for found, _, loss in results:
+            assert found == fingerprint
+            assert torch.equal(loss, expected)
+    second = tmp_path / "sharded.part-1-of-2.safetensors"
+    content = bytearray(second.read_bytes())
+    content[-9] ^= 1
+    second.write_bytes(content)
+    with pytest.raises(
+        SnapshotError, match=r"part-1-of-2.*checksum of .* is another than when it was written"
+    ):
+        KnowledgeBase.load(tmp_path / "sharded.safetensors")
+    second.unlink()
+    with pytest.raises(SnapshotError, match=r"lacks sharded\.part-1-of-2\.safetensors"):
+        KnowledgeBase.load(tmp_path / "sharded.safetensors")
+
+
+def pickle_it() -> str:
+    try:
+        pickle.dumps(build(20, "in turn", placement="sharded").fine)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def test_a_part_does_not_travel():
+    assert "Save it instead" in on_ranks(2, pickle_it)[0]

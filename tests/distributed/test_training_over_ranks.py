@@ -1,0 +1,57 @@
+"""Training on several ranks is training on one: the same knowledge everywhere, the same loss."""
+
+import pytest
+import torch
+from run_case import fit
+
+from ranks import on_ranks
+
+
+@pytest.fixture(name="alone", scope="module")
+def alone_fixture():
+    return fit(1)
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_run_is_that_of_one_process(alone, size, placement):
+    results = on_ranks(size, fit, size, None, grouped=False, placement=placement)
+    for result in results:
+        assert result["sharded"] == (placement == "sharded")
+        assert result["knowledge"] == results[0]["knowledge"]
+        assert len(set(result["knowledge"])) == 2
+        torch.testing.assert_close(result["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+        for name, weight in alone["weights"].items():
+            assert torch.equal(result["weights"][name], results[0]["weights"][name])
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-4, atol=1e-5)
+        for name in ("ask/rdm_audio", "ask/rdm_text", "ask/mean_similarity_audio", "ask/knowledge_age"):
+            assert result["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-3, abs=1e-5), name
+    # The batches of the ranks make up the batch of one process.
+    for step, clips in enumerate(alone["clips"]):
+        seen = [clip for result in results for clip in result["clips"][step]]
+        assert sorted(seen) == sorted(clips)
+
+
+def test_placements_agree_to_the_last_bit():
+    replicated, sharded = (
+        on_ranks(2, fit, 2, None, grouped=False, placement=placement)
+        for placement in ("replicated", "sharded")
+    )
+    for one, other in zip(replicated, sharded, strict=True):
+        assert one["knowledge"] == other["knowledge"]
+        assert one["losses"] == other["losses"]
+        assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_precisions(precision):
+    for result in on_ranks(2, fit, 2, None, grouped=False, precision=precision, storage="bfloat16"):
+        assert all(torch.isfinite(torch.tensor(result["losses"])))
+        assert result["bytes"] == (48 + 6) * 8 * 2 * 2
+
+
+def test_local_batches():
+    first, second = on_ranks(2, fit, 2, None, grouped=False, loss={"gather": False})
+    assert first["losses"] != second["losses"]
+    assert first["knowledge"] == second["knowledge"]
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
