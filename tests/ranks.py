@@ -34,7 +34,7 @@ def on_ranks(
     Raises:
         AssertionError: A process failed, with its traceback, or did not end.
     """
-    port = _free_port()
+    port = free_port()
     pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
         _CONTEXT.Process(target=_run, args=(rank, size, port, sending, function, arguments, named, grouped))
@@ -95,7 +95,7 @@ def _run(
         sys.exit(1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

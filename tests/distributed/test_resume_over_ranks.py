@@ -1,21 +1,27 @@
 """Runs on several ranks that were stopped or killed go on as if they had not been."""
 
 import os
-import re
+import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import warnings
 from pathlib import Path
 
 import pytest
 import run_case
 import torch
+from run_case import fit as fit_in
+
 from ranks import free_port, on_ranks
-from run_case import fit
 
 STEPS = 6
+
+
+def fit(*arguments, **settings) -> dict:
+    """In float32: Lightning restores float64 weights through float32 ones."""
+    return fit_in(*arguments, precision="32-true", **settings)
 
 
 def assert_goes_on(resumed: list[dict], whole: list[dict], first_epoch: int) -> None:
@@ -44,7 +50,7 @@ def directory_fixture(whole, tmp_path_factory):
 
 def kill(directory: Path, epoch: int, batch: int, ranks: tuple[int, ...], placement: str) -> None:
     stop = (run_case.Kill(epoch, batch, ranks),)
-    with pytest.raises(AssertionError, match="ended without a word|Connection|closed|reset"):
+    with pytest.raises(AssertionError, match=r"ended without a word|Connection|closed|reset"):
         on_ranks(2, fit, 2, str(directory), grouped=False, extra=stop, placement=placement)
     assert (directory / "last.ckpt").exists()
 
@@ -67,7 +73,7 @@ def test_one_killed(whole, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_on_another_number_of_ranks(whole, directory, tmp_path, size):
-    """The very knowledge that was in use; the global batch is the same, so the losses are but for rounding."""
+    """The very knowledge that was in use; the global batch is the same, the losses up to rounding."""
     placement, before = whole
     arguments = (fit, size, str(tmp_path))
     named = {"resume": str(directory / "last.ckpt"), "placement": placement}
@@ -77,12 +83,12 @@ def test_on_another_number_of_ranks(whole, directory, tmp_path, size):
         results = on_ranks(size, *arguments, grouped=False, **named)
     for result in results:
         assert result["knowledge"] == before[0]["knowledge"][3 * STEPS :]
-        torch.testing.assert_close(result["losses"], before[0]["losses"][3 * STEPS :], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(result["losses"], before[0]["losses"][3 * STEPS :], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("other", ["replicated", "sharded"])
 def test_in_another_placement(whole, directory, tmp_path, other):
-    placement, before = whole
+    _, before = whole
     results = on_ranks(
         2, fit, 2, str(tmp_path), grouped=False, resume=str(directory / "last.ckpt"), placement=other
     )
@@ -90,9 +96,7 @@ def test_in_another_placement(whole, directory, tmp_path, other):
     assert_goes_on(results, before, first_epoch=3)
 
 
-def resume_without_one_file(directory: str, target: str, placement: str) -> list[str]:
-    import warnings
-
+def resume_without_one_file(directory: str, target: str, placement: str) -> tuple[list, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = fit(2, target, resume=f"{directory}/last.ckpt", placement=placement)
@@ -115,13 +119,14 @@ def test_a_missing_file_is_re_encoded_by_all(whole, directory, tmp_path):
     (knowledge, warned), (knowledge_too, _) = results
     assert knowledge == knowledge_too
     assert knowledge[0] != before[0]["knowledge"][3 * STEPS]
-    assert any(re.search("resumes with newly encoded knowledge instead of that of epoch 2", w) for w in warned)
+    assert any("resumes with newly encoded knowledge instead of that of epoch 2" in text for text in warned)
 
 
-def start(directory: Path, placement: str, resume: bool, slow: bool) -> list[subprocess.Popen]:
-    """Two processes that train for long enough to be killed somewhere."""
+def run_until_it_ends(
+    directory: Path, log: Path, placement: str, deaths: tuple[tuple[str, int], tuple[str, int]]
+) -> list[int]:
+    """Exit codes of two processes, of which each dies as `deaths` says."""
     tests = Path(run_case.__file__).parents[1]
-    port = free_port()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "distributed")]),
         "OMP_NUM_THREADS": "1",
@@ -129,18 +134,58 @@ def start(directory: Path, placement: str, resume: bool, slow: bool) -> list[sub
         "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "TORCHELASTIC_RUN_ID": "soak",
     }
-    command = [sys.executable, str(tests / "distributed" / "soak_case.py"), str(directory), placement]
-    command += ["resume"] if resume else []
-    return [
+    script = str(tests / "distributed" / "soak_case.py")
+    processes = [
         subprocess.Popen(
-            command,
+            [sys.executable, script, str(directory), str(log), placement, kind, str(count)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=subprocess.DEVNULL,
         )
-        for rank in range(2)
+        for rank, (kind, count) in enumerate(deaths)
     ]
+    try:
+        return [process.wait(120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def read_diary(path: Path) -> dict[tuple[str, str], set[str]]:
+    """What was written down for each step, once or again."""
+    steps: dict[tuple[str, str], set[str]] = {}
+    for line in path.read_text().splitlines():
+        epoch, batch, rest = line.split(" ", 2)
+        steps.setdefault((epoch, batch), set()).add(rest)
+    return steps
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_killed_at_twenty_moments(tmp_path, placement):
+    """Every loss of a run that dies twenty times is, bit for bit, that of a run that never does."""
+    alive = (("none", 0), ("none", 0))
+    assert run_until_it_ends(tmp_path / "whole", tmp_path / "whole.log", placement, alive) == [0, 0]
+    draw = random.Random(0)
+    kinds = ["step", "refresh", "snapshot", "checkpoint"] * 5
+    draw.shuffle(kinds)
+    for number, kind in enumerate(kinds):
+        last = {"step": 9, "refresh": 8, "snapshot": 2, "checkpoint": 4}[kind]
+        death, life = (kind, draw.randint(1, last)), ("none", 0)
+        deaths = draw.choice(
+            [(death, life), (death, death)] + [(life, death)] * (kind in ("step", "refresh"))
+        )
+        codes = run_until_it_ends(tmp_path / "run", tmp_path / "run.log", placement, deaths)
+        print(number, deaths, codes)
+        if codes == [0, 0]:  # the run had ended: another one
+            shutil.rmtree(tmp_path / "run")
+        else:
+            assert -signal.SIGKILL in codes, (number, deaths, codes)
+    assert run_until_it_ends(tmp_path / "run", tmp_path / "run.log", placement, alive) == [0, 0]
+    for rank in range(2):
+        expected = read_diary(tmp_path / f"whole.log.{rank}")
+        assert len(expected) == 48
+        assert read_diary(tmp_path / f"run.log.{rank}") == expected

@@ -93,9 +93,8 @@ def read(size: int, names: tuple[str, ...], **settings) -> dict:
     for name in names:
         pl.seed_everything(1, verbose=False)
         keep = KeepBase()
-        callback = refresh(
-            source=sources()[name], **({"batch_size": 4} if name != "makes its batches" else {})
-        )
+        size_of_batch = {} if name == "makes its batches" else {"batch_size": 4}
+        callback = refresh(source=sources()[name], **size_of_batch)
         run = trainer(
             max_steps=1, devices=size, strategy="ddp" if size > 1 else "auto", callbacks=[callback, keep]
         )
@@ -112,11 +111,8 @@ def read(size: int, names: tuple[str, ...], **settings) -> dict:
     return results
 
 
-GOOD = tuple(
-    name
-    for name in sources()
-    if name not in ("own parts", "same parts", "broken on one", "empty", "list of batches")
-)
+SPECIAL = ("own parts", "same parts", "broken on one", "empty", "list of batches")
+GOOD = tuple(name for name in sources() if name not in SPECIAL)
 
 
 @pytest.mark.parametrize("size", [2, 3])
