@@ -3,7 +3,7 @@
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -150,30 +150,39 @@ def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip
     return _clips(f"{files[0].parent}", rows, namespace), ParquetStore(files)
 
 
-def read_hub(name: str, words: Iterable[str], namespace: str) -> tuple[list[Clip], HubStore]:
-    """Read a split of a dataset of the Hugging Face hub, or of a folder that `save_to_disk` wrote.
+def load_hub(name: str) -> dict[str, Any]:
+    """Load a dataset of the Hugging Face hub, or a folder that `save_to_disk` wrote.
 
     Args:
         name: Of the dataset, or path of the folder.
-        words: What the split may be called.
+
+    Returns:
+        Its splits by name, as the `datasets` library has them.
+
+    Raises:
+        ImportError: The `datasets` library is missing.
+    """
+    datasets = require_data_package("datasets")
+    saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], HubStore]:
+    """Read the names and captions of a split.
+
+    Args:
+        name: What it is, for errors.
+        dataset: One of what `load_hub` returns.
         namespace: `"youtube"` for AudioCaps, `"file"` for Clotho.
 
     Returns:
         The clips, with their rows, and where their audio is.
 
     Raises:
-        ImportError: The `datasets` library is missing.
-        ValueError: It has no such split, or lacks a column.
+        ValueError: It lacks a column.
     """
     datasets = require_data_package("datasets")
-    local = Path(name)
-    saved = (local / "dataset_dict.json").is_file() or (local / "state.json").is_file()
-    loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    split = next((word for word in words if word in splits), None)
-    if split is None:
-        raise ValueError(f"{name}: no split {' or '.join(map(repr, words))}; it has {sorted(splits)}.")
-    dataset = splits[split]
     _check_columns(name, dataset.column_names)
     dataset = dataset.cast_column(_AUDIO, datasets.Audio(decode=False))
     wanted = [column for column in dataset.column_names if column != _AUDIO and _is_wanted(column)]
@@ -181,7 +190,7 @@ def read_hub(name: str, words: Iterable[str], namespace: str) -> tuple[list[Clip
         rows = dataset.select_columns(wanted).to_list()
     else:
         rows = _paths_of(dataset.select_columns([*wanted, _AUDIO]).to_list())
-    return _clips(f"{name} ({split})", rows, namespace), HubStore(dataset, name)
+    return _clips(name, rows, namespace), HubStore(dataset, name)
 
 
 def _is_wanted(column: str) -> bool:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -16,7 +16,7 @@ from ask_lightning.data.file_index import FolderIndex, Matches
 from ask_lightning.data.id_lists import EnrichMode, enrich, without
 from ask_lightning.data.leakage import check_leakage, leaked_ids
 from ask_lightning.data.locate import SPLIT_WORDS, Layout, find_split, given_split
-from ask_lightning.data.parquet import read_hub, read_parquet
+from ask_lightning.data.parquet import load_hub, read_hub, read_parquet
 from ask_lightning.data.recordings import AudioFileError
 from ask_lightning.data.stores import AudioStore, FileStore, HDF5Store, read_hdf5
 from ask_lightning.data.wavcaps import WavCaps
@@ -202,12 +202,12 @@ class PublishedData(PairData):
             FileNotFoundError: None is there.
         """
         if self._hub is not None:
-            names = list(SPLIT_WORDS)
+            names = [split for split in SPLIT_WORDS if self._hub_split(split)]
         else:
             names = [split for split in SPLIT_WORDS if self._where(split)[1]]
         if not names:
             raise FileNotFoundError(
-                f"{self._root}: there is no annotation file of {self.dataset_name}. Looked for CSV, JSON, "
+                f"{self._hub or self._root}: there is no annotation file of {self.dataset_name}. Looked for CSV, JSON, "
                 "HDF5 and parquet files whose names hold train, val, test or what else the splits are "
                 "called; pass them as `train=`, `val=` and `test=`."
             )
@@ -268,6 +268,11 @@ class PublishedData(PairData):
         leaked = frozenset(leaked_ids(source, *evaluation))
         if not leaked:
             return source
+        if len(leaked) == len(source.clips):
+            raise ValueError(
+                f"All {len(leaked)} clips of the knowledge are validation or test clips. Pass another "
+                "`knowledge`, or `exclude_evaluation=False` if you mean it."
+            )
         rank_zero_info(
             f"Left out of the knowledge: {len(leaked)} of {len(source.clips)} clips that validation or test "
             f"sets hold ({some(sorted(leaked))})."
@@ -346,6 +351,14 @@ class PublishedData(PairData):
             return self._plain_clips
         return enrich(self._plain_clips, self._enriched, self._enriched_mode, f"{self.dataset_name} train")
 
+    @cached_property
+    def _hub_splits(self) -> dict[str, Any]:
+        return {} if self._hub is None else load_hub(self._hub)
+
+    def _hub_split(self, split: str) -> str:
+        """What the dataset of the hub calls a split, or nothing."""
+        return next((word for word in SPLIT_WORDS[split] if word in self._hub_splits), "")
+
     def _where(self, split: str) -> tuple[str, list[Path]]:
         given = self._given[split]
         return (
@@ -360,7 +373,8 @@ class PublishedData(PairData):
 
     def _read(self, split: str) -> tuple[list[Clip], AudioStore | None]:
         if self._hub is not None:
-            return read_hub(self._hub, SPLIT_WORDS[split], self.namespace)
+            name = self._hub_split(split)
+            return read_hub(f"{self._hub}, {name}", self._hub_splits[name], self.namespace)
         layout, paths = self._where(split)
         if layout == "hdf5":
             return read_hdf5(paths[0], self.namespace), HDF5Store(paths[0], self._hdf5_rate)
