@@ -201,6 +201,14 @@ def test_cached_clips_do_not_share_memory_with_items(tmp_path, noise):
     assert clips[0]["waveform"].abs().max() > 0.1
 
 
+@pytest.mark.parametrize("crop", ["center", "full"])
+def test_what_is_done_to_an_item_does_not_reach_the_next_caption(tmp_path, noise, crop):
+    noise("a.wav")
+    clips = dataset(tmp_path, "a.wav", captions=2, crop=crop)
+    clips[0]["waveform"].zero_()
+    assert clips[1]["waveform"].abs().max() > 0.1
+
+
 def test_longer_recordings_are_cached_as_cropped(tmp_path, noise):
     noise("a.wav", seconds=70, rate=8000)
     _ = dataset(tmp_path, "a.wav", cache=str(tmp_path / "cache"))[0]

@@ -187,7 +187,7 @@ def test_annotation_files_are_found_by_name_or_given(roots):
 
 def test_no_dataset(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"there is no annotation file of AudioCaps.*pass them as `train=`"
+        FileNotFoundError, match=r"no annotations of a split. Looked for .*pass them as `train=`"
     ):
         _ = AudioCapsData(tmp_path).datasets
     with pytest.raises(FileNotFoundError, match=r"no folder of a dataset at .*none"):

@@ -151,8 +151,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         number, caption = self._items[index]
         waveform = self._waveform(number, index)
         length = len(waveform)
-        if self._crop != "full":
-            waveform = F.pad(waveform, (0, self._num_samples - length))
+        # Either way a copy: the waveform itself serves the next caption.
+        filling = 0 if self._crop == "full" else self._num_samples - length
+        waveform = F.pad(waveform, (0, filling))
         return {
             "waveform": waveform,
             "num_samples": length,

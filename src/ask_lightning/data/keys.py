@@ -8,7 +8,6 @@ import html
 import re
 import unicodedata
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
 """Endings of the files that soundfile can read."""
@@ -42,8 +41,10 @@ def stem(name: str) -> str:
         >>> stem("AudioSet_SL/Yb0RFKhbpFJA.wav"), stem("FR.CTC.08.CoyuyoS.001.wav"), stem("2219")
         ('Yb0RFKhbpFJA', 'FR.CTC.08.CoyuyoS.001', '2219')
     """
-    path = PurePosixPath(name.strip())
-    return path.stem if path.suffix.lower() in AUDIO_SUFFIXES else path.name
+    # By hand, as pathlib takes ten times as long for half a million names.
+    last = name.strip().rpartition("/")[2]
+    head, dot, suffix = last.rpartition(".")
+    return head if head and f"{dot}{suffix.lower()}" in AUDIO_SUFFIXES else last
 
 
 def youtube_id(name: str) -> str | None:

@@ -1,10 +1,10 @@
 """What the data modules of the published datasets have in common."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -15,46 +15,15 @@ from ask_lightning.data.datamodule import PairData
 from ask_lightning.data.file_index import FolderIndex, Matches
 from ask_lightning.data.id_lists import EnrichMode, enrich, without
 from ask_lightning.data.leakage import check_leakage, leaked_ids
-from ask_lightning.data.locate import SPLIT_WORDS, Layout, find_split, given_split
-from ask_lightning.data.parquet import load_hub, read_hub, read_parquet
+from ask_lightning.data.locate import Layout
 from ask_lightning.data.recordings import AudioFileError
-from ask_lightning.data.stores import AudioStore, FileStore, HDF5Store, read_hdf5
+from ask_lightning.data.splits import LazyParts, SplitReader
+from ask_lightning.data.stores import FileStore, HDF5Store
 from ask_lightning.data.wavcaps import WavCaps
 
 EnrichedIn = Literal["knowledge", "train", "both"]
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-
-
-class LazyParts(Mapping[str, ClipDataset]):
-    """Datasets by name, each made when it is first asked for.
-
-    Args:
-        makers: What makes each.
-
-    Example:
-        >>> parts = LazyParts({"val": lambda: 1 / 0})
-        >>> "val" in parts, list(parts)
-        (True, ['val'])
-    """
-
-    def __init__(self, makers: Mapping[str, Callable[[], ClipDataset]]) -> None:
-        self._makers = dict(makers)
-        self._made: dict[str, ClipDataset] = {}
-
-    def __getitem__(self, name: str) -> ClipDataset:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
 
 
 class PublishedData(PairData):
@@ -153,11 +122,16 @@ class PublishedData(PairData):
             )
         self.reports: dict[str, SplitReport] = {}
         self._root = Path(root)
-        self._given = {"train": train, "val": val, "test": test}
+        self._splits = SplitReader(
+            self._root,
+            {"train": train, "val": val, "test": test},
+            self.namespace,
+            self.read_table,
+            layout=layout,
+            hub=hub,
+            hdf5_rate=hdf5_rate,
+        )
         self._audio = self._root if audio is None else self._root / audio
-        self._layout: Layout = layout
-        self._hub = hub
-        self._hdf5_rate = hdf5_rate
         self._enriched = enriched
         self._enriched_mode: EnrichMode = enriched_mode
         self._enriched_in = enriched_in
@@ -174,7 +148,6 @@ class PublishedData(PairData):
         self._check: Check = check
         self._cache = cache
         self._check_counts = check_counts
-        self._annotations: dict[str, tuple[list[Clip], AudioStore | None]] = {}
 
     @abstractmethod
     def read_table(self, path: Path, split: str) -> list[Clip]:
@@ -201,17 +174,7 @@ class PublishedData(PairData):
         Raises:
             FileNotFoundError: None is there.
         """
-        if self._hub is not None:
-            names = [split for split in SPLIT_WORDS if self._hub_split(split)]
-        else:
-            names = [split for split in SPLIT_WORDS if self._where(split)[1]]
-        if not names:
-            raise FileNotFoundError(
-                f"{self._hub or self._root}: there is no annotation file of {self.dataset_name}. Looked for CSV, JSON, "
-                "HDF5 and parquet files whose names hold train, val, test or what else the splits are "
-                "called; pass them as `train=`, `val=` and `test=`."
-            )
-        return LazyParts({split: partial(self._make, split) for split in names})
+        return LazyParts({split: partial(self._make, split) for split in self._splits.names()})
 
     def setup(self, stage: str) -> None:
         """Read the splits of a stage at its start, where errors are expected.
@@ -261,7 +224,7 @@ class PublishedData(PairData):
                 cache=self._cache,
                 check_counts=self._check_counts,
             )
-        evaluation = [self._annotated(split)[0] for split in ("val", "test") if split in self.datasets]
+        evaluation = [self._splits.read(split)[0] for split in ("val", "test") if split in self.datasets]
         if not self._exclude_evaluation:
             check_leakage(source, *evaluation)
             return source
@@ -280,7 +243,7 @@ class PublishedData(PairData):
         return source.variant(clips=[clip for clip in source.clips if clip.key not in leaked])
 
     def _make(self, split: str) -> ClipDataset:
-        listed, store = self._annotated(split)
+        listed, store = self._splits.read(split)
         clips = self._train_clips("train") if split == "train" else listed
         matches = Matches()
         if store is None:
@@ -342,7 +305,7 @@ class PublishedData(PairData):
 
     @cached_property
     def _plain_clips(self) -> list[Clip]:
-        clips, _ = self._annotated("train")
+        clips, _ = self._splits.read("train")
         return clips if self._exclude is None else without(clips, self._exclude, f"{self.dataset_name} train")
 
     @cached_property
@@ -350,34 +313,3 @@ class PublishedData(PairData):
         if self._enriched is None:
             return self._plain_clips
         return enrich(self._plain_clips, self._enriched, self._enriched_mode, f"{self.dataset_name} train")
-
-    @cached_property
-    def _hub_splits(self) -> dict[str, Any]:
-        return {} if self._hub is None else load_hub(self._hub)
-
-    def _hub_split(self, split: str) -> str:
-        """What the dataset of the hub calls a split, or nothing."""
-        return next((word for word in SPLIT_WORDS[split] if word in self._hub_splits), "")
-
-    def _where(self, split: str) -> tuple[str, list[Path]]:
-        given = self._given[split]
-        return (
-            find_split(self._root, split, self._layout) if given is None else given_split(self._root, given)
-        )
-
-    def _annotated(self, split: str) -> tuple[list[Clip], AudioStore | None]:
-        """The clips of a split as published, and where their audio is unless that is a folder."""
-        if split not in self._annotations:
-            self._annotations[split] = self._read(split)
-        return self._annotations[split]
-
-    def _read(self, split: str) -> tuple[list[Clip], AudioStore | None]:
-        if self._hub is not None:
-            name = self._hub_split(split)
-            return read_hub(f"{self._hub}, {name}", self._hub_splits[name], self.namespace)
-        layout, paths = self._where(split)
-        if layout == "hdf5":
-            return read_hdf5(paths[0], self.namespace), HDF5Store(paths[0], self._hdf5_rate)
-        if layout == "parquet":
-            return read_parquet(paths, self.namespace)
-        return self.read_table(paths[0], split), None
