@@ -1,7 +1,7 @@
 """Whether a knowledge source contains what a model will be tested on.
 
-89 % of Clotho's recordings are in the FreeSound part of WavCaps and 17.6 % of AudioCaps' in its AudioSet part
-(Mei et al., arXiv 2303.17395).
+Clotho was cut from FreeSound and AudioCaps from AudioSet, and so were two parts of WavCaps: many of its clips
+are those of their validation and test sets.
 """
 
 import re
