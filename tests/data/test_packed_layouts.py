@@ -196,6 +196,14 @@ def test_cells_without_audio(tmp_path):
             _ = data[index]
 
 
+def test_workers_read_parquet_after_the_parent_did(tmp_path):
+    write_parquet(tmp_path / "data" / "train.parquet", rows())
+    data = AudioCapsData(tmp_path, seconds=0.5, batch_size=4, num_workers=2, check_counts=False)
+    _ = data.datasets["train"][0]
+    heard = [batch["caption"] for batch in data.train_dataloader()]
+    assert sorted(caption for batch in heard for caption in batch) == [f"tone {i} said 0" for i in range(8)]
+
+
 @pytest.mark.parametrize("given", [None, "data", "data/test-*.parquet"])
 def test_parquet_as_a_data_module_with_a_cache(tmp_path, given):
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows(captions=5))

@@ -97,8 +97,8 @@ class SplitReader:
         if not names:
             raise FileNotFoundError(
                 f"{self._hub or self._root}: no annotations of a split. Looked for CSV, JSON, HDF5 and "
-                "parquet files whose names hold train, val, test or what else the splits are called; pass them "
-                "as `train=`, `val=` and `test=`."
+                "parquet files whose names hold train, val, test or what else the splits are called; pass "
+                "them as `train=`, `val=` and `test=`."
             )
         return names
 
