@@ -37,18 +37,27 @@ class AudioCache:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, path: Path, settings: str, compute: Callable[[], Tensor]) -> Tensor:
+    @property
+    def active(self) -> bool:
+        """Whether anything is remembered."""
+        return self._memory is not None or self._folder is not None
+
+    def get(
+        self, path: Path, settings: str, compute: Callable[[], Tensor], *, mapped: bool = False
+    ) -> Tensor:
         """What `compute` returns, or returned before for this file and these settings.
 
         Args:
             path: The file that the result is computed from; its time and size are part of the key.
             settings: Everything else that the result depends on.
             compute: Makes the float32 tensor.
+            mapped: Whether to leave a tensor of the folder on disk until its parts are used, for those
+                who need a part only.
 
         Returns:
             The tensor. Do not write into it.
         """
-        if self._memory is None and self._folder is None:
+        if not self.active:
             return compute()
         key = _key(path, settings)
         if self._memory is not None:
@@ -58,7 +67,8 @@ class AudioCache:
         assert self._folder is not None
         stored = self._folder / f"{key}.npy"
         try:
-            return torch.from_numpy(np.load(stored, allow_pickle=False))
+            # "c" for a map that may be written to, as torch wants it, but never is.
+            return torch.from_numpy(np.load(stored, mmap_mode="c" if mapped else None, allow_pickle=False))
         except FileNotFoundError:
             pass
         except (ValueError, EOFError):

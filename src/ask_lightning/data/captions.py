@@ -1,14 +1,12 @@
 """Tables of audio files and their captions, and how to split them."""
 
-import csv
 import hashlib
-import io
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SEPARATORS = (";", "\t", "|", ",")
+from ask_lightning.data.tables import check_columns, check_width, numbered_rows, read_text
 
 
 @dataclass(frozen=True)
@@ -64,23 +62,20 @@ def read_captions(
     caption_columns = [captions] if isinstance(captions, str) else list(captions)
     if not caption_columns:
         raise ValueError("Argument `captions` has to name at least one column, but got none.")
-    rows = _rows(table, _decode(table, encoding), delimiter)
+    rows = numbered_rows(table, read_text(table, encoding), delimiter)
     _, header = next(rows, (0, []))
     if not header:
         raise ValueError(f"{table} is empty. It needs a header line and a row for each audio file.")
     columns = [filename, *caption_columns] + ([] if clip_id is None else [clip_id])
-    _check_columns(table, header, columns, delimiter)
+    remedy = "Name the columns by the arguments `filename`, `captions` and `clip_id`."
+    check_columns(table, header, columns, delimiter, remedy)
 
     pairs: list[CaptionedFile] = []
     numbers: dict[str, int] = {}
     clip_of_file: dict[str, str] = {}
     for line, fields in rows:
         where = f"{table}, line {line}"
-        if len(fields) != len(header):
-            raise ValueError(
-                f"{where}: {len(fields)} fields, but the header has {len(header)}. "
-                f"Put double quotes around a caption that contains {delimiter!r}."
-            )
+        check_width(table, line, fields, header, delimiter)
         row = dict(zip(header, fields, strict=True))
         for column in columns:
             if not row[column]:
@@ -141,45 +136,3 @@ def split_by_clip(clip_ids: Sequence[Hashable], fractions: Sequence[float], seed
     for index, clip in enumerate(clip_ids):
         parts[part_of_clip[clip]].append(index)
     return parts
-
-
-def _decode(table: Path, encoding: str) -> str:
-    try:
-        content = table.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no table of captions at {table}.") from None
-    try:
-        return content.decode(encoding).removeprefix("\ufeff")  # the byte order mark that Excel writes
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{table}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}. Save the "
-            'table as UTF-8, or pass its encoding, often `encoding="latin-1"` or `encoding="utf-16"`.'
-        ) from error
-
-
-def _rows(table: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not blank, with their numbers; fields without the spaces around them."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for fields in reader:
-            if fields:
-                yield reader.line_num, [field.strip() for field in fields]
-    except csv.Error as error:
-        raise ValueError(
-            f"{table}, line {reader.line_num}: {error}. Look for a double quote that is not closed or not "
-            'doubled; inside a quoted field it is written "".'
-        ) from error
-
-
-def _check_columns(table: Path, header: list[str], columns: list[str], delimiter: str) -> None:
-    missing = [column for column in columns if column not in header]
-    if missing:
-        remedy = "Name the columns by the arguments `filename`, `captions` and `clip_id`."
-        for separator in _SEPARATORS:
-            if len(header) == 1 and separator != delimiter and separator in header[0]:
-                remedy = f"Its fields look separated by {separator!r}: pass `delimiter={separator!r}`."
-        raise ValueError(f"{table}: no column {', '.join(map(repr, missing))}; it has {header}. {remedy}")
-    repeated = [column for column in columns if header.count(column) > 1]
-    if repeated:
-        raise ValueError(f"{table}: more than one column is called {repeated[0]!r}. Rename all but one.")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.captions import read_captions, split_by_clip
@@ -22,12 +23,13 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
     """Items of a dataset as one batch.
 
     Args:
-        items: Dicts with the same keys: tensors of one shape, a text, a number.
+        items: Dicts with the same keys: tensors that differ at most in their first length, a text, a number.
 
     Returns:
-        A dict with the same keys: tensors stacked, numbers as an int64 tensor, texts as a list. For the
-        datasets here: `"waveform"` `(B, T)` or `"log_mel"` `(B, F, num_mels)`, `"caption"` a list of `B`
-        texts, `"clip_id"` `(B,)`.
+        A dict with the same keys: tensors stacked, shorter ones filled up with zeros at the end; numbers as
+        an int64 tensor; texts as a list. For the datasets here: `"waveform"` `(B, T)` or `"log_mel"`
+        `(B, F, num_mels)`, perhaps `"num_samples"` `(B,)`, `"caption"` a list of `B` texts, `"clip_id"`
+        `(B,)`.
 
     Example:
         >>> collate_pairs([{"caption": "rain", "clip_id": 3}, {"caption": "wind", "clip_id": 4}])
@@ -37,7 +39,8 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
     for key, value in items[0].items():
         values = [item[key] for item in items]
         if isinstance(value, torch.Tensor):
-            batch[key] = torch.stack(values)
+            same = all(value.shape == values[0].shape for value in values)
+            batch[key] = torch.stack(values) if same else pad_sequence(values, batch_first=True)
         elif isinstance(value, int):
             batch[key] = torch.tensor(values, dtype=torch.int64)
         else:
@@ -141,9 +144,9 @@ class PairData(L.LightningDataModule, ABC):
         """Shuffled batches; see the class.
 
         Raises:
-            ValueError: The training pairs do not fill a batch.
+            ValueError: There is no training dataset, or its pairs do not fill a batch.
         """
-        train = self.datasets["train"]
+        train = self._part("train")
         trainer = self.trainer
         sampler = EpochSampler(
             train,
@@ -159,8 +162,12 @@ class PairData(L.LightningDataModule, ABC):
         return self._loader(train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Item]:
-        """Batches in the order of the dataset."""
-        return self._loader(self.datasets["val"])
+        """Batches in the order of the dataset.
+
+        Raises:
+            ValueError: There is no validation dataset.
+        """
+        return self._loader(self._part("val"))
 
     def test_dataloader(self) -> DataLoader[Item]:
         """Batches in the order of the dataset.
@@ -168,9 +175,12 @@ class PairData(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no test dataset.
         """
-        if "test" not in self.datasets:
-            raise ValueError("There is no test dataset. Pass one as `test`.")
-        return self._loader(self.datasets["test"])
+        return self._loader(self._part("test"))
+
+    def _part(self, name: str) -> Dataset[Item]:
+        if name not in self.datasets:
+            raise ValueError(f"There is no {name} dataset. Pass one as `{name}`.")
+        return self.datasets[name]
 
     def _loader(self, dataset: Dataset[Item], **options: Any) -> DataLoader[Item]:
         return DataLoader(

@@ -15,14 +15,11 @@ from torch.utils.data import Dataset
 from ask_lightning.data.cache import AudioCache
 from ask_lightning.data.captions import CaptionedFile
 from ask_lightning.data.features import SILENCE, log_mel, num_frames, require_audio_package
+from ask_lightning.data.recordings import AudioFileError
 
 # The length in the header of an mp3 is an estimate; a file with less than this share of it is damaged.
 _SMALLEST_SHARE = 0.9
 _NAMES_SHOWN = 5
-
-
-class AudioFileError(ValueError):
-    """An audio file cannot be used. The message names it, says why, and what to do."""
 
 
 class AudioFolder(Dataset[dict[str, Any]]):

@@ -1,0 +1,239 @@
+"""The published annotation files of AudioCaps, Clotho and WavCaps, read into clips."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ask_lightning.data.clips import Clip, ClipCollector
+from ask_lightning.data.keys import NAMESPACES, key, plain_title, stem, youtube_id
+from ask_lightning.data.tables import numbered_rows, read_header, read_json, read_rows, read_text
+
+_CAPTION = re.compile(r"caption(?:_\d+)?")
+_NO_PATH = ("", "wav_path")  # what WavCaps writes where its makers had the path of a file
+_SITES = (("freesound.org", "freesound"), ("bbcrewind", "bbc"), ("soundbible", "soundbible"))
+_FILES = (
+    ("as_final", "youtube"),
+    ("fsd_final", "freesound"),
+    ("bbc_final", "bbc"),
+    ("sb_final", "soundbible"),
+)
+_COLLECTIONS = {
+    "youtube": "AudioSet_SL",
+    "freesound": "FreeSound",
+    "bbc": "BBC_Sound_Effects",
+    "soundbible": "SoundBible",
+}
+
+
+def read_audiocaps(table: str | Path) -> list[Clip]:
+    r"""Read a split of AudioCaps.
+
+    Rows of one video and one start are one clip, however many captions it has. If a video is there with
+    several starts, each is a clip of its own.
+
+    Args:
+        table: Path of the CSV: the official one of versions 1 and 2 (`audiocap_id`, `youtube_id`,
+            `start_time`, `caption`), or that of ML-ACT (`file_name` and `caption` or `caption_1` and so on).
+
+    Returns:
+        The clips, with keys of the namespace `youtube` and the `audiocap_id` of each caption as aliases.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not as published; the message says where.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "val.csv"
+        >>> _ = path.write_text("audiocap_id,youtube_id,start_time,caption\n97151,vfY_TJq7n_U,130,Ducks")
+        >>> read_audiocaps(path)[0].key
+        'youtube:vfY_TJq7n_U'
+    """
+    table = Path(table)
+    if "youtube_id" not in (header := read_header(table)) and "file_name" in header:
+        return _read_names(table, "youtube")
+    remedy = "AudioCaps has audiocap_id, youtube_id, start_time and caption."
+    rows = list(read_rows(table, ["audiocap_id", "youtube_id", "start_time", "caption"], remedy=remedy))
+    starts: dict[str, set[int]] = defaultdict(set)
+    for line, row in rows:
+        starts[row["youtube_id"]].add(_start(table, line, row["start_time"]))
+    collector = ClipCollector(str(table))
+    seen: set[str] = set()
+    for line, row in rows:
+        video, start = row["youtube_id"], _start(table, line, row["start_time"])
+        name = key("youtube", video)
+        aliases = [key("audiocap", row["audiocap_id"])]
+        several = len(starts[video]) > 1
+        collector.add(
+            f"line {line}",
+            f"{name}@{start}" if several else name,
+            [row["caption"]],
+            name=video,
+            aliases=[name, *aliases] if several else aliases,
+            repeated=row["audiocap_id"] in seen,
+            start=start,
+        )
+        seen.add(row["audiocap_id"])
+    return collector.clips()
+
+
+def read_clotho(table: str | Path, metadata: str | Path | None = None) -> list[Clip]:
+    r"""Read a split of Clotho.
+
+    Args:
+        table: Path of the CSV of captions (`file_name`, `caption_1` to `caption_5`).
+        metadata: Path of the CSV of metadata of the same split (`file_name`, `sound_id`). With it the clips
+            are known by their FreeSound ids, which WavCaps has too; without, by their titles.
+
+    Returns:
+        The clips, with keys of the namespace `freesound` or `file`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not as published; the message says where.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "clotho_captions_validation.csv"
+        >>> _ = path.write_text("file_name,caption_1,caption_2\nRain 1.wav,rain,it rains")
+        >>> read_clotho(path)
+        [Clip(key='file:rain 1', captions=('rain', 'it rains'), name='Rain 1.wav', ...)]
+    """
+    sounds = {} if metadata is None else _sound_ids(Path(metadata))
+    return _read_names(Path(table), "file", sounds)
+
+
+def read_wavcaps(table: str | Path, collection: str | None = None) -> list[Clip]:
+    """Read one JSON of WavCaps, or of another dataset written in the same way.
+
+    Args:
+        table: Path of the JSON: an object with a list `data` of objects with `id` and `caption`, or
+            `caption_1` and so on.
+        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: as its
+            name and its entries tell.
+
+    Returns:
+        The clips, with keys of the namespaces `youtube`, `freesound`, `bbc`, `soundbible` or else `file`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not as published; the message says which entry.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "sb_final.json"
+        >>> entry = '{"id": "2219", "caption": "An airplane is landing.", "audio": "wav_path"}'
+        >>> _ = path.write_text('{"num_captions_per_audio": 1, "data": [' + entry + ']}')
+        >>> read_wavcaps(path)[0].key
+        'soundbible:2219'
+    """
+    table = Path(table)
+    if collection is not None and collection.lower() not in NAMESPACES:
+        raise ValueError(
+            f"Argument `collection` has to be one of {sorted(_COLLECTIONS.values())}, but got {collection!r}."
+        )
+    content = read_json(table)
+    entries = content.get("data") if isinstance(content, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError(f"{table}: no list 'data' of objects. WavCaps has an object with that key.")
+    given = None if collection is None else NAMESPACES[collection.lower()]
+    given = given or next((space for name, space in _FILES if name in table.name.lower()), None)
+    collector = ClipCollector(str(table))
+    for number, entry in enumerate(entries):
+        place = f"entry {number}"
+        paths = [str(entry.get(field, "")) for field in ("audio", "wav")]
+        name = str(entry.get("id", "")) or next(
+            (Path(path).name for path in paths if path not in _NO_PATH), ""
+        )
+        captions = _captions_of(entry)
+        if not name or captions is None:
+            lacking = "'id'" if not name else "'caption'"
+            raise ValueError(
+                f"{table}, {place}: no {lacking}; it has {sorted(entry)}. Is it a JSON of WavCaps?"
+            )
+        space = given or _namespace(entry, name)
+        title = str(entry.get("file_name", ""))
+        collector.add(
+            place,
+            key(space, name),
+            captions,
+            name=name,
+            aliases=[key("file", title)] if plain_title(title) else [],
+            collection=_COLLECTIONS.get(space, ""),
+            path=next((path for path in paths if path not in _NO_PATH), ""),
+        )
+    return collector.clips()
+
+
+def _read_names(table: Path, namespace: str, sounds: Mapping[str, str] | None = None) -> list[Clip]:
+    """A CSV with a column of file names and one or more of captions."""
+    columns = [name for name in read_header(table) if _CAPTION.fullmatch(name)] or ["caption_1"]
+    remedy = "The published file has file_name and caption_1 to caption_5 (or caption)."
+    rows = list(read_rows(table, ["file_name", *columns], remedy=remedy))
+    sound_of = {row["file_name"]: (sounds or {}).get(plain_title(row["file_name"])) for _, row in rows}
+    files_of = Counter(sound_of.values())
+    collector = ClipCollector(str(table))
+    for line, row in rows:
+        name = row["file_name"]
+        if not name:
+            raise ValueError(f"{table}, line {line}: column 'file_name' is empty. Fill it or remove the row.")
+        # Two files that were cut from one sound are two clips all the same.
+        keys = [key(namespace, name)]
+        if sound := sound_of[name]:
+            keys.insert(0 if files_of[sound] == 1 else len(keys), key("freesound", sound))
+        clip_key, *aliases = keys
+        collector.add(
+            f"line {line}",
+            clip_key,
+            [row[column] for column in columns],
+            name=name,
+            aliases=aliases,
+        )
+    return collector.clips()
+
+
+def _sound_ids(metadata: Path) -> dict[str, str]:
+    """FreeSound ids by plain title."""
+    try:
+        text = read_text(metadata)
+    except ValueError:
+        text = read_text(metadata, "latin-1")  # some of the published ones are; only the ids matter
+    rows = numbered_rows(metadata, text, ",")
+    _, header = next(rows, (0, []))
+    if "file_name" not in header or "sound_id" not in header:
+        raise ValueError(
+            f"{metadata}: no columns 'file_name' and 'sound_id'; it has {header}. Clotho has both."
+        )
+    name, sound = header.index("file_name"), header.index("sound_id")
+    return {
+        plain_title(fields[name]): fields[sound]
+        for _, fields in rows
+        if len(fields) == len(header) and fields[sound].isdigit()
+    }
+
+
+def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
+    given = entry.get("caption", entry.get("captions"))
+    if given is None:
+        given = [entry[name] for name in sorted(entry) if _CAPTION.fullmatch(name)] or None
+    if given is None or isinstance(given, str):
+        return given if given is None else [given]
+    return [str(caption) for caption in given] if isinstance(given, Iterable) else None
+
+
+def _namespace(entry: Mapping[str, Any], name: str) -> str:
+    link = str(entry.get("download_link", "")).lower()
+    for site, space in _SITES:
+        if site in link:
+            return space
+    # Names of Clotho's files may have twelve letters as well; only AudioSet's begin with a Y before the id.
+    return "youtube" if youtube_id(name) and len(stem(name)) == 12 and name.startswith("Y") else "file"
+
+
+def _start(table: Path, line: int, text: str) -> int:
+    try:
+        return int(float(text))
+    except ValueError:
+        raise ValueError(
+            f"{table}, line {line}: start_time has to be a number of seconds, but is {text!r}. "
+            "Compare the line with the published file."
+        ) from None

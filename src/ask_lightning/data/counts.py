@@ -1,0 +1,127 @@
+"""The published sizes of the datasets, and what was found of them on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from ask_lightning.data.clips import some
+
+# dataset, split → for each publication clips and captions; None where only the other is published.
+PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
+    ("AudioCaps", "train"): {
+        "version 1": (49_838, 49_838),
+        "ML-ACT": (49_274, 49_274),
+        "version 2": (None, 91_256),
+    },
+    ("AudioCaps", "val"): {"version 1 and 2": (495, 2_475), "ML-ACT": (494, 2_470)},
+    ("AudioCaps", "test"): {"version 1 and 2": (975, 4_875), "ML-ACT": (957, 4_785)},
+    ("Clotho", "train"): {"version 2.1": (3_839, 19_195), "version 1": (2_893, 14_465)},
+    ("Clotho", "val"): {"version 2.1": (1_045, 5_225)},
+    ("Clotho", "test"): {"version 1 and 2.1": (1_045, 5_225)},
+    ("WavCaps", "AudioSet_SL"): {"WavCaps": (108_317, 108_317)},
+    ("WavCaps", "BBC_Sound_Effects"): {"WavCaps": (31_201, 31_201)},
+    ("WavCaps", "FreeSound"): {"WavCaps": (262_300, 262_300)},
+    ("WavCaps", "SoundBible"): {"WavCaps": (1_232, 1_232)},
+}
+"""Clips and captions of each split, as those who released it say."""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split lists and what is there.
+
+    Attributes:
+        dataset: `"AudioCaps"`, `"Clotho"` or `"WavCaps"`.
+        split: Its name here.
+        listed_clips: Clips of the annotation file.
+        listed_captions: Captions of the annotation file.
+        clips: Clips in use.
+        captions: Captions in use.
+        missing: Clips without audio, as the dataset calls them.
+        variants: How many files are named by which pattern.
+        problems: What else a user should look at.
+
+    Example:
+        >>> SplitReport("AudioCaps", "val", 495, 2475, 450, 2250).publication
+        'version 1 and 2'
+    """
+
+    dataset: str
+    split: str
+    listed_clips: int
+    listed_captions: int
+    clips: int
+    captions: int
+    missing: Sequence[str] = ()
+    variants: Mapping[str, int] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+    @property
+    def publication(self) -> str | None:
+        """The publication whose counts the annotation file has, if there is one."""
+        for name, (clips, captions) in PUBLISHED.get((self.dataset, self.split), {}).items():
+            if captions == self.listed_captions and clips in (None, self.listed_clips):
+                return name
+        return None
+
+    def __str__(self) -> str:
+        origin = f" as {self.publication}" if self.publication else ""
+        named = ", ".join(f"{pattern}: {count}" for pattern, count in self.variants.items())
+        return (
+            f"{self.dataset} {self.split}: {self.listed_clips} clips with {self.listed_captions} captions "
+            f"listed{origin}; {self.clips} clips with {self.captions} captions in use, "
+            f"{len(self.missing)} without audio" + (f"; files named {named}" if named else "")
+        )
+
+
+def announce(report: SplitReport, *, check_counts: bool = True) -> None:
+    """Log what was found, and warn of what is unexpected.
+
+    Args:
+        report: Of one split.
+        check_counts: Whether counts that nobody published are unexpected.
+
+    Example:
+        >>> announce(SplitReport("AudioCaps", "val", 495, 2475, 495, 2475))
+    """
+    rank_zero_info(str(report))
+    warnings = list(report.problems)
+    if report.missing:
+        warnings.insert(
+            0, f"{len(report.missing)} clips have no audio ({some(report.missing)}) and are left out"
+        )
+    published = PUBLISHED.get((report.dataset, report.split))
+    if check_counts and published and report.publication is None:
+        known = "; ".join(
+            f"{name} {f'{clips:,} clips with ' if clips else ''}{captions:,} captions"
+            for name, (clips, captions) in published.items()
+        )
+        warnings.append(
+            f"{report.listed_clips:,} clips with {report.listed_captions:,} captions are listed, but "
+            f"published are: {known}. Is the annotation file whole and of this split? Pass "
+            "`check_counts=False` if you mean it"
+        )
+    if warnings:
+        rank_zero_warn(f"{report.dataset} {report.split}: {'. '.join(warnings)}.")
+
+
+def table(reports: Sequence[SplitReport]) -> str:
+    """The reports as a table in Markdown.
+
+    Args:
+        reports: Of any splits.
+
+    Example:
+        >>> print(table([SplitReport("AudioCaps", "val", 495, 2475, 450, 2250, missing=["a"] * 45)]))
+        | split | listed | as | in use | without audio |
+        |---|---|---|---|---|
+        | AudioCaps val | 495 / 2475 | version 1 and 2 | 450 / 2250 | 45 |
+    """
+    lines = ["| split | listed | as | in use | without audio |", "|---|---|---|---|---|"]
+    for report in reports:
+        lines.append(
+            f"| {report.dataset} {report.split} | {report.listed_clips} / {report.listed_captions} | "
+            f"{report.publication or '?'} | {report.clips} / {report.captions} | {len(report.missing)} |"
+        )
+    return "\n".join(lines)

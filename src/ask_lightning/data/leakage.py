@@ -1,0 +1,175 @@
+"""Whether a knowledge source contains what a model will be tested on.
+
+Clotho was cut from FreeSound and AudioCaps from AudioSet, and so were two parts of WavCaps: many of its clips
+are those of their validation and test sets.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ask_lightning.data.clips import Clip, some
+
+LeakKind = Literal["id", "title", "caption"]
+
+_KINDS: tuple[LeakKind, ...] = ("id", "title", "caption")
+
+
+@runtime_checkable
+class HasClips(Protocol):
+    """Anything with clips: a `ClipDataset`."""
+
+    clips: list[Clip]
+
+
+Clips = Sequence[Clip] | HasClips
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What a source shares with evaluation sets. Each list holds keys of the source's clips, in its order.
+
+    Attributes:
+        by_id: Clips whose id is that of an evaluation clip.
+        by_title: Further clips whose file has the title of one; where ids are unknown, as in Clotho without
+            its metadata, that is all there is to compare. A title such as `rain.wav` may be chance.
+        by_caption: Further clips with the very words of a caption of one; short captions repeat by chance.
+        num_clips: Of the source.
+    """
+
+    by_id: list[str]
+    by_title: list[str]
+    by_caption: list[str]
+    num_clips: int
+
+    def __bool__(self) -> bool:
+        return bool(self.by_id or self.by_title or self.by_caption)
+
+
+def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
+    """Compare a knowledge source with validation and test sets, by id, title and caption.
+
+    Args:
+        source: Datasets with `clips`, or clips.
+        evaluation: The same, for each evaluation set.
+
+    Returns:
+        What they share.
+
+    Example:
+        >>> test = [Clip("youtube:vfY_TJq7n_U", ("Ducks quack.",), "vfY_TJq7n_U")]
+        >>> wavcaps = [Clip("youtube:vfY_TJq7n_U", ("Birds.",), "a"), Clip("bbc:1", ("ducks quack",), "b")]
+        >>> find_leakage(wavcaps, test)
+        Leakage(by_id=['youtube:vfY_TJq7n_U'], by_title=[], by_caption=['bbc:1'], num_clips=2)
+    """
+    clips = [clip for part in evaluation for clip in clips_of(part)]
+    # Numbers of captions say nothing that the video does not.
+    names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
+    captions = frozenset(_words(caption) for clip in clips for caption in clip.captions)
+    found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
+    own = clips_of(source)
+    for clip in own:
+        shared = clip.keys & names
+        if any(not name.startswith("file:") for name in shared):
+            found["id"].append(clip.key)
+        elif shared:
+            found["title"].append(clip.key)
+        elif any(_words(caption) in captions for caption in clip.captions):
+            found["caption"].append(clip.key)
+    return Leakage(found["id"], found["title"], found["caption"], len(own))
+
+
+def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id", "title")) -> list[str]:
+    """The clips of a knowledge source that are better left out, as a list for `exclude`.
+
+    Args:
+        source: Datasets with `clips`, or clips.
+        evaluation: The same, for each evaluation set.
+        by: What makes a clip one to leave out: `"id"`, `"title"`, `"caption"`.
+
+    Returns:
+        Keys, in the order of the source.
+
+    Raises:
+        ValueError: `by` holds anything else.
+
+    Example:
+        >>> test = [Clip("youtube:vfY_TJq7n_U", ("Ducks quack.",), "vfY_TJq7n_U")]
+        >>> leaked_ids([Clip("youtube:vfY_TJq7n_U", ("Birds.",), "a")], test)
+        ['youtube:vfY_TJq7n_U']
+    """
+    kinds = tuple(by)
+    if not set(kinds) <= set(_KINDS):
+        raise ValueError(
+            f"Argument `by` has to hold some of {', '.join(map(repr, _KINDS))}, but got {kinds}."
+        )
+    leakage = find_leakage(source, *evaluation)
+    lists: dict[LeakKind, list[str]] = {
+        "id": leakage.by_id,
+        "title": leakage.by_title,
+        "caption": leakage.by_caption,
+    }
+    chosen = frozenset(name for kind in kinds for name in lists[kind])
+    return [clip.key for clip in clips_of(source) if clip.key in chosen]
+
+
+def check_leakage(source: Clips, *evaluation: Clips, name: str = "The knowledge source") -> Leakage:
+    """Warn if a knowledge source contains validation or test clips.
+
+    Args:
+        source: Datasets with `clips`, or clips.
+        evaluation: The same, for each evaluation set.
+        name: What to call the source.
+
+    Returns:
+        What they share; it is false where that is nothing.
+
+    Example:
+        >>> bool(check_leakage([Clip("bbc:1", ("birds",), "1")], [Clip("file:a", ("rain",), "a.wav")]))
+        False
+    """
+    leakage = find_leakage(source, *evaluation)
+    if leakage:
+        parts = [
+            f"{len(keys)} by {kind} ({some(keys)})"
+            for kind, keys in zip(_KINDS, (leakage.by_id, leakage.by_title, leakage.by_caption), strict=True)
+            if keys
+        ]
+        rank_zero_warn(
+            f"{name} shares clips with the evaluation sets: of {leakage.num_clips} clips {', '.join(parts)}. "
+            "Leave them out with `exclude=leaked_ids(source, *evaluation)`, which takes those by id and "
+            "title, or `exclude_evaluation=True` of a data module. Short captions repeat by chance."
+        )
+    return leakage
+
+
+def clips_of(source: Clips) -> Sequence[Clip]:
+    """The clips of a dataset, or those given.
+
+    Args:
+        source: Either.
+
+    Raises:
+        TypeError: It is neither.
+
+    Example:
+        >>> clips_of([])
+        []
+    """
+    if isinstance(source, HasClips):
+        return source.clips
+    listed: Any = source
+    if isinstance(listed, Sequence) and all(isinstance(clip, Clip) for clip in listed):
+        return listed
+    raise TypeError(
+        f"A source has to be a dataset with `clips` or a sequence of clips, but got {type(source).__name__}. "
+        "Read its annotations with read_audiocaps, read_clotho or read_wavcaps."
+    )
+
+
+def _words(caption: str) -> str:
+    """A caption without capitals and signs, which the packed files of ML-ACT lack."""
+    return re.sub(r"[\W_]+", " ", caption.casefold()).strip()

@@ -1,0 +1,151 @@
+"""Where in a folder the annotations of a split are, and in which layout its audio is."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+Layout = Literal["auto", "files", "hdf5", "parquet"]
+Split = Literal["train", "val", "test"]
+
+SPLIT_WORDS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training", "development", "dev"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing", "evaluation", "eval"),
+}
+"""What the splits are called by those who publish or pack them."""
+
+# A packed file has the audio as well, so it is taken before a table that needs a folder beside it.
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "hdf5": (".h5", ".hdf5"),
+    "parquet": (".parquet",),
+    "files": (".csv", ".json"),
+}
+_DEPTH = 3
+_OTHER = frozenset({"metadata", "blacklist", "exclude", "excluded", "tags"})
+
+
+def find_split(root: Path, split: str, layout: Layout = "auto") -> tuple[str, list[Path]]:
+    """Find what describes a split, by name.
+
+    Args:
+        root: Folder of the dataset, read to a depth of 3.
+        split: `"train"`, `"val"` or `"test"`.
+        layout: `"files"` for a CSV or JSON beside audio files, `"hdf5"`, `"parquet"`, or `"auto"` for the
+            first of HDF5, parquet and files that is there.
+
+    Returns:
+        The layout and its files: none, one, or of parquet the parts in order.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: Several files could be meant.
+
+    Example:
+        >>> root = getfixture("tmp_path")
+        >>> for name in ("clotho_captions_development.csv", "clotho_metadata_development.csv"):
+        ...     (root / name).touch()
+        >>> [path.name for path in find_split(root, "train")[1]]
+        ['clotho_captions_development.csv']
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder of a dataset at {root}.")
+    files = _files(root)
+    for kind in _SUFFIXES if layout == "auto" else (layout,):
+        found = [path for path in files if path.suffix.lower() in _SUFFIXES[kind] and _is_of(path, split)]
+        if kind == "parquet":
+            found = [path for path in found if path.parent == found[0].parent]
+        else:
+            found = _best(found, split)
+            if len(found) > 1:
+                names = ", ".join(str(path.relative_to(root)) for path in found)
+                raise ValueError(
+                    f"{root}: several files could be the {split} split: {names}. Pass one as `{split}=`."
+                )
+        if found:
+            return kind, found
+    return layout, []
+
+
+def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
+    """The layout and the files of a split whose path was given.
+
+    Args:
+        root: Folder of the dataset.
+        given: Path of a file or, of parquet files, of a folder or pattern; relative to the root or absolute.
+
+    Returns:
+        The layout and its files.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: Its ending is of no layout.
+
+    Example:
+        >>> root = getfixture("tmp_path")
+        >>> (root / "val.csv").touch()
+        >>> given_split(root, "val.csv")[0]
+        'files'
+    """
+    path = root / given
+    if path.is_dir():
+        paths = sorted(path.glob("*.parquet"))
+    elif path.exists():
+        paths = [path]
+    else:
+        paths = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+    if not paths:
+        raise FileNotFoundError(
+            f"There is nothing at {path}. Pass the path of a file, or leave it out to search."
+        )
+    for kind, suffixes in _SUFFIXES.items():
+        if paths[0].suffix.lower() in suffixes:
+            return kind, paths
+    known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    raise ValueError(f"{paths[0]}: the ending has to be one of {known}.")
+
+
+def beside(table: Path, words: Sequence[str]) -> Path | None:
+    """The table of metadata that goes with a table of captions.
+
+    Args:
+        table: Path of the captions.
+        words: What the split may be called.
+
+    Example:
+        >>> root = getfixture("tmp_path")
+        >>> (root / "clotho_metadata_validation.csv").touch()
+        >>> beside(root / "clotho_captions_validation.csv", SPLIT_WORDS["val"]).name
+        'clotho_metadata_validation.csv'
+    """
+    others = sorted(table.parent.glob("*.csv"))
+    found = [path for path in others if "metadata" in _words(path.stem) and _words(path.stem) & set(words)]
+    return found[0] if len(found) == 1 else None
+
+
+def _files(root: Path) -> list[Path]:
+    suffixes = {suffix for group in _SUFFIXES.values() for suffix in group}
+    found: list[Path] = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        if len(Path(place).relative_to(root).parts) >= _DEPTH:
+            folders.clear()
+        found += [Path(place, name) for name in names if os.path.splitext(name)[1].lower() in suffixes]
+    return sorted(found)
+
+
+def _is_of(path: Path, split: str) -> bool:
+    words = _words(path.stem)
+    others = {word for name, group in SPLIT_WORDS.items() if name != split for word in group}
+    return bool(words & set(SPLIT_WORDS[split])) and not words & (others | _OTHER)
+
+
+def _best(paths: list[Path], split: str) -> list[Path]:
+    """Of several the CSV, and of several the one with the plainest name."""
+    tables = [path for path in paths if path.suffix.lower() != ".json"] or paths
+    plain = [path for path in tables if path.stem.lower() in SPLIT_WORDS[split]]
+    return plain or tables
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^a-z]+", name.lower()))

@@ -1,0 +1,210 @@
+"""Tables of text on disk: CSV and JSON, with errors that say where and what to do."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_SEPARATORS = (";", "\t", "|", ",")
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file, without the byte order mark that Excel writes.
+
+    Args:
+        path: Of the file.
+        encoding: How its bytes are to be read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is in another encoding; the message names the line.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.csv"
+        >>> _ = path.write_bytes(b"filename,caption")
+        >>> read_text(path)
+        'filename,caption'
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no table of captions at {path}.") from None
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}. Save the "
+            'table as UTF-8, or pass its encoding, often `encoding="latin-1"` or `encoding="utf-16"`.'
+        ) from error
+
+
+def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    r"""The lines of a CSV that are not blank, with their numbers; fields without the spaces around them.
+
+    Args:
+        path: Of the CSV, for errors.
+        text: What is in it.
+        delimiter: What separates the fields.
+
+    Raises:
+        ValueError: A double quote is misplaced.
+
+    Example:
+        >>> list(numbered_rows(Path("a.csv"), "a, b\n\nc,d", ","))
+        [(1, ['a', 'b']), (3, ['c', 'd'])]
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if fields:
+                yield reader.line_num, [field.strip() for field in fields]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}. Look for a double quote that is not closed or not "
+            'doubled; inside a quoted field it is written "".'
+        ) from error
+
+
+def check_columns(
+    path: Path,
+    header: Sequence[str],
+    columns: Sequence[str],
+    delimiter: str,
+    remedy: str,
+    *,
+    published: bool = False,
+) -> None:
+    """Raise unless each column is there once.
+
+    Args:
+        path: Of the table, for errors.
+        header: The columns that it has.
+        columns: The columns that it has to have.
+        delimiter: What separates the fields; a header that is one field may be separated by another.
+        remedy: What to do about a missing column.
+        published: Whether the format is fixed, so that another separator is a fault of the file.
+
+    Raises:
+        ValueError: A column is missing or repeated.
+
+    Example:
+        >>> check_columns(Path("a.csv"), ["filename", "caption"], ["caption"], ",", "Add it.")
+    """
+    missing = [column for column in columns if column not in header]
+    if missing:
+        for separator in _SEPARATORS:
+            if len(header) == 1 and separator != delimiter and separator in header[0]:
+                remedy = f"Its fields look separated by {separator!r}: " + (
+                    f"save it with {delimiter!r} between them, as it is published."
+                    if published
+                    else f"pass `delimiter={separator!r}`."
+                )
+        raise ValueError(
+            f"{path}: no column {', '.join(map(repr, missing))}; it has {list(header)}. {remedy}"
+        )
+    repeated = [column for column in columns if header.count(column) > 1]
+    if repeated:
+        raise ValueError(f"{path}: more than one column is called {repeated[0]!r}. Rename all but one.")
+
+
+def check_width(path: Path, line: int, fields: Sequence[str], header: Sequence[str], delimiter: str) -> None:
+    """Raise unless a row has as many fields as the header.
+
+    Args:
+        path: Of the table, for errors.
+        line: Of the row.
+        fields: Of the row.
+        header: Of the table.
+        delimiter: What separates the fields.
+
+    Raises:
+        ValueError: The row is longer or shorter.
+
+    Example:
+        >>> check_width(Path("a.csv"), 2, ["a.wav", "rain"], ["filename", "caption"], ",")
+    """
+    if len(fields) != len(header):
+        raise ValueError(
+            f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}. "
+            f"Put double quotes around a caption that contains {delimiter!r}."
+        )
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the columns of a CSV in UTF-8.
+
+    Args:
+        path: Of the CSV.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty or in another encoding.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.csv"
+        >>> _ = path.write_text("filename,caption")
+        >>> read_header(path)
+        ['filename', 'caption']
+    """
+    _, header = next(numbered_rows(path, read_text(path), ","), (0, []))
+    if not header:
+        raise ValueError(f"{path} is empty. It needs a header line and a row for each audio file.")
+    return header
+
+
+def read_rows(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
+    r"""The rows of a published CSV: UTF-8, commas, a header line.
+
+    Args:
+        path: Of the CSV.
+        columns: Names of the columns that it has to have; it may have more.
+        remedy: What to do about a missing column.
+
+    Returns:
+        For each row its line and its fields by name.
+
+    Raises:
+        FileNotFoundError: There is no such CSV.
+        ValueError: It is empty, in another encoding, lacks a column or has a row of another width.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.csv"
+        >>> _ = path.write_text("filename,caption\na.wav,rain")
+        >>> list(read_rows(path, ["caption"], remedy="Add it."))
+        [(2, {'filename': 'a.wav', 'caption': 'rain'})]
+    """
+    rows = numbered_rows(path, read_text(path), ",")
+    _, header = next(rows, (0, []))
+    if not header:
+        raise ValueError(f"{path} is empty. It needs a header line and a row for each audio file.")
+    check_columns(path, header, columns, ",", remedy, published=True)
+    for line, fields in rows:
+        check_width(path, line, fields, header, ",")
+        yield line, dict(zip(header, fields, strict=True))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8 or not JSON; the message names the place.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.json"
+        >>> _ = path.write_text('{"num_captions_per_audio": 1}')
+        >>> read_json(path)
+        {'num_captions_per_audio': 1}
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}). Was the download cut short? Get it anew."
+        ) from error
