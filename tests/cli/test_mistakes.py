@@ -103,13 +103,20 @@ def test_checkpoints_of_another_kind(demo, capsys):
     assert message.startswith("broken.ckpt is no checkpoint that can be read")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to(demo, capsys):
+    Path("file").touch()
+    message = refusal(capsys, "fit", "--config", ASK, demo, "--run", "file/run")
+    assert message.startswith("[Errno 20] Not a directory: ")
+    assert "file" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_locked(demo, capsys):
     Path("locked").mkdir()
     Path("locked").chmod(0o500)
     assert "ermission denied" in refusal(capsys, "fit", "--config", ASK, demo, "--run", "locked/run")
     given = ("encode", "--config", ASK, demo, "--output", "locked/a.safetensors")
-    assert "locked is read-only" in refusal(capsys, *given)
+    assert "locked is no folder, or a read-only one" in refusal(capsys, *given)
 
 
 def test_what_is_no_mistake_of_the_user_keeps_its_traceback(demo, monkeypatch):

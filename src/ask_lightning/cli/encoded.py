@@ -108,8 +108,8 @@ def check_output(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise UsageError(f"Argument `output` has to end with .safetensors, but got {str(path)!r}.")
     there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"{path} cannot be written: the folder {there} is read-only.")
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {there} is no folder, or a read-only one.")
 
 
 class _Embedder(pl.LightningModule):

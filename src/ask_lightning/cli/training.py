@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
-from ask_lightning.cli.encoded import EncodedPairs, encode_pairs
+from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
 from ask_lightning.cli.errors import UsageError
 
 Split = Literal["train", "val", "test"]
@@ -46,9 +46,10 @@ class RetrievalTrainer(pl.Trainer):
         Returns:
             What was written.
         """
+        path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
+        check_output(path)
         loader = datamodule.ordered_dataloader(split)
         pairs = encode_pairs(self, model, loader, ckpt_path)
-        path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         pairs.save(path)
         print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
         return pairs

@@ -41,7 +41,8 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     target = target_data(invocation, known.target, options)
     cli = run_invocation("fit", invocation)
     trainer, source = cli.trainer, cli.datamodule
-    checkpoint = "best" if getattr(trainer.checkpoint_callback, "best_model_path", "") else None
+    # Of the first of several, which is that of the best epoch. Without any, the last epoch is tested.
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     rows = {}
     # Under the names of `test/` the loggers shall show the dataset of the training alone.
     for data, loggers in ((source, trainer.loggers), (target, [])):
