@@ -14,6 +14,7 @@ from ask_lightning import (
     ReliabilityOTLoss,
 )
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.tracking import QueryTable
 
 SECTION = "ask"
 
@@ -29,7 +30,7 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
     add("--ask.audio", type=str, default="forward_audio", help="The model's method that encodes audio.")
     add("--ask.text", type=str, default="forward_text", help="The model's method that encodes text.")
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
-    add("--ask.monitors", type=bool, default=True, help="Log RDM each epoch and OBI every 50 steps.")
+    add("--ask.monitors", type=bool, default=True, help="Log RDM, OBI and what queries retrieve.")
     # Not here: what a file cannot hold, and the temperature, which is the model's.
     parser.add_class_arguments(
         ReliabilityOTLoss, "ask.loss", skip={"temperature", "interaction"}, instantiate=False
@@ -85,4 +86,7 @@ def ask_callbacks(data: pl.LightningDataModule, section: Mapping[str, Any]) -> l
     """
     source = getattr(data, "knowledge_dataset", None)
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
-    return [refresh, DriftMonitor(), InfluenceMonitor()] if section["monitors"] else [refresh]
+    if not section["monitors"]:
+        return [refresh]
+    queries = QueryTable(audio=section["audio"], text=section["text"])
+    return [refresh, DriftMonitor(), InfluenceMonitor(), queries]

@@ -47,8 +47,11 @@ def explain(error: BaseException) -> str | None:
     # The parser makes its own of what a constructor raises.
     while error.__cause__ is not None and "jsonargparse" in _file_and_line(error)[0]:
         error = error.__cause__
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and any(name in message for name in ("wandb", "tensorboard")):
+        return f'{message} Install what loggers need with: pip install "ask-lightning[track]".'
     if isinstance(error, UsageError | OSError | MisconfigurationException) or _raised_on_purpose(error):
-        return " ".join(str(error).split()) or type(error).__name__
+        return message
     return None
 
 

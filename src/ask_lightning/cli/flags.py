@@ -100,7 +100,12 @@ class Invocation:
         Raises:
             UsageError: A config is not there or not readable, or the demo has nothing to shrink.
         """
-        places = {"run": str(self.run), "datasets": str(self.datasets), "weights": str(self.weights)}
+        places = {
+            "run": str(self.run),
+            "name": self.run.name,
+            "datasets": str(self.datasets),
+            "weights": str(self.weights),
+        }
         made = compose(self.configs, places, demo=self.demo, instead=instead)
         if self.demo:
             if not made.parts:

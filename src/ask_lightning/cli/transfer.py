@@ -13,8 +13,8 @@ from ask_lightning.cli.commands import run_invocation
 from ask_lightning.cli.compose import Composition, shipped_parts
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.flags import Flags, Invocation
-from ask_lightning.cli.scores import percentages, scores_markdown, write_scores
 from ask_lightning.data import PublishedData
+from ask_lightning.metrics.table import percentages, scores_markdown, write_scores
 
 DATASETS = ("audiocaps", "clotho")
 """Parts that can take each other's place."""
