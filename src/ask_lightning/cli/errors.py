@@ -45,19 +45,32 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ArgumentError):
         return _of_parser(str(error))
     # The parser makes its own of what a constructor raises.
-    while error.__cause__ is not None and "jsonargparse" in _file_and_line(error)[0]:
+    wrapped = str(error)
+    while error.__cause__ is not None and _is_of_parser(error):
         error = error.__cause__
+    if _is_of_parser(error):
+        return _of_parser(wrapped)
     message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError) and any(name in message for name in ("wandb", "tensorboard")):
-        return f'{message} Install what loggers need with: pip install "ask-lightning[track]".'
     if isinstance(error, UsageError | OSError | MisconfigurationException) or _raised_on_purpose(error):
         return message
     return None
 
 
 def _of_parser(message: str) -> str:
+    """The reason in what the parser says, without the ways that it tried in vain."""
+    tried = re.split(r"^\s*- ", message, flags=re.MULTILINE)
+    reasons = [one for one in tried if one.startswith("Problem with given class_path")]
+    if reasons:
+        message = tried[0] + "\n" + reasons[0]
     lines = [line.strip() for line in message.splitlines() if not _WRAPPING.match(line)]
-    return " ".join(line.removeprefix("- ") for line in lines if line)
+    reason = " ".join(line for line in lines if line)
+    if any(package in reason for package in ("wandb", "tensorboard")) and "Requirement" in reason:
+        reason += ' Install what loggers need: pip install "ask-lightning[track]".'
+    return reason
+
+
+def _is_of_parser(error: BaseException) -> bool:
+    return "jsonargparse" in Path(_file_and_line(error)[0]).parts
 
 
 def _raised_on_purpose(error: BaseException) -> bool:

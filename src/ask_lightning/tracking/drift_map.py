@@ -58,6 +58,11 @@ class DriftMap(Callback):
         self.text = text
         self._seen: dict[int, Tensor] = {}  # epoch → (2, P, d), audio and text
 
+    @property
+    def state_key(self) -> str:
+        """What tells this map from another one in a checkpoint."""
+        return self._generate_state_key(audio=self.audio, text=self.text, every_n_epochs=self.every_n_epochs)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that the model can be asked for embeddings."""
         for argument in ("audio", "text"):

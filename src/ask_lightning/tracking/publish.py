@@ -88,9 +88,7 @@ def publish_picture(trainer: pl.Trainer, folder: Path, name: str, figure: Any) -
 
 
 def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequence[Sound]) -> None:
-    """Write `{name}-{number}.wav`, and make them playable in TensorBoard.
-
-    In Weights & Biases they are played in the table that `publish_table` makes.
+    """Write `{name}-{number}.wav`, and make them playable in Weights & Biases and TensorBoard.
 
     Args:
         trainer: The trainer; only its first rank writes.
@@ -108,6 +106,10 @@ def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequenc
         write_file(folder / f"{name}-{number}.wav", content.getvalue())
         for logger in _loggers(trainer, TensorBoardLogger):
             logger.experiment.add_audio(f"{name}-{number}", samples[None], trainer.global_step, rate)
+    for logger in _loggers(trainer, WandbLogger):
+        assert isinstance(logger, WandbLogger)
+        rates = [rate for _, rate in sounds]
+        logger.log_audio(key=name, audios=[samples for samples, _ in sounds], sample_rate=rates)
 
 
 def write_file(path: Path, content: bytes) -> None:
