@@ -246,3 +246,23 @@ def test_commands_run_as_processes(demo, trained):
     )
     assert done.returncode == 0, done.stderr
     assert "test/a2t/recall_at_1" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks(demo):
+    """The second process is started by the first with the same command line."""
+    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2")
+    command = [sys.executable, "-m", "ask_lightning", "fit", "--config", ASK, demo, "--run", "run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| validation, best epoch (") == 1
+    (folder,) = Path("run/logs").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "recall.csv",
+        "drift_map.png",
+        "queries-epoch-0.csv",
+        "queries-epoch-1.csv",
+        "query-0.wav",
+    } <= names
+    assert len(logged(Path("run"))["val/mean_recall"]) == 2
