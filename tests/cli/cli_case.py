@@ -6,6 +6,11 @@ import io
 import warnings
 from pathlib import Path
 
+import lightning as L
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.data import DataLoader
+
 from ask_lightning.cli import main, run
 from ask_lightning.cli.training import RetrievalCLI
 
@@ -42,3 +47,29 @@ def logged(folder: Path) -> dict[str, list[float]]:
                     if value:
                         curves.setdefault(name, []).append(float(value))
     return curves
+
+
+class Towers(L.LightningModule):
+    """A model that has nothing of this library's."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(1000, width)
+
+    def listen(self, batch):
+        return normalize(self.table(batch["clip_id"] % 1000), dim=1)
+
+    def read(self, batch):
+        return normalize(self.table(batch["clip_id"] % 997), dim=1)
+
+    def training_step(self, batch, batch_idx):
+        scores = self.listen(batch) @ self.read(batch).T
+        return cross_entropy(scores, torch.arange(len(scores)))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Numbers(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader([{"clip_id": number} for number in range(24)], batch_size=8)

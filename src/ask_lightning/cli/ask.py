@@ -1,6 +1,6 @@
 """The config's section `ask`: from options to the wrapped model and its callbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -38,23 +38,22 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(KnowledgeRefreshCallback, "ask.refresh", skip={"source"}, instantiate=False)
 
 
-def check_ask(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse options that would have no effect.
+def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
+    """Refuse flags that would have no effect.
 
     Args:
-        section: As parsed, by dotted names.
-        defaults: The same of the parser.
+        enabled: Whether the model trains with ASK.
+        arguments: Of the command line.
 
     Raises:
-        UsageError: There are options of ASK, but ASK is not switched on.
+        UsageError: There are flags for ASK, but ASK is not switched on.
     """
-    if section[f"{SECTION}.enabled"]:
-        return
-    idle = sorted(name for name, value in section.items() if value != defaults[name])
-    if idle:
+    given = [one.partition("=")[0] for one in arguments if one.startswith(f"--{SECTION}.")]
+    idle = sorted({flag for flag in given if flag != f"--{SECTION}.enabled"})
+    if idle and not enabled:
         raise UsageError(
-            f"{', '.join(f'--{name}' for name in idle)} has no effect, because the config does not train "
-            "with ASK. Add `--config ask`."
+            f"{', '.join(idle)} has no effect, because the config does not train with ASK. "
+            "Add `--config ask`."
         )
 
 

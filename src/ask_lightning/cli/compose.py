@@ -105,6 +105,8 @@ def _lay_over(made: Composition, path: Path, instead: Mapping[str, str], above: 
         raise UsageError(f"{path}: `{COMPOSE}` has to be a list of names and paths, but got {listed!r}.")
     for name in listed:
         _lay_over(made, _find(str(name), path), instead, (*above, path))
+    if "ask" in content:
+        content["ask"] = _switched(content["ask"])
     _merge(made.config, content)
 
 
@@ -137,8 +139,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UsageError(f"{path} has to hold sections such as `model:`, but holds a {kind}.")
-    if "ask" in content:
-        content["ask"] = _switched(content["ask"])
     return content
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
@@ -68,6 +68,7 @@ class RetrievalCLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = list(arguments)
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             pl.LightningModule,
@@ -78,7 +79,7 @@ class RetrievalCLI(LightningCLI):
             parser_kwargs=options | {name: dict(options) for name in self.subcommands()},
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=list(arguments),
+            args=self._arguments,
             # The models have their own.
             auto_configure_optimizers=False,
             # Checkpoints shall load in their class without this command line.
@@ -108,11 +109,11 @@ class RetrievalCLI(LightningCLI):
         command = self.subcommand
         assert command is not None
         config = self.config[command]
-        defaults = self._parser(command).get_defaults()
-        names = [name for name in defaults.keys() if name.startswith(f"{SECTION}.")]  # noqa: SIM118
-        check_ask({name: config[name] for name in names}, {name: defaults[name] for name in names})
+        check_ask(config[SECTION]["enabled"], self._arguments)
         _check_rates(config)
         checkpoint = config.get("ckpt_path")
+        if checkpoint is None and command != "fit":
+            rank_zero_warn(f"There is no --ckpt_path: `{command}` uses the model as the config builds it.")
         if checkpoint and Path(checkpoint).is_file():
             _build_as_in_checkpoint(config["model"], Path(checkpoint))
 

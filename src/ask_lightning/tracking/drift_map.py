@@ -65,6 +65,8 @@ class DriftMap(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that the model can be asked for embeddings."""
+        if stage != "fit":
+            return
         for argument in ("audio", "text"):
             name = getattr(self, argument)
             if not callable(getattr(pl_module, name, None)):
@@ -72,7 +74,7 @@ class DriftMap(Callback):
                     f"Argument `{argument}` of DriftMap has to name a method of the model that takes a "
                     f"batch, but {type(pl_module).__name__} has no {name!r}."
                 )
-        if stage == "fit" and trainer.current_epoch == 0:
+        if trainer.current_epoch == 0:
             self._seen = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,0 +1,96 @@
+"""What the page on the command line promises for configs, models and data of one's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping
+
+from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
+from ask_lightning.models import TinyRetriever
+from cli.cli_case import ASK, Towers, ask_lightning, refusal
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def test_the_config_of_the_page(demo):
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    Path("mine.yaml").write_text(
+        text.replace("/fast/disk", "fast").replace("num_neighbors: 20", "num_neighbors: 6")
+    )
+    cli = ask_lightning("fit", "--config", "mine.yaml", demo, "--data.batch_size", 12)
+    assert [one for one in cli.trainer.callbacks if isinstance(one, EarlyStopping)]
+    (refresh,) = [one for one in cli.trainer.callbacks if isinstance(one, KnowledgeRefreshCallback)]
+    assert (cli.model.loss.num_neighbors, cli.model.loss.injection_ratio) == (6, 0.2)
+    assert refresh.T == 1, "the demo comes last"
+    assert cli.trainer.num_training_batches == 2
+    assert Path("fast").is_dir()
+    assert Path("runs/demo-mine/checkpoints/best.ckpt").exists()
+
+
+def test_every_file_and_flag_of_the_page_exists(demo, capsys):
+    text = PAGE.read_text()
+    configs = set(re.findall(r"--config (\w+)(?![.\w/])", text)) - {"NAME"}
+    from ask_lightning.cli.compose import shipped_configs, shipped_parts
+
+    assert configs <= {*shipped_configs(), *shipped_parts()}
+    with pytest.raises(SystemExit) as stopped:
+        ask_lightning("fit", "--config", ASK, "--print_config")
+    assert stopped.value.code == 0
+
+
+def test_ask_null_is_the_baseline(demo):
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\nask: null\n")
+    cli = ask_lightning("fit", "--config", "mine.yaml", demo)
+    assert not isinstance(cli.model, ASKModule)
+    cli = ask_lightning("fit", "--config", ASK, demo, "--ask.enabled", "false", "--run", "flag")
+    assert not isinstance(cli.model, ASKModule)
+
+
+def test_a_model_and_data_of_ones_own():
+    Path("mine.yaml").write_text(
+        "compose: [ask]\n"
+        "model: {class_path: cli.cli_case.Towers, init_args: {width: 6}}\n"
+        "data: {class_path: cli.cli_case.Numbers}\n"
+        "ask: {audio: listen, text: read, refresh: {T: 1, num_prototypes: 12}}\n"
+        "trainer: {max_epochs: 2, accelerator: cpu, default_root_dir: '{run}'}\n"
+    )
+    cli = ask_lightning("fit", "--config", "mine.yaml", "--run", "run", "--ask.monitors", "false")
+    assert type(cli.model.model) is Towers
+    assert cli.model.loss.knowledge.fine.audio.shape == (24, 6)
+    assert not [one for one in cli.trainer.callbacks if isinstance(one, InfluenceMonitor)]
+
+
+def test_a_small_model_on_soundscapes():
+    Path("mine.yaml").write_text(
+        "compose: [run, ask]\n"
+        "model: {class_path: TinyRetriever}\n"
+        "data: {class_path: SoundscapeData, init_args: {num_train: 32, num_val: 8, num_test: 8, seconds: 1, "
+        "batch_size: 16}}\n"
+        "ask: {refresh: {num_prototypes: 12}}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1}\n"
+    )
+    cli = ask_lightning("fit", "--config", "mine.yaml", "--run", "run")
+    assert type(cli.model.model) is TinyRetriever
+    ask_lightning(
+        "encode", "--config", "mine.yaml", "--run", "run", "--ckpt_path", "best", "--split", "train"
+    )
+    hits = ask_lightning("search", "run/encoded-train.safetensors", "--text", "rain", "--top", 2)
+    assert len(hits) == 2
+
+
+def test_testing_without_a_checkpoint_is_said(demo):
+    with pytest.warns(
+        UserWarning, match="There is no --ckpt_path: `test` uses the model as the config builds it"
+    ):
+        ask_lightning("test", "--config", ASK, demo)
+
+
+def test_encoding_a_model_with_other_methods(capsys):
+    Path("mine.yaml").write_text(
+        "model: {class_path: cli.cli_case.Towers}\n"
+        "data: {class_path: SoundscapeData, init_args: {num_train: 4, num_val: 4, num_test: 4, seconds: 1}}\n"
+        "trainer: {accelerator: cpu, logger: false}\n"
+    )
+    message = refusal(capsys, "encode", "--config", "mine.yaml", "--output", "a.safetensors")
+    assert message == "Towers has no method `forward_audio` to encode with."
