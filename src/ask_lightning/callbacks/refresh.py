@@ -161,9 +161,7 @@ class KnowledgeRefreshCallback(Callback):
         ranks = Ranks.current()
         beside = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
-            base = self._snapshots.restore(
-                state["snapshots"], state["fingerprint"], beside, ranks, sharded=self.placement == "sharded"
-            )
+            base = self._snapshots.restore(state, beside, ranks, sharded=self.placement == "sharded")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -300,7 +298,7 @@ class KnowledgeRefreshCallback(Callback):
         base = self._target.loss.knowledge if self._target else None
         return {
             "built_at": self._built_at,
-            "snapshots": self._snapshots.state(),
+            **self._snapshots.state(),
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import lightning.pytorch as pl
@@ -31,10 +32,13 @@ class Snapshots:
         self._seen_to: tuple[Path | None] | None = None
         self._mentions: dict[tuple[Path, int, int], bytes] = {}
 
-    def state(self) -> list[str]:
-        """Paths of all snapshots that are still there, that of the knowledge in use first."""
-        others = [path for path in self._written if path != self._current]
-        return [str(path) for path in ([self._current] if self._current else []) + others]
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the snapshot of the knowledge in use by its name, others without suffix.
+
+        So the name of a file occurs in the checkpoints that need it, and in no other.
+        """
+        others = [str(path.with_suffix("")) for path in self._written if path != self._current]
+        return {"snapshot": str(self._current) if self._current else None, "other_snapshots": others}
 
     def supersede(self) -> None:
         """New knowledge is in use, which is not on disk yet."""
@@ -75,19 +79,12 @@ class Snapshots:
             self._written += [path] if path not in self._written else []
 
     def restore(
-        self,
-        recorded: Sequence[str],
-        fingerprint: str,
-        beside: Path | None,
-        ranks: Ranks,
-        *,
-        sharded: bool,
+        self, state: Mapping[str, Any], beside: Path | None, ranks: Ranks, *, sharded: bool
     ) -> KnowledgeBase:
         """The knowledge that a checkpoint names; collective.
 
         Args:
-            recorded: What `state` returned.
-            fingerprint: Of the knowledge.
+            state: What `state` returned, and the knowledge's `fingerprint`.
             beside: The directory of the checkpoint, with which its snapshots may have moved.
             ranks: The processes; whatever their number was when the snapshot was written.
             sharded: Whether each shall hold a part.
@@ -98,21 +95,22 @@ class Snapshots:
         Raises:
             SnapshotError: It is missing, damaged or another one, on this rank or on another.
         """
-        if not recorded:
+        if state["snapshot"] is None:
             raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
-        paths = [_moved(Path(path), beside) for path in recorded]
+        path = _moved(Path(state["snapshot"]), beside)
         base, failure = None, None
         try:
-            base = KnowledgeBase.load(paths[0], ranks=ranks if sharded else None)
+            base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
         except SnapshotError as error:
             failure = str(error)
         _raise_first(ranks.exchange(failure))
         assert base is not None
-        if base.fingerprint != fingerprint:
-            failure = f"{paths[0]} holds {base}, which is not the knowledge that the checkpoint names."
+        if base.fingerprint != state["fingerprint"]:
+            failure = f"{path} holds {base}, which is not the knowledge that the checkpoint names."
         _raise_first(ranks.exchange(failure))
-        self._current, self._seen_to = paths[0], (paths[0].parent,)
-        self._written = [path for path in paths if snapshot_files(path)]
+        self._current, self._seen_to = path, (path.parent,)
+        others = (_moved(Path(f"{name}.safetensors"), beside) for name in state["other_snapshots"])
+        self._written = [path, *(other for other in others if snapshot_files(other))]
         return base
 
     def remove_unneeded(self, directories: Collection[Path]) -> None:
