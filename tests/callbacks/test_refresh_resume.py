@@ -16,6 +16,7 @@ from resume_case import STEPS, Stop, Stopped, fit
 
 from ask_lightning import KnowledgeBase, KnowledgeRefreshCallback
 from clients import PlainTowers, Watcher, assert_same_weights, loader, refresh, trainer, wrapped
+from ranks import python_path
 
 RE_ENCODED = (
     r"The run resumes with newly encoded knowledge instead of that of epoch 2, so its losses differ from "
@@ -93,10 +94,9 @@ def test_stopped_by_an_error(broken, whole, monkeypatch):
 def test_killed(whole, tmp_path):
     """By the signal that no process can answer, in the middle of epoch 3."""
     tests = Path(resume_case.__file__).parent
-    paths = os.pathsep.join([str(tests.parent), str(tests)])
     done = subprocess.run(
         [sys.executable, resume_case.__file__, tmp_path / "run", "3", "2"],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": python_path(tests.parent, tests), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,

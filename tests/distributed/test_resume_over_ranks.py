@@ -14,7 +14,7 @@ import run_case
 import torch
 from run_case import fit as fit_in
 
-from ranks import free_port, on_ranks
+from ranks import free_port, on_ranks, python_path
 
 STEPS = 6
 
@@ -128,7 +128,7 @@ def run_until_it_ends(
     """Exit codes of two processes, of which each dies as `deaths` says."""
     tests = Path(run_case.__file__).parents[1]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "distributed")]),
+        "PYTHONPATH": python_path(tests, tests / "distributed"),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
