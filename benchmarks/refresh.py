@@ -1,4 +1,4 @@
-"""What a refresh of the knowledge costs, next to the bare encoders over the same data, on one rank and on two.
+"""What a refresh of the knowledge costs next to the bare encoders over the same data, on one rank and on two.
 
     python benchmarks/refresh.py --ranks 1 2
 
@@ -122,7 +122,7 @@ def main() -> None:
     print(
         f"N = {options.pairs:,}, M = {options.prototypes}, clips of {options.seconds:g} s, one thread a rank\n"
     )
-    print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | against the first row |")
+    print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | times the first row |")
     print("|---|---|---|---|---|---|")
     first = None
     for size in options.ranks:
