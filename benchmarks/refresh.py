@@ -122,7 +122,7 @@ def main() -> None:
     print(
         f"N = {options.pairs:,}, M = {options.prototypes}, clips of {options.seconds:g} s, one thread a rank\n"
     )
-    print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | times the first row |")
+    print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | times first row |")
     print("|---|---|---|---|---|---|")
     first = None
     for size in options.ranks:
