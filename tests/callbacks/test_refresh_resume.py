@@ -440,6 +440,7 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "built_at": int,
         "snapshot": str,
         "other_snapshots": list,
+        "checkpoint_directories": list,
         "fingerprint": str,
         "settings": dict,
     }

@@ -197,7 +197,7 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(which, text):
 def disagree() -> str:
     ranks = Ranks.current()
     try:
-        Part.dealt(4, ranks).agree(f"{ranks.rank:016x}", "the knowledge base")
+        ranks.agree(f"{ranks.rank:016x}", "the knowledge base")
     except RuntimeError as error:
         return str(error)
     return ""
