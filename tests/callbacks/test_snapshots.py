@@ -82,6 +82,32 @@ def test_a_resumed_run_removes_what_the_first_one_wrote(tmp_path):
     assert {path.name for path in tmp_path.glob("*.safetensors")} == needed(tmp_path)
 
 
+def test_a_run_that_goes_elsewhere_leaves_the_first_ones_snapshots(tmp_path):
+    """Other checkpoints of the first run, in a directory that the second one does not know, may need them."""
+    last, some = tmp_path / "a" / "last", tmp_path / "a" / "some"
+    everything = {"save_top_k": -1, "every_n_epochs": 1, "filename": "{epoch}"}
+    fit(ModelCheckpoint(last, every_n_epochs=2), ModelCheckpoint(some, **everything), epochs=3)
+    before = snapshots(last)
+    resume = some / "epoch=1.ckpt"
+    second = ModelCheckpoint(tmp_path / "b", **everything)
+    fit(ModelCheckpoint(last, every_n_epochs=2), second, resume=resume)
+    assert snapshots(last) >= before == {0, 1, 2}
+
+
+def test_a_snapshot_that_cannot_be_removed_does_not_end_training(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(self, missing_ok=False):
+        if self.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match=r"superseded knowledge .* could not be removed"):
+        run = fit(ModelCheckpoint(tmp_path), epochs=3)
+    assert len(run.losses) == 18
+
+
 def test_an_unreadable_checkpoint_keeps_everything(tmp_path):
     (tmp_path / "old.ckpt").write_bytes(b"of another time")
     fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
