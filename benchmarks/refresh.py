@@ -119,9 +119,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a clip")
     parser.add_argument("--rounds", type=int, default=4, help="rounds, of which the best counts")
     options = parser.parse_args()
-    print(
-        f"N = {options.pairs:,}, M = {options.prototypes}, clips of {options.seconds:g} s, one thread a rank\n"
-    )
+    clips = f"clips of {options.seconds:g} s, one thread a rank"
+    print(f"N = {options.pairs:,}, M = {options.prototypes}, {clips}\n")
     print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | times first row |")
     print("|---|---|---|---|---|---|")
     first = None

@@ -177,6 +177,25 @@ class PairData(L.LightningDataModule, ABC):
         """
         return self._loader(self._part("test"))
 
+    def predict_dataloader(self) -> DataLoader[Item]:
+        """The same as for testing.
+
+        Raises:
+            ValueError: There is no test dataset.
+        """
+        return self.test_dataloader()
+
+    def ordered_dataloader(self, split: str) -> DataLoader[Item]:
+        """All batches of a split in the order of its dataset, to encode it.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Raises:
+            ValueError: There is no such dataset.
+        """
+        return self._loader(self._part(split))
+
     def _part(self, name: str) -> Dataset[Item]:
         if name not in self.datasets:
             raise ValueError(f"There is no {name} dataset. Pass one as `{name}`.")

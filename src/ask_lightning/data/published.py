@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
 
 from ask_lightning.data.clip_dataset import Check, ClipDataset, Crop
 from ask_lightning.data.clips import Clip, count_captions, some
 from ask_lightning.data.counts import SplitReport, announce, table
-from ask_lightning.data.datamodule import PairData
+from ask_lightning.data.datamodule import Item, PairData
 from ask_lightning.data.file_index import FolderIndex, Matches
 from ask_lightning.data.id_lists import EnrichMode, enrich, without
 from ask_lightning.data.leakage import check_leakage, leaked_ids
@@ -185,6 +186,20 @@ class PublishedData(PairData):
         for split in _STAGES.get(stage, ()):
             if split in self.datasets:
                 _ = self.datasets[split]
+
+    def ordered_dataloader(self, split: str) -> DataLoader[Item]:
+        """All batches of a split in the order of its dataset, without random crops.
+
+        Args:
+            split: `"train"`, `"val"` or `"test"`.
+
+        Raises:
+            ValueError: There is no such dataset.
+        """
+        dataset = self._part(split)
+        assert isinstance(dataset, ClipDataset)
+        random = self._crops[split] == "random"
+        return self._loader(dataset.variant(crop="center") if random else dataset)
 
     def knowledge_dataset(self) -> ClipDataset:
         """What to build the knowledge base from: no random crops, no evaluation clips.

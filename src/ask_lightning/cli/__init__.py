@@ -1,0 +1,101 @@
+"""The command `ask-lightning`; `docs/cli.md` describes it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["main", "run"]
+
+_HELP = """\
+usage: ask-lightning COMMAND [--config NAME_OR_PATH ...] [flags]
+
+Train and evaluate audio–text retrieval models, with ASK and without.
+
+commands:
+  fit         train; goes on with --ckpt_path last
+  validate    metrics of the validation split
+  test        metrics of the test split
+  predict     embeddings of the test split, in the folder of the run
+  encode      embeddings of a split into a file: --split, --output
+  search      a text against encoded clips, or an audio file against captions
+  transfer    train on one dataset, test on it and on another: --target
+
+flags of all commands but search:
+  --config X     a shipped config by name, or the path of a .yaml file; several are merged
+  --run X        folder of the run (default: runs/NAME)
+  --datasets X   folder in which AudioCaps, Clotho and WavCaps are (default: data)
+  --weights X    folder of weights that are on no hub (default: weights)
+  --ckpt_path X  a checkpoint: a path, or last or best of the folder of the run
+  --demo[=X]     synthetic data, in folder X, and shrunken models: a minute on a CPU
+  --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help
+
+shipped configs:
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: Of the command line. None: those of the process.
+
+    Returns:
+        0; 2 where the command line is at fault, 1 where something else is that the user can mend. Other
+        errors are raised.
+    """
+    from ask_lightning.cli.errors import UsageError, explain
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(given)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"ask-lightning: error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) or type(error).__name__ == "ArgumentError" else 1
+    return 0
+
+
+def run(arguments: Sequence[str]) -> Any:
+    """Run a command and raise what goes wrong.
+
+    Args:
+        arguments: The command and what follows it.
+
+    Returns:
+        The `RetrievalCLI` after a command that trains or evaluates; the hits of `search`; the scores of
+        `transfer`.
+
+    Raises:
+        UsageError: The command line cannot be used.
+    """
+    from ask_lightning.cli.compose import shipped_configs
+    from ask_lightning.cli.errors import UsageError
+
+    command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(_HELP + "\n".join(f"  {name}" for name in shipped_configs()))
+        return None
+    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer")
+    if command not in commands:
+        raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
+    try:
+        import jsonargparse  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f'The command line needs jsonargparse: pip install "ask-lightning[cli]" ({error}).'
+        ) from error
+    if command == "search":
+        from ask_lightning.cli.search import search
+
+        return search(rest)
+    if command == "transfer":
+        from ask_lightning.cli.transfer import transfer
+
+        return transfer(rest)
+    from ask_lightning.cli.commands import run_command
+
+    return run_command(command, rest)

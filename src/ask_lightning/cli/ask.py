@@ -1,0 +1,92 @@
+"""The config's section `ask`: from options to the wrapped model and its callbacks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ask_lightning import (
+    ASKModule,
+    DriftMonitor,
+    InfluenceMonitor,
+    KnowledgeRefreshCallback,
+    ReliabilityOTLoss,
+)
+from ask_lightning.cli.errors import UsageError
+from ask_lightning.tracking import QueryTable
+
+SECTION = "ask"
+
+
+def add_ask_arguments(parser: LightningArgumentParser) -> None:
+    """Add the section, with the options of the loss and of the refresh under their own names.
+
+    Args:
+        parser: Of a command.
+    """
+    add = parser.add_argument
+    add("--ask.enabled", type=bool, default=False, help="Train with ASK; a section `ask` in a config does.")
+    add("--ask.audio", type=str, default="forward_audio", help="The model's method that encodes audio.")
+    add("--ask.text", type=str, default="forward_text", help="The model's method that encodes text.")
+    add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
+    add("--ask.monitors", type=bool, default=True, help="Log RDM, OBI and what queries retrieve.")
+    # Not here: what a file cannot hold, and the temperature, which is the model's.
+    parser.add_class_arguments(
+        ReliabilityOTLoss, "ask.loss", skip={"temperature", "interaction"}, instantiate=False
+    )
+    parser.add_class_arguments(KnowledgeRefreshCallback, "ask.refresh", skip={"source"}, instantiate=False)
+
+
+def check_ask(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        section: As parsed, by dotted names.
+        defaults: The same of the parser.
+
+    Raises:
+        UsageError: There are options of ASK, but ASK is not switched on.
+    """
+    if section[f"{SECTION}.enabled"]:
+        return
+    idle = sorted(name for name, value in section.items() if value != defaults[name])
+    if idle:
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in idle)} has no effect, because the config does not train "
+            "with ASK. Add `--config ask`."
+        )
+
+
+def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModule:
+    """Wrap a model.
+
+    Args:
+        model: With the methods that the section names. Its `temperature` is that of the loss, so that
+            baseline and ASK train with the same.
+        section: The section `ask`.
+
+    Returns:
+        The module to train.
+    """
+    loss = ReliabilityOTLoss(temperature=getattr(model, "temperature", 0.07), **section["loss"])
+    return ASKModule(model, loss, audio=section["audio"], text=section["text"], ids=section["ids"])
+
+
+def ask_callbacks(data: pl.LightningDataModule, section: Mapping[str, Any]) -> list[pl.Callback]:
+    """What renews the knowledge and watches it.
+
+    Args:
+        data: Its `knowledge_dataset`, if it has that method, is the source of the knowledge; else its
+            training data are.
+        section: The section `ask`.
+
+    Returns:
+        Callbacks for the trainer.
+    """
+    source = getattr(data, "knowledge_dataset", None)
+    refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
+    if not section["monitors"]:
+        return [refresh]
+    queries = QueryTable(audio=section["audio"], text=section["text"])
+    return [refresh, DriftMonitor(), InfluenceMonitor(), queries]

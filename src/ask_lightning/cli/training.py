@@ -1,0 +1,193 @@
+"""LightningCLI with a section for ASK, and a trainer that also encodes."""
+
+import importlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+import ask_lightning.data
+import ask_lightning.models  # so that their classes can be named without their modules
+from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
+from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
+from ask_lightning.cli.errors import UsageError
+
+Split = Literal["train", "val", "test"]
+
+# What describes the batches and not the model.
+_OF_THE_DATA = ("sample_rate",)
+
+
+class RetrievalTrainer(pl.Trainer):
+    """Lightning's trainer, which can also write down the embeddings of a split."""
+
+    def encode(
+        self,
+        model: pl.LightningModule,
+        datamodule: ask_lightning.data.PairData,
+        split: Split = "test",
+        output: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> EncodedPairs:
+        """Encode a split of the data into a file that `ask-lightning search` reads.
+
+        Args:
+            model: With the methods `forward_audio` and `forward_text`.
+            datamodule: The data.
+            split: Which; training clips without random crops.
+            output: The file, `.safetensors`. None: `encoded-{split}.safetensors` in the folder of the run.
+            ckpt_path: The checkpoint with the weights. None: those that the model was made with.
+
+        Returns:
+            What was written.
+        """
+        path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
+        check_output(path)
+        loader = datamodule.ordered_dataloader(split)
+        pairs = encode_pairs(self, model, loader, ckpt_path)
+        pairs.save(path)
+        print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
+        return pairs
+
+
+class RetrievalCLI(LightningCLI):
+    """The commands that train and evaluate a model.
+
+    Args:
+        arguments: A command and its arguments. The command is run.
+
+    Attributes:
+        model: What was trained: with ASK an `ASKModule`, else the model itself.
+        trainer: The trainer after the command.
+        datamodule: Its data.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            trainer_class=RetrievalTrainer,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs=options | {name: dict(options) for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(arguments),
+            # The models have their own.
+            auto_configure_optimizers=False,
+            # Checkpoints shall load in their class without this command line.
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands and `encode`."""
+        return {**LightningCLI.subcommands(), "encode": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the section `ask`."""
+        add_ask_arguments(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; without the warning that the program has a command line as well."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        # Newer versions of Lightning build the model by what the checkpoint says; here that is done below.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Check the section `ask`; build the model as it was built for the checkpoint."""
+        command = self.subcommand
+        assert command is not None
+        config = self.config[command]
+        defaults = self._parser(command).get_defaults()
+        names = [name for name in defaults.keys() if name.startswith(f"{SECTION}.")]  # noqa: SIM118
+        check_ask({name: config[name] for name in names}, {name: defaults[name] for name in names})
+        _check_rates(config)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            _build_as_in_checkpoint(config["model"], Path(checkpoint))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Wrap the model where it shall train with ASK, and make the trainer."""
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        section = self._get(self.config_init, SECTION)
+        # A trained model is evaluated as it is: ASK has no part in it.
+        if section["enabled"] and self.subcommand == "fit":
+            self.model = ask_module(self.model, section)
+            callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
+        """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
+        assert isinstance(self.trainer, RetrievalTrainer)
+        assert isinstance(datamodule, ask_lightning.data.PairData)
+        output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
+        self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _check_rates(config: Any) -> None:
+    """Models resample from the rate that they are told; batches do not say theirs."""
+    heard, given = (
+        (config.get(section) or {}).get("init_args", {}).get("sample_rate") for section in ("model", "data")
+    )
+    if heard is not None and given is not None and heard != given:
+        raise UsageError(
+            f"The model is told that waveforms have {heard} Hz, but the data have {given} Hz. Pass the same "
+            "as `--model.sample_rate` and `--data.sample_rate`."
+        )
+
+
+def _build_as_in_checkpoint(section: Any, path: Path) -> None:
+    """Take the model's arguments from a checkpoint: it needs no published weights and knows all sizes."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored: dict[str, Any] = dict(checkpoint.get("hyper_parameters", {}))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{path} is no checkpoint that can be read: {reason}") from error
+    arguments = section["init_args"]
+    unknown = sorted(name for name in stored if name not in arguments)
+    if unknown:
+        raise UsageError(
+            f"{path} is a checkpoint of another model than {section['class_path']}, which has no "
+            f"{', '.join(f'`{name}`' for name in unknown)}. Pass the config with which it was trained."
+        )
+    changed = []
+    for name, value in stored.items():
+        if name in _OF_THE_DATA or arguments[name] == value:
+            continue
+        if isinstance(value, int | float):  # others say where the weights of before came from
+            changed.append(f"{name}={value!r} in place of {arguments[name]!r}")
+        arguments[name] = value
+    if changed:
+        rank_zero_info(f"The model is built as its checkpoint says: {', '.join(changed)}.")
+
+
+def load_class(path: str) -> Any:
+    """The class of a dotted name.
+
+    Args:
+        path: Such as `ask_lightning.models.CEDSonar`.
+
+    Raises:
+        UsageError: There is none.
+
+    Example:
+        >>> load_class("ask_lightning.models.TinyRetriever").__name__
+        'TinyRetriever'
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"There is no class {path!r}: {error}.") from error

@@ -1,0 +1,80 @@
+"""A few validation pairs, always the same, by the current encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from ask_lightning.embeddings import as_embeddings
+from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.encoding import encode_source, source_loader
+
+
+def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
+    """Evenly spaced items of the first validation dataset.
+
+    Args:
+        trainer: The running trainer.
+        count: How many; all if there are fewer.
+
+    Returns:
+        The items and the trainer's loader for such; None if there is no dataset with an index.
+    """
+    loaders = trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    dataset: Dataset[Any] = loader.dataset
+    size = len(dataset)  # type: ignore[arg-type]
+    rows = torch.linspace(0, size - 1, min(count, size)).long().tolist()
+    return Subset(dataset, rows), loader
+
+
+def encode_probe(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    items: Subset[Any],
+    like: DataLoader[Any],
+    audio: str,
+    text: str,
+) -> tuple[Tensor, Tensor]:
+    """Encode a few items without a trace in the run.
+
+    Args:
+        trainer: The running trainer.
+        module: With the two methods.
+        items: What to encode.
+        like: A loader with the collation for them.
+        audio: Name of the module's method that takes a batch and returns audio embeddings.
+        text: The same for text.
+
+    Returns:
+        Audio and text, `(n, d)` unit vectors each.
+    """
+    methods: list[Callable[[Any], Any]] = [getattr(module, name) for name in (audio, text)]
+
+    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
+        sides = [
+            as_embeddings(method(batch), name) for method, name in zip(methods, (audio, text), strict=True)
+        ]
+        return sides[0], sides[1], None
+
+    # Every rank encodes all of it: it is small.
+    encoded = encode_source(trainer, module, source_loader(items, like), embed)
+    return unit_length(encoded.audio), unit_length(encoded.text)
+
+
+def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
+    """Whether the epoch that ends is the first, the last, or one of those between.
+
+    Args:
+        trainer: The running trainer.
+        every_n_epochs: Distance of those between.
+    """
+    ended = trainer.current_epoch + 1
+    return ended == 1 or ended % every_n_epochs == 0 or ended == trainer.max_epochs

@@ -1,0 +1,88 @@
+"""Every shipped config trains, writes a checkpoint and is tested, on synthetic data."""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ask_lightning import ASKModule, KnowledgeRefreshCallback
+from ask_lightning.cli.compose import CONFIGS, compose, shipped_configs
+from ask_lightning.models import CEDSonar, ResNet38BERT
+from cli.cli_case import ask_lightning, logged
+
+DATASETS, BACKBONES = ("audiocaps", "clotho"), ("resnet38_bert", "ced_sonar")
+METHODS = ("baseline", "ask", "ask_wavcaps", "ask_enriched")
+ROWS = ["_".join(row) for row in product(DATASETS, BACKBONES, METHODS)]
+PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
+
+
+def test_every_row_of_table_1_is_shipped():
+    assert shipped_configs() == sorted(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_config_trains_and_is_tested(name, demo, tmp_path):
+    cli = ask_lightning("fit", "--config", name, demo, "--run", "run")
+    with_ask = "ask" in name
+    assert isinstance(cli.model, ASKModule) == with_ask
+    assert type(cli.trainer.lightning_module if not with_ask else cli.model.model) is (
+        ResNet38BERT if "resnet" in name else CEDSonar
+    )
+    curves = logged(Path("run"))
+    losses = curves["ask/loss"] if with_ask else curves["train/loss_step"]
+    assert len(losses) >= 6
+    assert all(math.isfinite(value) for values in curves.values() for value in values)
+    assert with_ask == ("ask/rdm_audio" in curves) == ("ask/obi_fine" in curves)
+    if with_ask:
+        (refresh,) = [one for one in cli.trainer.callbacks if isinstance(one, KnowledgeRefreshCallback)]
+        source = refresh.source()
+        assert ("WavCaps" in type(source).__name__) == ("wavcaps" in name)
+        enriched = [clip for clip in source.clips if "in which one hears" in clip.captions[0]]
+        assert len(enriched) == (len(source.clips) if "enriched" in name else 0)
+    assert {path.name for path in Path("run/checkpoints").glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    tested = ask_lightning("test", "--config", name, demo, "--run", "run", "--ckpt_path", "best")
+    assert 0 <= tested.trainer.callback_metrics["test/mean_recall"] <= 1
+    assert "test/a2t/recall_at_1" in logged(Path("run"))
+
+
+@pytest.mark.parametrize(("dataset", "backbone"), list(product(DATASETS, BACKBONES)))
+def test_the_rows_of_a_comparison_differ_in_ask_alone(dataset, backbone):
+    baseline, *others = (
+        compose([f"{dataset}_{backbone}_{method}"], PLACES).config | {} for method in METHODS
+    )
+    assert "ask" not in baseline
+    knowledge = ("knowledge", "enriched", "enriched_in")
+    for config in others:
+        assert config["ask"]["enabled"]
+        for name in knowledge:
+            config["data"]["init_args"].pop(name, None)
+        assert {name: part for name, part in config.items() if name != "ask"} == baseline
+
+
+def test_the_schedules_are_the_papers():
+    for dataset, batch_size in (("audiocaps", 32), ("clotho", 24)):
+        act = compose([f"{dataset}_resnet38_bert_ask"], PLACES).config
+        assert act["data"]["init_args"]["batch_size"] == batch_size
+        assert (act["trainer"]["max_epochs"], act["trainer"]["gradient_clip_val"]) == (50, 2.0)
+        options = act["model"]["init_args"]
+        assert (options["learning_rate"], options["decay_epochs"], options["decay_factor"]) == (5e-5, 20, 0.1)
+        assert act["ask"] == {
+            "enabled": True,
+            "loss": {
+                "num_neighbors": 10,
+                "injection_ratio": 0.2,
+                "ot_factor": 0.2,
+                "lambda_fine": 0.2,
+                "lambda_coarse": 0.3,
+            },
+            "refresh": {"T": 15, "num_prototypes": 512},
+        }
+        clap = compose([f"{dataset}_ced_sonar_ask"], PLACES).config
+        assert clap["trainer"]["max_epochs"] == 10
+        assert clap["model"]["init_args"]["decay_epochs"] == 4
+
+
+def test_every_part_that_reads_files_is_shrunken_by_the_demo():
+    for part in ("run", *DATASETS, *BACKBONES, "ask"):
+        assert (CONFIGS / "demo" / f"{part}.yaml").is_file()

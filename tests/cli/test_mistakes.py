@@ -1,0 +1,164 @@
+"""What users get wrong on the command line: one line each, which says what and what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ask_lightning.cli import main
+from cli.cli_case import ASK, BASELINE, ask_lightning, refusal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ft"], "There is no command 'ft', only fit, validate, test, predict, encode, search, transfer."),
+        (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are audiocaps_ced_sonar_ask, "),
+        (["fit", "--config", "nope.yaml"], "There is no config file 'nope.yaml'"),
+        (["fit", "--config"], "argument -c/--config: expected one argument. See `ask-lightning --help`."),
+        (["fit"], "the following arguments are required: fit.data, fit.model"),
+        (["fit", "--demo"], "--demo shrinks the shipped parts of a config, but the config names none"),
+        (
+            ["fit", "--config", ASK],
+            "names weights that are not there: no file 'weights/ResNet38_mAP=0.434.pth'",
+        ),
+        (["fit", "--config", ASK, "--weights", "/w"], "no file '/w/ResNet38_mAP=0.434.pth'. Download"),
+        (
+            ["fit", "--config", "clotho_ced_sonar_ask"],
+            "no file or folder 'mispeech/ced-base', and the Hugging",
+        ),
+        (["fit", "DEMO", "--data.batch_sze", "3"], "Option 'batch_sze' is not accepted"),
+        (["fit", "DEMO", "--modle.width", "3"], "unrecognized arguments: --modle.width 3"),
+        (["fit", "DEMO", "--trainer.max_epoch", "3"], "unrecognized arguments: --trainer.max_epoch 3"),
+        (["fit", "DEMO", "--data.batch_size", "q"], "\"batch_size\": Expected a <class 'int'>. Got value: q"),
+        (["fit", "DEMO", "--data.batch_size", "1"], "`batch_size` has to be at least 2, but got 1"),
+        (
+            ["fit", "DEMO", "--ask.loss.injection_ratio", "3"],
+            "`injection_ratio` has to be in [0, 1], but got",
+        ),
+        (["fit", "DEMO", "--ask.loss.plan_scaling", "x"], "Literal['marginal', 'row']. Got value: x"),
+        (
+            ["fit", "DEMO", "--ask.refresh.T", "0"],
+            "Argument `T` has to be an integer of at least 1, but got 0",
+        ),
+        (["fit", "DEMO", "--ask.audio", "listen"], "has no method 'listen'"),
+        (["fit", "DEMO", "--data.root", "/nowhere"], "There is no folder of a dataset at /nowhere"),
+        (["fit", "DEMO", "--data.knowledge", "/nowhere"], "/nowhere"),
+        (
+            ["fit", "DEMO", "--data.sample_rate", "16000"],
+            "waveforms have 32000 Hz, but the data have 16000 Hz",
+        ),
+        (
+            ["fit", "DEMO", "--ckpt_path", "last"],
+            "There is no checkpoint 'runs/demo-audiocaps_resnet38_bert_ask",
+        ),
+        (
+            ["test", "DEMO", "--ckpt_path", "x.ckpt"],
+            "There is no checkpoint 'x.ckpt'; in the folder of the run",
+        ),
+        (["encode", "DEMO", "--split", "tset"], "Literal['train', 'val', 'test']. Got value: tset"),
+        (["encode", "DEMO", "--output", "a.npz"], "`output` has to end with .safetensors, but got 'a.npz'"),
+        (["search"], "the following arguments are required: encoded. See"),
+        (["search", "a.safetensors"], "one of the arguments --text --audio is required"),
+        (["search", "a.safetensors", "--text", "rain"], "There is no file 'a.safetensors'. Write it with"),
+        (["search", "a", "--text", "rain", "--top", "0"], "`--top` has to be at least 1, but got 0"),
+        (["transfer", "DEMO"], "the following arguments are required: --target"),
+        (["transfer", "DEMO", "--target", "esc"], "invalid choice: 'esc' (choose from"),
+        (["transfer", "DEMO", "--target", "audiocaps"], "The config trains on audiocaps already"),
+        (["transfer", "DEMO", "--target", "clotho", "--target.root", "/nowhere"], "at /nowhere"),
+        (["transfer", "DEMO", "--target", "clotho", "--target.rot", "/"], "Option 'rot' is not accepted"),
+    ],
+)
+def test_one_line(arguments, message, demo, capsys):
+    given = [word for part in arguments for word in (["--config", ASK, demo] if part == "DEMO" else [part])]
+    assert message in refusal(capsys, *given)
+
+
+def test_options_of_ask_for_a_baseline(demo, capsys):
+    message = refusal(capsys, "fit", "--config", BASELINE, demo, "--ask.loss.num_neighbors", 3)
+    assert message.startswith("--ask.loss.num_neighbors has no effect")
+    assert message.endswith("Add `--config ask`.")
+    cli = ask_lightning("fit", "--config", BASELINE, "--config", "ask", demo, "--ask.loss.num_neighbors", 3)
+    assert cli.model.loss.num_neighbors == 3
+
+
+def test_a_run_is_not_mixed_with_another(demo, capsys):
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("run/checkpoints/last.ckpt").touch()
+    message = refusal(capsys, "fit", "--config", ASK, "--run", "run")
+    assert message.startswith("run holds the checkpoints of a run. Go on with it by `--ckpt_path last`")
+
+
+def test_checkpoints_of_another_kind(demo, capsys):
+    torch.save({"hyper_parameters": {"num_mels": 64}, "state_dict": {}}, "tiny.ckpt")
+    message = refusal(capsys, "test", "--config", ASK, demo, "--ckpt_path", "tiny.ckpt")
+    assert message.startswith(
+        "tiny.ckpt is a checkpoint of another model than ask_lightning.models.ResNet38B"
+    )
+    Path("broken.ckpt").write_bytes(b"no checkpoint")
+    message = refusal(capsys, "test", "--config", ASK, demo, "--ckpt_path", "broken.ckpt")
+    assert message.startswith("broken.ckpt is no checkpoint that can be read")
+
+
+def test_a_folder_that_cannot_be_written_to(demo, capsys):
+    Path("file").touch()
+    message = refusal(capsys, "fit", "--config", ASK, demo, "--run", "file/run")
+    assert message.startswith("[Errno 20] Not a directory: ")
+    assert "file" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_locked(demo, capsys):
+    Path("locked").mkdir()
+    Path("locked").chmod(0o500)
+    assert "ermission denied" in refusal(capsys, "fit", "--config", ASK, demo, "--run", "locked/run")
+    given = ("encode", "--config", ASK, demo, "--output", "locked/a.safetensors")
+    assert "locked is no folder, or a read-only one" in refusal(capsys, *given)
+
+
+def test_what_is_no_mistake_of_the_user_keeps_its_traceback(demo, monkeypatch):
+    def broken(*_):
+        return 1 / 0
+
+    monkeypatch.setattr("ask_lightning.models.ResNet38BERT.forward_audio", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", "--config", ASK, demo])
+
+
+def test_the_traceback_of_a_mistake_is_there_if_asked_for(monkeypatch):
+    from ask_lightning.cli.errors import UsageError
+
+    monkeypatch.setenv("ASK_LIGHTNING_TRACEBACK", "1")
+    with pytest.raises(UsageError):
+        main(["fit", "--config", "nope"])
+
+
+def test_help_names_commands_and_configs(capsys):
+    assert main(["--help"]) == main([]) == 0
+    out = capsys.readouterr().out
+    assert "transfer" in out
+    assert "  clotho_ced_sonar_ask_wavcaps\n" in out
+
+
+def test_as_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "ask_lightning", "fit", "--config", "nope"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ask-lightning: error: There is no config 'nope'.")
+
+
+def test_importing_the_library_stays_light():
+    """Beside what Lightning and torchmetrics import by themselves."""
+    code = (
+        "import sys, lightning.pytorch, torchmetrics.retrieval; before = set(sys.modules)\n"
+        "import ask_lightning\n"
+        "heavy = {'jsonargparse', 'wandb', 'matplotlib', 'transformers', 'torchaudio', 'tensorboard'}\n"
+        "assert not heavy & (set(sys.modules) - before), heavy & (set(sys.modules) - before)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,58 @@
+"""The examples run in their short form and print what they promise."""
+
+import logging
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example in a folder of the test's own and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    level = logging.getLogger("lightning.pytorch").level
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run
+    logging.getLogger("lightning.pytorch").setLevel(level)
+
+
+@pytest.mark.parametrize("flags", [(), ("--baseline",)])
+def test_audiocaps(run, flags):
+    out = run("audiocaps", "--demo", *flags)
+    assert "| validation, best epoch (" in out
+    assert "| test | " in out
+    assert len(list(Path("runs/audiocaps").glob("**/queries-*.csv"))) == (0 if flags else 2)
+
+
+def test_clotho(run):
+    out = run("clotho", "--demo")
+    assert "Trained on Clotho, tested on Clotho:" in out
+    assert "Trained on Clotho, tested on AudioCaps:" in out
+    assert out.count("| test | ") == 2
+
+
+def test_wrap_clap(run):
+    out = run("wrap_clap", "--demo")
+    assert out.index("As it was pretrained:") < out.index("Fine-tuned with ASK:")
+    assert out.count("| test | ") == 2
+    with pytest.raises(SystemExit, match="Pass --root"):
+        run("wrap_clap")
+
+
+def test_wrap_your_model(run):
+    out = run("wrap_your_model", "--clips", "64", "--epochs", "1")
+    assert "-    model = Towers()\n" in out
+    assert '+    model = ASKModule(Towers(), audio="encode_audio", text="encode_text")\n' in out
+    changed = [line for line in out.splitlines() if line.startswith(("+ ", "- "))]
+    assert len(changed) == 4, "two lines, each before and after"
+    assert "after   validation R@10: a2t 0." in out
+    assert "with_ask.ckpt loads in Towers." in out
