@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import normalize
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
@@ -129,9 +130,10 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        step_table(arguments.pairs, 512, arguments.repetitions)
-        lookup_table(arguments.pairs, 1024, arguments.repetitions)
-        transport_table(arguments.repetitions)
+        with threadpool_limits(threads, user_api="blas"):  # NumPy's, which POT works with
+            step_table(arguments.pairs, 512, arguments.repetitions)
+            lookup_table(arguments.pairs, 1024, arguments.repetitions)
+            transport_table(arguments.repetitions)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ def _run(
     except BaseException:
         pipe.send((b"", traceback.format_exc()))
         sys.exit(1)
+
+
+def python_path(*folders: Path) -> str:
+    """The environment's value for a subprocess that shall find these folders as well."""
+    return os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
 
 
 def free_port() -> int:

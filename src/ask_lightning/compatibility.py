@@ -71,21 +71,24 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
         )
 
 
-def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     """Refuse parameters without gradient under DDP, which would stop at the next step with a riddle.
 
     Args:
         trainer: The trainer after a backward pass.
         module: The module that it trains.
 
+    Returns:
+        Whether there is nothing more to check; while gradients are accumulated there is.
+
     Raises:
         RuntimeError: With the parameters' names and the two ways out.
     """
     wrapper = trainer.strategy.model
-    if not isinstance(wrapper, DistributedDataParallel):
-        return
-    if wrapper.find_unused_parameters or wrapper.static_graph or not wrapper.require_backward_grad_sync:
-        return
+    if not isinstance(wrapper, DistributedDataParallel) or wrapper.find_unused_parameters:
+        return True
+    if not wrapper.require_backward_grad_sync:
+        return False
     idle = [
         name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None
     ]
@@ -96,6 +99,7 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             "ReliabilityOTLoss(temperature=lambda: 1 / model.logit_scale.exp()). Else train with "
             '`strategy="ddp_find_unused_parameters_true"`, or freeze them.'
         )
+    return True
 
 
 def check_finders(trainer: pl.Trainer) -> None:

@@ -79,6 +79,29 @@ class Ranks:
             if failure is not None:
                 raise RuntimeError(f"Rank {rank} failed while {doing}. {failure}")
 
+    def agree(self, word: Any, about: str) -> None:
+        """Make sure that something is the same on every rank.
+
+        Args:
+            word: Any small object.
+            about: What it is, for the error.
+
+        Raises:
+            RuntimeError: It differs.
+        """
+        words = self.exchange(word)
+        if any(other != words[0] for other in words):
+            listed = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(words))
+            raise RuntimeError(
+                f"The ranks do not agree about {about} ({listed}). They have to see the same source and the "
+                "same weights: check that neither depends on the rank."
+            )
+
+    def share(self, tensor: Tensor) -> None:
+        """Give every rank the values of rank 0, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+
     def gather(self, rows: Tensor) -> list[Tensor]:
         """The rows of each rank, without gradient.
 
@@ -113,6 +136,10 @@ class Ranks:
         """The sum over ranks, added in the order of ranks: the same bits everywhere."""
         if self.size == 1:
             return values
+        if not values.is_floating_point():  # exact in any order
+            total = values.clone()
+            dist.all_reduce(total)
+            return total
         parts = torch.stack(self.gather(values.unsqueeze(0))).squeeze(1)  # (R, ...)
         return parts.sum(dim=0)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ask_lightning.data import EpochSampler
-from clients import Pairs, PlainTowers, Watcher, refresh, trainer, wrapped
+from clients import AUDIO, Pairs, PlainTowers, Watcher, refresh, trainer, wrapped
 
 EPOCHS, T = 4, 2
 
@@ -29,6 +30,17 @@ class PairData(pl.LightningDataModule):
         pairs, size = Pairs(48), self.trainer.world_size
         sampler = EpochSampler(pairs, num_replicas=size, rank=self.trainer.global_rank, seed=0)
         return DataLoader(pairs, self.batch_size // size, sampler=sampler, drop_last=True)
+
+
+class NormedTowers(PlainTowers):
+    """With running means, which each rank moves by its own batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(AUDIO, momentum=0.5)
+
+    def encode_audio(self, batch) -> Tensor:
+        return self.audio_encoder(self.norm(batch["audio"]))
 
 
 class Kill(pl.Callback):
@@ -56,11 +68,12 @@ def fit(
     batch_size: int = 8,
     strategy: str | None = None,
     precision: str = "64-true",
+    normed: bool = False,
     **settings,
 ) -> dict:
     """What one of `size` ranks sees of a run whose global batch has `batch_size` pairs."""
     pl.seed_everything(1, verbose=False)
-    model, watcher = PlainTowers(), Watcher()
+    model, watcher = NormedTowers() if normed else PlainTowers(), Watcher()
     callback = refresh(T, **settings)
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = trainer(

@@ -86,7 +86,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     pl.seed_everything(1, verbose=False)
     diary = Diary(log, arm(kind, int(count)))
-    keep = ModelCheckpoint(directory, save_last=True, every_n_train_steps=4)
+    # Lightning resumes inside an epoch without its place in the data, so not there.
+    keep = ModelCheckpoint(directory, save_last=True)
     last = Path(directory) / "last.ckpt"
     run = trainer(
         max_epochs=EPOCHS,

@@ -142,6 +142,19 @@ def test_both_placements_are_one_process(size, rows, kind, options):
     assert sum(result["sharded"]["bytes"] for result in results) == alone.fine.audio.nbytes * 2
 
 
+def large_batches() -> list[bool]:
+    """Whether both placements agree to the last bit for a batch that Faiss's kernel would take."""
+    generator = torch.Generator().manual_seed(torch.distributed.get_rank())
+    audio, text = torch.nn.functional.normalize(torch.randn(2, 130, WIDTH, generator=generator), dim=2)
+    one, other = (build(3005, "five at a time", placement=place) for place in ("replicated", "sharded"))
+    found, same = one.lookup(audio, text, K)["fine"], other.lookup(audio, text, K)["fine"]
+    return [torch.equal(rows, others) for rows, others in zip(found, same, strict=True)]
+
+
+def test_large_batches_agree_to_the_last_bit():
+    assert on_ranks(2, large_batches) == [[True] * 6] * 2
+
+
 def drift() -> tuple[Tensor, Tensor]:
     rows = torch.arange(0, 101, 7)
     drifts = []
@@ -197,7 +210,7 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(which, text):
 def disagree() -> str:
     ranks = Ranks.current()
     try:
-        Part.dealt(4, ranks).agree(f"{ranks.rank:016x}", "the knowledge base")
+        ranks.agree(f"{ranks.rank:016x}", "the knowledge base")
     except RuntimeError as error:
         return str(error)
     return ""

@@ -172,15 +172,17 @@ def test_rows_that_a_sampler_leaves_out_stay_out():
     assert on_ranks(2, rows_known, 2, grouped=False) == [24, 24]
 
 
-def with_monitors(placement: str) -> dict[str, float]:
+def with_monitors(placement: str, size: int = 2) -> dict[str, float]:
     pl.seed_everything(1, verbose=False)
     callbacks = [refresh(T=2, placement=placement), DriftMonitor(16), InfluenceMonitor(2)]
-    run = trainer(max_epochs=2, devices=2, strategy="ddp", callbacks=callbacks)
+    strategy = "ddp" if size > 1 else "auto"
+    run = trainer(max_epochs=2, devices=size, strategy=strategy, callbacks=callbacks)
     run.fit(wrapped(PlainTowers(), {"gather": True}), datamodule=PairData(8))
     return {name: float(value) for name, value in run.callback_metrics.items()}
 
 
 def test_monitors_on_ranks():
+    alone = with_monitors("replicated", size=1)
     replicated, sharded = (
         on_ranks(2, with_monitors, place, grouped=False) for place in ("replicated", "sharded")
     )
@@ -188,12 +190,19 @@ def test_monitors_on_ranks():
         for name in ("ask/probe_rdm_audio", "ask/probe_rdm_text", "ask/obi_fine", "ask/obi_coarse"):
             assert one[name] > 0
             assert one[name] == pytest.approx(other[name], rel=1e-4)
+            assert one[name] == pytest.approx(alone[name], rel=1e-3)
 
 
-def idle_parameter(strategy: str, learnable: bool) -> str:
+def idle_parameter(strategy: str, learnable: bool, accumulate: int = 1) -> str:
     model = InlineClient()
     options = {"temperature": lambda: 1 / model.logit_scale.exp()} if learnable else {}
-    run = trainer(max_steps=3, devices=2, strategy=strategy, callbacks=[refresh()])
+    run = trainer(
+        max_steps=3,
+        devices=2,
+        strategy=strategy,
+        callbacks=[refresh()],
+        accumulate_grad_batches=accumulate,
+    )
     try:
         run.fit(wrapped(model, options), datamodule=PairData(8))
     except RuntimeError as error:
@@ -201,10 +210,14 @@ def idle_parameter(strategy: str, learnable: bool) -> str:
     return ""
 
 
-def test_a_parameter_without_gradient_is_named():
-    for message in on_ranks(2, idle_parameter, "ddp", False, grouped=False):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_parameter_without_gradient_is_named(accumulate):
+    for message in on_ranks(2, idle_parameter, "ddp", False, accumulate, grouped=False):
         assert re.search(
             r"model.logit_scale got no gradient.*temperature=.*ddp_find_unused_parameters_true", message
         )
+
+
+def test_a_temperature_in_use_has_a_gradient():
     assert on_ranks(2, idle_parameter, "ddp", True, grouped=False) == ["", ""]
     assert on_ranks(2, idle_parameter, "ddp_find_unused_parameters_true", False, grouped=False) == ["", ""]

@@ -9,7 +9,7 @@ import pytest
 import run_case
 import torch
 
-from ranks import free_port
+from ranks import free_port, python_path
 
 TESTS = Path(run_case.__file__).parents[1]
 
@@ -19,7 +19,7 @@ def start(strategy: str, output: Path, devices: int, nodes: int = 1, **environme
         [sys.executable, run_case.__file__, strategy, str(output), str(devices), str(nodes)],
         env=os.environ
         | {
-            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "distributed")]),
+            "PYTHONPATH": python_path(TESTS, TESTS / "distributed"),
             "OMP_NUM_THREADS": "1",
         }
         | environment,

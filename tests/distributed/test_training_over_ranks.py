@@ -43,7 +43,7 @@ def test_placements_agree_to_the_last_bit():
         assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true"])
 def test_precisions(precision):
     for result in on_ranks(2, fit, 2, None, grouped=False, precision=precision, storage="bfloat16"):
         assert all(torch.isfinite(torch.tensor(result["losses"])))

@@ -130,7 +130,14 @@ def test_contents(fitted):
     assert list(stored["state_dict"]) == list(PlainTowers().state_dict())
     assert stored["ask_lightning"] == {"loss": module.loss.options}
     state = stored["callbacks"]["KnowledgeRefreshCallback"]
-    assert set(state) == {"built_at", "snapshots", "fingerprint", "settings"}
+    assert set(state) == {
+        "built_at",
+        "snapshot",
+        "other_snapshots",
+        "checkpoint_directories",
+        "fingerprint",
+        "settings",
+    }
 
 
 def test_loads_in_the_models_class(fitted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from ask_lightning.arguments import check_count
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.callbacks.target import find_target
 from ask_lightning.clip_ids import integer_ids
+from ask_lightning.distributed import Ranks
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.encoding import encode_source, source_loader
@@ -178,11 +180,21 @@ def influence_of_knowledge(
         dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
+        found = loss.retrieve(audio, text, knowledge, ids=id_tensor)
+        bounded = loss.is_bounded(knowledge)
+        if loss.gather:  # every rank measures the batch of all as one process would
+            loss, everyone = copy(loss), Ranks.current().gather
+            loss.gather = False
+            audio, text = torch.cat(everyone(audio)), torch.cat(everyone(text))
+            id_tensor = None if id_tensor is None else torch.cat(everyone(id_tensor))
+            found = {
+                name: Neighborhood(*(torch.cat(everyone(rows)) for rows in hood))
+                for name, hood in found.items()
+            }
         near = {
             name: Neighborhood(*hood[:2], *(rows.detach().to(dtype).requires_grad_() for rows in hood[2:]))
-            for name, hood in loss.retrieve(audio, text, knowledge, ids=id_tensor).items()
+            for name, hood in found.items()
         }
-        bounded = loss.is_bounded(knowledge)
         value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded)
         return {
             name: out_of_batch_influence(

@@ -155,15 +155,14 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings back the base that a resumed run had in use."""
+        self._snapshots.watch(checkpoint_directories(trainer))
         state, self._to_restore = self._to_restore, None
         if state is None or state["built_at"] is None:
             return
         ranks = Ranks.current()
         beside = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
-            base = self._snapshots.restore(
-                state["snapshots"], state["fingerprint"], beside, ranks, sharded=self.placement == "sharded"
-            )
+            base = self._snapshots.restore(state, beside, ranks, sharded=self.placement == "sharded")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -193,19 +192,18 @@ class KnowledgeRefreshCallback(Callback):
         if due or self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
         assert self._built_at is not None
-        self._snapshots.remove_unneeded(checkpoint_directories(trainer))
+        self._snapshots.remove_unneeded()
         if not trainer.barebones:
             pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1, sync_dist=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Removes the snapshots that the last checkpoints made superfluous."""
-        self._snapshots.remove_unneeded(checkpoint_directories(trainer))
+        self._snapshots.remove_unneeded()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once that every parameter has a part in the loss, where DDP demands it."""
         if not self._checked_gradients:
-            self._checked_gradients = True
-            check_gradients(trainer, pl_module)
+            self._checked_gradients = check_gradients(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -300,13 +298,13 @@ class KnowledgeRefreshCallback(Callback):
         base = self._target.loss.knowledge if self._target else None
         return {
             "built_at": self._built_at,
-            "snapshots": self._snapshots.state(),
+            **self._snapshots.state(),
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
         }
 
     def _settings(self) -> dict[str, Any]:
-        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "seed")
+        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage", "seed")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

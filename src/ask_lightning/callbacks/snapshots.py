@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ask_lightning.distributed import Ranks
 from ask_lightning.knowledge.base import KnowledgeBase
@@ -25,16 +27,28 @@ class Snapshots:
     """The snapshots of a run; the last one is that of the knowledge in use, once that has been written."""
 
     def __init__(self) -> None:
+        self._directories: set[Path] = set()
         self._written: list[Path] = []
         self._current: Path | None = None
         # The directory for which the knowledge in use was last written, if it was.
         self._seen_to: tuple[Path | None] | None = None
         self._mentions: dict[tuple[Path, int, int], bytes] = {}
 
-    def state(self) -> list[str]:
-        """Paths of all snapshots that are still there, that of the knowledge in use first."""
-        others = [path for path in self._written if path != self._current]
-        return [str(path) for path in ([self._current] if self._current else []) + others]
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the snapshot of the knowledge in use by its name, others without suffix.
+
+        So the name of a file occurs in the checkpoints that need it, and in no other.
+        """
+        others = [str(path.with_suffix("")) for path in self._written if path != self._current]
+        return {
+            "snapshot": str(self._current) if self._current else None,
+            "other_snapshots": others,
+            "checkpoint_directories": sorted(map(str, self._directories)),
+        }
+
+    def watch(self, directories: Collection[Path]) -> None:
+        """Say where the run's checkpoints go; without any, nothing is ever removed."""
+        self._directories = set(directories)
 
     def supersede(self) -> None:
         """New knowledge is in use, which is not on disk yet."""
@@ -61,33 +75,33 @@ class Snapshots:
             )
             return
         path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
+        ranks, failure = Ranks.current(), None
         try:
             # Of a replicated base one copy is enough; of a sharded one each rank writes its part.
-            if base.is_sharded or Ranks.current().rank == 0:
+            if base.is_sharded or ranks.rank == 0:
                 base.save(path)
         except OSError as error:
-            warn(
-                f"The knowledge of epoch {epoch} could not be written ({error}). {consequence}", stacklevel=3
-            )
+            failure = str(error)
+        if base.is_sharded:  # the checkpoint is written when all parts are there
+            failure = next((text for text in ranks.exchange(failure) if text is not None), None)
+        if failure is not None:
+            if ranks.rank == 0:
+                warn(
+                    f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
+                    stacklevel=3,
+                )
             self._current = self._current or path  # a resumed run shall say what it misses
         else:
             self._current = path
             self._written += [path] if path not in self._written else []
 
     def restore(
-        self,
-        recorded: Sequence[str],
-        fingerprint: str,
-        beside: Path | None,
-        ranks: Ranks,
-        *,
-        sharded: bool,
+        self, state: Mapping[str, Any], beside: Path | None, ranks: Ranks, *, sharded: bool
     ) -> KnowledgeBase:
         """The knowledge that a checkpoint names; collective.
 
         Args:
-            recorded: What `state` returned.
-            fingerprint: Of the knowledge.
+            state: What `state` returned, and the knowledge's `fingerprint`.
             beside: The directory of the checkpoint, with which its snapshots may have moved.
             ranks: The processes; whatever their number was when the snapshot was written.
             sharded: Whether each shall hold a part.
@@ -98,43 +112,50 @@ class Snapshots:
         Raises:
             SnapshotError: It is missing, damaged or another one, on this rank or on another.
         """
-        if not recorded:
+        if state["snapshot"] is None:
             raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
-        paths = [_moved(Path(path), beside) for path in recorded]
+        path = _moved(Path(state["snapshot"]), beside)
         base, failure = None, None
         try:
-            base = KnowledgeBase.load(paths[0], ranks=ranks if sharded else None)
+            base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
         except SnapshotError as error:
             failure = str(error)
         _raise_first(ranks.exchange(failure))
         assert base is not None
-        if base.fingerprint != fingerprint:
-            failure = f"{paths[0]} holds {base}, which is not the knowledge that the checkpoint names."
+        if base.fingerprint != state["fingerprint"]:
+            failure = f"{path} holds {base}, which is not the knowledge that the checkpoint names."
         _raise_first(ranks.exchange(failure))
-        self._current, self._seen_to = paths[0], (paths[0].parent,)
-        self._written = [path for path in paths if snapshot_files(path)]
+        self._current, self._seen_to = path, (path.parent,)
+        # Where checkpoints may need them that are not looked at from here, the old run's snapshots stay.
+        if self._directories >= set(map(Path, state["checkpoint_directories"])):
+            others = (_moved(Path(f"{name}.safetensors"), beside) for name in state["other_snapshots"])
+            self._written = [path, *(other for other in others if snapshot_files(other))]
         return base
 
-    def remove_unneeded(self, directories: Collection[Path]) -> None:
-        """Remove the snapshots of this run that no checkpoint mentions, but for that of the knowledge in use.
-
-        Args:
-            directories: Where the checkpoints are; without any, nothing is removed.
-        """
+    def remove_unneeded(self) -> None:
+        """Remove the snapshots that no checkpoint mentions, but for that of the knowledge in use."""
         superseded = [path for path in self._written if path != self._current]
-        if not superseded or not directories:
+        if not superseded or not self._directories:
             return
-        places = {*directories, *(path.parent for path in superseded)}
-        self._remove_abandoned(places)
+        if Ranks.current().rank > 0:  # rank 0 writes the checkpoints and sees them first
+            self._written = [path for path in self._written if path == self._current]
+            return
+        self._remove_abandoned({path.parent for path in superseded})
         try:
-            mentions = [self._mention(file) for place in places for file in place.glob("**/*.ckpt")]
-        except (OSError, zipfile.BadZipFile, KeyError):
+            files = [file for place in self._directories for file in place.glob("**/*.ckpt")]
+            mentions = [self._mention(file) for file in files]
+        except (OSError, zipfile.BadZipFile, ValueError):
             return  # one that cannot be read may need any of them
+        self._mentions = {key: text for key, text in self._mentions.items() if key[0] in files}
         for path in superseded:
-            if not any(path.name.encode() in mention for mention in mentions):
+            if any(path.name.encode() in mention for mention in mentions):
+                continue
+            try:
                 for file in snapshot_files(path):
-                    file.unlink(missing_ok=True)
-                self._written.remove(path)
+                    file.unlink()
+            except OSError as error:
+                warn(f"The superseded knowledge {path} could not be removed ({error}).", stacklevel=3)
+            self._written.remove(path)
 
     def _mention(self, checkpoint: Path) -> bytes:
         """The part of a checkpoint in which its texts are; nothing of it is executed."""
@@ -161,13 +182,17 @@ class Snapshots:
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
-    """The local directories into which the trainer's callbacks put checkpoints."""
-    places = (
-        _local(callback.dirpath)
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath
-    )
-    return [place for place in places if place is not None]
+    """The directories of the trainer's checkpoints; none if not all of them can be watched from here."""
+    if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+        return []  # a checkpoint may be on its way that nobody can read yet
+    places: list[Path] = []
+    for callback in trainer.checkpoint_callbacks:
+        directory = getattr(callback, "dirpath", None)
+        place = _local(directory) if directory else None
+        if place is None or getattr(callback, "FILE_EXTENSION", ".ckpt") != ".ckpt":
+            return []
+        places.append(place)
+    return places
 
 
 def knowledge_directory(trainer: pl.Trainer) -> Path | None:

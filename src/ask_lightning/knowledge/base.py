@@ -19,7 +19,7 @@ from ask_lightning.clip_ids import integer_ids
 from ask_lightning.distributed import Ranks
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.fingerprint import checksum
-from ask_lightning.knowledge.granularity import Granularity, Neighborhood, SpreadGranularity
+from ask_lightning.knowledge.granularity import Granularity, Neighborhood, SpreadGranularity, with_known
 from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
 from ask_lightning.knowledge.search import Search
@@ -126,7 +126,8 @@ class KnowledgeBase:
                 `ask_lightning.knowledge.prototypes.build_prototypes`.
             normalize_prototypes: Bring the max-pooled prototypes back to unit length.
             index: `"auto"`, `"exact"` or a Faiss factory string, see
-                `ask_lightning.knowledge.search.build_search`. Prototypes are always searched exactly.
+                `ask_lightning.knowledge.search.build_search`. Prototypes are always searched exactly. On
+                several ranks `"auto"` is `"exact"`.
             seed: Of K-means.
             storage: What the embeddings are kept in; half precision halves the memory. Scores are float32 in
                 any case.
@@ -181,14 +182,17 @@ class KnowledgeBase:
         )
         kept = getattr(torch, storage) if storage != "float32" else dtype
         audio, text, coarse_audio, coarse_text = (side.to(kept) for side in (audio, text, *prototypes))
+        if index == "auto" and part.ranks.size > 1:
+            index = "exact"  # whose scores, unlike Faiss's, do not depend on who searches how many rows
         if placement == "sharded" and part.ranks.size > 1:
             fine: Granularity = SpreadGranularity(audio, text, index, part)
         else:
             fine = Granularity(part.whole(audio), part.whole(text), index)
         if index not in ("auto", "exact"):
-            _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
+            with part.ranks.together("building its index"):
+                _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
         base = cls(fine, Granularity(coarse_audio, coarse_text), part.whole(row_ids.to(audio.device)))
-        part.agree(base.fingerprint, "the knowledge base")
+        part.ranks.agree(base.fingerprint, "the knowledge base")
         return base
 
     def lookup(
@@ -295,7 +299,8 @@ class KnowledgeBase:
         """This base on another device; itself if it is there already."""
         if self.device == torch.device(device):
             return self
-        return type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
+        moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
+        return with_known(moved, self, "fingerprint", "_rows_per_id")
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the base as a safetensors file, whole or not at all.
@@ -373,11 +378,14 @@ def _complete(path: Path) -> list[Path]:
         raise SnapshotError(f"There is no knowledge snapshot at {path}.")
     if found == [path]:
         return found
-    size = int(found[0].stem.rpartition("-")[2])
-    expected = [part_path(path, rank, size) for rank in range(size)]
-    if missing := sorted({file.name for file in expected} - {file.name for file in found}):
-        raise SnapshotError(f"The knowledge snapshot {path} lacks {', '.join(missing)}.")
-    return expected
+    missing: list[str] = []
+    # Runs of different numbers of ranks may have written the same knowledge, not all of them to the end.
+    for size in sorted({int(file.stem.rpartition("-")[2]) for file in found}):
+        expected = [part_path(path, rank, size) for rank in range(size)]
+        if not (absent := [file.name for file in expected if file not in found]):
+            return expected
+        missing += absent
+    raise SnapshotError(f"The knowledge snapshot {path} lacks {', '.join(missing)}.")
 
 
 def _check_pairs(audio: Tensor, text: Tensor, part: Part) -> None:

@@ -32,6 +32,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ask_lightning.clip_ids import integer_ids
 from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.fingerprint import checksum
 from ask_lightning.knowledge.parts import Part
 
 Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -222,6 +223,12 @@ def encode_source(
         RuntimeError: Another rank failed, or ranks that should bring parts of their own brought the same.
     """
     ranks = ranks or Ranks()
+    if ranks.size > 1:
+        weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
+        ranks.agree(
+            (f"weights {weights:016x}", _num_rows(loader)),
+            "the weights and the length of the knowledge source",
+        )
     audio, text, ids = [], [], []
     with ranks.together("encoding its part of the knowledge source"):
         with _without_a_trace(trainer, module), torch.no_grad(), _batches(loader) as batches:
@@ -274,6 +281,10 @@ def _as_part(
 def has_index(loader: object) -> bool:
     """Whether a loader reads items by number, so that row j is the same pair at every refresh."""
     return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def _num_rows(loader: object) -> int | None:
+    return len(loader.dataset) if has_index(loader) else None  # type: ignore[attr-defined]
 
 
 def _num_items(loader: Iterable[Any]) -> int:
@@ -329,10 +340,34 @@ def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
 def _without_a_trace(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(random_streams_kept())
+        stack.enter_context(_buffers_of_first_rank(module))
         stack.enter_context(_evaluation(module))
         stack.enter_context(_logging_muted(module))
         stack.enter_context(_validation_stage(trainer))
         yield
+
+
+@contextmanager
+def _buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
+    """One encoder on all ranks, and the one that a checkpoint holds.
+
+    Running means of batch norm, which each rank moves by its own batches, are rank 0's again only when DDP
+    starts the next training step.
+    """
+    ranks = Ranks.current()
+    if ranks.size == 1:
+        yield
+        return
+    buffers = list(module.buffers())
+    own = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        ranks.share(buffer)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in zip(buffers, own, strict=True):
+                buffer.copy_(values)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from ask_lightning.functional.drift import representation_drift
 from ask_lightning.knowledge.fingerprint import checksum
 from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.search import Search, build_search, ordered
+
+T = TypeVar("T")
 
 
 class Neighborhood(NamedTuple):
@@ -114,7 +116,8 @@ class Granularity:
 
     def to(self, device: torch.device | str) -> Granularity:
         """The same rows on another device."""
-        return type(self)(self.audio.to(device), self.text.to(device), self.index)
+        moved = type(self)(self.audio.to(device), self.text.to(device), self.index)
+        return with_known(moved, self, "longest", "checksums")
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ class SpreadGranularity(Granularity):
 
     def to(self, device: torch.device | str) -> SpreadGranularity:
         """The same rows on another device."""
-        return type(self)(self.audio.to(device), self.text.to(device), self.index, self.part)
+        moved = type(self)(self.audio.to(device), self.text.to(device), self.index, self.part)
+        return with_known(moved, self, "longest", "checksums")
 
 
 class SearchOverRanks:
@@ -233,6 +237,12 @@ class SearchOverRanks:
             scores[:, :most], own = self._search(queries, most)
             rows[:, :most] = self._part.numbers(own)
         return scores, rows
+
+
+def with_known(copy: T, original: T, *names: str) -> T:
+    """A copy with what its original has computed already: on several ranks that is collective."""
+    vars(copy).update({name: vars(original)[name] for name in names if name in vars(original)})
+    return copy
 
 
 def _scores(vectors: Tensor) -> torch.dtype:

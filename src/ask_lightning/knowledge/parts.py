@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,21 +133,3 @@ class Part:
             vectors[order] = answers
             found.append(vectors.view(*wanted.shape, -1))
         return found
-
-    def agree(self, word: Any, about: str) -> None:
-        """Make sure that something is the same on every rank; collective.
-
-        Args:
-            word: Any small object.
-            about: What it is, for the error.
-
-        Raises:
-            RuntimeError: It differs.
-        """
-        words = self.ranks.exchange(word)
-        if any(other != words[0] for other in words):
-            listed = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(words))
-            raise RuntimeError(
-                f"The ranks do not agree about {about} ({listed}). They have to see the same source and the "
-                "same weights: check that neither depends on the rank."
-            )

@@ -37,13 +37,17 @@ def build_search(vectors: Tensor, index: str) -> Search:
         vectors: `(N, d)`, on the device that queries will be on.
         index: `"exact"`; a Faiss factory string, optionally with search parameters behind a semicolon
             (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU where
-            both the vectors and Faiss are, else exact by whatever is the faster one on a CPU.
+            both the vectors and Faiss are, else exact by whatever is the faster one on a CPU; exact in
+            torch for vectors in half precision. Any Faiss index but a compressed one (`"SQfp16"`) holds a
+            float32 copy of the vectors.
 
     Raises:
         ImportError: A Faiss index is asked for and Faiss cannot be loaded.
         ValueError: Faiss does not understand the string.
     """
-    if index == "auto" and vectors.is_cuda and faiss_has_gpu():
+    # An index holds a float32 copy, which is what vectors in half precision shall save.
+    whole = vectors.dtype in (torch.float32, torch.float64)
+    if index == "auto" and whole and vectors.is_cuda and faiss_has_gpu():
         index = "Flat"
     if index == "auto":
         # Faiss's kernel is one for float32 on a CPU.

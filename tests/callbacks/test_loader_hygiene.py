@@ -1,0 +1,154 @@
+"""A refresh leaves no worker, no file and no memory behind, and takes nothing of ours into the workers."""
+
+import gc
+import multiprocessing
+import os
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from clients import Pairs, PlainTowers, Watcher, refresh, trainer, wrapped
+
+
+class Visited(Pairs):
+    """Notes in its items who reads them and what is loaded there; its workers set themselves up."""
+
+    prepared = False
+
+    def __getitem__(self, row: int) -> dict:
+        worker = get_worker_info()
+        state = [os.getpid(), worker is not None, "faiss" in sys.modules, self.prepared]
+        return super().__getitem__(row) | {"state": torch.tensor(state)}
+
+
+class Breaking(Pairs):
+    def __getitem__(self, row: int) -> dict:
+        if row == 30:
+            raise OSError("clip 30 cannot be read")
+        return super().__getitem__(row)
+
+
+def prepare(worker: int) -> None:
+    """What users do in their workers: reach for the dataset itself."""
+    get_worker_info().dataset.prepared = True
+
+
+class Notes(PlainTowers):
+    """Keeps what the source's batches say."""
+
+    def encode_audio(self, batch):
+        if not self.training and "state" in batch:
+            self.notes = [*getattr(self, "notes", []), *batch["state"].tolist()]
+        return super().encode_audio(batch)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as memory:
+        return int(memory.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_are_the_users_and_end_with_the_refresh(method):
+    before = set(multiprocessing.active_children())
+    source = DataLoader(
+        Visited(32),
+        8,
+        num_workers=2,
+        multiprocessing_context=method,
+        persistent_workers=True,
+        prefetch_factor=3,
+        worker_init_fn=prepare,
+    )
+    model = Notes()
+    run = trainer(max_epochs=1, callbacks=[refresh(source=source)])
+    run.fit(wrapped(model), DataLoader(Pairs(16), 8))
+    processes, in_worker, faiss_loaded, prepared = zip(*model.notes, strict=True)
+    assert len(set(processes)) == 2
+    assert os.getpid() not in processes
+    assert all(in_worker)
+    assert all(prepared)
+    if method == "spawn":
+        assert not any(faiss_loaded)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_workers_end_when_a_clip_cannot_be_read():
+    before = set(multiprocessing.active_children())
+    run = trainer(max_epochs=1, callbacks=[refresh(source=DataLoader(Breaking(32), 8, num_workers=2))])
+    with pytest.raises(OSError, match="clip 30") as caught:
+        run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+    # The error, and with it the loop's variables, is still held here.
+    assert caught.value is not None
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_persistent_workers_of_the_training_loader_go_on():
+    training = DataLoader(Pairs(32), 8, num_workers=1, persistent_workers=True)
+    seen = []
+
+    class Children(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            seen.append({child.pid for child in multiprocessing.active_children()})
+
+    trainer(max_epochs=3, callbacks=[refresh(1), Children()]).fit(wrapped(PlainTowers()), training)
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_reloaded_training_set_is_the_source():
+    class Growing(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Pairs(16 + 8 * self.trainer.current_epoch), 8)
+
+    sizes = []
+
+    class Sizes(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            sizes.append(len(pl_module.loss.knowledge.fine))
+
+    run = trainer(max_epochs=3, callbacks=[refresh(1), Sizes()], reload_dataloaders_every_n_epochs=1)
+    run.fit(wrapped(PlainTowers()), datamodule=Growing())
+    assert sizes == [16, 24, 32]
+
+
+@pytest.mark.parametrize("index", ["auto", "Flat"])
+def test_a_hundred_refreshes_leave_nothing(index):
+    """Memory and files after refresh 100 against those after refresh 30."""
+    if index == "Flat":
+        pytest.importorskip("faiss")
+    seen = []
+
+    class Use(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            if trainer.current_epoch in (30, 99):
+                gc.collect()
+                seen.append((open_files(), resident_bytes()))
+
+    # So many rows that bases that stayed would be 18 MB after seventy refreshes.
+    source = DataLoader(Pairs(4000), 1000)
+    run = trainer(max_epochs=100, limit_train_batches=1, callbacks=[refresh(1, source, index=index), Use()])
+    run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+    (files_before, memory_before), (files_after, memory_after) = seen
+    assert files_after <= files_before
+    assert memory_after - memory_before < 8 << 20
+
+
+def test_twenty_refreshes_with_workers_leave_no_file():
+    seen = []
+
+    class Use(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            gc.collect()
+            seen.append(open_files())
+
+    source = DataLoader(Pairs(32), 8, num_workers=1)
+    run = trainer(max_epochs=20, limit_train_batches=1, callbacks=[refresh(1, source), Use(), Watcher()])
+    run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+    assert max(seen[5:]) <= seen[4]

@@ -1,0 +1,197 @@
+"""Snapshots are there as long as a checkpoint needs them, and no longer."""
+
+import os
+import re
+import resource
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from resume_case import fit as fit_and_keep_last
+
+from clients import PlainTowers, Watcher, loader, refresh, trainer, wrapped
+
+
+def fit(
+    *checkpoints: ModelCheckpoint,
+    epochs: int = 6,
+    resume: Path | None = None,
+    extra=(),
+    T: int = 1,
+    **settings,
+):
+    pl.seed_everything(1, verbose=False)
+    watcher = Watcher()
+    callbacks = [refresh(T, **settings), watcher, *extra, *checkpoints]
+    run = trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+    run.fit(wrapped(PlainTowers()), loader(), ckpt_path=resume)
+    return watcher
+
+
+def snapshots(directory: Path) -> set[int]:
+    """Epochs of whose knowledge there is a snapshot."""
+    return {int(re.search(r"epoch=(\d+)", path.name)[1]) for path in directory.glob("*.safetensors")}
+
+
+def needed(directory: Path) -> set[str]:
+    """Names of the snapshots that the checkpoints name first."""
+    states = [torch.load(path, weights_only=True) for path in directory.glob("**/*.ckpt")]
+    return {Path(state["callbacks"]["KnowledgeRefreshCallback"]["snapshot"]).name for state in states}
+
+
+def test_those_of_removed_checkpoints_go(tmp_path):
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, monitor=None, every_n_epochs=1))
+    assert len(list(tmp_path.glob("*.ckpt"))) == 1
+    assert snapshots(tmp_path) == {5}
+
+
+def test_those_of_kept_checkpoints_stay(tmp_path):
+    fit(ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=2, filename="{epoch}"))
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == needed(tmp_path)
+    assert snapshots(tmp_path) == {1, 3, 5}
+
+
+def test_checkpoints_in_a_second_directory_and_below_count(tmp_path):
+    """The snapshots lie beside the first callback's checkpoints."""
+    fit(
+        ModelCheckpoint(tmp_path / "last", save_top_k=1, every_n_epochs=1),
+        ModelCheckpoint(tmp_path / "some", save_top_k=-1, every_n_epochs=3, filename="sub/{epoch}"),
+    )
+    assert snapshots(tmp_path / "last") == {2, 5}
+    assert needed(tmp_path) <= {path.name for path in (tmp_path / "last").glob("*.safetensors")}
+
+
+def test_a_kept_checkpoint_still_resumes_with_its_knowledge(tmp_path):
+    whole = fit(ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=2, filename="{epoch}"), T=4)
+    resumed = fit(ModelCheckpoint(tmp_path / "again"), resume=tmp_path / "epoch=1.ckpt", T=4)
+    assert resumed.knowledge == whole.knowledge[2 * 6 :]
+    assert resumed.losses == whole.losses[2 * 6 :]
+
+
+def test_a_resumed_run_removes_what_the_first_one_wrote(tmp_path):
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1), epochs=3)
+    assert snapshots(tmp_path) == {2}
+    (last,) = tmp_path.glob("*.ckpt")
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1), resume=last)
+    assert 5 in snapshots(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == needed(tmp_path)
+
+
+def test_a_run_that_goes_elsewhere_leaves_the_first_ones_snapshots(tmp_path):
+    """Other checkpoints of the first run, in a directory that the second one does not know, may need them."""
+    last, some = tmp_path / "a" / "last", tmp_path / "a" / "some"
+    everything = {"save_top_k": -1, "every_n_epochs": 1, "filename": "{epoch}"}
+    fit(ModelCheckpoint(last, every_n_epochs=2), ModelCheckpoint(some, **everything), epochs=3)
+    before = snapshots(last)
+    resume = some / "epoch=1.ckpt"
+    second = ModelCheckpoint(tmp_path / "b", **everything)
+    fit(ModelCheckpoint(last, every_n_epochs=2), second, resume=resume)
+    assert snapshots(last) >= before == {0, 1, 2}
+
+
+def test_a_snapshot_that_cannot_be_removed_does_not_end_training(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(self, missing_ok=False):
+        if self.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match=r"superseded knowledge .* could not be removed"):
+        run = fit(ModelCheckpoint(tmp_path), epochs=3)
+    assert len(run.losses) == 18
+
+
+def test_an_unreadable_checkpoint_keeps_everything(tmp_path):
+    (tmp_path / "old.ckpt").write_bytes(b"of another time")
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
+    assert snapshots(tmp_path) == {0, 1, 2, 3, 4, 5}
+
+
+def test_other_runs_snapshots_are_left_alone(tmp_path):
+    (tmp_path / "knowledge-epoch=0-0123456789abcdef.safetensors").write_bytes(b"another run's")
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
+    assert snapshots(tmp_path) == {0, 5}
+
+
+def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path):
+    old, young = (tmp_path / f".knowledge-epoch=0-{name}.safetensors.77.tmp" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_written_once_a_refresh(tmp_path, monkeypatch):
+    written = []
+    from ask_lightning.knowledge import base
+
+    original = base.write_snapshot
+    monkeypatch.setattr(
+        base, "write_snapshot", lambda path, *rest: (written.append(path.name), original(path, *rest))
+    )
+    fit(
+        ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=2, save_last=True),
+        ModelCheckpoint(tmp_path / "b", every_n_epochs=1),
+        T=3,
+    )
+    assert [re.search(r"epoch=(\d)", name)[1] for name in written] == ["0", "3"]
+
+
+def test_a_remote_directory_is_told_once(tmp_path, monkeypatch):
+    keep = ModelCheckpoint(tmp_path, every_n_epochs=1)
+    monkeypatch.setattr("ask_lightning.callbacks.snapshots._local", lambda directory: None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(keep, T=6)
+    told = [str(warning.message) for warning in caught if "not a local directory" in str(warning.message)]
+    assert len(told) == 1
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def run_on_a_full_disk(directory: Path) -> None:
+    """In a process of its own: no file may become larger than the checkpoints are."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(ModelCheckpoint(directory, save_last=True), T=6, source=loader(1200).dataset, batch_size=8)
+    told = [str(warning.message) for warning in caught if "could not be written" in str(warning.message)]
+    assert len(told) == 1, told
+    assert "Training goes on" in told[0]
+    assert (directory / "last.ckpt").is_file()
+    assert not list(directory.glob("*.safetensors"))
+    assert not list(directory.glob(".*.tmp"))
+
+
+def test_a_full_disk_costs_the_snapshot_and_nothing_else(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run_on_a_full_disk(tmp_path)
+        except BaseException:
+            import traceback
+
+            (tmp_path / "error").write_text(traceback.format_exc())
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, (tmp_path / "error").read_text()
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    fit_and_keep_last(tmp_path, epochs=2)
+    (path,) = tmp_path.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"newly encoded knowledge.*damaged: the checksum of .* is another"):
+        fit_and_keep_last(tmp_path / "again", resume=tmp_path / "last.ckpt", epochs=3)
