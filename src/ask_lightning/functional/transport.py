@@ -54,12 +54,12 @@ def sinkhorn_plan(
         raise ValueError(f"Argument `iterations` has to be at least 1, but got {iterations}.")
     with torch.autocast(similarity.device.type, enabled=False):
         dtype = torch.float64 if similarity.dtype == torch.float64 else torch.float32
-        scaled = similarity.to(dtype) / epsilon  # (B, C)
-        differentiated = torch.is_grad_enabled() and scaled.requires_grad
+        similarity = similarity.to(dtype)  # (B, C)
+        differentiated = torch.is_grad_enabled() and similarity.requires_grad
         # The exponential domain's gradient squares scalings that may themselves be near float32's limit.
         if differentiated or not bounded or epsilon < _SMALLEST_EXPONENTIAL_EPSILON:
-            return _log_domain(scaled, iterations)
-        return _exponential_domain_(scaled, iterations)
+            return _log_domain(similarity / epsilon, iterations)
+        return _exponential_domain(similarity.detach(), epsilon, iterations)
 
 
 def realign_similarity(
@@ -103,14 +103,15 @@ def realign_similarity(
     return (1 - ot_factor) * similarity + (ot_factor * scale) * (plan @ similarity)
 
 
-def _exponential_domain_(scaled: Tensor, iterations: int) -> Tensor:
-    """Scale rows to sum to 1 and columns to B/C in turn; in place, without a graph.
+def _exponential_domain(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Scale rows to sum to 1 and columns to B/C in turn, without a graph.
 
     A round is two products into buffers that are kept: at these sizes half the time goes into memory that
     is allocated anew.
     """
     # The shift scales whole rows, which the first row update undoes; it keeps entries in (0, 1].
-    kernel = scaled.sub_(scaled.amax(dim=1, keepdim=True)).exp_()  # (B, C)
+    shift = similarity.amax(dim=1, keepdim=True).div_(-epsilon)  # (B, 1)
+    kernel = torch.add(shift, similarity, alpha=1 / epsilon).exp_()  # (B, C)
     rows, columns = kernel.new_empty(kernel.shape[0]), kernel.new_ones(kernel.shape[1])
     if kernel.is_cpu:
         _scale_on_cpu(kernel.numpy(), rows.numpy(), columns.numpy(), iterations)
