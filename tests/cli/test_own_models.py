@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
-from ask_lightning.models import TinyRetriever
+from ask_lightning.models import CLAPRetriever, TinyRetriever
 from cli.cli_case import ASK, Towers, ask_lightning, refusal
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -37,6 +37,13 @@ def test_every_file_and_flag_of_the_page_exists(demo, capsys):
     with pytest.raises(SystemExit) as stopped:
         ask_lightning("fit", "--config", ASK, "--print_config")
     assert stopped.value.code == 0
+
+
+def test_clap_is_a_part_too(demo):
+    Path("mine.yaml").write_text("compose: [run, clotho, clap, ask]\n")
+    cli = ask_lightning("fit", "--config", "mine.yaml", demo, "--run", "run")
+    assert type(cli.model.model) is CLAPRetriever
+    ask_lightning("test", "--config", "mine.yaml", demo, "--run", "run", "--ckpt_path", "best")
 
 
 def test_ask_null_is_the_baseline(demo):

@@ -12,6 +12,7 @@ TRACEBACK_VARIABLE = "ASK_LIGHTNING_TRACEBACK"
 """Environment variable that shows the traceback of every error."""
 
 _PACKAGE = Path(__file__).parents[1]
+_IN_WORKER = "in DataLoader worker process"
 # What jsonargparse writes around the reason.
 _WRAPPING = re.compile(
     r"\s*(Does not validate against|Subtypes:|Errors:|Given value|- Expected a <class 'None)"
@@ -50,6 +51,8 @@ def explain(error: BaseException) -> str | None:
         error = error.__cause__
     if _is_of_parser(error):
         return _of_parser(wrapped)
+    if _IN_WORKER in str(error):
+        return _of_worker(error)
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UsageError | OSError | MisconfigurationException) or _raised_on_purpose(error):
         return message
@@ -67,6 +70,13 @@ def _of_parser(message: str) -> str:
     if any(package in reason for package in ("wandb", "tensorboard")) and "Requirement" in reason:
         reason += ' Install what loggers need: pip install "ask-lightning[track]".'
     return reason
+
+
+def _of_worker(error: BaseException) -> str | None:
+    """What a process that loads data could not do, without the traceback that its message holds."""
+    ours = type(error).__module__.partition(".")[0] == _PACKAGE.name
+    reason = str(error).strip().splitlines()[-1].partition(": ")[2]
+    return reason if ours or isinstance(error, OSError) else None
 
 
 def _is_of_parser(error: BaseException) -> bool:

@@ -82,8 +82,6 @@ class RetrievalCLI(LightningCLI):
             args=self._arguments,
             # The models have their own.
             auto_configure_optimizers=False,
-            # Checkpoints shall load in their class without this command line.
-            load_from_checkpoint_support=False,
         )
 
     @staticmethod
@@ -99,6 +97,10 @@ class RetrievalCLI(LightningCLI):
         """Parse; without the warning that the program has a command line as well."""
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
+
+    def _add_instantiators(self) -> None:
+        # They would note in checkpoints how this command line made the model; its class shall be enough.
+        pass
 
     def _parse_ckpt_path(self) -> None:
         # Newer versions of Lightning build the model by what the checkpoint says; here that is done below.
