@@ -20,6 +20,8 @@ _QUERIES_FOR_FAISS = 128
 # Share of an inverted file's lists that is visited where the index string does not say.
 _DEFAULT_PROBED_SHARE = 1 / 16
 _GPU_SCRATCH_BYTES = 256 << 20
+# A Faiss index holds a float32 copy of vectors, which storage in half precision shall save.
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Search(Protocol):
@@ -45,9 +47,7 @@ def build_search(vectors: Tensor, index: str) -> Search:
         ImportError: A Faiss index is asked for and Faiss cannot be loaded.
         ValueError: Faiss does not understand the string.
     """
-    # An index holds a float32 copy, which is what vectors in half precision shall save.
-    whole = vectors.dtype in (torch.float32, torch.float64)
-    if index == "auto" and whole and vectors.is_cuda and faiss_has_gpu():
+    if index == "auto" and vectors.is_cuda and faiss_has_gpu() and vectors.dtype not in _HALF:
         index = "Flat"
     if index == "auto":
         # Faiss's kernel is one for float32 on a CPU.
