@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         with safe_open(path, framework="pt") as stored:
             about = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise SnapshotError(f"The knowledge snapshot {path} is damaged: {error}") from error
     if about.get("format") != _FORMAT:
         raise SnapshotError(
