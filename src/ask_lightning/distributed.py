@@ -102,18 +102,20 @@ class Ranks:
         if self.size > 1:
             dist.broadcast(tensor, src=0)
 
-    def gather(self, rows: Tensor) -> list[Tensor]:
+    def gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
         """The rows of each rank, without gradient.
 
         Args:
             rows: `(n, ...)` of this rank; n may differ between ranks, the other axes may not.
+            counts: How many rows each rank has, where that is known; else the ranks tell each other.
 
         Returns:
             R tensors in the order of ranks, on the device of `rows`.
         """
         if self.size == 1:
             return [rows]
-        counts = self.counts(len(rows), rows.device)
+        if counts is None:
+            counts = self.counts(len(rows), rows.device)
         longest = max(counts)
         # Collectives want equal shapes.
         padded = rows.new_zeros((longest, *rows.shape[1:]))
@@ -140,7 +142,7 @@ class Ranks:
             total = values.clone()
             dist.all_reduce(total)
             return total
-        parts = torch.stack(self.gather(values.unsqueeze(0))).squeeze(1)  # (R, ...)
+        parts = torch.stack(self.gather(values.unsqueeze(0), [1] * self.size)).squeeze(1)  # (R, ...)
         return parts.sum(dim=0)
 
     def maximum(self, values: Tensor) -> Tensor:
@@ -151,24 +153,28 @@ class Ranks:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def deal(self, rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def deal(
+        self, rows: Tensor, counts: Sequence[int], arriving: Sequence[int] | None = None
+    ) -> tuple[Tensor, Sequence[int]]:
         """Send the first `counts[0]` rows to rank 0, the next `counts[1]` to rank 1, and so on.
 
         Args:
             rows: `(n, ...)` with n the sum of `counts`.
             counts: How many rows each rank shall get.
+            arriving: How many rows each rank sends here, where that is known; else the ranks tell each other.
 
         Returns:
             What this rank was sent, in the order of senders, and how many rows came from each.
         """
         if self.size == 1:
-            return rows, list(counts)
-        table = torch.zeros(self.size, self.size, dtype=torch.int64, device=rows.device)
-        table[self.rank] = torch.tensor(counts, dtype=torch.int64)
-        dist.all_reduce(table)
-        arriving: list[int] = table[:, self.rank].tolist()
+            return rows, counts
+        if arriving is None:
+            table = torch.zeros(self.size, self.size, dtype=torch.int64, device=rows.device)
+            table[self.rank] = torch.tensor(counts, dtype=torch.int64)
+            dist.all_reduce(table)
+            arriving = table[:, self.rank].tolist()
         received = rows.new_empty((sum(arriving), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), arriving, list(counts))
+        dist.all_to_all_single(received, rows.contiguous(), list(arriving), list(counts))
         return received, arriving
 
 

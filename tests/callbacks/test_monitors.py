@@ -120,7 +120,9 @@ def test_drift_needs_a_source_with_an_index(source, name):
 def test_drift_needs_the_refresh():
     module = wrapped(PlainTowers())
     module.loss.knowledge = static_knowledge(module.model)
-    with pytest.raises(RuntimeError, match=r"DriftMonitor follows a KnowledgeRefreshCallback.*Add it"):
+    with pytest.raises(
+        RuntimeError, match=r"DriftMonitor needs the knowledge of a KnowledgeRefreshCallback.*Add it"
+    ):
         trainer(callbacks=[DriftMonitor()]).fit(module, loader())
 
 

@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_file_of_before(demo, trained, capsys, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ask_lightning.cli.encoded.os.replace", full)
+    monkeypatch.setattr("ask_lightning.files.os.replace", full)
     assert "a.safetensors cannot be written: [Errno 28] No space" in refusal(capsys, "encode", *given)
     assert Path("a.safetensors").read_bytes() == before
     assert [path.name for path in Path().glob("*a.safetensors*")] == ["a.safetensors"]

@@ -236,13 +236,6 @@ class TestFailingWrite:
             make().save(tmp_path / "knowledge")
         assert os.listdir(tmp_path) == ["knowledge"]
 
-    def test_leftovers_of_the_same_process_number_do_not_matter(self, path):
-        leftover = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        leftover.write_bytes(b"half of a much longer file" * 10_000)
-        make().save(path)
-        assert KnowledgeBase.load(path).fingerprint == make().fingerprint
-        assert not leftover.exists()
-
 
 class TestRefused:
     def test_missing(self, path):

@@ -14,6 +14,7 @@ import wandb
 from lightning_utilities.core.imports import RequirementCache
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ask_lightning import KnowledgeRefreshCallback
 from ask_lightning.tracking import DriftMap, QueryTable
 from ask_lightning.tracking.drift_map import project
 from cli.cli_case import ASK, BASELINE, ask_lightning, refusal
@@ -193,9 +194,12 @@ def test_what_is_missing_is_said(demo, capsys):
         ask_lightning("fit", "--config", ASK, demo, "--run", "run", "--trainer.limit_val_batches", 0, *FEW)
     trainer = L.Trainer(logger=False)
     with pytest.raises(
-        RuntimeError, match="QueryTable asks the knowledge of a KnowledgeRefreshCallback, but"
+        RuntimeError, match="QueryTable needs the knowledge of a KnowledgeRefreshCallback, but"
     ):
         QueryTable().setup(trainer, L.LightningModule(), "fit")
+    trainer.callbacks.append(KnowledgeRefreshCallback())
+    with pytest.raises(ValueError, match="Argument `text` of QueryTable has to name a method of the model"):
+        QueryTable(audio="forward").setup(trainer, L.LightningModule(), "fit")
     Path("mine.yaml").write_text(
         f"compose: [{BASELINE}]\ntrainer: {{callbacks+: [{{class_path: ask_lightning.tracking.DriftMap, "
         "init_args: {audio: listen}}]}\n"

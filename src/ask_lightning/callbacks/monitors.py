@@ -10,17 +10,17 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.hooks import RemovableHandle
 
 from ask_lightning.arguments import check_count
-from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
+from ask_lightning.callbacks.refresh import find_refresher
 from ask_lightning.callbacks.target import find_target
 from ask_lightning.clip_ids import integer_ids
 from ask_lightning.distributed import Ranks
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.encoding import encode_source, source_loader
+from ask_lightning.knowledge.encoding import encode_source, has_index, source_loader
 from ask_lightning.knowledge.granularity import Neighborhood
 from ask_lightning.loss import Ids, ReliabilityOTLoss
 
@@ -53,15 +53,15 @@ class DriftMonitor(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that there is a refresh to follow."""
         if stage == "fit":
-            _refresher(trainer)
+            find_refresher(trainer, self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks that the source has rows that can be read again."""
-        _map_style(_refresher(trainer).loader(trainer))
+        _map_style(find_refresher(trainer, self).loader(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the probe and logs its drift."""
-        refresher = _refresher(trainer)
+        refresher = find_refresher(trainer, self)
         target, whole = refresher.target, refresher.loader(trainer)
         dataset = _map_style(whole)
         base = target.loss.knowledge
@@ -207,22 +207,12 @@ def influence_of_knowledge(
         }
 
 
-def _refresher(trainer: pl.Trainer) -> KnowledgeRefreshCallback:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, KnowledgeRefreshCallback):
-            return callback
-    raise RuntimeError(
-        "DriftMonitor follows a KnowledgeRefreshCallback, but the trainer has none. Add it to the callbacks."
-    )
-
-
 def _map_style(loader: Iterable[Any]) -> Dataset[Any]:
-    one_by_one = isinstance(loader, DataLoader) and loader.batch_sampler is not None
-    dataset = loader.dataset if one_by_one and isinstance(loader, DataLoader) else None
-    if dataset is None or isinstance(dataset, IterableDataset):
-        raise RuntimeError(
-            "DriftMonitor needs a knowledge source with an index, but got "
-            f"{type(loader if dataset is None else dataset).__name__}. Pass "
-            "KnowledgeRefreshCallback(source=dataset) with a map-style dataset, or leave the monitor out."
-        )
-    return dataset
+    if isinstance(loader, DataLoader) and has_index(loader) and loader.batch_sampler is not None:
+        dataset: Dataset[Any] = loader.dataset
+        return dataset
+    raise RuntimeError(
+        "DriftMonitor needs a knowledge source with an index, but got "
+        f"{type(getattr(loader, 'dataset', loader)).__name__}. Pass "
+        "KnowledgeRefreshCallback(source=dataset) with a map-style dataset, or leave the monitor out."
+    )

@@ -312,6 +312,25 @@ class KnowledgeRefreshCallback(Callback):
         self._to_restore = state_dict
 
 
+def find_refresher(trainer: pl.Trainer, wanted_by: Callback) -> KnowledgeRefreshCallback:
+    """The callback that holds the knowledge.
+
+    Args:
+        trainer: A trainer.
+        wanted_by: Who asks, for the message.
+
+    Raises:
+        RuntimeError: The trainer has none.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, KnowledgeRefreshCallback):
+            return callback
+    raise RuntimeError(
+        f"{type(wanted_by).__name__} needs the knowledge of a KnowledgeRefreshCallback, but the trainer has "
+        "none. Add it to the callbacks."
+    )
+
+
 def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, torch.Tensor]:
     """RDM of each modality between two bases of the same rows, over evenly spaced queries.
 

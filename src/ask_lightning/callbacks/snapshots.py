@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ask_lightning.distributed import Ranks
+from ask_lightning.files import TEMPORARY
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.snapshot import TEMPORARY, SnapshotError, snapshot_files
+from ask_lightning.knowledge.snapshot import SnapshotError, snapshot_files
 
 _PREFIX = "knowledge-"
 # A file under a temporary name that nobody has written to for so long was left by a process that was killed.
@@ -178,7 +179,7 @@ class Snapshots:
                     if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
                         file.unlink()
                 except OSError:
-                    pass  # another rank was faster
+                    pass  # it is not in the way
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.clip_ids import integer_ids
+from ask_lightning.files import written_whole
 from ask_lightning.functional import unit_length
 
 _FORMAT = "ask-lightning pairs 1"
@@ -53,22 +54,17 @@ class EncodedPairs:
             UsageError: It has another ending, or cannot be written.
         """
         check_output(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
         about = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"format": _FORMAT, **about},
-            )
-            os.replace(temporary, path)
+            with written_whole(path) as temporary:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    temporary,
+                    metadata={"format": _FORMAT, **about},
+                )
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be written: {error}") from error
-        finally:
-            if temporary.exists():
-                temporary.unlink()
 
     @classmethod
     def load(cls, path: Path) -> "EncodedPairs":

@@ -1,8 +1,6 @@
 """A cache of decoded audio, in memory or in a folder."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,6 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from ask_lightning.files import written_whole
 
 _FORMAT = 1  # to be raised when decoding or log_mel changes, so that older caches are not taken for new
 
@@ -74,7 +74,8 @@ class AudioCache:
         except (ValueError, EOFError):
             pass  # cut short by a full disk or a copy that was interrupted: written anew below
         value = compute()
-        _write(stored, value)
+        with written_whole(stored, flush=False) as temporary, temporary.open("wb") as file:
+            np.save(file, value.numpy(), allow_pickle=False)
         return value
 
 
@@ -82,15 +83,3 @@ def _key(path: Path, settings: str) -> str:
     state = path.stat()
     parts = f"{_FORMAT}\n{path.resolve()}\n{state.st_mtime_ns}\n{state.st_size}\n{settings}"
     return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-
-
-def _write(target: Path, value: Tensor) -> None:
-    # Written beside and renamed: a reader finds the whole file or none, whenever this process is killed.
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-        try:
-            np.save(file, value.numpy(), allow_pickle=False)
-            file.close()
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise

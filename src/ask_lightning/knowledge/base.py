@@ -192,7 +192,8 @@ class KnowledgeBase:
             with part.ranks.together("building its index"):
                 _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
         base = cls(fine, Granularity(coarse_audio, coarse_text), part.whole(row_ids.to(audio.device)))
-        part.ranks.agree(base.fingerprint, "the knowledge base")
+        if part.ranks.size > 1:
+            part.ranks.agree(base.fingerprint, "the knowledge base")
         return base
 
     def lookup(
@@ -252,9 +253,15 @@ class KnowledgeBase:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that two bases share only if all their numbers are the same."""
-        sums = [*self.fine.checksums, *self.coarse.checksums, checksum(self.ids)]
         # Each with a factor of its own: audio and text may not change places.
-        return f"{sum((2 * place + 1) * value for place, value in enumerate(sums)) % 2**64:016x}"
+        sums = enumerate(self._checksums.values())
+        return f"{sum((2 * place + 1) * value for place, value in sums) % 2**64:016x}"
+
+    @cached_property
+    def _checksums(self) -> dict[str, int]:
+        """Of all rows, whoever holds them, by the names of `_tensors`."""
+        sums = (*self.fine.checksums, *self.coarse.checksums, checksum(self.ids))
+        return dict(zip((*_SIDES, *_SHARED), sums, strict=True))
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that this rank holds."""
@@ -300,7 +307,7 @@ class KnowledgeBase:
         if self.device == torch.device(device):
             return self
         moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
-        return with_known(moved, self, "fingerprint", "_rows_per_id")
+        return with_known(moved, self, "fingerprint", "_checksums", "_rows_per_id")
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the base as a safetensors file, whole or not at all.
@@ -320,7 +327,7 @@ class KnowledgeBase:
         about = {"index": self.fine.index}
         tensors = self._tensors()
         if not isinstance(self.fine, SpreadGranularity):
-            write_snapshot(Path(path), tensors, about)
+            write_snapshot(Path(path), tensors, about, self._checksums)
             return [Path(path)]
         part = self.fine.part
         files = [part_path(Path(path), rank, part.ranks.size) for rank in range(part.ranks.size)]

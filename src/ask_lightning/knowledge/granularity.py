@@ -220,7 +220,8 @@ class SearchOverRanks:
         found = [self._own(block, k) for block in everyone]
         scores, rows = (torch.cat(side) for side in zip(*found, strict=True))  # (ΣB, K)
         counts = [len(block) for block in everyone]
-        candidates, numbers = (ranks.deal(side, counts)[0] for side in (scores, rows))  # (R B, K)
+        back = [len(queries)] * ranks.size
+        candidates, numbers = (ranks.deal(side, counts, back)[0] for side in (scores, rows))  # (R B, K)
         candidates, numbers = (
             side.view(ranks.size, len(queries), k).transpose(0, 1).flatten(1)
             for side in (candidates, numbers)

@@ -95,7 +95,7 @@ class Part:
         """
         if self.ranks.size == 1:
             return rows
-        parts = self.ranks.gather(rows)
+        parts = self.ranks.gather(rows, self.counts)
         if not self.at_a_time:
             return torch.cat(parts)
         whole = rows.new_empty((self.total, *rows.shape[1:]))
@@ -128,7 +128,7 @@ class Part:
         requests, asking = self.ranks.deal(local[order], asked)
         found = []
         for side in sides:
-            answers, _ = self.ranks.deal(side[requests], asking)
+            answers, _ = self.ranks.deal(side[requests], asking, arriving=asked)
             vectors = torch.empty_like(answers)
             vectors[order] = answers
             found.append(vectors.view(*wanted.shape, -1))

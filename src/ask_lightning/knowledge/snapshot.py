@@ -2,7 +2,6 @@
 
 import glob
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ask_lightning.files import written_whole
 from ask_lightning.knowledge.fingerprint import checksum
 
 _FORMAT = "ask-lightning knowledge 2"
-TEMPORARY = ".tmp"
-"""How the names end under which snapshots are written."""
 
 
 class SnapshotError(RuntimeError):
@@ -33,40 +31,38 @@ def snapshot_files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*-of-*{path.suffix}"))
 
 
-def write_snapshot(path: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> None:
-    """Write tensors and settings under a temporary name, flush them to disk, then rename.
-
-    Whoever reads `path`, at whatever moment this process is killed, finds the old file, the new one, or
-    none.
+def write_snapshot(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, object],
+    checksums: Mapping[str, int] | None = None,
+) -> None:
+    """Write tensors and settings, as a whole or not at all.
 
     Args:
         path: The file; its directory is made if need be.
         tensors: By name, any device.
         settings: JSON values.
+        checksums: Of the tensors by name, where they are known already.
 
     Raises:
         OSError: The directory cannot be written to or the disk is full; `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+    if checksums is None:
+        checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={
-                "format": _FORMAT,
-                "settings": json.dumps(dict(settings)),
-                "checksums": json.dumps(checksums),
-            },
-        )
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={
+                    "format": _FORMAT,
+                    "settings": json.dumps(dict(settings)),
+                    "checksums": json.dumps(dict(checksums)),
+                },
+            )
     except SafetensorError as error:  # how the library reports a full disk
         raise OSError(f"Cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -3,9 +3,10 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from ask_lightning.files import written_whole
 
 COLUMNS = {
     f"{direction}/{name}": f"{direction.upper()} {heading}"
@@ -72,12 +73,9 @@ def write_scores(path: Path, rows: Mapping[str, Scores]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("dataset", *COLUMNS))
     writer.writerows((row, *(scores.get(name, "") for name in COLUMNS)) for row, scores in rows.items())
-    _replace(path, text.getvalue())
-    _replace(path.with_suffix(".json"), json.dumps(rows, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    for file, content in (
+        (path, text.getvalue()),
+        (path.with_suffix(".json"), json.dumps(rows, indent=2) + "\n"),
+    ):
+        with written_whole(file) as temporary:
+            temporary.write_text(content, encoding="utf-8")

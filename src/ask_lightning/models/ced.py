@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ask_lightning.models.frontend import LogMel, SpecAugment
-from ask_lightning.models.retriever import Batch, FineTunedRetriever, projection
+from ask_lightning.models.retriever import ProjectedRetriever
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
 
@@ -147,7 +147,7 @@ class CED(nn.Module):
         load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_own_name)
 
 
-class CEDSonar(FineTunedRetriever):
+class CEDSonar(ProjectedRetriever):
     """ML-CLAP: the audio transformer CED and the text encoder of SONAR, both fine-tuned.
 
     The second backbone of the paper's first table. Batches are dicts with `"waveform"` `(B, T)` and perhaps
@@ -256,37 +256,8 @@ class CEDSonar(FineTunedRetriever):
         self.text_encoder = TextEncoder.sonar(
             text_weights, text_config, tokenizer, language=language, max_tokens=max_tokens
         )
-        self.audio_head = projection(audio_width, head_width, width)
-        self.text_head = projection(self.text_encoder.width, head_width, width)
+        self.add_heads(audio_width, self.text_encoder.width, head_width, width)
         self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
-
-    def forward_audio(self, batch: Batch) -> Tensor:
-        """Encode the clips of a batch.
-
-        Args:
-            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
-
-        Returns:
-            `(B, d)`, L2-normalised.
-
-        Raises:
-            ValueError: The batch has no waveforms.
-        """
-        waveform, num_samples = self.heard(batch)
-        num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
-        features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
-        return normalize(self.audio_head(features).float(), dim=-1)
-
-    def forward_text(self, batch: Batch) -> Tensor:
-        """Encode the captions of a batch.
-
-        Args:
-            batch: With `"caption"`.
-
-        Returns:
-            `(B, d)`, L2-normalised.
-        """
-        return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
 
 
 class _Patches(nn.Module):

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from ask_lightning.data.features import require_audio_package
+from ask_lightning.embeddings import as_embeddings
 from ask_lightning.models.frontend import LogMel, frames_of_seconds
 from ask_lightning.models.retriever import Batch, FineTunedRetriever
 from ask_lightning.models.tokens import make_tokenizer
@@ -164,7 +165,7 @@ class CLAPRetriever(FineTunedRetriever):
             num_samples = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
         channels, is_longer = self.spectrograms(waveform, num_samples.clamp(1, waveform.shape[1]))
         output = self.model.get_audio_features(input_features=channels, is_longer=is_longer)
-        return normalize(_pooled(output).float(), dim=-1)
+        return normalize(as_embeddings(output, "get_audio_features").float(), dim=-1)
 
     def forward_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
@@ -177,7 +178,7 @@ class CLAPRetriever(FineTunedRetriever):
         """
         ids, mask = self.tokenizer(batch["caption"], self.model.device)  # (B, L) each
         output = self.model.get_text_features(input_ids=ids, attention_mask=mask)
-        return normalize(_pooled(output).float(), dim=-1)
+        return normalize(as_embeddings(output, "get_text_features").float(), dim=-1)
 
     def spectrograms(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         """What CLAP's audio encoder takes.
@@ -225,9 +226,3 @@ class CLAPRetriever(FineTunedRetriever):
 
     def _typed(self, channels: Tensor) -> Tensor:
         return channels.to(self.model.logit_scale_a.dtype)
-
-
-def _pooled(output: Any) -> Tensor:
-    """The embeddings: version 5 of transformers returns an output object, earlier ones the tensor."""
-    pooled: Tensor = getattr(output, "pooler_output", output)
-    return pooled

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, dropout, normalize, relu
+from torch.nn.functional import avg_pool2d, dropout, relu
 
 from ask_lightning.models.frontend import LogMel, SpecAugment
-from ask_lightning.models.retriever import Batch, FineTunedRetriever, projection
+from ask_lightning.models.retriever import ProjectedRetriever
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
 
@@ -125,7 +125,7 @@ class ResNet38(nn.Module):
         return dropout(maps, self.dropout, self.training)
 
 
-class ResNet38BERT(FineTunedRetriever):
+class ResNet38BERT(ProjectedRetriever):
     """ML-ACT: ResNet-38 of PANNs and BERT, both fine-tuned.
 
     The backbone of the paper's first tables. Batches are dicts with `"waveform"` `(B, T)` and perhaps
@@ -230,37 +230,8 @@ class ResNet38BERT(FineTunedRetriever):
         self.text_encoder = TextEncoder.bert(
             text_weights, text_config, tokenizer, dropout=dropout, max_tokens=max_tokens
         )
-        self.audio_head = projection(audio_width, head_width, width)
-        self.text_head = projection(self.text_encoder.width, head_width, width)
+        self.add_heads(audio_width, self.text_encoder.width, head_width, width)
         self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
-
-    def forward_audio(self, batch: Batch) -> Tensor:
-        """Encode the clips of a batch.
-
-        Args:
-            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
-
-        Returns:
-            `(B, d)`, L2-normalised.
-
-        Raises:
-            ValueError: The batch has no waveforms.
-        """
-        waveform, num_samples = self.heard(batch)
-        num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
-        features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
-        return normalize(self.audio_head(features).float(), dim=-1)
-
-    def forward_text(self, batch: Batch) -> Tensor:
-        """Encode the captions of a batch.
-
-        Args:
-            batch: With `"caption"`.
-
-        Returns:
-            `(B, d)`, L2-normalised.
-        """
-        return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
 
 
 class _ConvBlock(nn.Module):

@@ -7,11 +7,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import StepLR
 
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import RetrievalMetrics, retrieval_metrics
-from ask_lightning.models.frontend import Resample
+from ask_lightning.models.frontend import LogMel, Resample
+from ask_lightning.models.text import TextEncoder
 
 Batch = dict[str, Any]
 
@@ -196,6 +198,58 @@ class FineTunedRetriever(Retriever):
             **arguments: To be in the checkpoint in place of those that were passed.
         """
         self.hparams.update(arguments)
+
+
+class ProjectedRetriever(FineTunedRetriever):
+    """A model of two published encoders, each with a head of two layers that projects to one width.
+
+    A subclass sets `log_mel`, `audio_encoder` and `text_encoder`, then adds the heads. For arguments see
+    `FineTunedRetriever`.
+    """
+
+    log_mel: LogMel
+    audio_encoder: nn.Module
+    text_encoder: TextEncoder
+
+    def add_heads(self, audio_width: int, text_width: int, head_width: int, width: int) -> None:
+        """Make the two heads.
+
+        Args:
+            audio_width: Of the features of the audio encoder.
+            text_width: Of those of the text encoder.
+            head_width: Between the two layers of each head.
+            width: d, of the embeddings.
+        """
+        self.audio_head = projection(audio_width, head_width, width)
+        self.text_head = projection(text_width, head_width, width)
+
+    def forward_audio(self, batch: Batch) -> Tensor:
+        """Encode the clips of a batch.
+
+        Args:
+            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+
+        Raises:
+            ValueError: The batch has no waveforms.
+        """
+        waveform, num_samples = self.heard(batch)
+        num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
+        features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
+        return normalize(self.audio_head(features).float(), dim=-1)
+
+    def forward_text(self, batch: Batch) -> Tensor:
+        """Encode the captions of a batch.
+
+        Args:
+            batch: With `"caption"`.
+
+        Returns:
+            `(B, d)`, L2-normalised.
+        """
+        return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
 
 
 def projection(incoming: int, hidden: int, width: int) -> nn.Sequential:

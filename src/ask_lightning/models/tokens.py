@@ -1,6 +1,7 @@
 """Captions to token ids, with a vocabulary or without. Axes: `B` batch, `L` tokens."""
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ _REMEDY = (
 )
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(nn.Module, ABC):
     """Captions to token ids; what `HashedTokenizer` and `VocabularyTokenizer` have in common.
 
     Args:
@@ -28,6 +29,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.kind = kind
 
+    @abstractmethod
     def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Tokenize captions.
 
@@ -38,7 +40,6 @@ class Tokenizer(nn.Module):
         Returns:
             Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is filled up.
         """
-        raise NotImplementedError
 
 
 class HashedTokenizer(Tokenizer):

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ask_lightning.arguments import check_count
-from ask_lightning.tracking.probe import encode_probe, is_due, probe_of_validation
+from ask_lightning.tracking.probe import check_encoders, encode_probe, is_due, probe_of_validation
 from ask_lightning.tracking.publish import output_folder, publish_picture, publish_table
 
 _COLUMNS = ("epoch", "modality", "clip", "x", "y")
@@ -67,13 +67,7 @@ class DriftMap(Callback):
         """Checks that the model can be asked for embeddings."""
         if stage != "fit":
             return
-        for argument in ("audio", "text"):
-            name = getattr(self, argument)
-            if not callable(getattr(pl_module, name, None)):
-                raise ValueError(
-                    f"Argument `{argument}` of DriftMap has to name a method of the model that takes a "
-                    f"batch, but {type(pl_module).__name__} has no {name!r}."
-                )
+        check_encoders(pl_module, self, self.audio, self.text)
         if trainer.current_epoch == 0:
             self._seen = {}
 

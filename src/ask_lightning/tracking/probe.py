@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ask_lightning.embeddings import as_embeddings
 from ask_lightning.functional import unit_length
-from ask_lightning.knowledge.encoding import encode_source, source_loader
+from ask_lightning.knowledge.encoding import encode_source, has_index, source_loader
 
 
 def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
@@ -27,12 +28,32 @@ def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], D
     """
     loaders = trainer.val_dataloaders
     loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not (isinstance(loader, DataLoader) and has_index(loader)):
         return None
     dataset: Dataset[Any] = loader.dataset
     size = len(dataset)  # type: ignore[arg-type]
     rows = torch.linspace(0, size - 1, min(count, size)).long().tolist()
     return Subset(dataset, rows), loader
+
+
+def check_encoders(module: pl.LightningModule, callback: Callback, audio: str, text: str) -> None:
+    """Refuse names that are no methods of the model.
+
+    Args:
+        module: The model.
+        callback: Who will ask it for embeddings, for the message.
+        audio: Name of the method that encodes audio.
+        text: The same for text.
+
+    Raises:
+        ValueError: The model has no such method.
+    """
+    for argument, name in (("audio", audio), ("text", text)):
+        if not callable(getattr(module, name, None)):
+            raise ValueError(
+                f"Argument `{argument}` of {type(callback).__name__} has to name a method of the model that "
+                f"takes a batch, but {type(module).__name__} has no {name!r}."
+            )
 
 
 def encode_probe(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from ask_lightning.files import written_whole
 
 Cell = str | float | int
 Sound = tuple[npt.NDArray[np.float32], int]
@@ -119,11 +120,9 @@ def write_file(path: Path, content: bytes) -> None:
         path: Of the file; its folder is made if need be.
         content: What it shall hold.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         warn(f"{path} could not be written ({error}). Training goes on without it.", stacklevel=3)
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ask_lightning.arguments import check_count
-from ask_lightning.callbacks import KnowledgeRefreshCallback
+from ask_lightning.callbacks.refresh import find_refresher
 from ask_lightning.functional import reliability_potential
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.encoding import has_index
 from ask_lightning.knowledge.granularity import Neighborhood
 from ask_lightning.loss import DIRECTIONS, ReliabilityOTLoss
-from ask_lightning.tracking.probe import encode_probe, is_due, probe_of_validation
+from ask_lightning.tracking.probe import check_encoders, encode_probe, is_due, probe_of_validation
 from ask_lightning.tracking.publish import Sound, output_folder, publish_sounds, publish_table
 
 _COLUMNS = (
@@ -82,16 +82,17 @@ class QueryTable(Callback):
         self._sounds_written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that there is knowledge to ask."""
+        """Checks that there is knowledge to ask, and who encodes the queries."""
         if stage == "fit":
-            find_refresher(trainer)
+            find_refresher(trainer, self)
+            check_encoders(pl_module, self, self.audio, self.text)
             self._sounds_written = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Asks the knowledge in use."""
         if not is_due(trainer, self.every_n_epochs):
             return
-        refresher = find_refresher(trainer)
+        refresher = find_refresher(trainer, self)
         loss, base = refresher.target.loss, refresher.target.loss.knowledge
         probe = probe_of_validation(trainer, self.num_queries)
         if probe is None or base is None or base.is_sharded:
@@ -118,24 +119,6 @@ class QueryTable(Callback):
         if not self._sounds_written:
             publish_sounds(trainer, folder, "query", [sound for sound in sounds if sound is not None])
             self._sounds_written = True
-
-
-def find_refresher(trainer: pl.Trainer) -> KnowledgeRefreshCallback:
-    """The callback that holds the knowledge.
-
-    Args:
-        trainer: A trainer.
-
-    Raises:
-        RuntimeError: It has none.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, KnowledgeRefreshCallback):
-            return callback
-    raise RuntimeError(
-        "QueryTable asks the knowledge of a KnowledgeRefreshCallback, but the trainer has none. Add it to "
-        "the callbacks."
-    )
 
 
 class _Answers:
