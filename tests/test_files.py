@@ -1,6 +1,5 @@
 """Files are there as a whole or not at all."""
 
-import doctest
 import multiprocessing
 
 import pytest
@@ -94,9 +93,3 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path):
     assert shown == "a.bin"
     assert hidden.startswith(".a.bin.")
     assert hidden.endswith(ask_lightning.files.TEMPORARY)
-
-
-def test_examples():
-    failed, attempted = doctest.testmod(ask_lightning.files)
-    assert failed == 0
-    assert attempted >= 1

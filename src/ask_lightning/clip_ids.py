@@ -25,7 +25,7 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
     Raises:
         ValueError: If a tensor is not a vector of integers, or an id is neither integer nor string.
 
-    Example:
+    Examples:
         >>> integer_ids([3, 1, 3])
         tensor([3, 1, 3])
         >>> dog, rain, again = integer_ids(["dog.wav", "rain.wav", "dog.wav"]).tolist()

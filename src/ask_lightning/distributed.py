@@ -30,7 +30,7 @@ class Ranks:
         rank: Number of this process.
         size: R, number of processes.
 
-    Example:
+    Examples:
         >>> Ranks().gather(torch.ones(2))
         [tensor([1., 1.])]
     """
@@ -208,7 +208,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         `(N, ...)` in the order of ranks. The same tensor where there is one process.
 
-    Example:
+    Examples:
         >>> gather_rows(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """

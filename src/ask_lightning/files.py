@@ -28,7 +28,7 @@ def written_whole(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be made or written to.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.txt"

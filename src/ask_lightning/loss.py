@@ -91,7 +91,7 @@ class ReliabilityOTLoss(nn.Module):
         knowledge: The `KnowledgeBase` in use, or `None`.
         last: Detached terms of the last call, by name; see the table in docs/logging.md.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> audio, text = torch.randn(2, 100, 16, generator=generator)
         >>> loss = ReliabilityOTLoss(num_neighbors=5)

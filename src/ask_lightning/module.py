@@ -101,7 +101,7 @@ class ASKModule(pl.LightningModule):
         TypeError: `model` is no `lightning.pytorch` module, `loss` no `ReliabilityOTLoss`.
         ValueError: A method, attribute or id that an option needs is missing.
 
-    Example:
+    Examples:
         >>> class Retriever(pl.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()

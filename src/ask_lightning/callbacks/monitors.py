@@ -41,7 +41,7 @@ class DriftMonitor(Callback):
     Raises:
         RuntimeError: At the start of training, without the refresh callback or a map-style source.
 
-    Example:
+    Examples:
         >>> DriftMonitor(num_probes=256).num_probes
         256
     """
@@ -95,7 +95,7 @@ class InfluenceMonitor(Callback):
         every_n_steps: Optimiser steps between measurements; each costs about one more evaluation of the
             loss.
 
-    Example:
+    Examples:
         >>> InfluenceMonitor(every_n_steps=50).every_n_steps
         50
     """

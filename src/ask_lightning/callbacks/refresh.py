@@ -78,7 +78,7 @@ class KnowledgeRefreshCallback(Callback):
         ValueError: An argument out of range.
         RuntimeError: At the start of `fit`, where ASK cannot train.
 
-    Example:
+    Examples:
         >>> KnowledgeRefreshCallback(T=15, num_prototypes=64).T
         15
     """

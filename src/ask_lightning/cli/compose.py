@@ -32,7 +32,7 @@ class Composition:
 def shipped_configs() -> list[str]:
     """The names that `--config` takes.
 
-    Example:
+    Examples:
         >>> "audiocaps_resnet38_bert_ask" in shipped_configs()
         True
     """
@@ -42,7 +42,7 @@ def shipped_configs() -> list[str]:
 def shipped_parts() -> list[str]:
     """The names that `compose` takes besides those of whole configs.
 
-    Example:
+    Examples:
         >>> "clotho" in shipped_parts()
         True
     """
@@ -74,7 +74,7 @@ def compose(
     Raises:
         UsageError: A name is unknown, a file is no YAML mapping, or configs are made of each other.
 
-    Example:
+    Examples:
         >>> made = compose(["audiocaps_ced_sonar_ask"], {"run": "runs/1", "datasets": "data", "weights": "w"})
         >>> made.parts
         ['run', 'audiocaps', 'ced_sonar', 'ask']

@@ -35,7 +35,7 @@ def explain(error: BaseException) -> str | None:
     Returns:
         One line; None for an error whose traceback is needed.
 
-    Example:
+    Examples:
         >>> explain(UsageError("There is no such thing."))
         'There is no such thing.'
         >>> explain(ZeroDivisionError("division by zero")) is None

@@ -59,7 +59,7 @@ class Invocation:
         Raises:
             UsageError: A flag lacks its value, or names a checkpoint that is not there.
 
-        Example:
+        Examples:
             >>> made = Invocation.parse(["--config", "clotho_ced_sonar_ask", "--data.batch_size", "8"])
             >>> str(made.run), made.rest
             ('runs/clotho_ced_sonar_ask', ['--data.batch_size', '8'])

@@ -142,7 +142,7 @@ def hits_table(hits: Sequence[Hit]) -> str:
     Args:
         hits: Best first.
 
-    Example:
+    Examples:
         >>> print(hits_table([Hit(0.5, "file:a.wav", "rain")]))
         rank  score  clip        caption
            1  0.500  file:a.wav  rain

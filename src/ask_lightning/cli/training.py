@@ -185,7 +185,7 @@ def load_class(path: str) -> Any:
     Raises:
         UsageError: There is none.
 
-    Example:
+    Examples:
         >>> load_class("ask_lightning.models.TinyRetriever").__name__
         'TinyRetriever'
     """

@@ -44,7 +44,7 @@ def read_audiocaps(table: str | Path) -> list[Clip]:
         FileNotFoundError: There is no such file.
         ValueError: It is not as published; the message says where.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "val.csv"
         >>> _ = path.write_text("audiocap_id,youtube_id,start_time,caption\n97151,vfY_TJq7n_U,130,Ducks")
         >>> read_audiocaps(path)[0].key
@@ -93,7 +93,7 @@ def read_clotho(table: str | Path, metadata: str | Path | None = None) -> list[C
         FileNotFoundError: There is no such file.
         ValueError: It is not as published; the message says where.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "clotho_captions_validation.csv"
         >>> _ = path.write_text("file_name,caption_1,caption_2\nRain 1.wav,rain,it rains")
         >>> read_clotho(path)
@@ -119,7 +119,7 @@ def read_wavcaps(table: str | Path, collection: str | None = None) -> list[Clip]
         FileNotFoundError: There is no such file.
         ValueError: It is not as published; the message says which entry.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "sb_final.json"
         >>> entry = '{"id": "2219", "caption": "An airplane is landing.", "audio": "wav_path"}'
         >>> _ = path.write_text('{"num_captions_per_audio": 1, "data": [' + entry + ']}')

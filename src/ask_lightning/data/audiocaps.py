@@ -19,7 +19,7 @@ class AudioCapsData(PublishedData):
     Args:
         root: Folder of the dataset; all other arguments are those of `PublishedData`.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data.demo import write_audiocaps
         >>> root = write_audiocaps(getfixture("tmp_path"), num_train=8, num_val=2, num_test=2, seconds=1)
         >>> data = AudioCapsData(root, seconds=1, batch_size=4, check_counts=False)

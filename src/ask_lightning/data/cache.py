@@ -21,7 +21,7 @@ class AudioCache:
         place: None: remember nothing. `"memory"`: in this process; each worker of a loader has its own.
             Any other text or path: a folder, made if missing, that any number of processes can share.
 
-    Example:
+    Examples:
         >>> cache = AudioCache("memory")
         >>> path = getfixture("tmp_path") / "a.raw"
         >>> _ = path.write_bytes(b"12")

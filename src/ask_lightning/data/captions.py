@@ -52,7 +52,7 @@ def read_captions(
         ValueError: It is empty, in another encoding, lacks a column, has a row with too many or too few
             fields, an empty field, or a file with two clip ids. The message says where, and what to do.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "clips.csv"
         >>> _ = path.write_text("filename,caption\na.wav,rain\nb.wav,wind\na.wav,it rains")
         >>> [(pair.caption, pair.clip_id) for pair in read_captions(path)]
@@ -114,7 +114,7 @@ def split_by_clip(clip_ids: Sequence[Hashable], fractions: Sequence[float], seed
     Raises:
         ValueError: The fractions do not sum to 1, or a part would be empty.
 
-    Example:
+    Examples:
         >>> train, val = split_by_clip([7, 7, 8, 9, 9, 10], (0.5, 0.5))
         >>> sorted(train + val), len(train) in (2, 3, 4)
         ([0, 1, 2, 3, 4, 5], True)

@@ -62,7 +62,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         AudioFileError: No clip can be used, or with `strict` any cannot.
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data.stores import FileStore
         >>> import soundfile
         >>> folder = getfixture("tmp_path")

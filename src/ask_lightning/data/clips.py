@@ -27,7 +27,7 @@ class Clip:
         path: Of its file, if the dataset says so.
         row: Its number in the file that holds the audio, if that is one file.
 
-    Example:
+    Examples:
         >>> Clip("youtube:vfY_TJq7n_U", ("ducks quack",), name="vfY_TJq7n_U").keys
         frozenset({'youtube:vfY_TJq7n_U'})
     """
@@ -56,7 +56,7 @@ class ClipCollector:
     Args:
         where: What is read, for the warning.
 
-    Example:
+    Examples:
         >>> collector = ClipCollector("val.csv")
         >>> for line, caption in enumerate(["ducks quack", "a duck"], start=2):
         ...     key = "youtube:vfY_TJq7n_U"
@@ -152,7 +152,7 @@ def count_captions(clips: Sequence[Clip]) -> int:
     Args:
         clips: Any.
 
-    Example:
+    Examples:
         >>> count_captions([Clip("file:a", ("rain", "it rains"), name="a.wav")])
         2
     """
@@ -166,7 +166,7 @@ def some(names: Sequence[str], shown: int = _SHOWN) -> str:
         names: Of anything.
         shown: How many to name.
 
-    Example:
+    Examples:
         >>> some(["a", "b", "c", "d", "e"])
         'a, b, c and 2 more'
     """

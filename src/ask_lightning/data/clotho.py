@@ -27,7 +27,7 @@ class ClothoData(PublishedData):
         batch_size: Pairs in a batch of each process, at least 2.
         options: All other arguments are those of `PublishedData`.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data.demo import write_clotho
         >>> root = write_clotho(getfixture("tmp_path"), num_train=4, num_val=2, num_test=2, seconds=1)
         >>> data = ClothoData(root, batch_size=4, check_counts=False)

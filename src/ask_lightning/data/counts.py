@@ -42,7 +42,7 @@ class SplitReport:
         variants: How many files are named by which pattern.
         problems: What else a user should look at.
 
-    Example:
+    Examples:
         >>> SplitReport("AudioCaps", "val", 495, 2475, 450, 2250).publication
         'version 1 and 2'
     """
@@ -82,7 +82,7 @@ def announce(report: SplitReport, *, check_counts: bool = True) -> None:
         report: Of one split.
         check_counts: Whether counts that nobody published are unexpected.
 
-    Example:
+    Examples:
         >>> announce(SplitReport("AudioCaps", "val", 495, 2475, 495, 2475))
     """
     rank_zero_info(str(report))
@@ -112,7 +112,7 @@ def table(reports: Sequence[SplitReport]) -> str:
     Args:
         reports: Of any splits.
 
-    Example:
+    Examples:
         >>> print(table([SplitReport("AudioCaps", "val", 495, 2475, 450, 2250, missing=["a"] * 45)]))
         | split | listed | as | in use | without audio |
         |---|---|---|---|---|

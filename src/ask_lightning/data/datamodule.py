@@ -31,7 +31,7 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
         `(B, F, num_mels)`, perhaps `"num_samples"` `(B,)`, `"caption"` a list of `B` texts, `"clip_id"`
         `(B,)`.
 
-    Example:
+    Examples:
         >>> collate_pairs([{"caption": "rain", "clip_id": 3}, {"caption": "wind", "clip_id": 4}])
         {'caption': ['rain', 'wind'], 'clip_id': tensor([3, 4])}
     """
@@ -61,7 +61,7 @@ class EpochSampler(DistributedSampler[Item]):
         rank: Which of them this is.
         seed: Which sequence of shuffles.
 
-    Example:
+    Examples:
         >>> sampler = EpochSampler(Soundscapes(4, seconds=0.5), num_replicas=1, rank=0, seed=0)
         >>> first = list(sampler)
         >>> list(sampler) == first, sorted(first)
@@ -100,7 +100,7 @@ class PairData(L.LightningDataModule, ABC):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> class Tiny(PairData):
         ...     def build(self):
         ...         return {name: Soundscapes(4, seconds=1, split=name) for name in ("train", "val")}
@@ -224,7 +224,7 @@ class RetrievalData(PairData):
         num_workers: Worker processes of each loader.
         seed: Of the shuffles, at least 0.
 
-    Example:
+    Examples:
         >>> train, val = Soundscapes(8, seconds=1), Soundscapes(4, seconds=1, split="val")
         >>> data = RetrievalData(train, val, batch_size=4)
         >>> batch = next(iter(data.train_dataloader()))
@@ -266,7 +266,7 @@ class SoundscapeData(PairData):
         num_workers: Worker processes of each loader.
         seed: Of the shuffles, at least 0.
 
-    Example:
+    Examples:
         >>> data = SoundscapeData(num_train=8, num_val=4, num_test=4, seconds=1, batch_size=4)
         >>> next(iter(data.train_dataloader()))["log_mel"].shape
         torch.Size([4, 63, 64])
@@ -336,7 +336,7 @@ class FolderData(PairData):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> import numpy, soundfile
         >>> folder = getfixture("tmp_path")
         >>> rows = ["filename,caption"]

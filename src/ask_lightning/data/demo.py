@@ -50,7 +50,7 @@ def write_audiocaps(
     Raises:
         ImportError: soundfile is missing.
 
-    Example:
+    Examples:
         >>> root = write_audiocaps(getfixture("tmp_path"), num_train=2, num_val=1, num_test=1, seconds=0.5)
         >>> sorted(path.name for path in root.iterdir())
         ['audio', 'test.csv', 'train.csv', 'val.csv']
@@ -102,7 +102,7 @@ def write_clotho(
     Raises:
         ImportError: soundfile is missing.
 
-    Example:
+    Examples:
         >>> root = write_clotho(getfixture("tmp_path"), num_train=2, num_val=1, num_test=1, seconds=1)
         >>> len(list(root.glob("clotho_csv_files/*.csv")))
         6
@@ -156,7 +156,7 @@ def write_wavcaps(
         ImportError: soundfile is missing.
         ValueError: There are too few clips.
 
-    Example:
+    Examples:
         >>> root = write_wavcaps(getfixture("tmp_path"), num_clips=4, overlap=0, seconds=0.5)
         >>> sorted(path.name for path in root.glob("json_files/*/*.json"))
         ['as_final.json', 'bbc_final.json', 'fsd_final.json', 'sb_final.json']

@@ -32,7 +32,7 @@ def log_mel(waveform: Tensor, *, sample_rate: int = 16000, num_mels: int = 64) -
     Raises:
         ImportError: torchaudio is missing or does not load.
 
-    Example:
+    Examples:
         >>> log_mel(torch.zeros(2, 16000)).shape
         torch.Size([2, 63, 64])
     """
@@ -49,7 +49,7 @@ def num_frames(num_samples: int, sample_rate: int = 16000) -> int:
         num_samples: Length of the waveform.
         sample_rate: In Hz.
 
-    Example:
+    Examples:
         >>> num_frames(16000)
         63
     """
@@ -65,7 +65,7 @@ def require_audio_package(name: str) -> Any:
     Raises:
         ImportError: The package is missing or does not load; the message says what to install.
 
-    Example:
+    Examples:
         >>> require_audio_package("soundfile").SoundFile.__name__
         'SoundFile'
     """

@@ -29,7 +29,7 @@ class FolderIndex:
     Raises:
         FileNotFoundError: There is no such folder.
 
-    Example:
+    Examples:
         >>> folder = getfixture("tmp_path") / "val"
         >>> folder.mkdir()
         >>> (folder / "YvfY_TJq7n_U.wav").touch()
@@ -101,7 +101,7 @@ class Matches:
     def problems(self) -> list[str]:
         """What a user should look at; missing files are reported elsewhere.
 
-        Example:
+        Examples:
             >>> Matches(shared=["a.wav"]).problems()
             ['1 files stand for more than one clip (a.wav)']
         """
@@ -136,7 +136,7 @@ def match_files(
     Returns:
         What was found, and what was not.
 
-    Example:
+    Examples:
         >>> folder = getfixture("tmp_path")
         >>> (folder / "YvfY_TJq7n_U.flac").touch()
         >>> clips = [Clip("youtube:vfY_TJq7n_U", ("ducks",), "vfY_TJq7n_U", start=130)]
@@ -194,7 +194,7 @@ def audiocaps_names(clip: Clip) -> list[tuple[str, str]]:
     Returns:
         Patterns and names.
 
-    Example:
+    Examples:
         >>> clip = Clip("youtube:abc", ("rain",), "abc", start=30)
         >>> dict(audiocaps_names(clip))["{youtube_id}_{start}_{end}"]
         'abc_30_40'
@@ -232,7 +232,7 @@ def clotho_names(clip: Clip) -> list[tuple[str, str]]:
     Returns:
         Patterns and names.
 
-    Example:
+    Examples:
         >>> clotho_names(Clip("freesound:12", ("rain",), "Rain 1.wav"))[0]
         ('{file_name}', 'Rain 1.wav')
     """
@@ -250,7 +250,7 @@ def wavcaps_names(clip: Clip) -> list[tuple[str, str]]:
     Returns:
         Patterns and names.
 
-    Example:
+    Examples:
         >>> wavcaps_names(Clip("youtube:b0RFKhbpFJA", ("wind",), "Yb0RFKhbpFJA.wav"))
         [('{id}', 'Yb0RFKhbpFJA.wav'), ('{id} without Y', 'b0RFKhbpFJA')]
     """

@@ -61,7 +61,7 @@ class AudioFolder(Dataset[dict[str, Any]]):
         AudioFileError: No file can be used, or with `strict` any cannot.
         ImportError: soundfile is missing, or torchaudio where it is needed.
 
-    Example:
+    Examples:
         >>> import soundfile
         >>> folder = getfixture("tmp_path")
         >>> soundfile.write(folder / "a.wav", np.zeros((22050, 2)), 22050)

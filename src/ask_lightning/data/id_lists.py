@@ -44,7 +44,7 @@ def read_ids(source: str | Path | Iterable[str]) -> list[frozenset[str]]:
         FileNotFoundError: There is no such file.
         ValueError: It is not a list of ids.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "exclude.json"
         >>> _ = path.write_text('{"FreeSound": ["180913"]}')
         >>> read_ids(path)
@@ -81,7 +81,7 @@ def without(clips: Sequence[Clip], excluded: str | Path | Iterable[str], where: 
         FileNotFoundError: There is no such file.
         ValueError: It is not a list of ids, or all clips are on it.
 
-    Example:
+    Examples:
         >>> clips = [Clip("youtube:vfY_TJq7n_U", ("ducks",), "vfY_TJq7n_U"), Clip("file:a", ("rain",), "a")]
         >>> [clip.key for clip in without(clips, ["YvfY_TJq7n_U.wav"], "train")]
         ['file:a']
@@ -117,7 +117,7 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
         FileNotFoundError: There is no such file.
         ValueError: It is something else.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "enriched.json"
         >>> _ = path.write_text('{"vfY_TJq7n_U": ["Ducks quack beside a pond while two people talk."]}')
         >>> read_captions_by_id(path)[0][2]
@@ -162,7 +162,7 @@ def enrich(clips: Sequence[Clip], path: str | Path, mode: EnrichMode, where: str
         FileNotFoundError: There is no such file.
         ValueError: `mode` is neither, the file is something else, or none of its ids belongs to a clip.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "enriched.csv"
         >>> _ = path.write_text("youtube_id,caption\nvfY_TJq7n_U,Ducks on a pond")
         >>> clips = [Clip("youtube:vfY_TJq7n_U", ("ducks",), "vfY_TJq7n_U")]

@@ -37,7 +37,7 @@ def stem(name: str) -> str:
     Args:
         name: Of a file or path, or an id.
 
-    Example:
+    Examples:
         >>> stem("AudioSet_SL/Yb0RFKhbpFJA.wav"), stem("FR.CTC.08.CoyuyoS.001.wav"), stem("2219")
         ('Yb0RFKhbpFJA', 'FR.CTC.08.CoyuyoS.001', '2219')
     """
@@ -56,7 +56,7 @@ def youtube_id(name: str) -> str | None:
     Returns:
         Its eleven characters, or None for a name that cannot hold one.
 
-    Example:
+    Examples:
         >>> [youtube_id(name) for name in ("b0RFKhbpFJA", "Yb0RFKhbpFJA.wav", "b0RFKhbpFJA_30_40", "rain")]
         ['b0RFKhbpFJA', 'b0RFKhbpFJA', 'b0RFKhbpFJA', None]
     """
@@ -73,7 +73,7 @@ def plain_title(name: str) -> str:
     Returns:
         Letters and digits in lower case with single spaces between them.
 
-    Example:
+    Examples:
         >>> plain_title("Grillons-d&#39;Italie.wav") == plain_title("grillons d'italie")
         True
     """
@@ -88,7 +88,7 @@ def key(namespace: str, name: str) -> str:
         namespace: One of the values of `NAMESPACES`.
         name: Its id or, in the namespace `file`, its title.
 
-    Example:
+    Examples:
         >>> key("youtube", "Yb0RFKhbpFJA.wav"), key("file", "Rain_1.wav"), key("freesound", "180913.flac")
         ('youtube:b0RFKhbpFJA', 'file:rain 1', 'freesound:180913')
     """
@@ -109,7 +109,7 @@ def possible_keys(name: str, collection: str | None = None) -> frozenset[str]:
     Returns:
         The one key if the collection is known, else one for each in which the id makes sense.
 
-    Example:
+    Examples:
         >>> sorted(possible_keys("180913", "FreeSound"))
         ['freesound:180913']
         >>> "youtube:b0RFKhbpFJA" in possible_keys("Yb0RFKhbpFJA.wav")

@@ -59,7 +59,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
     Returns:
         What they share.
 
-    Example:
+    Examples:
         >>> test = [Clip("youtube:vfY_TJq7n_U", ("Ducks quack.",), "vfY_TJq7n_U")]
         >>> wavcaps = [Clip("youtube:vfY_TJq7n_U", ("Birds.",), "a"), Clip("bbc:1", ("ducks quack",), "b")]
         >>> find_leakage(wavcaps, test)
@@ -96,7 +96,7 @@ def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id"
     Raises:
         ValueError: `by` holds anything else.
 
-    Example:
+    Examples:
         >>> test = [Clip("youtube:vfY_TJq7n_U", ("Ducks quack.",), "vfY_TJq7n_U")]
         >>> leaked_ids([Clip("youtube:vfY_TJq7n_U", ("Birds.",), "a")], test)
         ['youtube:vfY_TJq7n_U']
@@ -127,7 +127,7 @@ def check_leakage(source: Clips, *evaluation: Clips, name: str = "The knowledge 
     Returns:
         What they share; it is false where that is nothing.
 
-    Example:
+    Examples:
         >>> bool(check_leakage([Clip("bbc:1", ("birds",), "1")], [Clip("file:a", ("rain",), "a.wav")]))
         False
     """
@@ -155,7 +155,7 @@ def clips_of(source: Clips) -> Sequence[Clip]:
     Raises:
         TypeError: It is neither.
 
-    Example:
+    Examples:
         >>> clips_of([])
         []
     """

@@ -42,7 +42,7 @@ def find_split(root: Path, split: str, layout: Layout = "auto") -> tuple[str, li
         FileNotFoundError: There is no such folder.
         ValueError: Several files could be meant.
 
-    Example:
+    Examples:
         >>> root = getfixture("tmp_path")
         >>> for name in ("clotho_captions_development.csv", "clotho_metadata_development.csv"):
         ...     (root / name).touch()
@@ -82,7 +82,7 @@ def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
         FileNotFoundError: There is nothing.
         ValueError: Its ending is of no layout.
 
-    Example:
+    Examples:
         >>> root = getfixture("tmp_path")
         >>> (root / "val.csv").touch()
         >>> given_split(root, "val.csv")[0]
@@ -113,7 +113,7 @@ def beside(table: Path, words: Sequence[str]) -> Path | None:
         table: Path of the captions.
         words: What the split may be called.
 
-    Example:
+    Examples:
         >>> root = getfixture("tmp_path")
         >>> (root / "clotho_metadata_validation.csv").touch()
         >>> beside(root / "clotho_captions_validation.csv", SPLIT_WORDS["val"]).name

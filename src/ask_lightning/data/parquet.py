@@ -31,7 +31,7 @@ class ParquetStore:
     Raises:
         ImportError: pyarrow is missing.
 
-    Example:
+    Examples:
         >>> ParquetStore([]).num_rows
         0
     """
@@ -88,7 +88,7 @@ class HubStore:
         dataset: One split, with its column of audio not decoded.
         name: For errors.
 
-    Example:
+    Examples:
         >>> HubStore([], "demo").origin(Clip("a", ("rain",), "a", row=0))
         (PosixPath('demo'), 'row 0')
     """
@@ -124,7 +124,7 @@ def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip
         ImportError: pyarrow is missing.
         ValueError: A file is not parquet, or lacks a column.
 
-    Example:
+    Examples:
         >>> import pyarrow, pyarrow.parquet
         >>> path = getfixture("tmp_path") / "test-00000-of-00001.parquet"
         >>> audio = [{"bytes": b"", "path": "a.wav"}]

@@ -69,7 +69,7 @@ class PublishedData(PairData):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data import AudioCapsData, ClothoData
         >>> issubclass(AudioCapsData, PublishedData), issubclass(ClothoData, PublishedData)
         (True, True)

@@ -63,7 +63,7 @@ class ArrayRecording:
         frames: How many of the samples are audio; the rest is filling.
         rate: In Hz.
 
-    Example:
+    Examples:
         >>> ArrayRecording("a", np.array([0, 16384], dtype=np.int16), frames=2, rate=16000).read(1, 5)
         array([[0.5]], dtype=float32)
     """
@@ -107,7 +107,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         AudioFileError: There is nothing to read, or it is damaged.
         ImportError: soundfile is missing.
 
-    Example:
+    Examples:
         >>> import soundfile
         >>> path = getfixture("tmp_path") / "a.wav"
         >>> soundfile.write(path, np.zeros((22050, 2)), 22050)
@@ -143,7 +143,7 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
     Raises:
         AudioFileError: It has no samples, ends long before its header says, or holds NaN or infinity.
 
-    Example:
+    Examples:
         >>> check_recording(ArrayRecording("a", np.zeros(1), frames=1, rate=16000), samples=True)
     """
     if recording.frames == 0:
@@ -166,7 +166,7 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
         rate: Its own, in Hz.
         sample_rate: The other, in Hz.
 
-    Example:
+    Examples:
         >>> resampled_length(441, 44100, 32000)
         320
     """
@@ -180,7 +180,7 @@ def crop_step(rate: int, sample_rate: int) -> int:
         rate: Of the recording, in Hz.
         sample_rate: Of the crops, in Hz.
 
-    Example:
+    Examples:
         >>> crop_step(44100, 32000), crop_step(96000, 32000)
         (320, 1)
     """
@@ -206,7 +206,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
         AudioFileError: It is damaged, or holds samples that are not finite.
         ImportError: torchaudio is missing and the rates differ.
 
-    Example:
+    Examples:
         >>> tone = ArrayRecording("a", np.ones(44100), frames=44100, rate=44100)
         >>> read_stretch(tone, 32000, start=320, count=3200).shape
         torch.Size([3200])

@@ -13,7 +13,7 @@ def require_data_package(name: str) -> Any:
     Raises:
         ImportError: The package is missing or does not load; the message says what to install.
 
-    Example:
+    Examples:
         >>> require_data_package("h5py").File.__name__
         'File'
     """

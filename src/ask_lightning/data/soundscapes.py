@@ -79,7 +79,7 @@ class Scene:
         background: None or one softer event that sounds all the time.
         ambience: Root mean square of the noise of place and recorder.
 
-    Example:
+    Examples:
         >>> scene = draw_scene(seed=0, split="train", index=0)
         >>> len(scene.foreground) in (1, 2, 3)
         True
@@ -106,7 +106,7 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
     Returns:
         One to three events of different types, drawn by `EVENT_PROBABILITIES`.
 
-    Example:
+    Examples:
         >>> draw_scene(seed=0, split="val", index=3) == draw_scene(seed=0, split="val", index=3)
         True
     """
@@ -144,7 +144,7 @@ def render_scene(
     Returns:
         `(num_samples,)` float32 in [-1, 1].
 
-    Example:
+    Examples:
         >>> scene = draw_scene(seed=0, split="train", index=0)
         >>> render_scene(scene, 8000, sample_rate=16000, random=np.random.default_rng(0)).dtype
         dtype('float32')
@@ -176,7 +176,7 @@ def describe_scene(scene: Scene, random: np.random.Generator, count: int = 1) ->
     Returns:
         Different captions. Events in turn are named in the order of time, the background last.
 
-    Example:
+    Examples:
         >>> scene = draw_scene(seed=0, split="train", index=0)
         >>> len(set(describe_scene(scene, np.random.default_rng(0), count=5)))
         5
@@ -224,7 +224,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
         ValueError: An argument is outside its range.
         ImportError: `num_mels` is given and torchaudio is missing.
 
-    Example:
+    Examples:
         >>> clips = Soundscapes(num_clips=2, split="val", captions_per_clip=5)
         >>> len(clips)
         10

@@ -18,7 +18,7 @@ class LazyParts(Mapping[str, ClipDataset]):
     Args:
         makers: What makes each.
 
-    Example:
+    Examples:
         >>> parts = LazyParts({"val": lambda: 1 / 0})
         >>> "val" in parts, list(parts)
         (True, ['val'])
@@ -55,7 +55,7 @@ class SplitReader:
         hub: Name of a dataset of the Hugging Face hub to read instead. None: there is none.
         hdf5_rate: Of the waveforms in HDF5 files, in Hz.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data.annotations import read_clotho
         >>> root = getfixture("tmp_path")
         >>> _ = (root / "val.csv").write_text("file_name,caption_1\nRain.wav,rain")

@@ -44,7 +44,7 @@ class FileStore:
         folder: Where the files are.
         files: Path of each clip's file, relative to the folder, by key.
 
-    Example:
+    Examples:
         >>> store = FileStore("audio", {"youtube:vfY_TJq7n_U": "val/YvfY_TJq7n_U.wav"})
         >>> store.origin(Clip("youtube:vfY_TJq7n_U", ("ducks",), "vfY_TJq7n_U"))[0].as_posix()
         'audio/val/YvfY_TJq7n_U.wav'
@@ -71,7 +71,7 @@ class HDF5Store:
         path: Of the file.
         sample_rate: Of its waveforms, in Hz, which it does not say itself.
 
-    Example:
+    Examples:
         >>> HDF5Store("train.h5", 32000).origin(Clip("youtube:a", ("ducks",), "a", row=7))
         (PosixPath('train.h5'), 'row 7')
     """
@@ -130,7 +130,7 @@ def read_hdf5(path: str | Path, namespace: str) -> list[Clip]:
         ImportError: h5py is missing.
         ValueError: It is no HDF5 file, or lacks a dataset.
 
-    Example:
+    Examples:
         >>> import h5py
         >>> path = getfixture("tmp_path") / "val.h5"
         >>> with h5py.File(path, "w") as file:

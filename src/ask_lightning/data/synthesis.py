@@ -42,7 +42,7 @@ class EventType:
         envelope: Loudness over a cycle.
         rate_hz: Cycles a second; 0 for one cycle over the whole event.
 
-    Example:
+    Examples:
         >>> EVENT_TYPES["a rising whistle"].end_hz > EVENT_TYPES["a rising whistle"].start_hz
         True
     """
@@ -181,7 +181,7 @@ def render(
     Returns:
         `(num_samples,)` float32, root mean square 1 before its ends are faded.
 
-    Example:
+    Examples:
         >>> random = np.random.default_rng(0)
         >>> hum = EVENT_TYPES["a low hum"]
         >>> render(hum, 16000, pitch=1.0, speed=1.0, sample_rate=16000, random=random).shape

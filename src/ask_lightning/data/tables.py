@@ -21,7 +21,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         FileNotFoundError: There is no such file.
         ValueError: It is in another encoding; the message names the line.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "a.csv"
         >>> _ = path.write_bytes(b"filename,caption")
         >>> read_text(path)
@@ -52,7 +52,7 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
     Raises:
         ValueError: A double quote is misplaced.
 
-    Example:
+    Examples:
         >>> list(numbered_rows(Path("a.csv"), "a, b\n\nc,d", ","))
         [(1, ['a', 'b']), (3, ['c', 'd'])]
     """
@@ -90,7 +90,7 @@ def check_columns(
     Raises:
         ValueError: A column is missing or repeated.
 
-    Example:
+    Examples:
         >>> check_columns(Path("a.csv"), ["filename", "caption"], ["caption"], ",", "Add it.")
     """
     missing = [column for column in columns if column not in header]
@@ -123,7 +123,7 @@ def check_width(path: Path, line: int, fields: Sequence[str], header: Sequence[s
     Raises:
         ValueError: The row is longer or shorter.
 
-    Example:
+    Examples:
         >>> check_width(Path("a.csv"), 2, ["a.wav", "rain"], ["filename", "caption"], ",")
     """
     if len(fields) != len(header):
@@ -143,7 +143,7 @@ def read_header(path: Path) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: It is empty or in another encoding.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "a.csv"
         >>> _ = path.write_text("filename,caption")
         >>> read_header(path)
@@ -170,7 +170,7 @@ def read_rows(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tu
         FileNotFoundError: There is no such CSV.
         ValueError: It is empty, in another encoding, lacks a column or has a row of another width.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "a.csv"
         >>> _ = path.write_text("filename,caption\na.wav,rain")
         >>> list(read_rows(path, ["caption"], remedy="Add it."))
@@ -196,7 +196,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: It is not UTF-8 or not JSON; the message names the place.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "a.json"
         >>> _ = path.write_text('{"num_captions_per_audio": 1}')
         >>> read_json(path)

@@ -49,7 +49,7 @@ class WavCaps(ClipDataset):
         FileNotFoundError: There is no folder, or no JSON of a collection.
         ValueError: A collection is unknown, or a JSON is not as published.
 
-    Example:
+    Examples:
         >>> from ask_lightning.data.demo import write_wavcaps
         >>> root = write_wavcaps(getfixture("tmp_path"), num_clips=4, seconds=1)
         >>> source = WavCaps(root, seconds=1, check_counts=False)

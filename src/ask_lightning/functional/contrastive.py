@@ -29,7 +29,7 @@ def nt_xent(
     Returns:
         0-d, or `(B,)` with `reduction="none"`.
 
-    Example:
+    Examples:
         >>> nt_xent(torch.zeros(4, 4))  # log 4
         tensor(1.3863)
     """

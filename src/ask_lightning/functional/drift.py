@@ -28,7 +28,7 @@ def representation_drift(
     Raises:
         ValueError: `current` and `stored` differ in shape, or there is no query.
 
-    Example:
+    Examples:
         >>> rows = torch.eye(3)
         >>> representation_drift(rows, rows, rows)
         tensor(0.)

@@ -28,7 +28,7 @@ def out_of_batch_influence(
     Returns:
         0-d, without a gradient. Exactly 0 for a loss that uses the batch only.
 
-    Example:
+    Examples:
         >>> vectors = torch.ones(1, 2, 3, requires_grad=True)
         >>> rows = torch.tensor([[0, 7]])
         >>> out_of_batch_influence(vectors.sum(), [(rows, vectors)], [], num_rows=10)  # 2 · √3 / 10

@@ -20,7 +20,7 @@ def unit_length(embeddings: Tensor) -> Tensor:
     Returns:
         `(..., d)`, same dtype, every row of length one or zero.
 
-    Example:
+    Examples:
         >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
@@ -47,7 +47,7 @@ def inject_knowledge(
     Returns:
         `(B, d)`.
 
-    Example:
+    Examples:
         >>> inject_knowledge(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), 0.25)
         tensor([[0.7500, 0.2500]])
     """

@@ -22,7 +22,7 @@ def reliability_potential(embeddings: Tensor, crossed: Tensor, own: Tensor) -> T
     Returns:
         `(B,)`, Ψ of each sample. The weights w depend on the knowledge only.
 
-    Example:
+    Examples:
         >>> u = torch.tensor([[1.0, 0.0]])
         >>> agreeing = torch.tensor([[[1.0, 0.0]]])
         >>> reliability_potential(u, agreeing, agreeing)  # e

@@ -43,7 +43,7 @@ def sinkhorn_plan(
     Raises:
         ValueError: `epsilon` is not positive or `iterations` is below 1.
 
-    Example:
+    Examples:
         >>> plan = sinkhorn_plan(torch.eye(3), epsilon=0.1)
         >>> plan.diagonal()
         tensor([0.3333, 0.3333, 0.3333])
@@ -90,7 +90,7 @@ def realign_similarity(
     Raises:
         ValueError: An unknown `plan_scaling`.
 
-    Example:
+    Examples:
         >>> realign_similarity(torch.eye(2), torch.full((2, 2), 0.25), 0.5, plan_scaling="row")
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]])

@@ -53,7 +53,7 @@ class KnowledgeBase:
         coarse: The prototypes, Eq. 8.
         ids: `(N,)` int64, the clip that each pair belongs to; a clip may have several pairs.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> audio, text = torch.randn(2, 100, 16, generator=generator)
         >>> base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=8)

@@ -23,7 +23,7 @@ def checksum(rows: Tensor, numbers: Tensor | None = None) -> int:
     Returns:
         An integer in [0, 2^64).
 
-    Example:
+    Examples:
         >>> whole = torch.arange(6.0).view(3, 2)
         >>> one, other = torch.tensor([0, 2]), torch.tensor([1])
         >>> parts = checksum(whole[one], one) + checksum(whole[other], other)

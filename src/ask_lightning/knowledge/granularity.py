@@ -49,6 +49,12 @@ class Granularity:
         audio: `(N, d)` or `(M, d)`, U.
         text: The same shape, V; row j of both is pair j.
         index: See `build_search`.
+
+    Examples:
+        >>> pairs = Granularity(torch.eye(2), torch.eye(2).flip(0))
+        >>> scores, rows = pairs.search_audio(torch.tensor([[0.8, 0.6]]), 1)
+        >>> rows.tolist()
+        [[0]]
     """
 
     audio: Tensor

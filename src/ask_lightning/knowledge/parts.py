@@ -25,7 +25,7 @@ class Part:
         at_a_time: How many rows an item is, where items are dealt out in turn; 0 where ranks follow each
             other.
 
-    Example:
+    Examples:
         >>> part = Part.dealt(5, Ranks(rank=0, size=1))
         >>> part.rows().tolist(), part.total
         ([0, 1, 2, 3, 4], 5)

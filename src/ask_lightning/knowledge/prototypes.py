@@ -112,7 +112,7 @@ def match_clusters(
     Returns:
         `(n,)`, the renumbered `by_text`.
 
-    Example:
+    Examples:
         >>> match_clusters(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), 2)
         tensor([0, 0, 1])
     """
@@ -134,7 +134,7 @@ def max_pool(vectors: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
     Returns:
         `(M, d)`, minus infinity where a cluster has no row.
 
-    Example:
+    Examples:
         >>> max_pool(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]), 2)
         tensor([[1., 2.],
                 [5., 5.]])

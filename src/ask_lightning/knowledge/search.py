@@ -107,7 +107,7 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
     Returns:
         `(B, k)`, int64.
 
-    Example:
+    Examples:
         >>> first_largest(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), 2)
         tensor([[0, 1]])
     """

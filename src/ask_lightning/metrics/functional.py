@@ -59,7 +59,7 @@ def retrieval_ranks(
     Raises:
         ValueError: If shapes or dtypes do not fit, there is no row, or an embedding has NaN or Inf.
 
-    Example:
+    Examples:
         Two clips. The first has two captions, and the second one of them sounds like the other clip.
 
         >>> audio = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -130,7 +130,7 @@ def retrieval_scores(
     Returns:
         One 0-d float32 tensor a key, in the order of the table.
 
-    Example:
+    Examples:
         One clip with two captions at ranks 3 and 1: its average precision is (1/1 + 2/3) / 2.
 
         >>> ranks = RetrievalRanks(torch.tensor([3, 1]), torch.tensor([1, 2]), clips=torch.tensor([0, 0]))
@@ -177,7 +177,7 @@ def merge_duplicates(
         `audio`, `text` and `clip_ids` of the rows left, the embeddings in float64, averaged in direction
         (equal rows stay what they are) and not normalised. Sorted by ids.
 
-    Example:
+    Examples:
         >>> audio, text, clip_ids = merge_duplicates(
         ...     torch.ones(3, 2), torch.ones(3, 2), torch.tensor([5, 5, 5]), torch.tensor([0, 1, 0])
         ... )
@@ -199,7 +199,7 @@ def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
     Raises:
         ValueError: Names the argument, what it has to be and what it is.
 
-    Example:
+    Examples:
         >>> check_rows(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 0]))
     """
     for name, rows in (("audio", audio), ("text", text)):

@@ -38,7 +38,7 @@ class AudioTextRetrieval(Metric):
         ValueError: At construction if a cut-off or `block_size` is not a positive integer or `top_k` is
             empty; in `compute` if there are no rows, or an embedding has NaN or Inf.
 
-    Example:
+    Examples:
         >>> from ask_lightning.metrics import AudioTextRetrieval
         >>> metric = AudioTextRetrieval(top_k=[1])
         >>> clips = torch.eye(3)
@@ -157,7 +157,7 @@ class RetrievalScore(WrapperMetric):
         source: The metric to read from.
         score_name: Which of its `score_names`.
 
-    Example:
+    Examples:
         >>> from ask_lightning.metrics import AudioTextRetrieval
         >>> source = AudioTextRetrieval()
         >>> score = RetrievalScore(source, "a2t/recall_at_1")
@@ -203,7 +203,7 @@ class RetrievalMetrics(MetricCollection):
         source: The metric that holds the rows and ranks them.
         prefix: Put in front of every name.
 
-    Example:
+    Examples:
         >>> from ask_lightning.metrics import AudioTextRetrieval
         >>> RetrievalMetrics(AudioTextRetrieval(top_k=[1]), prefix="val/")["val/a2t/recall_at_1"].score_name
         'a2t/recall_at_1'
@@ -288,7 +288,7 @@ def retrieval_metrics(
     Raises:
         ValueError: If a cut-off or `block_size` is not a positive integer, or `top_k` is empty.
 
-    Example:
+    Examples:
         In a `LightningModule`, `self.metrics = retrieval_metrics("val/")` in `__init__` and in
         `validation_step` first `self.metrics.update(audio, text, ids)`, then `self.log_dict(self.metrics)`.
         By hand:

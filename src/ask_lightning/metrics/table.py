@@ -33,7 +33,7 @@ def percentages(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     Returns:
         Percent by the names of `COLUMNS`; empty if they were not logged.
 
-    Example:
+    Examples:
         >>> percentages({"test/a2t/recall_at_1": 0.5, "loss": 3.0}, "test/")
         {'a2t/recall_at_1': 50.0}
     """
@@ -48,7 +48,7 @@ def scores_markdown(rows: Mapping[str, Scores]) -> str:
     Args:
         rows: Percent by the names of `COLUMNS`.
 
-    Example:
+    Examples:
         >>> print(scores_markdown({"Clotho": {"a2t/recall_at_1": 16.31, "t2a/recall_at_1": 14.2}}))
         | | A2T R@1 | T2A R@1 |
         |---|---|---|

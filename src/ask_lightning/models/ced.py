@@ -44,7 +44,7 @@ class CED(nn.Module):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> encoder = CED(width=8, depth=1, heads=2)
         >>> encoder(torch.zeros(2, 101, 64)).shape
         torch.Size([2, 8])
@@ -186,7 +186,7 @@ class CEDSonar(ProjectedRetriever):
         ValueError: An argument is outside its range, weights do not fit, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
-    Example:
+    Examples:
         A shrunken one:
 
         >>> model = CEDSonar(

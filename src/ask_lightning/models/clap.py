@@ -57,7 +57,7 @@ class CLAPRetriever(FineTunedRetriever):
         ValueError: An argument is outside its range, weights are incomplete, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
-    Example:
+    Examples:
         A shrunken one:
 
         >>> model = CLAPRetriever(

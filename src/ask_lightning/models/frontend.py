@@ -42,7 +42,7 @@ class Resample(_Constants):
         ValueError: A rate is not positive.
         ImportError: torchaudio is missing or does not load.
 
-    Example:
+    Examples:
         >>> waveform, num_samples = Resample(16000, 32000)(torch.zeros(2, 800), torch.tensor([800, 400]))
         >>> waveform.shape, num_samples
         (torch.Size([2, 1600]), tensor([1600,  800]))
@@ -97,7 +97,7 @@ class LogMel(_Constants):
     Raises:
         ImportError: torchaudio is missing or does not load.
 
-    Example:
+    Examples:
         >>> log_mel = LogMel(32000, window=1024, hop=320, lowest=50, highest=14000, scale="slaney")
         >>> log_mel(torch.zeros(2, 32000)).shape
         torch.Size([2, 101, 64])
@@ -161,7 +161,7 @@ class LogMel(_Constants):
         Returns:
             `(B,)` integers.
 
-        Example:
+        Examples:
             >>> log_mel = LogMel(16000, window=512, hop=160, lowest=0, highest=8000, scale="htk")
             >>> log_mel.num_frames(torch.tensor([16000, 0]))
             tensor([101,   2])
@@ -182,7 +182,7 @@ class SpecAugment(nn.Module):
     Raises:
         ValueError: An argument is negative.
 
-    Example:
+    Examples:
         >>> augment = SpecAugment()
         >>> augment(torch.ones(4, 1000, 64)).mean() < 1
         tensor(True)
@@ -234,7 +234,7 @@ def frames_of_seconds(seconds: float, sample_rate: int, hop: int) -> int:
         sample_rate: In Hz.
         hop: Distance of neighbouring frames, in samples.
 
-    Example:
+    Examples:
         >>> frames_of_seconds(10, 32000, 320)
         1001
     """

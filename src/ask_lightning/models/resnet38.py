@@ -44,7 +44,7 @@ class ResNet38(nn.Module):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> encoder = ResNet38(channels=(4, 4, 4, 4), blocks=(1, 1, 1, 1), width=8)
         >>> encoder(torch.zeros(2, 100, 64)).shape
         torch.Size([2, 8])
@@ -162,7 +162,7 @@ class ResNet38BERT(ProjectedRetriever):
         ValueError: An argument is outside its range, weights do not fit, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
-    Example:
+    Examples:
         A shrunken one:
 
         >>> model = ResNet38BERT(

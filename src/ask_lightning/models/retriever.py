@@ -30,7 +30,7 @@ class Retriever(L.LightningModule, ABC):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> class Lookup(Retriever):
         ...     def forward_audio(self, batch):
         ...         return torch.eye(4)[batch["clip_id"]]
@@ -260,7 +260,7 @@ def projection(incoming: int, hidden: int, width: int) -> nn.Sequential:
         hidden: Width between the layers.
         width: Of the output.
 
-    Example:
+    Examples:
         >>> projection(6, 8, 4)(torch.zeros(2, 6)).shape
         torch.Size([2, 4])
     """

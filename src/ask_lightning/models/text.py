@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
         tokenizer: Makes token ids and a mask of captions.
         pooling: `"first"`: the first token, as for BERT. `"mean"`: the mean over the tokens of the caption.
 
-    Example:
+    Examples:
         >>> encoder = TextEncoder.bert(
         ...     None, {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}, "hashed"
         ... )

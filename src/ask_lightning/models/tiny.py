@@ -27,7 +27,7 @@ class ConvolutionalAudioEncoder(nn.Module):
         channels: Of each of the convolutions, which halve time and frequency.
         time_width: Width of each direction of the recurrent network.
 
-    Example:
+    Examples:
         >>> encoder = ConvolutionalAudioEncoder(width=8)
         >>> encoder(torch.zeros(2, 100, 64)).shape
         torch.Size([2, 8])
@@ -97,7 +97,7 @@ class TinyRetriever(Retriever):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> model = TinyRetriever(width=8)
         >>> model.forward_audio({"log_mel": torch.zeros(2, 100, 64)}).shape
         torch.Size([2, 8])
@@ -206,7 +206,7 @@ def mask_spectrogram(spectrogram: Tensor, largest_share: float) -> Tensor:
     Returns:
         `(B, F, M)`; places and widths are drawn from torch's global generator.
 
-    Example:
+    Examples:
         >>> masked = mask_spectrogram(torch.zeros(2, 100, 64), largest_share=0.5)
         >>> masked.shape, (masked == 0).float().mean() > 0.2
         (torch.Size([2, 100, 64]), tensor(True))

@@ -56,7 +56,7 @@ class HashedTokenizer(Tokenizer):
     Raises:
         ValueError: An argument is outside its range.
 
-    Example:
+    Examples:
         >>> ids, mask = HashedTokenizer(vocab_size=1000)(["Rain", "rain, then wind"])
         >>> ids.shape, mask.tolist()
         (torch.Size([2, 5]), [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
@@ -100,7 +100,7 @@ class VocabularyTokenizer(Tokenizer):
     Args:
         max_tokens: Longer captions are cut.
 
-    Example:
+    Examples:
         >>> VocabularyTokenizer()(["rain"])
         Traceback (most recent call last):
         ...

@@ -32,7 +32,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: It is no such file.
 
-    Example:
+    Examples:
         >>> path = getfixture("tmp_path") / "weights.pth"
         >>> torch.save({"iteration": 7, "model": {"bn0.weight": torch.ones(3)}}, path)
         >>> read_state_dict(path)
@@ -77,7 +77,7 @@ def load_weights(
     Raises:
         ValueError: Tensors are missing, of another shape, or unknown; the message lists them.
 
-    Example:
+    Examples:
         >>> state = {"weight": torch.ones(1, 3), "fc.bias": torch.ones(1)}
         >>> load_weights(nn.Linear(2, 1), state, source="w.pt")
         Traceback (most recent call last):
@@ -120,7 +120,7 @@ def find_file(name: str, *, argument: str, remedy: str, hub_file: str | None = N
     Raises:
         FileNotFoundError: There is none; the message says what was tried and what to do.
 
-    Example:
+    Examples:
         >>> find_file("weights.pth", argument="audio_weights", remedy="Download it.")
         Traceback (most recent call last):
         ...

@@ -18,7 +18,7 @@ def word_pieces(word: str) -> list[str]:
     Args:
         word: In any case.
 
-    Example:
+    Examples:
         >>> word_pieces("Dog")
         ['<dog>', '<do', 'dog', 'og>', '<dog', 'dog>']
     """
@@ -37,7 +37,7 @@ def split_words(caption: str) -> list[str]:
     Args:
         caption: Any text.
 
-    Example:
+    Examples:
         >>> split_words("Rain, then wind")
         ['rain', ',', 'then', 'wind']
     """
@@ -57,7 +57,7 @@ class HashedWordEncoder(nn.Module):
         num_buckets: Number of piece embeddings.
         word_width: Width of a word's embedding and of each direction of the recurrent network.
 
-    Example:
+    Examples:
         >>> encoder = HashedWordEncoder(width=8)
         >>> encoder(["rain, then wind", "wind"]).shape
         torch.Size([2, 8])

@@ -39,7 +39,7 @@ def mean_recall(metrics: Mapping[str, float]) -> float:
     Args:
         metrics: With the names in `RECALLS`.
 
-    Example:
+    Examples:
         >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
         0.5
     """
@@ -70,7 +70,7 @@ def compare(
     Returns:
         The runs at each method's chosen temperature, method by method, seed by seed.
 
-    Example:
+    Examples:
         >>> def train(method, temperature, seed):
         ...     scores = dict.fromkeys(RECALLS, 1 - abs(temperature - 0.1))
         ...     return Run(method, temperature, seed, scores, scores)
@@ -113,7 +113,7 @@ def markdown_table(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str
     Returns:
         A Markdown table. A single seed has no deviation, and none is printed.
 
-    Example:
+    Examples:
         >>> run = Run("ASK", 0.07, 0, {}, {"a2t/recall_at_1": 0.123})
         >>> print(markdown_table([run], ["a2t/recall_at_1"]))
         | method | τ | seeds | A2T R@1 |

@@ -37,7 +37,7 @@ class DriftMap(Callback):
     Raises:
         ValueError: An argument out of range.
 
-    Example:
+    Examples:
         >>> DriftMap(every_n_epochs=5).num_clips
         64
     """
@@ -127,7 +127,7 @@ def project(embeddings: Tensor) -> Tensor:
     Returns:
         `(n, 2)`, centred; the sign of each component is such that its largest entry is positive.
 
-    Example:
+    Examples:
         >>> project(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0], [-1.0, 0.0]])).abs().tolist()
         [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """

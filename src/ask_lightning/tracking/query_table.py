@@ -57,7 +57,7 @@ class QueryTable(Callback):
     Raises:
         ValueError: An argument out of range.
 
-    Example:
+    Examples:
         >>> QueryTable(num_queries=8).every_n_epochs
         10
     """

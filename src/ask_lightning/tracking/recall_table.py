@@ -22,7 +22,7 @@ class RecallTable(Callback):
     Requirements:
         A model that logs what `ask_lightning.metrics.retrieval_metrics` computes, under `val/` and `test/`.
 
-    Example:
+    Examples:
         >>> RecallTable().best
         {}
     """
