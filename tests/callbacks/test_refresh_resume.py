@@ -255,7 +255,7 @@ def test_snapshot_that_cannot_be_written(where, whole, tmp_path, monkeypatch):
     if where in ("write", "library"):
         monkeypatch.setattr(snapshot, "save_file", fail)
     else:
-        monkeypatch.setattr(snapshot.os, {"flush": "fsync", "rename": "replace"}[where], fail)
+        monkeypatch.setattr("ask_lightning.files.os." + {"flush": "fsync", "rename": "replace"}[where], fail)
         # Lightning's own files are written by torch, which uses neither.
     with pytest.warns(
         UserWarning,

@@ -82,6 +82,20 @@ def test_a_resumed_run_removes_what_the_first_one_wrote(tmp_path):
     assert {path.name for path in tmp_path.glob("*.safetensors")} == needed(tmp_path)
 
 
+class TakenAway(pl.Callback):
+    """Does what Lightning does when a cluster takes the machine away."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "hpc_ckpt_1.ckpt")
+
+
+def test_that_of_a_cluster_checkpoint_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(ModelCheckpoint(tmp_path / "some", save_top_k=1, every_n_epochs=1), extra=[TakenAway()])
+    assert snapshots(tmp_path / "some") == {1, 5}
+
+
 def test_a_run_that_goes_elsewhere_leaves_the_first_ones_snapshots(tmp_path):
     """Other checkpoints of the first run, in a directory that the second one does not know, may need them."""
     last, some = tmp_path / "a" / "last", tmp_path / "a" / "some"
@@ -148,7 +162,7 @@ def test_written_once_a_refresh(tmp_path, monkeypatch):
 
 def test_a_remote_directory_is_told_once(tmp_path, monkeypatch):
     keep = ModelCheckpoint(tmp_path, every_n_epochs=1)
-    monkeypatch.setattr("ask_lightning.callbacks.snapshots._local", lambda directory: None)
+    monkeypatch.setattr("ask_lightning.callbacks.snapshots.local_path", lambda directory: None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(keep, T=6)

@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ask_lightning.cli.encoded import EncodedPairs
+from ask_lightning.data import ClothoData, PublishedData, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
 from cli.cli_case import ASK, BASELINE, ask_lightning, logged, refusal
 
@@ -58,13 +61,18 @@ def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
     assert cli.model.audio_head[-1].out_features == 12
 
 
-def test_the_config_of_a_run_repeats_it(demo):
+def test_the_config_of_a_run_repeats_it(demo, capsys):
     ask_lightning("fit", "--config", ASK, demo, "--run", "one", *PLAIN, "--trainer.max_epochs", 1)
     (config,) = Path("one/logs").glob("*/config.yaml")
-    text = config.read_text().replace("one/checkpoints", "two/checkpoints").replace(": one", ": two")
-    Path("mine.yaml").write_text(text)
-    ask_lightning("fit", "--config", "mine.yaml", "--run", "two")
+    before = sorted(Path("one").rglob("*"))
+    ask_lightning("fit", "--config", config, "--run", "two")
     assert_same_weights(Path("one"), Path("two"))
+    assert sorted(Path("one").rglob("*")) == before
+    assert refusal(capsys, "fit", "--config", config, "--run", "one").startswith("one/checkpoints holds the")
+    # A config that names the folder itself is refused wherever `--run` points.
+    Path("fixed.yaml").write_text(config.read_text().replace("{run}", "one"))
+    message = refusal(capsys, "fit", "--config", "fixed.yaml", "--run", "three")
+    assert message.startswith("one/checkpoints holds the checkpoints of a run.")
 
 
 @pytest.mark.parametrize("name", [ASK, "clotho_ced_sonar_baseline"])
@@ -91,6 +99,25 @@ def test_a_run_that_was_killed_goes_on(demo):
     ask_lightning(*given, done + 1, "--run", "killed", "--ckpt_path", "last")
     ask_lightning(*given, done + 1, "--run", "whole")
     assert_same_weights(Path("whole"), Path("killed"))
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_ctrl_c_says_how_to_go_on(epochs, demo):
+    given = ("fit", "--config", ASK, demo, "--run", "run", "--trainer.max_epochs", "500")
+    command = [sys.executable, "-m", "ask_lightning", *given]
+    started = Path("run/checkpoints/last.ckpt") if epochs else Path("run/logs/version_0/config.yaml")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **options) as process:
+        deadline = time.monotonic() + 120
+        while not started.exists():
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        written = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in written
+    assert ("with `--ckpt_path last` goes on" in written) == bool(epochs)
 
 
 def test_what_is_encoded_can_be_searched(demo, trained):
@@ -166,6 +193,9 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
         assert part in refusal(capsys, *given)
     message = refusal(capsys, "search", "none.safetensors", "--text", "rain", "--ckpt_path", "moved.ckpt")
     assert message.startswith("There is no checkpoint 'moved.ckpt', with which the file was encoded.")
+    soundfile.write("nothing.wav", np.zeros(0), 32000)
+    given = ("search", "none.safetensors", "--audio", "nothing.wav", "--ckpt_path", last(trained))
+    assert refusal(capsys, *given).startswith("nothing.wav: the file holds no samples.")
     message = refusal(capsys, "search", "none.safetensors", "--audio", "no.wav", "--ckpt_path", last(trained))
     assert message == "no.wav: the file does not exist. Correct its name or remove its rows."
     content = Path("none.safetensors").read_bytes()
@@ -226,6 +256,23 @@ def test_transfer_tests_on_both_datasets(name, target, datasets, demo, capsys):
     # The curves of the run hold the dataset of the training alone.
     (found,) = logged(Path("run"))["test/t2a/map_at_10"]
     assert 100 * found == pytest.approx(rows[datasets[0]]["t2a/map_at_10"], abs=1e-3)
+
+
+def test_transfer_keeps_the_clips_of_the_target_out_of_the_knowledge(demo, monkeypatch):
+    sources = []
+    made = PublishedData.knowledge_dataset
+    monkeypatch.setattr(
+        PublishedData, "knowledge_dataset", lambda data: sources.append(made(data)) or sources[-1]
+    )
+    name = "audiocaps_resnet38_bert_ask_wavcaps"
+    given = ("--config", name, demo, "--run", "run", "--trainer.max_epochs", 1, "--target", "clotho")
+    ask_lightning("transfer", *given)
+    folder = Path(demo.partition("=")[2])
+    wavcaps = WavCaps(folder / "WavCaps", check_counts=False)
+    target = ClothoData(folder / "Clotho", check_counts=False).evaluation_clips()
+    assert leaked_ids(wavcaps, target)
+    assert not leaked_ids(sources[0], target)
+    assert len(sources[0].clips) == len(wavcaps.clips) - 2
 
 
 def test_a_config_without_a_dataset_part_cannot_be_transferred(demo, capsys):

@@ -79,3 +79,15 @@ def test_a_config_that_is_no_text(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="is no YAML that can be read"):
         compose([str(tmp_path / "mine.yaml")], PLACES)
+
+
+def test_shipped_configs_are_found_by_their_names_in_the_repository_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"run": "runs/1", "datasets": "data", "weights": "weights"}
+    shipped = compose(["clotho_ced_sonar_ask"], places).config
+    for name in ("clotho_ced_sonar_ask.yaml", "configs/clotho_ced_sonar_ask.yaml"):
+        assert compose([name], places).config == shipped
+    (tmp_path / "clotho_ced_sonar_ask.yaml").write_text("seed_everything: 3")
+    assert compose(["clotho_ced_sonar_ask.yaml"], places).config == {"seed_everything": 3}
+    with pytest.raises(UsageError, match=r"There is no config file 'other/clotho_ced_sonar_ask\.yaml'"):
+        compose(["other/clotho_ced_sonar_ask.yaml"], places)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ask_lightning.cli import main
-from ask_lightning.data import write_audiocaps
+from ask_lightning.cli.demo import write_demo
 from cli.cli_case import ASK, BASELINE, ask_lightning, refusal
 
 
@@ -96,7 +96,7 @@ def test_a_run_is_not_mixed_with_another(demo, capsys):
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()
     message = refusal(capsys, "fit", "--config", ASK, "--run", "run")
-    assert message.startswith("run holds the checkpoints of a run. Go on with it by `--ckpt_path last`")
+    assert message.startswith("run/checkpoints holds the checkpoints of a run. Go on with it by `--ckpt_p")
 
 
 def test_checkpoints_of_another_kind(demo, capsys):
@@ -128,7 +128,7 @@ def test_a_folder_that_is_locked(demo, capsys):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_is_named(workers, tmp_path, capsys):
-    root = write_audiocaps(tmp_path / "AudioCaps", num_train=8, num_val=2, num_test=2, seconds=0.7)
+    root = write_demo(tmp_path) / "AudioCaps"
     for file in root.glob("audio/train/*.wav"):
         file.write_bytes(b"no audio")
     message = refusal(

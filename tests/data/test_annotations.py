@@ -147,6 +147,16 @@ def test_several_captions_in_json(write):
             AUDIOCAPS + "1,vfY_TJq7n_U,soon,rain\n",
             r"line 2: start_time has to be .* but is 'soon'",
         ),
+        (
+            read_audiocaps,
+            f"{AUDIOCAPS}1,a,inf,b\n",
+            r"line 2: start_time has to be .* but is 'inf'",
+        ),
+        (
+            read_audiocaps,
+            f"{AUDIOCAPS}1,,30,b\n",
+            r"line 2: column 'youtube_id' is empty\. Fill it or remove the row",
+        ),
         (read_audiocaps, AUDIOCAPS, r"has no clip with a caption. Is it the right file"),
         (read_audiocaps, AUDIOCAPS + '1,vfY_TJq7n_U,0,"ducks\n', r"double quote that is not closed"),
         (read_audiocaps, "", r"is empty"),
@@ -190,6 +200,19 @@ def test_a_repeated_id_is_reported_and_its_captions_are_put_together(write):
     entries = [{"id": "1", "caption": caption} for caption in ("rain", "wind")]
     with pytest.warns(UserWarning, match=r"1 rows repeat an id.*entry 1 \('1'\)"):
         assert read_wavcaps(write("sb_final.json", wavcaps(*entries)))[0].captions == ("rain", "wind")
+
+
+def test_a_caption_that_is_null_is_an_empty_one(tmp_path):
+    path = tmp_path / "sb_final.json"
+    entries = [
+        {"id": "1", "caption": None},
+        {"id": "2", "caption": "rain"},
+        {"id": "3", "caption": [None, "a"]},
+    ]
+    path.write_text(json.dumps({"data": entries}))
+    with pytest.warns(UserWarning, match="2 captions are empty and left out: entry 0, entry 2"):
+        clips = read_wavcaps(path)
+    assert [(clip.name, clip.captions) for clip in clips] == [("2", ("rain",)), ("3", ("a",))]
 
 
 def test_an_empty_caption_is_left_out_and_a_clip_without_any_too(write):

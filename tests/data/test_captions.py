@@ -68,7 +68,7 @@ def test_another_encoding(table):
         ("filename,caption\na.wav,rain\nb.wav,  \n", r"line 3: column 'caption' is empty. Fill it or remove"),
         ("filename,caption\n,rain\n", r"line 2: column 'filename' is empty"),
         ('filename,caption\na.wav,"rain\n', r"line 2: unexpected end of data.*double quote"),
-        (b"filename,caption\na.wav,rain\nb.wav,caf\xe9\n", r"line 3: byte 0xe9 is not valid utf-8.*latin-1"),
+        (b"filename,caption\na.wav,rain\nb.wav,caf\xe9\n", r"line 3: byte 0xe9 is not valid utf-8.*latin1"),
     ],
 )
 def test_mistakes_in_a_table(table, text, message):

@@ -254,7 +254,7 @@ def test_files_without_audio_are_left_out_and_named(bad_folder):
 
 @pytest.mark.parametrize(("name", "message"), DAMAGED.items())
 def test_damage_is_an_error_when_read_or_left_out_when_looked_for(bad_folder, name, message):
-    with pytest.raises(AudioFileError, match=rf'{message}.*pass `check="decode"`'):
+    with pytest.raises(AudioFileError, match=rf'{message}.*datasets with `check="decode"`'):
         _ = dataset(bad_folder, name, seconds=2.5)[0]
     with pytest.warns(UserWarning, match=message):
         assert len(dataset(bad_folder, "good.wav", name, check="decode")) == 1

@@ -1,5 +1,6 @@
 """The data modules, on synthetic copies of the datasets: layouts, counts, knowledge, and training on them."""
 
+import json
 import shutil
 import warnings
 
@@ -18,6 +19,7 @@ from ask_lightning.data import (
     SplitReport,
     WavCaps,
     leaked_ids,
+    read_audiocaps,
     write_audiocaps,
     write_clotho,
     write_wavcaps,
@@ -119,6 +121,25 @@ def test_missing_clips_are_counted_and_training_goes_on(roots):
     assert len(next(iter(data.train_dataloader()))["caption"]) == 4
     with pytest.raises(AudioFileError, match=r"3 of 8 clips of AudioCaps train have no file there"):
         _ = audiocaps(roots, strict=True).datasets["train"]
+
+
+@pytest.mark.parametrize("enriched", [False, True])
+def test_the_knowledge_has_no_missing_clips(roots, enriched):
+    files = sorted((roots / "audiocaps" / "audio" / "train").iterdir())
+    files[0].unlink()
+    files[1].write_bytes(b"no audio")
+    options = {}
+    if enriched:
+        captions = {
+            clip.key: ["in other words"] for clip in read_audiocaps(roots / "audiocaps" / "train.csv")
+        }
+        (roots / "enriched.json").write_text(json.dumps(captions))
+        options["enriched"] = str(roots / "enriched.json")
+    with pytest.warns(UserWarning, match="1 clips have no audio|Left out 1 clips"):
+        knowledge = audiocaps(roots, **options).knowledge_dataset()
+    assert len(knowledge) == 6
+    captions = {knowledge[row]["caption"] for row in range(len(knowledge))}
+    assert (captions == {"in other words"}) == enriched
 
 
 def test_the_log_says_what_was_found(written, said):
@@ -293,6 +314,26 @@ def test_evaluation_clips_in_the_knowledge_are_warned_about(written):
         UserWarning, match=r"of 16 clips 1 by id \(youtube:.*`exclude_evaluation=True` of a data mod"
     ):
         assert len(data.knowledge_dataset()) == 16
+
+
+def test_captions_of_evaluation_clips_in_the_knowledge_are_warned_about(roots):
+    table = roots / "audiocaps" / "train.csv"
+    first = read_audiocaps(roots / "audiocaps" / "test.csv")[0].captions[0]
+    rows = table.read_text().splitlines()
+    rows[1] = ",".join([*rows[1].split(",")[:3], f'"{first.upper()}!"'])
+    table.write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match=r"1 of 8 clips of the knowledge have the words of .*stay in it"):
+        assert len(audiocaps(roots).knowledge_dataset()) == 8
+
+
+def test_evaluation_clips_of_another_dataset_can_be_held_out(written):
+    data = audiocaps(written, knowledge=str(written / "wavcaps"))
+    data.hold_out(clotho(written).evaluation_clips())
+    kept = {clip.key for clip in data.knowledge_dataset().clips}
+    assert len(kept) == 14
+    assert not kept & {clip.key for clip in clotho(written).evaluation_clips()}
+    with pytest.raises(RuntimeError, match="`hold_out` comes too late: `knowledge_dataset` has been called"):
+        data.hold_out([])
 
 
 def test_ids_to_exclude_can_be_written_down_and_read(written, tmp_path):

@@ -2,12 +2,15 @@
 
 import pickle
 import re
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
+from ask_lightning.callbacks.snapshots import Snapshots
 from ask_lightning.distributed import Ranks
 from ask_lightning.knowledge.granularity import SpreadGranularity
 from ask_lightning.knowledge.parts import Part
@@ -251,6 +254,70 @@ def write(folder: str) -> str:
         replicated.save(f"{folder}/whole.safetensors")
     torch.distributed.barrier()
     return base.fingerprint
+
+
+def few_queries() -> dict[str, Tensor]:
+    """Neighbours of no, one and several queries among wide rows of which five at a time are equal."""
+    rank = torch.distributed.get_rank()
+    part = Part.dealt(101, Ranks.current())
+    sides = [directions(21, 1024, seed).repeat_interleave(5, dim=0)[:101][part.rows()] for seed in (3, 4)]
+    found = {}
+    for placement in ("replicated", "sharded"):
+        base = KnowledgeBase.from_embeddings(*sides, num_prototypes=4, part=part, placement=placement)
+        rows = []
+        for seed, batches in enumerate([(0, 3), (0, 0), *[(1, 2), (1, 1)] * 5]):
+            queries = [directions(batches[rank], 1024, 100 * seed + 10 * rank + side) for side in (0, 1)]
+            with torch.no_grad():
+                hood = base.lookup(*queries, 12)["fine"]
+            assert hood.text_by_audio.shape == (batches[rank], 12, 1024)
+            rows += [hood.audio_rows, hood.text_rows]
+        found[placement] = torch.cat(rows)
+    return found
+
+
+def test_batches_of_no_query_and_of_one():
+    for found in on_ranks(2, few_queries):
+        assert torch.equal(found["replicated"], found["sharded"])
+
+
+def indexes(path: str) -> list[str]:
+    bases = [KnowledgeBase.load(path, ranks=ranks) for ranks in (None, Ranks.current())]
+    return [base.fine.index for base in bases]
+
+
+def test_what_one_process_has_written_is_searched_alike_by_many(tmp_path):
+    audio, text, ids = source(20)
+    base = KnowledgeBase.from_embeddings(audio, text, ids=ids, num_prototypes=4)
+    base.save(tmp_path / "base.safetensors")
+    assert base.fine.index == KnowledgeBase.load(tmp_path / "base.safetensors").fine.index == "auto"
+    for found in on_ranks(2, indexes, str(tmp_path / "base.safetensors")):
+        assert found == ["exact", "exact"]
+
+
+def write_on_a_full_disk(folder: str) -> tuple[list[str], list[str]]:
+    """Two refreshes; the disk of rank 1 is full at the first."""
+    ranks, snapshots, told = Ranks.current(), Snapshots(), []
+    for epoch in (0, 1):
+        base = build(20 + epoch, "in turn", placement="sharded")
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if (ranks.rank, epoch) == (1, 0):
+                patch.setattr("ask_lightning.files.os.replace", _full)
+            snapshots.supersede()
+            snapshots.write(base, epoch, Path(folder))
+            told += [str(warning.message) for warning in caught]
+        ranks.exchange(None)
+    return sorted(path.name for path in Path(folder).iterdir()), told
+
+
+def _full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_of_one_rank_leaves_no_parts(tmp_path):
+    (left, told), (_, others) = on_ranks(2, write_on_a_full_disk, str(tmp_path))
+    assert [name[: len("knowledge-epoch=1")] for name in left] == ["knowledge-epoch=1"] * 2
+    assert len([text for text in told + others if "could not be written" in text]) == 1
 
 
 def read(folder: str) -> list[tuple]:

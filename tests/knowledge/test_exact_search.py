@@ -201,3 +201,17 @@ def test_a_gpu_finds_the_same(monkeypatch, blocks, device):
     for one, other in zip(found, ExactSearch(vectors)(queries, 33), strict=True):
         assert one.device.type == "cuda"
         assert torch.equal(one.cpu(), other)
+
+
+def scores_by_row(rows, queries):
+    scores, found = ExactSearch(rows)(queries, len(rows))
+    return torch.empty_like(scores).scatter_(1, found, scores)
+
+
+@pytest.mark.parametrize("num_queries", [1, 2, 3, 32])
+@pytest.mark.parametrize(("count", "width"), [(101, 16), (101, 1024), (2563, 512)])
+def test_the_score_of_a_row_does_not_depend_on_where_it_stands(num_queries, count, width):
+    rows, queries = directions(count, width, seed=1), directions(num_queries, width, seed=2)
+    whole = scores_by_row(rows, queries)
+    for first in range(3):
+        assert torch.equal(scores_by_row(rows[first::3], queries), whole[:, first::3])

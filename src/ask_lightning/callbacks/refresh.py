@@ -14,7 +14,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.arguments import check_choice, check_count
 from ask_lightning.callbacks.progress import progress_bar
-from ask_lightning.callbacks.snapshots import Snapshots, checkpoint_directories, knowledge_directory
+from ask_lightning.callbacks.snapshots import (
+    Snapshots,
+    checkpoint_directories,
+    knowledge_directory,
+    local_path,
+)
 from ask_lightning.callbacks.target import Target, find_target
 from ask_lightning.compatibility import check_finders, check_gradients, check_trainer
 from ask_lightning.distributed import Ranks
@@ -155,7 +160,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings back the base that a resumed run had in use."""
-        self._snapshots.watch(checkpoint_directories(trainer))
+        self._snapshots.watch(checkpoint_directories(trainer), local_path(trainer.default_root_dir))
         state, self._to_restore = self._to_restore, None
         if state is None or state["built_at"] is None:
             return

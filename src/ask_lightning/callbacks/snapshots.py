@@ -6,6 +6,7 @@ import os
 import time
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -17,7 +18,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from ask_lightning.distributed import Ranks
 from ask_lightning.files import TEMPORARY
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.snapshot import SnapshotError, snapshot_files
+from ask_lightning.knowledge.snapshot import SnapshotError, part_path, snapshot_files
 
 _PREFIX = "knowledge-"
 # A file under a temporary name that nobody has written to for so long was left by a process that was killed.
@@ -29,6 +30,7 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._directories: set[Path] = set()
+        self._root: Path | None = None
         self._written: list[Path] = []
         self._current: Path | None = None
         # The directory for which the knowledge in use was last written, if it was.
@@ -47,9 +49,14 @@ class Snapshots:
             "checkpoint_directories": sorted(map(str, self._directories)),
         }
 
-    def watch(self, directories: Collection[Path]) -> None:
-        """Say where the run's checkpoints go; without any, nothing is ever removed."""
-        self._directories = set(directories)
+    def watch(self, directories: Collection[Path], root: Path | None) -> None:
+        """Say where the run's checkpoints go.
+
+        Args:
+            directories: Of the callbacks that write them; without any, nothing is ever removed.
+            root: Where Lightning itself writes one when a cluster takes the machine away, if that is local.
+        """
+        self._directories, self._root = set(directories), root
 
     def supersede(self) -> None:
         """New knowledge is in use, which is not on disk yet."""
@@ -86,6 +93,9 @@ class Snapshots:
         if base.is_sharded:  # the checkpoint is written when all parts are there
             failure = next((text for text in ranks.exchange(failure) if text is not None), None)
         if failure is not None:
+            if base.is_sharded and path not in self._written:
+                with suppress(OSError):  # of a snapshot that is not whole
+                    part_path(path, ranks.rank, ranks.size).unlink(missing_ok=True)
             if ranks.rank == 0:
                 warn(
                     f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
@@ -144,6 +154,7 @@ class Snapshots:
         self._remove_abandoned({path.parent for path in superseded})
         try:
             files = [file for place in self._directories for file in place.glob("**/*.ckpt")]
+            files += self._root.glob("hpc_ckpt_*.ckpt") if self._root else []
             mentions = [self._mention(file) for file in files]
         except (OSError, zipfile.BadZipFile, ValueError):
             return  # one that cannot be read may need any of them
@@ -175,11 +186,9 @@ class Snapshots:
     def _remove_abandoned(places: Iterable[Path]) -> None:
         for place in places:
             for file in place.glob(f".{_PREFIX}*{TEMPORARY}"):
-                try:
+                with suppress(OSError):  # it is not in the way
                     if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
                         file.unlink()
-                except OSError:
-                    pass  # it is not in the way
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
@@ -189,7 +198,7 @@ def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
     places: list[Path] = []
     for callback in trainer.checkpoint_callbacks:
         directory = getattr(callback, "dirpath", None)
-        place = _local(directory) if directory else None
+        place = local_path(directory) if directory else None
         if place is None or getattr(callback, "FILE_EXTENSION", ".ckpt") != ".ckpt":
             return []
         places.append(place)
@@ -200,11 +209,12 @@ def knowledge_directory(trainer: pl.Trainer) -> Path | None:
     """Beside the checkpoints; absolute, because a resumed run may start elsewhere. `None` if not local."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return _local(callback.dirpath)
-    return _local(trainer.log_dir or trainer.default_root_dir)
+            return local_path(callback.dirpath)
+    return local_path(trainer.log_dir or trainer.default_root_dir)
 
 
-def _local(directory: str | os.PathLike[str]) -> Path | None:
+def local_path(directory: str | os.PathLike[str]) -> Path | None:
+    """Absolute, because a resumed run may start elsewhere; `None` for a place that is not on a disk here."""
     return None if "://" in str(directory) else Path(directory).absolute()
 
 

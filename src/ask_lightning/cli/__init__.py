@@ -32,6 +32,8 @@ flags of all commands but search:
 shipped configs:
 """
 
+_INTERRUPTED = 130  # as shells say it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line. None: those of the process.
 
     Returns:
-        0; 2 where the command line is at fault, 1 where something else is that the user can mend. Other
-        errors are raised.
+        0; 2 where the command line is at fault, 1 where something else is that the user can mend, 130 after
+        Ctrl-C. Other errors are raised.
     """
     from ask_lightning.cli.errors import UsageError, explain
 
@@ -49,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(given)
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
+    except SystemExit as end:
+        # Lightning's way out after Ctrl-C.
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        return _INTERRUPTED
     except Exception as error:
         message = explain(error)
         if message is None:

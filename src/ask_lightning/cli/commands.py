@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ask_lightning.cli.flags import Invocation
 from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.data.clips import Clip
 
 
 def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
@@ -25,12 +26,13 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     return run_invocation(command, Invocation.parse(arguments))
 
 
-def run_invocation(command: str, invocation: Invocation) -> RetrievalCLI:
+def run_invocation(command: str, invocation: Invocation, held_out: Sequence[Clip] = ()) -> RetrievalCLI:
     """Run a command whose flags have been read.
 
     Args:
         command: See `run_command`.
         invocation: The flags.
+        held_out: See `RetrievalCLI`.
 
     Returns:
         See `run_command`.
@@ -38,13 +40,13 @@ def run_invocation(command: str, invocation: Invocation) -> RetrievalCLI:
     _hush()
     config = invocation.compose().config
     if command == "fit" and not {"--help", "-h"} & set(invocation.rest):
-        invocation.check_run_is_new()
+        invocation.check_run_is_new(config)
     given = [command]
     if config:
         given += ["--config", json.dumps(config)]
     if invocation.checkpoint is not None:
         given += ["--ckpt_path", invocation.checkpoint]
-    return RetrievalCLI([*given, *invocation.rest])
+    return RetrievalCLI([*given, *invocation.rest], held_out)
 
 
 def _hush() -> None:

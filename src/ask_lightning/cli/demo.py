@@ -6,23 +6,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import write_audiocaps, write_clotho, write_wavcaps
 
-# To be raised when what is written changes, so that what an older version wrote is not taken for it.
-_VERSION = 1
 _SECONDS = 0.7
+# In each dataset: what wrote it, and how many files.
+_MARKER = ".ask-lightning-demo"
+_WRITERS = ("cli/demo.py", "data/demo.py", "data/soundscapes.py", "data/synthesis.py")
 
 
 def default_demo_folder() -> Path:
     """A folder for temporary files that is this user's own."""
-    return Path(tempfile.gettempdir()) / f"ask-lightning-demo-{getpass.getuser()}-{_VERSION}"
+    return Path(tempfile.gettempdir()) / f"ask-lightning-demo-{getpass.getuser()}"
 
 
 def write_demo(folder: Path) -> Path:
-    """Write small synthetic copies of the datasets, with re-annotated captions; those that are there stay.
+    """Write small synthetic copies of the datasets, with re-annotated captions.
+
+    Those that are there stay, unless another version of this code wrote them or files are gone since.
 
     Args:
         folder: Where to; made if missing.
@@ -31,12 +36,19 @@ def write_demo(folder: Path) -> Path:
         The folder, with `AudioCaps`, `Clotho` and `WavCaps` in it.
 
     Raises:
-        UsageError: It cannot be written to.
+        UsageError: It cannot be written to, or holds datasets that are no demo.
     """
+    writers: dict[str, Callable[[Path], object]] = {
+        "AudioCaps": _audiocaps,
+        "Clotho": _clotho,
+        "WavCaps": partial(write_wavcaps, num_clips=24, seconds=_SECONDS),
+    }
+    for name in writers:
+        if (folder / name).exists() and not (folder / name / _MARKER).is_file():
+            raise UsageError(f"{folder / name} is no data of --demo. Pass another folder as --demo=FOLDER.")
     try:
-        _once(folder / "AudioCaps", _audiocaps)
-        _once(folder / "Clotho", _clotho)
-        _once(folder / "WavCaps", lambda place: write_wavcaps(place, num_clips=24, seconds=_SECONDS))
+        for name, write in writers.items():
+            _once(folder / name, write)
     except OSError as error:
         raise UsageError(f"The data of --demo cannot be written: {error}. Pass --demo=FOLDER.") from error
     return folder
@@ -44,17 +56,27 @@ def write_demo(folder: Path) -> Path:
 
 def _once(place: Path, write: Callable[[Path], object]) -> None:
     """Whole or not at all, also if several processes write at the same time."""
-    if place.is_dir():
-        return
+    if place.exists():
+        if (place / _MARKER).read_text() == _contents(place):
+            return
+        shutil.rmtree(place)
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        (temporary / _MARKER).write_text(_contents(temporary))
         temporary.rename(place)
     except OSError:
-        if not place.is_dir():
+        if not (place / _MARKER).is_file():
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _contents(place: Path) -> str:
+    """What the marker says: by which code it was written, and how many files there are besides."""
+    package = Path(__file__).parents[1]
+    code = blake2b(b"".join((package / name).read_bytes() for name in _WRITERS), digest_size=8).hexdigest()
+    return f"{code} {sum(path.is_file() and path.name != _MARKER for path in place.rglob('*'))}"
 
 
 def _audiocaps(place: Path) -> None:

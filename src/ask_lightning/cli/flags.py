@@ -2,10 +2,10 @@
 
 import os
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ask_lightning.cli.compose import Composition, compose
 from ask_lightning.cli.demo import default_demo_folder, write_demo
@@ -116,19 +116,32 @@ class Invocation:
             write_demo(self.datasets)
         return made
 
-    def check_run_is_new(self) -> None:
+    def check_run_is_new(self, config: Mapping[str, Any]) -> None:
         """Refuse to mix a new run with another in the same folder.
 
+        Args:
+            config: What the run is made of.
+
         Raises:
-            UsageError: It holds checkpoints already.
+            UsageError: A folder for its checkpoints holds some already.
         """
         # Ranks that are started by the first one may find its checkpoints.
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        if first and not self.demo and self.checkpoint is None and _checkpoints(self.run):
-            raise UsageError(
-                f"{self.run} holds the checkpoints of a run. Go on with it by `--ckpt_path last`, or start "
-                "another one with `--run FOLDER`."
-            )
+        if not first or self.demo or self.checkpoint is not None:
+            return
+        for folder in (self.run / "checkpoints", *_checkpoint_folders(config)):
+            if any(folder.glob("*.ckpt")):
+                raise UsageError(
+                    f"{folder} holds the checkpoints of a run. Go on with it by `--ckpt_path last`, or start "
+                    "another one with `--run FOLDER`."
+                )
+
+
+def _checkpoint_folders(config: Mapping[str, Any]) -> list[Path]:
+    """Where the callbacks of a config keep checkpoints."""
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    arguments = [entry.get("init_args") or {} for entry in callbacks if isinstance(entry, dict)]
+    return [Path(given["dirpath"]) for given in arguments if given.get("dirpath")]
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from ask_lightning.cli.encoded import EncodedPairs
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.flags import Flags
 from ask_lightning.cli.training import load_class
-from ask_lightning.data.recordings import open_audio, read_stretch
+from ask_lightning.data.recordings import check_recording, open_audio, read_stretch
 from ask_lightning.functional import unit_length
 
 _LONGEST_SECONDS = 30.0
@@ -127,6 +127,7 @@ def find_captions(model: Any, pairs: EncodedPairs, path: Path, top: int) -> list
     """
     rate = int(model.hparams.get("sample_rate", 32000))
     with open_audio(str(path), path) as recording:
+        check_recording(recording, samples=False)
         waveform = read_stretch(recording, rate, 0, int(_LONGEST_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = unit_length(model.forward_audio(batch).float())[0]  # (d,)

@@ -8,14 +8,18 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
+from ask_lightning.callbacks.snapshots import checkpoint_directories
 from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
 from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data.clips import Clip
 
 Split = Literal["train", "val", "test"]
 
@@ -55,11 +59,40 @@ class RetrievalTrainer(pl.Trainer):
         return pairs
 
 
+class SavePortableConfig(SaveConfigCallback):
+    """Saves the config of a run so that `--run` puts what it repeats into another folder.
+
+    For arguments see Lightning's `SaveConfigCallback`.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
+        run = config["trainer"]["default_root_dir"]
+        if run is not None:
+            config = _with_placeholder(config, str(run))
+        super().__init__(parser, config, *args, **kwargs)
+
+
+class HowToGoOn(Callback):
+    """Says after Ctrl-C from where the run can go on."""
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Look for the last checkpoint."""
+        if not (isinstance(exception, KeyboardInterrupt) and trainer.training):
+            return
+        if any((folder / "last.ckpt").is_file() for folder in checkpoint_directories(trainer)):
+            rank_zero_info("The same command with `--ckpt_path last` goes on from the last finished epoch.")
+        else:
+            rank_zero_info("No epoch was finished, so there is no checkpoint to go on from.")
+
+
 class RetrievalCLI(LightningCLI):
     """The commands that train and evaluate a model.
 
     Args:
         arguments: A command and its arguments. The command is run.
+        held_out: Evaluation clips of other datasets, to be kept out of the knowledge.
 
     Attributes:
         model: What was trained: with ASK an `ASKModule`, else the model itself.
@@ -67,13 +100,15 @@ class RetrievalCLI(LightningCLI):
         datamodule: Its data.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], held_out: Sequence[Clip] = ()) -> None:
         self._arguments = list(arguments)
+        self._held_out = held_out
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
             trainer_class=RetrievalTrainer,
+            save_config_callback=SavePortableConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs=options | {name: dict(options) for name in self.subcommands()},
@@ -128,7 +163,13 @@ class RetrievalCLI(LightningCLI):
         if section["enabled"] and self.subcommand == "fit":
             self.model = ask_module(self.model, section)
             callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
+        callbacks.append(HowToGoOn())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Keep what the model will be tested on elsewhere out of the knowledge."""
+        if self._held_out:
+            self.datamodule.hold_out(self._held_out)
 
     def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
         """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
@@ -136,6 +177,20 @@ class RetrievalCLI(LightningCLI):
         assert isinstance(datamodule, ask_lightning.data.PairData)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _with_placeholder(value: Any, run: str) -> Any:
+    """A config in which `{run}` stands for the folder of the run."""
+    if isinstance(value, Namespace):
+        entries = {name: _with_placeholder(entry, run) for name, entry in vars(value).items()}
+        return Namespace(**entries)  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {name: _with_placeholder(entry, run) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_placeholder(entry, run) for entry in value]
+    if isinstance(value, str) and (value == run or value.startswith(f"{run}/")):
+        return "{run}" + value.removeprefix(run)
+    return value
 
 
 def _check_rates(config: Any) -> None:

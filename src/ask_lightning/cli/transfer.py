@@ -23,6 +23,8 @@ DATASETS = ("audiocaps", "clotho")
 def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     """Run the command: fit, two tests of the best epoch, and a table on the screen and in the run's folder.
 
+    The evaluation clips of both datasets are kept out of the knowledge.
+
     Args:
         arguments: What follows `transfer`: those of `fit`, and `--target NAME` with options of that dataset
             as `--target.root` and so on.
@@ -39,7 +41,7 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     options, rest = _split_options(others)
     invocation = Invocation.parse(rest)
     target = target_data(invocation, known.target, options)
-    cli = run_invocation("fit", invocation)
+    cli = run_invocation("fit", invocation, held_out=target.evaluation_clips())
     trainer, source = cli.trainer, cli.datamodule
     # Of the first of several, which is that of the best epoch. Without any, the last epoch is tested.
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -53,7 +55,7 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()) -> pl.LightningDataModule:
+def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()) -> PublishedData:
     """The data of another dataset under the settings of a config.
 
     Args:
@@ -76,7 +78,7 @@ def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     given = parser.parse_args(["--data", json.dumps(section), *options])
-    data: pl.LightningDataModule = parser.instantiate_classes(given)["data"]
+    data: Any = parser.instantiate_classes(given)["data"]
     # Now, and not after hours of training.
     assert isinstance(data, PublishedData)
     if "test" not in data.datasets:

@@ -57,6 +57,10 @@ def read_audiocaps(table: str | Path) -> list[Clip]:
     rows = list(read_rows(table, ["audiocap_id", "youtube_id", "start_time", "caption"], remedy=remedy))
     starts: dict[str, set[int]] = defaultdict(set)
     for line, row in rows:
+        if not row["youtube_id"]:
+            raise ValueError(
+                f"{table}, line {line}: column 'youtube_id' is empty. Fill it or remove the row."
+            )
         starts[row["youtube_id"]].add(_start(table, line, row["start_time"]))
     collector = ClipCollector(str(table))
     seen: set[str] = set()
@@ -217,7 +221,9 @@ def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
         given = [entry[name] for name in sorted(entry) if _CAPTION.fullmatch(name)] or None
     if given is None or isinstance(given, str):
         return given if given is None else [given]
-    return [str(caption) for caption in given] if isinstance(given, Iterable) else None
+    if not isinstance(given, Iterable):
+        return None
+    return ["" if caption is None else str(caption) for caption in given]  # empty ones are counted
 
 
 def _namespace(entry: Mapping[str, Any], name: str) -> str:
@@ -232,7 +238,7 @@ def _namespace(entry: Mapping[str, Any], name: str) -> str:
 def _start(table: Path, line: int, text: str) -> int:
     try:
         return int(float(text))
-    except ValueError:
+    except (ValueError, OverflowError):  # of infinity
         raise ValueError(
             f"{table}, line {line}: start_time has to be a number of seconds, but is {text!r}. "
             "Compare the line with the published file."

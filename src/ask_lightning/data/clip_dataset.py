@@ -115,7 +115,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         Args:
             crop: As at construction. None: as this one.
             seconds: As at construction. None: as this one.
-            clips: Some of `clips`, perhaps with other captions. None: all.
+            clips: Some of `clips`, perhaps with other captions; those that this dataset does not have are
+                left out. None: all.
 
         Returns:
             A dataset that shares the store and the cache with this one.
@@ -131,7 +132,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
             if seconds * self._sample_rate < 1:
                 raise ValueError(f"Argument `seconds` has to be at least one sample long, but got {seconds}.")
             other._num_samples = int(seconds * self._sample_rate)
-        other._use(self.clips if clips is None else [clip for clip in clips if clip.key not in self.skipped])
+        usable = {clip.key for clip in self.clips}
+        other._use(self.clips if clips is None else [clip for clip in clips if clip.key in usable])
         return other
 
     def set_epoch(self, epoch: int) -> None:

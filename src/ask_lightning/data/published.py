@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from ask_lightning.data.clip_dataset import Check, ClipDataset, Crop
@@ -15,7 +15,7 @@ from ask_lightning.data.counts import SplitReport, announce, table
 from ask_lightning.data.datamodule import Item, PairData
 from ask_lightning.data.file_index import FolderIndex, Matches
 from ask_lightning.data.id_lists import EnrichMode, enrich, without
-from ask_lightning.data.leakage import check_leakage, leaked_ids
+from ask_lightning.data.leakage import check_leakage, find_leakage
 from ask_lightning.data.locate import Layout
 from ask_lightning.data.recordings import AudioFileError
 from ask_lightning.data.splits import LazyParts, SplitReader
@@ -141,6 +141,7 @@ class PublishedData(PairData):
         self._knowledge_collections = knowledge_collections
         self._knowledge_exclude = knowledge_exclude
         self._exclude_evaluation = exclude_evaluation
+        self._held_out: list[Clip] = []
         self._sample_rate = sample_rate
         later = seconds if eval_seconds is None else eval_seconds
         self._seconds = {"train": seconds, "val": later, "test": later}
@@ -212,6 +213,28 @@ class PublishedData(PairData):
         """
         return self._knowledge_dataset
 
+    def evaluation_clips(self) -> list[Clip]:
+        """The clips of the validation and test splits, as published."""
+        return [
+            clip
+            for split in ("val", "test")
+            if split in self.datasets
+            for clip in self._splits.read(split)[0]
+        ]
+
+    def hold_out(self, clips: Sequence[Clip]) -> None:
+        """Say what else the model will be tested on; the knowledge is kept free of it as of its own splits.
+
+        Args:
+            clips: Such as the `evaluation_clips` of another dataset.
+
+        Raises:
+            RuntimeError: The knowledge has been made already.
+        """
+        if "_knowledge_dataset" in vars(self):
+            raise RuntimeError("`hold_out` comes too late: `knowledge_dataset` has been called already.")
+        self._held_out += clips
+
     def report(self) -> str:
         """The counts of the splits that have been read, as a table in Markdown."""
         return table(list(self.reports.values()))
@@ -239,11 +262,19 @@ class PublishedData(PairData):
                 cache=self._cache,
                 check_counts=self._check_counts,
             )
-        evaluation = [self._splits.read(split)[0] for split in ("val", "test") if split in self.datasets]
+        evaluation = [*self.evaluation_clips(), *self._held_out]
         if not self._exclude_evaluation:
-            check_leakage(source, *evaluation)
+            check_leakage(source, evaluation)
             return source
-        leaked = frozenset(leaked_ids(source, *evaluation))
+        leakage = find_leakage(source, evaluation)
+        leaked = {*leakage.by_id, *leakage.by_title}
+        if leakage.by_caption:
+            rank_zero_warn(
+                f"{len(leakage.by_caption)} of {len(source.clips)} clips of the knowledge have the words of "
+                f"a validation or test caption ({some(leakage.by_caption)}). They stay in it, since short "
+                "captions repeat by chance. If they are the same recordings, leave them out with "
+                '`knowledge_exclude`; `leaked_ids(..., by=["caption"])` lists them.'
+            )
         if not leaked:
             return source
         if len(leaked) == len(source.clips):

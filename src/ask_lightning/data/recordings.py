@@ -21,7 +21,7 @@ _SMALLEST_SHARE = 0.9
 # Samples to each side on which torchaudio's resampling filter depends, in samples of the lower rate.
 _FILTER_REACH = 8
 _CHECKED_AT_ONCE = 1_000_000
-_REMEDY = 'Replace it, or pass `check="decode"` to find and leave out all such files at the start.'
+_REMEDY = 'Replace it; datasets with `check="decode"` find and leave out all such files at the start.'
 
 
 class AudioFileError(ValueError):

@@ -37,7 +37,8 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}. Save the "
-            'table as UTF-8, or pass its encoding, often `encoding="latin-1"` or `encoding="utf-16"`.'
+            "table as UTF-8; `iconv -f latin1 -t utf-8` does so, or `-f utf-16`. Where there is an argument "
+            "`encoding`, that may be passed instead."
         ) from error
 
 

@@ -361,6 +361,8 @@ class KnowledgeBase:
                     mine = {name: tensors[name] for name in _SHARED}
                     part = Part.dealt(len(mine["ids"]), ranks or Ranks())
                     index = str(settings["index"])
+                    if index == "auto" and Ranks.current().size > 1:
+                        index = "exact"  # as on building: a base is the same wherever it comes from
                     count = part.counts[part.ranks.rank]
                     mine |= {name: tensors[name].new_empty(count, tensors[name].shape[1]) for name in _SIDES}
                 rows = tensors["rows"] if len(files) > 1 else torch.arange(part.total)

@@ -121,7 +121,7 @@ class Part:
         flat = wanted.flatten()
         owner, local = self.locate(flat)
         if self.ranks.size == 1:
-            return [side[local].view(*wanted.shape, -1) for side in sides]
+            return [side[local].view(*wanted.shape, side.shape[1]) for side in sides]
         # Ask each rank for its rows, in its order, and put the answers back into ours.
         order = owner.argsort(stable=True)
         asked = torch.bincount(owner, minlength=self.ranks.size).tolist()
@@ -131,5 +131,5 @@ class Part:
             answers, _ = self.ranks.deal(side[requests], asking, arriving=asked)
             vectors = torch.empty_like(answers)
             vectors[order] = answers
-            found.append(vectors.view(*wanted.shape, -1))
+            found.append(vectors.view(*wanted.shape, side.shape[1]))
         return found

@@ -76,6 +76,10 @@ class ExactSearch:
         return torch.cat(scores), torch.cat(rows)
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if len(queries) == 1:
+            # A product with one vector rounds by where a row stands: equal rows would not tie.
+            scores, rows = self._search(queries.expand(2, -1), k)
+            return scores[:1], rows[:1]
         dtype = torch.float64 if self.vectors.dtype == torch.float64 else torch.float32
         queries = queries.to(dtype)
         scores = queries.new_empty(len(queries), 0)
