@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.fabric.plugins.io.torch_io as checkpoint_writing
 import lightning.pytorch as pl
 import torch
+from fsspec.implementations.local import LocalFileOpener
 from lightning.pytorch.callbacks import ModelCheckpoint
 from run_case import PairData
 
@@ -57,13 +57,14 @@ def arm(kind: str, count: int) -> Countdown | None:
 
         snapshot.save_file = save_half
     if kind == "checkpoint":
-        write = checkpoint_writing._atomic_save
+        # Lightning's way to write: all of it is in a file of another name, which is moved in the end.
+        commit = LocalFileOpener.commit
 
-        def write_or_die(content: Any, path: Any) -> None:
+        def die_or_commit(file: LocalFileOpener) -> None:
             die()
-            write(content, path)
+            commit(file)
 
-        checkpoint_writing._atomic_save = write_or_die
+        LocalFileOpener.commit = die_or_commit
     return None
 
 
