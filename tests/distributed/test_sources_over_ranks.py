@@ -92,7 +92,7 @@ def sources() -> dict:
         "callable": lambda: Pairs(31),
         "own parts": OwnParts(31),
         "captions of a clip on both ranks": OwnParts(32, captions_per_clip=2),
-        "all alike": OwnParts(32),
+        "all alike": OwnParts(32, captions_per_clip=2),
         "rows vary": DataLoader(Rows(4, 3, 2, 1, 2), 4, collate_fn=joined),
         "rows of one clip vary": DataLoader(Rows(4, 3, 2, 1, 2, captions_per_clip=4), 1, collate_fn=joined),
         "same parts": OwnParts(31, split=False),
