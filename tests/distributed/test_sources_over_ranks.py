@@ -1,6 +1,8 @@
 """Every kind of knowledge source, read by several ranks, becomes the base that one process makes of it."""
 
+import os
 import re
+import signal
 import time
 from datetime import timedelta
 from unittest import mock
@@ -258,6 +260,24 @@ def outlast() -> int:
 def test_a_slow_rank_is_waited_for():
     """Longer than collectives wait, while it opens the source and while it reads it."""
     assert on_ranks(2, outlast, grouped=False) == [20, 20]
+
+
+class KilledOnOne(Pairs):
+    def __getitem__(self, row: int) -> dict:
+        if row == 1:  # which rank 1 reads
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(row)
+
+
+def read_to_death() -> None:
+    run = trainer(max_steps=1, devices=2, strategy="ddp", callbacks=[refresh(source=KilledOnOne(20))])
+    run.fit(wrapped(PlainTowers()), datamodule=PairData(8))
+
+
+def test_a_killed_rank_is_noticed_in_a_refresh():
+    noticed = r"rank 0:\n.*in exchange\n.*(Connection|closed|reset).*rank 1:\nended without a word"
+    with pytest.raises(AssertionError, match=f"(?s){noticed}"):
+        on_ranks(2, read_to_death, grouped=False)
 
 
 class MoveOne(pl.Callback):

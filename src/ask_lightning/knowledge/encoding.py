@@ -279,7 +279,7 @@ def _as_part(
         part = Part.dealt(sum(word[3] for word in words), ranks, same)
     else:
         part = Part.brought(counts, ranks)
-    if not has_index(loader):
+    if ranks.size > 1 and not has_index(loader):
         _check_own_parts(own_audio, own_text, own_ids, ranks)
     return Encoded(own_audio, own_text, own_ids, part)
 
