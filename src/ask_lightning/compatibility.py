@@ -8,10 +8,12 @@ from lightning.pytorch.strategies import (
     FSDPStrategy,
     ModelParallelStrategy,
 )
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, XLAStrategy)
+_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+_XLA = (SingleDeviceXLAStrategy, XLAStrategy)
 _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
 
 
@@ -46,8 +48,8 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
     Raises:
         TypeError: A trainer of the `pytorch_lightning` package.
-        RuntimeError: Manual optimisation, a strategy that shards the model, several processes by another
-            strategy than DDP.
+        RuntimeError: Manual optimisation, a strategy that shards the model, an XLA device, several processes
+            by another strategy than DDP.
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
@@ -63,6 +65,11 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
         raise RuntimeError(
             f"ASK does not support {type(trainer.strategy).__name__}, under which no process holds the "
             'whole encoder at a refresh. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
+        )
+    if isinstance(trainer.strategy, _XLA):
+        raise RuntimeError(
+            f"ASK does not support {type(trainer.strategy).__name__}: it has never run on an XLA device. "
+            'Use `accelerator="gpu"` or `accelerator="cpu"`.'
         )
     if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
         raise RuntimeError(

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Words between ranks travel in a group of their own, on the CPU, in which nobody gives up on a rank that is
-# merely slow: a rank that died closes its connection, which the others notice at once.
+# merely slow. A process that died closes its connections, which the others notice at once; a machine without
+# power or network closes none.
 _PATIENCE = timedelta(days=2)
 
 
@@ -100,7 +101,9 @@ class Ranks:
     def share(self, tensor: Tensor) -> None:
         """Give every rank the values of rank 0, in place."""
         if self.size > 1:
-            dist.broadcast(tensor, src=0)
+            values = tensor.detach().contiguous()  # gloo ignores strides, NCCL refuses them
+            dist.broadcast(values, src=0)
+            tensor.detach().copy_(values)
 
     def gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
         """The rows of each rank, without gradient.

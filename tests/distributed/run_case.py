@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -67,7 +68,8 @@ def fit(
     extra: tuple[pl.Callback, ...] = (),
     batch_size: int = 8,
     strategy: str | None = None,
-    precision: str = "64-true",
+    precision: str | MixedPrecision = "64-true",
+    accelerator: str = "cpu",
     normed: bool = False,
     **settings,
 ) -> dict:
@@ -78,9 +80,10 @@ def fit(
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = trainer(
         max_epochs=epochs,
+        accelerator=accelerator,
         devices=size,
         strategy=strategy or ("ddp" if size > 1 else "auto"),
-        precision=precision,
+        **({"precision": precision} if isinstance(precision, str) else {"plugins": [precision]}),
         callbacks=[callback, watcher, *extra, *keep],
         enable_checkpointing=bool(keep),
         gradient_clip_val=1.0,

@@ -210,18 +210,22 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(which, text):
         assert re.search(text, message), message
 
 
-def disagree() -> str:
+def share() -> list[Tensor]:
+    """Some memory of which a view with strides is shared, and a tensor with its axes in another order."""
     ranks = Ranks.current()
-    try:
-        ranks.agree(f"{ranks.rank:016x}", "the knowledge base")
-    except RuntimeError as error:
-        return str(error)
-    return ""
+    memory, turned = torch.arange(12.0) + 100 * ranks.rank, torch.arange(6.0) + 100 * ranks.rank
+    ranks.share(memory.view(3, 4)[:, ::2])
+    ranks.share(turned.view(2, 3).T)
+    return [memory, turned]
 
 
-def test_ranks_that_disagree_are_told_so():
-    for message in on_ranks(2, disagree):
-        assert "do not agree about the knowledge base (rank 0: 0000000000000000, rank 1: " in message
+def test_what_is_shared_may_have_strides():
+    first, second = on_ranks(2, share)
+    whole = torch.arange(12.0)
+    assert torch.equal(first[0], whole)
+    assert torch.equal(second[0], torch.where(whole % 2 == 0, whole, whole + 100))
+    for _, turned in (first, second):
+        assert torch.equal(turned, torch.arange(6.0))
 
 
 def fail_on_one() -> str:

@@ -1,16 +1,23 @@
 """Every kind of knowledge source, read by several ranks, becomes the base that one process makes of it."""
 
+import os
 import re
+import signal
 import time
+from datetime import timedelta
+from unittest import mock
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from run_case import PairData
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from ask_lightning import DriftMonitor, InfluenceMonitor
 from ask_lightning.distributed import Ranks
+from ask_lightning.knowledge.prototypes import build_prototypes
 from clients import InlineClient, Pairs, PlainTowers, refresh, trainer, wrapped
 from ranks import on_ranks
 
@@ -18,8 +25,8 @@ from ranks import on_ranks
 class OwnParts(IterableDataset):
     """Yields each rank every R-th pair, unless told to yield all to each."""
 
-    def __init__(self, size: int, split: bool = True) -> None:
-        self.pairs, self.split = Pairs(size), split
+    def __init__(self, size: int, split: bool = True, **settings) -> None:
+        self.pairs, self.split = Pairs(size, **settings), split
 
     def __iter__(self):
         ranks = Ranks.current() if self.split else Ranks()
@@ -37,11 +44,25 @@ class Batches(Pairs):
         return {name: getattr(self, name)[start:end] for name in ("audio", "text", "clip_id")}
 
 
-class SlowOnOne(Pairs):
+class Rows(Pairs):
+    """Items of several rows each, one number after the other."""
+
+    def __init__(self, size: int, *counts: int, **settings) -> None:
+        super().__init__(size, **settings)
+        self.counts = counts
+
     def __getitem__(self, row: int) -> dict:
-        if Ranks.current().rank == 1:
-            time.sleep(0.02)
-        return super().__getitem__(row)
+        factors = torch.arange(1, 1 + self.counts[row % len(self.counts)])
+        item = super().__getitem__(row)
+        return {
+            "audio": item["audio"] * factors[:, None],
+            "text": item["text"] * factors[:, None],
+            "clip_id": item["clip_id"].expand(len(factors)),
+        }
+
+
+def joined(items: list[dict]) -> dict:
+    return {name: torch.cat([item[name] for item in items]) for name in items[0]}
 
 
 class BrokenOnOne(Pairs):
@@ -51,14 +72,13 @@ class BrokenOnOne(Pairs):
         return super().__getitem__(row)
 
 
-def two_captions(items: list) -> dict:
-    """Two pairs for each item."""
-    return {
-        name: torch.stack([item[name] * factor for item in items for factor in (1, 2)])
-        if name != "clip_id"
-        else torch.stack([item[name] for item in items for _ in range(2)])
-        for name in items[0]
-    }
+class AlikeTowers(PlainTowers):
+    """Projections that start from zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.audio_encoder.weight)
+        nn.init.zeros_(self.text_encoder.weight)
 
 
 def sources() -> dict:
@@ -67,13 +87,16 @@ def sources() -> dict:
         "fewer rows than ranks": Pairs(2),
         "one row": Pairs(1),
         "loader with workers": DataLoader(Pairs(31), 4, num_workers=1),
-        "two pairs an item": DataLoader(Pairs(31), 4, collate_fn=two_captions),
+        "two pairs an item": DataLoader(Rows(31, 2), 4, collate_fn=joined),
         "makes its batches": DataLoader(Batches(31), batch_size=None),
         "selected": DataLoader(Pairs(31), 4, sampler=SubsetRandomSampler([3, 20, 7, 11, 30])),
         "subset": Subset(Pairs(31), range(4, 21)),
         "callable": lambda: Pairs(31),
-        "slow rank": SlowOnOne(20),
         "own parts": OwnParts(31),
+        "captions of a clip on both ranks": OwnParts(32, captions_per_clip=2),
+        "all alike": OwnParts(32, captions_per_clip=2),
+        "rows vary": DataLoader(Rows(4, 3, 2, 1, 2), 4, collate_fn=joined),
+        "rows of one clip vary": DataLoader(Rows(4, 3, 2, 1, 2, captions_per_clip=4), 1, collate_fn=joined),
         "same parts": OwnParts(31, split=False),
         "broken on one": BrokenOnOne(31),
         "empty": Pairs(0),
@@ -92,14 +115,16 @@ def read(size: int, names: tuple[str, ...], **settings) -> dict:
     results = {}
     for name in names:
         pl.seed_everything(1, verbose=False)
-        keep = KeepBase()
-        size_of_batch = {} if name == "makes its batches" else {"batch_size": 4}
-        callback = refresh(source=sources()[name], **size_of_batch)
+        keep, source = KeepBase(), sources()[name]
+        callback = refresh(source=source, batch_size=None if isinstance(source, DataLoader) else 4)
         run = trainer(
             max_steps=1, devices=size, strategy="ddp" if size > 1 else "auto", callbacks=[callback, keep]
         )
         module = wrapped(
-            PlainTowers(), {"num_neighbors": 1, "gather": True, "positives": "ids"}, ids="clip_id", **settings
+            AlikeTowers() if name == "all alike" else PlainTowers(),
+            {"num_neighbors": 1, "gather": True, "positives": "ids"},
+            ids="clip_id",
+            **settings,
         )
         try:
             run.fit(module, datamodule=PairData(8))
@@ -111,8 +136,23 @@ def read(size: int, names: tuple[str, ...], **settings) -> dict:
     return results
 
 
-SPECIAL = ("own parts", "same parts", "broken on one", "empty", "list of batches")
-GOOD = tuple(name for name in sources() if name not in SPECIAL)
+FOLLOWING = {
+    "own parts": [*range(0, 31, 2), *range(1, 31, 2)],
+    "captions of a clip on both ranks": [*range(0, 32, 2), *range(1, 32, 2)],
+    "all alike": [*range(0, 32, 2), *range(1, 32, 2)],
+    "rows vary": [0, 1, 2, 5, 3, 4, 6, 7],
+    "rows of one clip vary": [0, 1, 2, 5, 3, 4, 6, 7],
+}
+WRONG = {
+    "same parts": [r"Ranks 0 and 1 read the same 31 pairs.*get_rank.*map-style Dataset"] * 2,
+    "list of batches": [r"Ranks 0 and 1 read the same 12 pairs"] * 2,
+    "broken on one": [
+        r"Rank 1 failed while encoding its part .* OSError: clip 3 cannot be read",
+        r"^OSError: clip 3",
+    ],
+    "empty": [r"The knowledge source is empty"] * 2,
+}
+GOOD = tuple(name for name in sources() if name not in {*FOLLOWING, *WRONG})
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -126,31 +166,163 @@ def test_the_base_is_that_of_one_process(size):
             torch.testing.assert_close(result[name][3], alone[name][3], rtol=1e-4, atol=1e-4)
 
 
-def test_iterable_source_with_parts_of_its_own():
-    (alone,) = read(1, ("own parts",)).values()
-    first, second = (result["own parts"] for result in on_ranks(2, read, 2, ("own parts",), grouped=False))
-    assert first[4] == second[4]
-    rank_by_rank = [*range(0, 31, 2), *range(1, 31, 2)]
-    for got, expected in zip(first[:3], alone[:3], strict=True):
-        torch.testing.assert_close(got, expected[rank_by_rank])
+def test_ranks_follow_each_other():
+    """Where they bring rows of their own number, or items are of different numbers of rows."""
+    names = tuple(FOLLOWING)
+    alone = read(1, names)
+    first, second = on_ranks(2, read, 2, names, grouped=False)
+    for name, order in FOLLOWING.items():
+        assert not isinstance(first[name], str), first[name]
+        assert first[name][4] == second[name][4]
+        for got, expected in zip(first[name][:3], alone[name][:3], strict=True):
+            torch.testing.assert_close(got, expected[order], msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize(
-    ("name", "texts"),
-    [
-        ("same parts", [r"Ranks 0 and 1 read the same 31 pairs.*get_rank.*map-style Dataset"] * 2),
-        ("list of batches", [r"Ranks 0 and 1 read the same 12 pairs"] * 2),
-        (
-            "broken on one",
-            [r"Rank 1 failed while encoding its part .* OSError: clip 3 cannot be read", r"^OSError: clip 3"],
-        ),
-        ("empty", [r"The knowledge source is empty"] * 2),
-    ],
-)
-def test_errors_reach_every_rank(name, texts):
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_reach_every_rank(name):
     results = on_ranks(2, read, 2, (name,), grouped=False)
-    for result, text in zip(results, texts, strict=True):
+    for result, text in zip(results, WRONG[name], strict=True):
         assert re.search(text, result[name], re.DOTALL), result[name]
+
+
+class Spoiled(Pairs):
+    """A source of which rank 1 cannot read or encode its part in the second epoch."""
+
+    def __init__(self, size: int, kind: str) -> None:
+        super().__init__(size)
+        self.kind = kind
+        self.is_spoiled = False
+
+    def __getitem__(self, row: int) -> dict:
+        item = super().__getitem__(row)
+        if self.is_spoiled and self.kind == "broken":
+            raise OSError("clip 3 cannot be read")
+        return item | {"audio": item["audio"] * torch.nan} if self.is_spoiled else item
+
+
+class Spoil(pl.Callback):
+    def __init__(self, source: Spoiled) -> None:
+        self.source = source
+        self.fingerprints: list[str] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if trainer.current_epoch == 1:
+            self.fingerprints.append(pl_module.loss.knowledge.fingerprint)
+            self.source.is_spoiled = trainer.global_rank == 1
+
+
+def spoiled_second_refresh() -> dict[str, tuple[str, list[str]]]:
+    """For each kind the error, and the knowledge in use before and after."""
+    results = {}
+    for kind in ("broken", "nan"):
+        source = Spoiled(20, kind)
+        spoil, module = Spoil(source), wrapped(PlainTowers())
+        run = trainer(devices=2, strategy="ddp", callbacks=[spoil, refresh(1, source)])
+        try:
+            run.fit(module, datamodule=PairData(8))
+        except (OSError, RuntimeError, ValueError) as error:
+            results[kind] = str(error), [*spoil.fingerprints, module.loss.knowledge.fingerprint]
+    return results
+
+
+def test_the_old_knowledge_stays_in_use_on_every_rank():
+    first, second = on_ranks(2, spoiled_second_refresh, grouped=False)
+    for kind in ("broken", "nan"):
+        (before, after), others = first[kind][1], second[kind][1]
+        assert [before, after] == others
+        assert before == after
+    assert re.search(r"Rank 1 failed .* clip 3 cannot be read", first["broken"][0])
+    assert second["broken"][0] == "clip 3 cannot be read"
+    assert first["nan"] == second["nan"]
+    assert re.search(r"audio embeddings of 10 of 20 source rows .* \(rows 1, 3, 5", first["nan"][0])
+
+
+class SlowOnOne(Pairs):
+    def __getitem__(self, row: int) -> dict:
+        if row == 1:  # which rank 1 reads
+            time.sleep(5)
+        return super().__getitem__(row)
+
+
+def slowly_opened() -> SlowOnOne:
+    time.sleep(5 * Ranks.current().rank)
+    return SlowOnOne(20)
+
+
+def outlast() -> int:
+    strategy = DDPStrategy(timeout=timedelta(seconds=3))
+    run = trainer(max_steps=1, devices=2, strategy=strategy, callbacks=[refresh(source=slowly_opened)])
+    module = wrapped(PlainTowers())
+    run.fit(module, datamodule=PairData(8))
+    return len(module.loss.knowledge.fine)
+
+
+def test_a_slow_rank_is_waited_for():
+    """Longer than collectives wait, while it opens the source and while it reads it."""
+    assert on_ranks(2, outlast, grouped=False) == [20, 20]
+
+
+class KilledOnOne(Pairs):
+    def __getitem__(self, row: int) -> dict:
+        if row == 1:  # which rank 1 reads
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(row)
+
+
+def read_to_death() -> None:
+    run = trainer(max_steps=1, devices=2, strategy="ddp", callbacks=[refresh(source=KilledOnOne(20))])
+    run.fit(wrapped(PlainTowers()), datamodule=PairData(8))
+
+
+def test_a_killed_rank_is_noticed_in_a_refresh():
+    noticed = r"rank 0:\n.*in exchange\n.*(Connection|closed|reset).*rank 1:\nended without a word"
+    with pytest.raises(AssertionError, match=f"(?s){noticed}"):
+        on_ranks(2, read_to_death, grouped=False)
+
+
+class MoveOne(pl.Callback):
+    """Rank 1 goes on with another weight than rank 0."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        with torch.no_grad():
+            pl_module.model.audio_encoder.weight[0, 0] += trainer.global_rank
+
+
+def moved_prototypes(*sides, **settings) -> tuple:
+    audio, text = build_prototypes(*sides, **settings)
+    audio[0, 0] += Ranks.current().rank
+    return audio, text
+
+
+def disagree() -> list[str]:
+    """What ranks are told that have other weights, sources of other lengths, other prototypes."""
+    errors = []
+    for name in ("weights", "length", "prototypes"):
+        source = Pairs(20 + (Ranks.current().rank if name == "length" else 0))
+        callbacks = [refresh(source=source), *([MoveOne()] if name == "weights" else [])]
+        run = trainer(max_steps=1, devices=2, strategy="ddp", callbacks=callbacks)
+        build = moved_prototypes if name == "prototypes" else build_prototypes
+        with mock.patch("ask_lightning.knowledge.base.build_prototypes", build):
+            try:
+                run.fit(wrapped(PlainTowers()), datamodule=PairData(8))
+            except RuntimeError as error:
+                errors.append(str(error))
+            else:
+                errors.append("")
+    return errors
+
+
+def test_ranks_that_disagree_are_told_so():
+    first, second = on_ranks(2, disagree, grouped=False)
+    assert first == second
+    own = r"the weights and the length of the knowledge source \(rank 0: \('weights (\w+)', 20\)"
+    expected = [
+        rf"{own}, rank 1: \('weights (?!\1)\w+', 20\)",
+        rf"{own}, rank 1: \('weights \1', 21\)",
+        r"the knowledge base \(rank 0: (\w+), rank 1: (?!\1)\w+\)",
+    ]
+    for error, about in zip(first, expected, strict=True):
+        assert re.search(f"The ranks do not agree about {about}", error), error
 
 
 class SelectedData(PairData):

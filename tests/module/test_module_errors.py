@@ -4,6 +4,13 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning as other_pl
 import torch
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -265,23 +272,26 @@ def test_manual_optimisation():
         trainer().fit(module, loader())
 
 
-def sharding_strategies():
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-
-    yield FSDPStrategy()
-    yield ModelParallelStrategy()
-    yield DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its constructor needs the package
+def unsupported_strategies():
+    yield FSDPStrategy(), r"`strategy=\"auto\"`"
+    yield ModelParallelStrategy(), r"`strategy=\"auto\"`"
+    # The constructors of the others need packages.
+    yield DeepSpeedStrategy.__new__(DeepSpeedStrategy), r"`strategy=\"auto\"`"
+    yield XLAStrategy.__new__(XLAStrategy), r"`accelerator=\"gpu\"`"
+    yield SingleDeviceXLAStrategy.__new__(SingleDeviceXLAStrategy), r"`accelerator=\"gpu\"`"
 
 
 @pytest.mark.parametrize(
-    "strategy", list(sharding_strategies()), ids=lambda strategy: type(strategy).__name__
+    ("strategy", "remedy"),
+    list(unsupported_strategies()),
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
 @pytest.mark.parametrize("ask", [True, False])
-def test_sharding_strategies(strategy, ask, monkeypatch):
+def test_unsupported_strategies(strategy, remedy, ask, monkeypatch):
     module = wrapped(PlainTowers()) if ask else SelfContained()
     run = trainer(callbacks=[refresh()])
     monkeypatch.setattr(pl.Trainer, "strategy", strategy)
-    text = rf"does not support {type(strategy).__name__}.*`strategy=\"auto\"`"
+    text = f"does not support {type(strategy).__name__}.*{remedy}"
     with pytest.raises(RuntimeError, match=text):
         run.callbacks[0].setup(run, module, "fit")
     if ask:

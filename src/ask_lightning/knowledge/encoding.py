@@ -229,7 +229,9 @@ def encode_source(
             (f"weights {weights:016x}", _num_rows(loader)),
             "the weights and the length of the knowledge source",
         )
-    audio, text, ids = [], [], []
+    audio: list[Tensor] = []
+    text: list[Tensor] = []
+    ids: list[Tensor] = []
     with ranks.together("encoding its part of the knowledge source"):
         with _without_a_trace(trainer, module), torch.no_grad(), _batches(loader) as batches:
             for batch in batches:
@@ -246,36 +248,59 @@ def encode_source(
                 advance()
         if not audio and ranks.size == 1:
             raise ValueError(_EMPTY)
-    whole_audio, whole_text = (torch.cat(side) if side else None for side in (audio, text))
-    return _as_part(whole_audio, whole_text, torch.cat(ids) if ids else None, loader, module.device, ranks)
+    return _as_part(audio, text, ids, loader, module.device, ranks)
 
 
 def _as_part(
-    audio: Tensor | None,
-    text: Tensor | None,
-    ids: Tensor | None,
+    audio: list[Tensor],
+    text: list[Tensor],
+    ids: list[Tensor],
     loader: Iterable[Any],
     device: torch.device,
     ranks: Ranks,
 ) -> Encoded:
-    """What a rank encoded, perhaps nothing, with its place in the whole."""
-    count, width = (0, None) if audio is None else audio.shape
-    words = ranks.exchange((count, width, ids is not None, _num_items(loader)))
+    """The batches that a rank encoded, perhaps none, with their place in the whole."""
+    rows, items = [len(batch) for batch in audio], _items_of_batches(loader)
+    own_ids = torch.cat(ids) if ids else None
+    width = audio[0].shape[1] if audio else None
+    at_a_time = _rows_an_item(rows, items, own_ids) if items else None
+    words = ranks.exchange((sum(rows), width, own_ids is not None, sum(items), at_a_time))
     counts = [word[0] for word in words]
     if not any(counts):
         raise ValueError(_EMPTY)
-    if audio is None or text is None:  # fewer rows than ranks
-        width = next(width for count, width, _, _ in words if count)
-        audio, text = torch.empty(2, 0, width, device=device)
-        ids = torch.empty(0, dtype=torch.int64) if any(word[2] for word in words) else None
-    part = Part.brought(counts, ranks)
-    if items := sum(word[3] for word in words):
-        # Collation may make several rows of an item, such as one for each caption.
-        dealt = Part.dealt(items, ranks, sum(counts) // items)
-        part = dealt if dealt.counts == part.counts else part
-    if not has_index(loader):
-        _check_own_parts(audio, text, counts, ranks)
-    return Encoded(audio, text, ids, part)
+    if audio:
+        own_audio, own_text = torch.cat(audio), torch.cat(text)
+    else:  # fewer rows than ranks
+        width = next(width for count, width, *_ in words if count)
+        own_audio, own_text = torch.empty(2, 0, width, device=device)
+        own_ids = torch.empty(0, dtype=torch.int64) if any(word[2] for word in words) else None
+    told = {word[4] for word in words} - {None}
+    if len(told) == 1 and (same := told.pop()):
+        part = Part.dealt(sum(word[3] for word in words), ranks, same)
+    else:
+        part = Part.brought(counts, ranks)
+    if ranks.size > 1 and not has_index(loader):
+        _check_own_parts(own_audio, own_text, own_ids, ranks)
+    return Encoded(own_audio, own_text, own_ids, part)
+
+
+def _items_of_batches(loader: Iterable[Any]) -> list[int]:
+    """How many items, dealt out in turn, each batch is made of; none where ranks follow each other."""
+    if not isinstance(loader, DataLoader) or not has_index(loader) or loader.batch_size is None:
+        return []
+    items = len(loader.sampler)  # type: ignore[arg-type]
+    return [min(loader.batch_size, items - start) for start in range(0, items, loader.batch_size)]
+
+
+def _rows_an_item(rows: list[int], items: list[int], ids: Tensor | None) -> int:
+    """How many rows collation makes of every item, such as one for each caption; 0 where that varies."""
+    each = sum(rows) // sum(items)
+    if not each or rows != [each * count for count in items]:
+        return 0
+    # Three rows of one item and one of the next are two each on average.
+    if ids is not None and bool((ids.view(-1, each) != ids[::each, None]).any()):
+        return 0
+    return each
 
 
 def has_index(loader: object) -> bool:
@@ -287,29 +312,21 @@ def _num_rows(loader: object) -> int | None:
     return len(loader.dataset) if has_index(loader) else None  # type: ignore[attr-defined]
 
 
-def _num_items(loader: Iterable[Any]) -> int:
-    """How many items a rank was dealt in turn; 0 where ranks follow each other."""
-    in_turn = isinstance(loader, DataLoader) and has_index(loader) and loader.batch_size is not None
-    return len(loader.sampler) if in_turn else 0  # type: ignore[attr-defined]
-
-
-def _check_own_parts(audio: Tensor, text: Tensor, counts: list[int], ranks: Ranks) -> None:
+def _check_own_parts(audio: Tensor, text: Tensor, ids: Tensor | None, ranks: Ranks) -> None:
     """Refuse an iterable source that yields every rank the same."""
-    ends = torch.cat([audio[:1], text[:1], audio[-1:], text[-1:]]).cpu()
-    for rank, other in enumerate(ranks.exchange(ends)[: ranks.rank]):
-        if counts[rank] == counts[ranks.rank] > 0 and torch.allclose(ends, other, atol=1e-5):
-            same = f"Ranks {rank} and {ranks.rank} read the same {counts[rank]} pairs"
-            break
-    else:
-        same = None
-    said = [word for word in ranks.exchange(same) if word]
-    if said:
-        raise RuntimeError(
-            f"{said[0]} of the knowledge source. A source without an index has to yield each rank its own "
-            "part: take every `torch.distributed.get_world_size()`-th item from "
-            "`torch.distributed.get_rank()` on in its `__iter__`, or pass a map-style Dataset, which is "
-            "divided for you."
-        )
+    sides = (audio, text) if ids is None else (audio, text, ids)
+    # Rows that are all alike, as a head that starts from zeros makes them, tell nothing.
+    varied = len(audio) > 0 and all(bool((side.amin(0) < side.amax(0)).any()) for side in (audio, text))
+    words = ranks.exchange((len(audio), *map(checksum, sides)) if varied else None)
+    for rank, word in enumerate(words):
+        first = words.index(word)
+        if word is not None and first < rank:
+            raise RuntimeError(
+                f"Ranks {first} and {rank} read the same {word[0]} pairs of the knowledge source. A source "
+                "without an index has to yield each rank its own part: take every "
+                "`torch.distributed.get_world_size()`-th item from `torch.distributed.get_rank()` on in its "
+                "`__iter__`, or pass a map-style Dataset, which is divided for you."
+            )
 
 
 @contextmanager
