@@ -68,7 +68,8 @@ class SavePortableConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
         run = config["trainer"]["default_root_dir"]
         if run is not None:
-            config = _with_placeholder(config, str(run))
+            config = config.clone()
+            config["trainer"] = _with_placeholder(config["trainer"], str(run))
         super().__init__(parser, config, *args, **kwargs)
 
 
@@ -180,7 +181,7 @@ class RetrievalCLI(LightningCLI):
 
 
 def _with_placeholder(value: Any, run: str) -> Any:
-    """A config in which `{run}` stands for the folder of the run."""
+    """A section in which `{run}` stands for the folder of the run."""
     if isinstance(value, Namespace):
         entries = {name: _with_placeholder(entry, run) for name, entry in vars(value).items()}
         return Namespace(**entries)  # type: ignore[no-untyped-call]
