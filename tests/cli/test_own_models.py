@@ -1,14 +1,17 @@
 """What the page on the command line promises for configs, models and data of one's own."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
+from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.data.clips import Clip
 from ask_lightning.models import CLAPRetriever, TinyRetriever
-from cli.cli_case import ASK, Towers, ask_lightning, refusal
+from cli.cli_case import ASK, Numbers, Towers, ask_lightning, refusal
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -101,3 +104,16 @@ def test_encoding_a_model_with_other_methods(capsys):
     )
     message = refusal(capsys, "encode", "--config", "mine.yaml", "--output", "a.safetensors")
     assert message == "Towers has no method `forward_audio` to encode with."
+
+
+def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():
+    cli = object.__new__(RetrievalCLI)
+    cli._held_out = [Clip("freesound:1", ("rain",), "1")]
+    cli.datamodule = Numbers()
+    cli.model = ASKModule(Towers(), audio="listen", text="read")
+    with pytest.warns(UserWarning, match="Numbers is no PublishedData: nobody checks whether its knowledge"):
+        cli.before_fit()
+    cli.model = Towers()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cli.before_fit()

@@ -115,8 +115,8 @@ def _find(name: str, named_in: Path | None) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = folder / name
         shipped = CONFIGS / path.name
-        if named_in is None and not path.is_file() and name in (path.name, f"configs/{path.name}"):
-            path = shipped if shipped.is_file() else path
+        if not path.is_file() and shipped.is_file() and name in (path.name, f"configs/{path.name}"):
+            return shipped
         if not path.is_file():
             where = f" (named in {named_in})" if named_in is not None else ""
             raise UsageError(f"There is no config file {str(path)!r}{where}.")

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
+from ask_lightning import ASKModule
 from ask_lightning.callbacks.snapshots import checkpoint_directories
 from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
 from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
@@ -169,8 +170,15 @@ class RetrievalCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep what the model will be tested on elsewhere out of the knowledge."""
-        if self._held_out:
+        if not self._held_out:
+            return
+        if isinstance(self.datamodule, ask_lightning.data.PublishedData):
             self.datamodule.hold_out(self._held_out)
+        elif isinstance(self.model, ASKModule):
+            rank_zero_warn(
+                f"{type(self.datamodule).__name__} is no PublishedData: nobody checks whether its knowledge "
+                "holds evaluation clips of the target."
+            )
 
     def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
         """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
