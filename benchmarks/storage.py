@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ask_lightning import KnowledgeBase
-from ask_lightning.distributed import Ranks
-from ask_lightning.knowledge.parts import Part
+from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.utilities.distributed import Ranks
 
 
 def embeddings(pairs: int, width: int, seed: int) -> Tensor:

@@ -14,9 +14,9 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.callbacks import QueryTable, RecallTable
 from ask_lightning.data import AudioCapsData, write_audiocaps
 from ask_lightning.models import ResNet38BERT
-from ask_lightning.tracking import QueryTable, RecallTable
 
 # What the demo shrinks; the classes are the same.
 SMALL_MODEL: dict[str, Any] = {

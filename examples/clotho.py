@@ -14,9 +14,9 @@ from typing import Any
 import lightning as L
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.callbacks import RecallTable
 from ask_lightning.data import AudioCapsData, ClothoData, write_audiocaps, write_clotho, write_wavcaps
 from ask_lightning.models import CEDSonar
-from ask_lightning.tracking import RecallTable
 
 RATE = 16000  # of CED
 # What the demo shrinks; the classes are the same.

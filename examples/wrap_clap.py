@@ -14,9 +14,9 @@ import lightning as L
 from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.callbacks import RecallTable
 from ask_lightning.data import FolderData, PairData, SoundscapeData
 from ask_lightning.models import CLAPRetriever
-from ask_lightning.tracking import RecallTable
 
 RATE = 16000  # of the waveforms; the model resamples them
 # A CLAP whose weights are random and few; the classes are the same.

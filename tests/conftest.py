@@ -1,9 +1,17 @@
-"""One thread, no network, no chatter: before torch and Lightning are imported by a test."""
+"""One thread, no network, no chatter: before torch and Lightning are imported by a test.
+
+Fixtures that several rooms use are here, those of one room in its own `conftest.py`; classes and functions
+that tests share are imported from `tests.helpers`.
+"""
 
 import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+# For this process, before torch is imported, and for those that tests start: one thread rounds otherwise than
+# two, and tests that run side by side share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import lightning.pytorch  # noqa: F401 - it sets its loggers up when it is imported
 import pytest
@@ -33,6 +41,20 @@ def pytest_configure(config: pytest.Config) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for line in _CHATTER:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flag of the command line with a folder of synthetic datasets, written once."""
+    from ask_lightning.cli.demo import write_demo  # needs packages that the core does not
+
+    return f"--demo={write_demo(tmp_path_factory.mktemp('demo'))}"
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path, monkeypatch):
+    """Lightning writes below the working directory unless it is told otherwise."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ WITHOUT_BEHAVIOUR = {
     "Neighborhood",
     "RetrievalRanks",
 }
-PACKAGES = ("", ".data", ".functional", ".knowledge", ".metrics", ".models", ".tracking")
+PACKAGES = ("", ".data", ".functional", ".knowledge", ".metrics", ".models", ".losses", ".callbacks")
 PUBLIC = sorted(
     {
         (package, name)

@@ -18,9 +18,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
-from ask_lightning.compatibility import check_model, check_trainer
-from ask_lightning.embeddings import as_embeddings
-from ask_lightning.loss import Ids, ReliabilityOTLoss
+from ask_lightning.encoding.compatibility import check_model, check_trainer
+from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
 
 Encoder = str | Callable[[pl.LightningModule, Any], Tensor]
 Step = Literal["auto", "capture", "encode"]

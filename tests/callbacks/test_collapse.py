@@ -6,7 +6,7 @@ import torch
 
 from ask_lightning import ASKModule, KnowledgeBase, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.callbacks.refresh import mean_similarity
-from clients import PlainTowers, loader, trainer
+from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 
 
 class Collapsed(PlainTowers):
@@ -23,10 +23,10 @@ class Collapsed(PlainTowers):
 
 
 def collapse_warnings(model):
-    fit = trainer(max_epochs=4, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
+    fit = make_trainer(max_epochs=4, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit.fit(ASKModule(model, ReliabilityOTLoss(num_neighbors=3)), loader())
+        fit.fit(ASKModule(model, ReliabilityOTLoss(num_neighbors=3)), make_loader())
     return [str(item.message) for item in caught if "collapsed" in str(item.message)]
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from ask_lightning import KnowledgeBase
 from ask_lightning.knowledge.search import FaissSearch, FastestExactSearch
-from clients import Pairs, PlainTowers, Watcher, refresh, trainer, wrapped
-from ranks import on_ranks
+from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
+from tests.helpers.ranks import on_ranks
 
 
 class Visited(Pairs):
@@ -70,8 +70,8 @@ def test_workers_are_the_users_and_end_with_the_refresh(method):
         worker_init_fn=prepare,
     )
     model = Notes()
-    run = trainer(max_epochs=1, callbacks=[refresh(source=source)])
-    run.fit(wrapped(model), DataLoader(Pairs(16), 8))
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(source=source)])
+    run.fit(wrap(model), DataLoader(Pairs(16), 8))
     processes, in_worker, faiss_loaded, prepared = zip(*model.notes, strict=True)
     assert len(set(processes)) == 2
     assert os.getpid() not in processes
@@ -84,9 +84,11 @@ def test_workers_are_the_users_and_end_with_the_refresh(method):
 
 def test_workers_end_when_a_clip_cannot_be_read():
     before = set(multiprocessing.active_children())
-    run = trainer(max_epochs=1, callbacks=[refresh(source=DataLoader(Breaking(32), 8, num_workers=2))])
+    run = make_trainer(
+        max_epochs=1, callbacks=[make_refresh(source=DataLoader(Breaking(32), 8, num_workers=2))]
+    )
     with pytest.raises(OSError, match="clip 30") as caught:
-        run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+        run.fit(wrap(PlainTowers()), DataLoader(Pairs(16), 8))
     # The error, and with it the loop's variables, is still held here.
     assert caught.value is not None
     assert set(multiprocessing.active_children()) == before
@@ -100,7 +102,7 @@ def test_persistent_workers_of_the_training_loader_go_on():
         def on_train_epoch_end(self, trainer, pl_module) -> None:
             seen.append({child.pid for child in multiprocessing.active_children()})
 
-    trainer(max_epochs=3, callbacks=[refresh(1), Children()]).fit(wrapped(PlainTowers()), training)
+    make_trainer(max_epochs=3, callbacks=[make_refresh(1), Children()]).fit(wrap(PlainTowers()), training)
     assert len(seen[0]) == 1
     assert seen[0] == seen[1] == seen[2]
 
@@ -116,8 +118,10 @@ def test_a_reloaded_training_set_is_the_source():
         def on_train_epoch_end(self, trainer, pl_module) -> None:
             sizes.append(len(pl_module.loss.knowledge.fine))
 
-    run = trainer(max_epochs=3, callbacks=[refresh(1), Sizes()], reload_dataloaders_every_n_epochs=1)
-    run.fit(wrapped(PlainTowers()), datamodule=Growing())
+    run = make_trainer(
+        max_epochs=3, callbacks=[make_refresh(1), Sizes()], reload_dataloaders_every_n_epochs=1
+    )
+    run.fit(wrap(PlainTowers()), datamodule=Growing())
     assert sizes == [16, 24, 32]
 
 
@@ -134,8 +138,10 @@ def use_of_a_hundred_refreshes(index: str) -> list[tuple[int, list[int], int]]:
                 seen.append((open_files(), kinds, resident_bytes()))
 
     source = DataLoader(Pairs(2000), 1000)
-    run = trainer(max_epochs=100, limit_train_batches=1, callbacks=[refresh(1, source, index=index), Use()])
-    run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+    run = make_trainer(
+        max_epochs=100, limit_train_batches=1, callbacks=[make_refresh(1, source, index=index), Use()]
+    )
+    run.fit(wrap(PlainTowers()), DataLoader(Pairs(16), 8))
     return seen
 
 
@@ -159,6 +165,8 @@ def test_twenty_refreshes_with_workers_leave_no_file():
             seen.append(open_files())
 
     source = DataLoader(Pairs(32), 8, num_workers=1)
-    run = trainer(max_epochs=20, limit_train_batches=1, callbacks=[refresh(1, source), Use(), Watcher()])
-    run.fit(wrapped(PlainTowers()), DataLoader(Pairs(16), 8))
+    run = make_trainer(
+        max_epochs=20, limit_train_batches=1, callbacks=[make_refresh(1, source), Use(), Watcher()]
+    )
+    run.fit(wrap(PlainTowers()), DataLoader(Pairs(16), 8))
     assert max(seen[5:]) <= seen[4]

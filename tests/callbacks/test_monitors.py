@@ -11,7 +11,7 @@ from ask_lightning import DriftMonitor, InfluenceMonitor, KnowledgeBase, Reliabi
 from ask_lightning.callbacks.monitors import influence_of_knowledge
 from ask_lightning.functional import representation_drift, unit_length
 from ask_lightning.knowledge.base import Granularity
-from clients import (
+from tests.helpers.clients import (
     InlineClient,
     MemoryLogger,
     Pairs,
@@ -21,11 +21,11 @@ from clients import (
     Watcher,
     assert_same_weights,
     held_out,
-    loader,
-    refresh,
+    make_loader,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 RDM = ("ask/probe_rdm_audio", "ask/probe_rdm_text")
@@ -47,10 +47,10 @@ class HalfStill(PlainTowers):
 def fit(client=PlainTowers, *monitors, T=2, epochs=4, data=None, settings=None, source=None, **options):
     pl.seed_everything(0, verbose=False)
     model, logger, watcher = client(), MemoryLogger(), Watcher()
-    callbacks = [refresh(T, source), *monitors, watcher]
-    run = trainer(max_epochs=epochs, callbacks=callbacks, logger=logger, log_every_n_steps=1, **options)
-    module = model if isinstance(model, SelfContained) else wrapped(model, settings)
-    run.fit(module, data if data is not None else loader(), held_out())
+    callbacks = [make_refresh(T, source), *monitors, watcher]
+    run = make_trainer(max_epochs=epochs, callbacks=callbacks, logger=logger, log_every_n_steps=1, **options)
+    module = model if isinstance(model, SelfContained) else wrap(model, settings)
+    run.fit(module, data if data is not None else make_loader(), held_out())
     return model, logger, watcher, module
 
 
@@ -109,21 +109,21 @@ class Stream(IterableDataset):
 def test_drift_needs_a_source_with_an_index(source, name):
     """Said when training starts, not after an epoch of it."""
     watcher = Watcher()
-    run = trainer(callbacks=[refresh(source=source), DriftMonitor(), watcher])
+    run = make_trainer(callbacks=[make_refresh(source=source), DriftMonitor(), watcher])
     with pytest.raises(
         RuntimeError, match=rf"DriftMonitor needs a knowledge source with an index, but got {name}\. Pass"
     ):
-        run.fit(wrapped(PlainTowers()), loader())
+        run.fit(wrap(PlainTowers()), make_loader())
     assert watcher.losses == []
 
 
 def test_drift_needs_the_refresh():
-    module = wrapped(PlainTowers())
+    module = wrap(PlainTowers())
     module.loss.knowledge = static_knowledge(module.model)
     with pytest.raises(
         RuntimeError, match=r"DriftMonitor needs the knowledge of a KnowledgeRefreshCallback.*Add it"
     ):
-        trainer(callbacks=[DriftMonitor()]).fit(module, loader())
+        make_trainer(callbacks=[DriftMonitor()]).fit(module, make_loader())
 
 
 @pytest.mark.parametrize("num_probes", [1, 0, 2.0, True])
@@ -232,8 +232,8 @@ def test_gradients_are_untouched_by_a_measurement():
         gradients.append([])
         pl.seed_everything(0, verbose=False)
         model = InlineClient()
-        module = wrapped(model, {"temperature": lambda model=model: 1 / model.logit_scale.exp()})
-        trainer(max_epochs=1, callbacks=[refresh(), *monitors, Look()]).fit(module, loader())
+        module = wrap(model, {"temperature": lambda model=model: 1 / model.logit_scale.exp()})
+        make_trainer(max_epochs=1, callbacks=[make_refresh(), *monitors, Look()]).fit(module, make_loader())
     for ours, theirs in zip(*gradients, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
         assert any(one.abs().sum() > 0 for one in ours[-1:])
@@ -246,29 +246,29 @@ def test_the_loss_is_not_watched_after_the_run(fails):
             if fails:
                 raise ZeroDivisionError
 
-    module, monitor = wrapped(Client()), InfluenceMonitor(1)
+    module, monitor = wrap(Client()), InfluenceMonitor(1)
     for _ in range(2):
-        run = trainer(max_epochs=1, callbacks=[refresh(), monitor])
+        run = make_trainer(max_epochs=1, callbacks=[make_refresh(), monitor])
         if fails:
             with pytest.raises(ZeroDivisionError):
-                run.fit(module, loader())
+                run.fit(module, make_loader())
         else:
-            run.fit(module, loader())
+            run.fit(module, make_loader())
         assert not module.loss._forward_hooks
 
 
 def test_measured_with_ids():
     pl.seed_everything(0, verbose=False)
     logger = MemoryLogger()
-    module = wrapped(PlainTowers(), {"exclude_self": True, "positives": "ids"}, ids="clip_id")
-    run = trainer(
-        max_epochs=1, callbacks=[refresh(), InfluenceMonitor(1)], logger=logger, log_every_n_steps=1
+    module = wrap(PlainTowers(), {"exclude_self": True, "positives": "ids"}, ids="clip_id")
+    run = make_trainer(
+        max_epochs=1, callbacks=[make_refresh(), InfluenceMonitor(1)], logger=logger, log_every_n_steps=1
     )
-    run.fit(module, loader(captions_per_clip=2))
+    run.fit(module, make_loader(captions_per_clip=2))
     assert all(value > 0 for value in logger.values(OBI[0]))
 
 
 def test_barebones_trainer():
-    callbacks = [refresh(1), InfluenceMonitor(1), DriftMonitor()]
+    callbacks = [make_refresh(1), InfluenceMonitor(1), DriftMonitor()]
     run = pl.Trainer(accelerator="cpu", barebones=True, max_epochs=1, callbacks=callbacks)
-    run.fit(wrapped(PlainTowers()), loader())
+    run.fit(wrap(PlainTowers()), make_loader())

@@ -8,15 +8,15 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning.callbacks.progress import progress_bar
-from clients import Pairs, PlainTowers, loader, refresh, trainer, wrapped
+from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh, make_trainer, wrap
 
 TITLE = "Refreshing knowledge"
 
 
 def shown(capsys, *callbacks, source=None, **settings) -> str:
     settings = {"enable_progress_bar": bool(callbacks)} | settings
-    run = trainer(max_epochs=3, callbacks=[refresh(2, source), *callbacks], **settings)
-    run.fit(wrapped(PlainTowers()), loader())
+    run = make_trainer(max_epochs=3, callbacks=[make_refresh(2, source), *callbacks], **settings)
+    run.fit(wrap(PlainTowers()), make_loader())
     out, err = capsys.readouterr()
     return out + err
 
@@ -93,5 +93,5 @@ def test_bar_is_closed_after_an_error(capsys, display):
 
 
 def test_advance_without_a_display():
-    with progress_bar(trainer(), TITLE, 3) as advance:
+    with progress_bar(make_trainer(), TITLE, 3) as advance:
         assert advance() is None

@@ -9,14 +9,22 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-import resume_case
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resume_case import STEPS, Stop, Stopped, fit
 
 from ask_lightning import KnowledgeBase, KnowledgeRefreshCallback
-from clients import PlainTowers, Watcher, assert_same_weights, loader, refresh, trainer, wrapped
-from ranks import python_path
+from tests.helpers import interrupted_run
+from tests.helpers.clients import (
+    PlainTowers,
+    Watcher,
+    assert_same_weights,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
+from tests.helpers.interrupted_run import STEPS, Stop, Stopped, fit
+from tests.helpers.ranks import python_path
 
 RE_ENCODED = (
     r"The run resumes with newly encoded knowledge instead of that of epoch 2, so its losses differ from "
@@ -93,10 +101,10 @@ def test_stopped_by_an_error(broken, whole, monkeypatch):
 
 def test_killed(whole, tmp_path):
     """By the signal that no process can answer, in the middle of epoch 3."""
-    tests = Path(resume_case.__file__).parent
+    root = Path(interrupted_run.__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, resume_case.__file__, tmp_path / "run", "3", "2"],
-        env=os.environ | {"PYTHONPATH": python_path(tests.parent, tests), "OMP_NUM_THREADS": "1"},
+        [sys.executable, interrupted_run.__file__, tmp_path / "run", "3", "2"],
+        env=os.environ | {"PYTHONPATH": python_path(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -151,14 +159,14 @@ def test_relative_root_directory_resumed_from_elsewhere(whole, tmp_path, monkeyp
     (tmp_path / "work").mkdir()
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    module = wrapped(PlainTowers())
-    run = trainer(max_epochs=1, callbacks=[refresh(2)], default_root_dir="relative")
-    run.fit(module, loader())
+    module = wrap(PlainTowers())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(2)], default_root_dir="relative")
+    run.fit(module, make_loader())
     run.save_checkpoint(tmp_path / "home" / "kept.ckpt")
     monkeypatch.chdir(tmp_path / "home")
     watcher = Watcher()
-    again = trainer(max_epochs=2, callbacks=[refresh(2), watcher])
-    again.fit(wrapped(PlainTowers()), loader(), ckpt_path="kept.ckpt")
+    again = make_trainer(max_epochs=2, callbacks=[make_refresh(2), watcher])
+    again.fit(wrap(PlainTowers()), make_loader(), ckpt_path="kept.ckpt")
     assert set(watcher.knowledge) == {module.loss.knowledge.fingerprint}
 
 
@@ -247,15 +255,17 @@ def test_snapshot_that_cannot_be_written(where, whole, tmp_path, monkeypatch):
     """A full disk or a read-only directory costs the snapshot, not the run."""
     from safetensors import SafetensorError
 
-    from ask_lightning.knowledge import snapshot
+    from ask_lightning.knowledge import snapshot_file
 
     def fail(*args, **kwargs):
         raise SafetensorError("io error: no space") if where == "library" else OSError(28, "No space left")
 
     if where in ("write", "library"):
-        monkeypatch.setattr(snapshot, "save_file", fail)
+        monkeypatch.setattr(snapshot_file, "save_file", fail)
     else:
-        monkeypatch.setattr("ask_lightning.files.os." + {"flush": "fsync", "rename": "replace"}[where], fail)
+        monkeypatch.setattr(
+            "ask_lightning.utilities.atomic_files.os." + {"flush": "fsync", "rename": "replace"}[where], fail
+        )
         # Lightning's own files are written by torch, which uses neither.
     with pytest.warns(
         UserWarning,
@@ -273,9 +283,9 @@ def test_snapshot_that_cannot_be_written(where, whole, tmp_path, monkeypatch):
 def test_directory_that_nobody_can_make(tmp_path):
     """A file where the directory should be; the checkpoint itself goes elsewhere."""
     (tmp_path / "occupied").write_text("")
-    module = wrapped(PlainTowers())
-    run = trainer(max_epochs=1, callbacks=[refresh()], default_root_dir=tmp_path / "occupied")
-    run.fit(module, loader())
+    module = wrap(PlainTowers())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()], default_root_dir=tmp_path / "occupied")
+    run.fit(module, make_loader())
     with pytest.warns(UserWarning, match="could not be written"):
         run.save_checkpoint(tmp_path / "kept.ckpt")
     PlainTowers.load_from_checkpoint(tmp_path / "kept.ckpt")
@@ -350,12 +360,12 @@ def test_stateful_loader_resumes_inside_an_epoch_exactly(whole, tmp_path):
     def run(directory, ask, resume=None, stop=None):
         pl.seed_everything(1, verbose=False)
         model, watcher = PlainTowers(), Watcher()
-        like = loader()
+        like = make_loader()
         data = Position(like.dataset, 8, sampler=like.sampler, drop_last=True)
         keep = ModelCheckpoint(directory, save_last=True, every_n_train_steps=1)
-        callbacks = [watcher, *([refresh(2)] if ask else []), *([stop] if stop else []), keep]
-        going = trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
-        going.fit(wrapped(model) if ask else model, data, ckpt_path=resume)
+        callbacks = [watcher, *([make_refresh(2)] if ask else []), *([stop] if stop else []), keep]
+        going = make_trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
+        going.fit(wrap(model) if ask else model, data, ckpt_path=resume)
         return model, watcher
 
     def broken(ask):
@@ -376,17 +386,17 @@ def test_stateful_loader_resumes_inside_an_epoch_exactly(whole, tmp_path):
 def test_reused_trainer_whose_snapshot_is_gone_encodes_anew(tmp_path):
     """The base that is left over from the crash is not the one that the warning promises."""
     pl.seed_everything(1, verbose=False)
-    module, watcher = wrapped(PlainTowers()), Watcher()
+    module, watcher = wrap(PlainTowers()), Watcher()
     keep = ModelCheckpoint(tmp_path / "run", filename="{epoch}", save_top_k=-1)
     stop = Stop(3)
-    callbacks = [refresh(2, save_knowledge=False), watcher, stop, keep]
-    run = trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
+    callbacks = [make_refresh(2, save_knowledge=False), watcher, stop, keep]
+    run = make_trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
     with pytest.raises(Stopped):
-        run.fit(module, loader())
+        run.fit(module, make_loader())
     left_over = module.loss.knowledge.fingerprint
     stop.epoch = -1
     with pytest.warns(UserWarning, match="newly encoded knowledge instead of that of epoch 0"):
-        run.fit(module, loader(), ckpt_path=tmp_path / "run" / "epoch=0.ckpt")
+        run.fit(module, make_loader(), ckpt_path=tmp_path / "run" / "epoch=0.ckpt")
     resumed = watcher.knowledge[22:]
     assert left_over not in resumed[:STEPS]
 
@@ -398,13 +408,15 @@ def test_state_of_a_checkpoint_that_never_trained_is_forgotten(directory, whole,
         def on_fit_start(self):
             raise Stopped
 
-    callback = refresh(2)
+    callback = make_refresh(2)
     with pytest.raises(Stopped):
-        trainer(callbacks=[callback]).fit(wrapped(Fails()), loader(), ckpt_path=directory / "last.ckpt")
+        make_trainer(callbacks=[callback]).fit(
+            wrap(Fails()), make_loader(), ckpt_path=directory / "last.ckpt"
+        )
     snapshot_of(directory).unlink()
     pl.seed_everything(1, verbose=False)
     watcher = Watcher()
-    trainer(max_epochs=1, callbacks=[callback, watcher]).fit(wrapped(PlainTowers()), loader())
+    make_trainer(max_epochs=1, callbacks=[callback, watcher]).fit(wrap(PlainTowers()), make_loader())
     assert watcher.losses == whole[1].losses[:STEPS]
     assert watcher.knowledge == whole[1].knowledge[:STEPS]
     assert not [warning for warning in recwarn if "newly encoded" in str(warning.message)]
@@ -415,9 +427,9 @@ def test_validating_a_checkpoint_does_not_touch_the_base(broken):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", self.contrast(self.encode_audio(batch), self.encode_text(batch)))
 
-    module = wrapped(Client())
-    run = trainer(callbacks=[refresh(2)])
-    run.validate(module, loader(16), ckpt_path=broken / "last.ckpt", verbose=False)
+    module = wrap(Client())
+    run = make_trainer(callbacks=[make_refresh(2)])
+    run.validate(module, make_loader(16), ckpt_path=broken / "last.ckpt", verbose=False)
     assert module.loss.knowledge is None
 
 
@@ -425,10 +437,10 @@ def test_on_exception_checkpoint(whole, tmp_path):
     from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
     pl.seed_everything(1, verbose=False)
-    callbacks = [refresh(2), Stop(3), OnExceptionCheckpoint(tmp_path)]
-    run = trainer(max_epochs=6, callbacks=callbacks, enable_checkpointing=True)
+    callbacks = [make_refresh(2), Stop(3), OnExceptionCheckpoint(tmp_path)]
+    run = make_trainer(max_epochs=6, callbacks=callbacks, enable_checkpointing=True)
     with pytest.raises(Stopped):
-        run.fit(wrapped(PlainTowers()), loader())
+        run.fit(wrap(PlainTowers()), make_loader())
     (path,) = tmp_path.glob("*.ckpt")
     _, watcher, _ = fit(tmp_path / "again", resume=path, epochs=4)
     assert watcher.knowledge[0] == whole[1].knowledge[21]

@@ -16,16 +16,25 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from clients import AUDIO, Pairs, PlainTowers, Watcher, loader, refresh, trainer, wrapped
+from tests.helpers.clients import (
+    AUDIO,
+    Pairs,
+    PlainTowers,
+    Watcher,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
 
 PAIRS = Pairs(48)
 
 
 def knowledge(training=None, callback=None, **settings):
     """The base that a run has after its first step; ids are row numbers of `Pairs`."""
-    module = wrapped(PlainTowers(), ids="clip_id")
-    run = trainer(max_epochs=1, max_steps=1, callbacks=[callback or refresh()], **settings)
-    run.fit(module, training if training is not None else loader())
+    module = wrap(PlainTowers(), ids="clip_id")
+    run = make_trainer(max_epochs=1, max_steps=1, callbacks=[callback or make_refresh()], **settings)
+    run.fit(module, training if training is not None else make_loader())
     return module.loss.knowledge
 
 
@@ -67,7 +76,7 @@ WHOLE_LOADERS = {
     "fewer draws": lambda: DataLoader(PAIRS, 8, sampler=RandomSampler(PAIRS, num_samples=16)),
     "weights": lambda: DataLoader(PAIRS, 8, sampler=WeightedRandomSampler(torch.rand(48), 16)),
     "distributed": lambda: DataLoader(PAIRS, 8, sampler=DistributedSampler(PAIRS, 5, 0)),
-    "epoch seeded": loader,
+    "epoch seeded": make_loader,
     "batch sampler": lambda: DataLoader(
         PAIRS, batch_sampler=BatchSampler(RandomSampler(PAIRS), 8, drop_last=True)
     ),
@@ -86,10 +95,10 @@ def test_every_row_once_and_in_order(name, recwarn):
 
 def test_rows_are_the_unit_embeddings_of_the_present_encoders():
     model = PlainTowers()
-    module = wrapped(model)
+    module = wrap(model)
     with torch.no_grad():
         audio, text = model.audio_encoder(PAIRS.audio), model.text_encoder(PAIRS.text)
-    trainer(max_epochs=1, limit_train_batches=1, callbacks=[refresh()]).fit(module, loader())
+    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[make_refresh()]).fit(module, make_loader())
     base = module.loss.knowledge
     assert base.fine.audio.allclose(F.normalize(audio, dim=1), atol=1e-6)
     assert base.fine.text.allclose(F.normalize(text, dim=1), atol=1e-6)
@@ -144,16 +153,16 @@ def test_batch_sampler_without_a_size_needs_one():
         ValueError, match=r"Argument `batch_size` of KnowledgeRefreshCallback has to be given"
     ):
         rows(data)
-    assert rows(data, refresh(batch_size=10)) == list(range(48))
+    assert rows(data, make_refresh(batch_size=10)) == list(range(48))
 
 
 def test_loader_whose_dataset_makes_the_batches():
     stream = DataLoader(Stream(batches=8), batch_size=None)
     with pytest.raises(ValueError, match=r"`batch_size` has to be left out, but got 4.*`batch_size=None`"):
-        rows(stream, refresh(batch_size=4))
+        rows(stream, make_refresh(batch_size=4))
     with pytest.raises(ValueError, match=r"Argument `batch_size` .* has to be given"):
-        rows(stream, refresh(source=Pairs(20)))
-    assert rows(stream, refresh(source=Pairs(20), batch_size=5)) == list(range(20))
+        rows(stream, make_refresh(source=Pairs(20)))
+    assert rows(stream, make_refresh(source=Pairs(20), batch_size=5)) == list(range(20))
 
 
 def test_last_batch_that_is_dropped_is_no_selection(recwarn):
@@ -183,7 +192,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if "iterator" not in name])
 def test_source(name):
-    assert rows(callback=refresh(source=SOURCES[name]())) == list(range(20))
+    assert rows(callback=make_refresh(source=SOURCES[name]())) == list(range(20))
 
 
 ONCE_ONLY = {
@@ -201,14 +210,14 @@ def test_source_that_cannot_be_read_again(name):
     with pytest.raises(
         TypeError, match=r"`source` has to be a Dataset, a DataLoader, a callable.*source=dataset"
     ):
-        rows(callback=refresh(source=ONCE_ONLY[name]))
+        rows(callback=make_refresh(source=ONCE_ONLY[name]))
 
 
 def test_source_is_read_anew_at_each_refresh():
     watcher = Watcher()
-    module = wrapped(PlainTowers())
+    module = wrap(PlainTowers())
     for source in (list(DataLoader(OTHER, 3)), lambda: OTHER):
-        trainer(callbacks=[refresh(1, source), watcher]).fit(module, loader())
+        make_trainer(callbacks=[make_refresh(1, source), watcher]).fit(module, make_loader())
         assert len(set(watcher.knowledge[-18:])) == 3
 
 
@@ -221,13 +230,13 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_training_data_of_unknown_length(name):
-    assert rows(STREAMS[name](), refresh(num_workers=0)) == list(range(44))
+    assert rows(STREAMS[name](), make_refresh(num_workers=0)) == list(range(44))
 
 
 @pytest.mark.parametrize("empty", [[], Subset(PAIRS, []), DataLoader(Subset(PAIRS, []), 4), Stream(0)])
 def test_empty_source(empty):
     with pytest.raises(ValueError, match=r"The knowledge source is empty"):
-        rows(callback=refresh(source=empty))
+        rows(callback=make_refresh(source=empty))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +252,7 @@ def test_batch_size_and_workers(settings, sizes):
             return super().encode_audio(batch)
 
     model = Client()
-    trainer(max_epochs=1, callbacks=[refresh(**settings)]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh(**settings)]).fit(wrap(model), make_loader())
     assert list(model.seen) == sizes
 
 
@@ -261,13 +270,15 @@ def collate(items):
 def test_collation_is_kept():
     training = DataLoader(Tuples(48), 8, shuffle=True, collate_fn=collate)
     assert rows(training) == list(range(48))
-    assert rows(training, refresh(source=Tuples(20))) == list(range(20)), "a Dataset is collated alike"
+    assert rows(training, make_refresh(source=Tuples(20))) == list(range(20)), "a Dataset is collated alike"
     own = DataLoader(Pairs(20), 5)
-    assert rows(training, refresh(source=own)) == list(range(20)), "a DataLoader brings its own collation"
+    assert rows(training, make_refresh(source=own)) == list(range(20)), (
+        "a DataLoader brings its own collation"
+    )
 
 
 def test_several_captions_of_a_clip():
-    base = knowledge(loader(captions_per_clip=3))
+    base = knowledge(make_loader(captions_per_clip=3))
     assert base.ids.tolist() == [row // 3 for row in range(48)]
 
 
@@ -275,14 +286,14 @@ def test_fewer_pairs_than_prototypes():
     with pytest.warns(
         UserWarning, match=r"fewer pairs \(48\) than prototypes asked for \(64\): `num_prototypes` becomes 48"
     ):
-        base = knowledge(callback=refresh(num_prototypes=64))
+        base = knowledge(callback=make_refresh(num_prototypes=64))
     assert len(base.coarse) == 48
 
 
 @pytest.mark.parametrize("pairing", ["matched", "joint", "audio", "text", "index"])
 def test_prototype_settings_reach_the_base(pairing):
     base = knowledge(
-        callback=refresh(prototype_pairing=pairing, normalize_prototypes=False, num_prototypes=4)
+        callback=make_refresh(prototype_pairing=pairing, normalize_prototypes=False, num_prototypes=4)
     )
     assert len(base.coarse) == 4
     assert not base.coarse.audio.norm(dim=1).allclose(torch.ones(4), atol=1e-3)
@@ -290,7 +301,7 @@ def test_prototype_settings_reach_the_base(pairing):
 
 def test_index_that_cannot_be_built_fails_at_the_first_refresh():
     with pytest.raises(ValueError, match="no such index"):
-        knowledge(callback=refresh(index="no such index"))
+        knowledge(callback=make_refresh(index="no such index"))
 
 
 def test_loaders_reloaded_each_epoch():
@@ -298,7 +309,7 @@ def test_loaders_reloaded_each_epoch():
 
     class Client(PlainTowers):
         def train_dataloader(self):
-            return loader(16 * (1 + self.trainer.current_epoch))
+            return make_loader(16 * (1 + self.trainer.current_epoch))
 
     sizes = []
 
@@ -306,8 +317,8 @@ def test_loaders_reloaded_each_epoch():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             sizes.append(len(pl_module.loss.knowledge.fine))
 
-    run = trainer(reload_dataloaders_every_n_epochs=1, callbacks=[refresh(1), Look()])
-    run.fit(wrapped(Client()))
+    run = make_trainer(reload_dataloaders_every_n_epochs=1, callbacks=[make_refresh(1), Look()])
+    run.fit(wrap(Client()))
     assert sizes == [16] * 2 + [32] * 4 + [48] * 6
 
 
@@ -325,13 +336,13 @@ def test_nan_and_inf_name_their_rows():
         ValueError,
         match=r"audio embeddings of 2 of 48 source rows contain NaN or Inf \(rows 5, 31\).*Check these items",
     ):
-        rows(callback=refresh(source=Sick(r5=float("nan"), r31=float("inf"))))
+        rows(callback=make_refresh(source=Sick(r5=float("nan"), r31=float("inf"))))
 
 
 def test_rows_are_numbered_as_the_source_numbers_them():
     many = {f"r{row}": float("nan") for row in range(3, 40)}
     with pytest.raises(ValueError, match=r"audio embeddings of 37 of 48 .* \(rows 3, 4, 5, 6, 7, …\)"):
-        rows(callback=refresh(source=Sick(**many)))
+        rows(callback=make_refresh(source=Sick(**many)))
 
 
 def test_all_zero_embeddings_are_counted():
@@ -340,11 +351,11 @@ def test_all_zero_embeddings_are_counted():
             super().__init__()
             self.audio_encoder = torch.nn.Linear(AUDIO, 8, bias=False)
 
-    module, watcher = wrapped(Client()), Watcher()
+    module, watcher = wrap(Client()), Watcher()
     source = Sick(r2=0.0, r9=0.0, r40=0.0)
-    run = trainer(max_epochs=1, callbacks=[refresh(source=source), watcher])
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(source=source), watcher])
     with pytest.warns(UserWarning, match=r"audio embeddings of 3 of 48 source rows are all zero; they stay"):
-        run.fit(module, loader())
+        run.fit(module, make_loader())
     base = module.loss.knowledge
     assert (base.fine.audio[[2, 9, 40]] == 0).all()
     assert base.fine.audio.isfinite().all()

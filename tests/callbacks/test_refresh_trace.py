@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ask_lightning import KnowledgeRefreshCallback
-from clients import (
+from tests.helpers.clients import (
     FrozenClient,
     MemoryLogger,
     Pairs,
@@ -20,10 +20,10 @@ from clients import (
     SelfContained,
     Watcher,
     held_out,
-    loader,
-    refresh,
-    trainer,
-    wrapped,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
 )
 
 
@@ -96,16 +96,16 @@ def test_world_is_as_it_was(client, source, settings):
     pl.seed_everything(0, verbose=False)
     spied = Spied(2, source, **settings)
     data = DataLoader(Restless(48), 8, shuffle=True)
-    run = trainer(max_epochs=4, callbacks=[spied])
-    run.fit(wrapped(client()), data, held_out())
+    run = make_trainer(max_epochs=4, callbacks=[spied])
+    run.fit(wrap(client()), data, held_out())
     assert spied.refreshed_at == [(0, 0), (2, 12)]
 
 
 @pytest.mark.parametrize(("T", "epochs"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
 def test_refresh_whenever_the_epoch_is_divisible(T, epochs):
     spied = Spied(T)
-    run = trainer(max_epochs=5, limit_train_batches=2, callbacks=[spied])
-    run.fit(wrapped(PlainTowers()), loader())
+    run = make_trainer(max_epochs=5, limit_train_batches=2, callbacks=[spied])
+    run.fit(wrap(PlainTowers()), make_loader())
     assert [epoch for epoch, _ in spied.refreshed_at] == epochs
 
 
@@ -121,7 +121,7 @@ def test_refreshed_before_the_first_step_of_the_epoch_with_its_encoders():
                     now = pl_module.model.audio_encoder(Pairs(48).audio)
                 moments.append(base.fine.audio.allclose(nn.functional.normalize(now, dim=1), atol=1e-6))
 
-    trainer(max_epochs=4, callbacks=[refresh(2), Look()]).fit(wrapped(PlainTowers()), loader())
+    make_trainer(max_epochs=4, callbacks=[make_refresh(2), Look()]).fit(wrap(PlainTowers()), make_loader())
     assert moments == [True, False, True, False]
 
 
@@ -134,14 +134,14 @@ def test_evaluation_mode_without_gradient_in_a_validation_stage():
                 seen.append((self.training, self.dropout.training, self.norm.training, self.trainer.training))
             return super().encode_audio(batch)
 
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(Client()), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
     assert set(seen) == {(False, False, False, False)}
     assert len(seen) == 6
 
 
 def test_batch_norm_statistics_and_counters_do_not_see_the_source():
     model = RestlessTowers()
-    trainer(max_epochs=2, callbacks=[refresh(1)]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=2, callbacks=[make_refresh(1)]).fit(wrap(model), make_loader())
     assert model.norm.num_batches_tracked == 12
 
 
@@ -154,8 +154,8 @@ def test_logs_of_encoders_do_not_leak():
             return embeddings
 
     watcher = Watcher()
-    run = trainer(max_epochs=2, callbacks=[refresh(1), watcher])
-    run.fit(wrapped(Client()), loader())
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(1), watcher])
+    run.fit(wrap(Client()), make_loader())
     assert [row["count"] for row in watcher.metrics] == [48.0, 48.0]
 
 
@@ -181,10 +181,10 @@ def test_transfer_hooks_run_and_know_that_it_is_no_training():
             return super().encode_audio(batch)
 
     model = Client()
-    module = wrapped(model)
+    module = wrap(model)
     with torch.no_grad():
         clean = nn.functional.normalize(model.audio_encoder(Pairs(48).audio), dim=1)
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert set(model.moments) == {(True, True), (False, False)}
     assert module.loss.knowledge.fine.audio.allclose(clean, atol=1e-6)
 
@@ -192,17 +192,17 @@ def test_transfer_hooks_run_and_know_that_it_is_no_training():
 def test_transfer_hooks_of_a_datamodule():
     class Data(pl.LightningDataModule):
         def train_dataloader(self):
-            return loader()
+            return make_loader()
 
         def on_after_batch_transfer(self, batch, dataloader_idx):
             assert self.trainer is not None
             return batch | {"audio": batch["audio"] + (100 if self.trainer.training else 1)}
 
     model = PlainTowers()
-    module = wrapped(model)
+    module = wrap(model)
     with torch.no_grad():
         shifted = nn.functional.normalize(model.audio_encoder(Pairs(48).audio + 1), dim=1)
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, datamodule=Data())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, datamodule=Data())
     assert module.loss.knowledge.fine.audio.allclose(shifted, atol=1e-6)
 
 
@@ -221,8 +221,8 @@ def test_rows_are_float32_in_every_precision(precision, ask):
 
     model = Client()
     watcher = Watcher()
-    run = trainer(max_epochs=2, precision=precision, callbacks=[refresh(1), watcher])
-    run.fit(wrapped(model) if ask else model, loader())
+    run = make_trainer(max_epochs=2, precision=precision, callbacks=[make_refresh(1), watcher])
+    run.fit(wrap(model) if ask else model, make_loader())
     base = run.callbacks[0].target.loss.knowledge
     assert base.fine.audio.dtype == base.coarse.text.dtype == torch.float32
     assert base.fine.audio.norm(dim=1).allclose(torch.ones(48), atol=1e-6)
@@ -236,8 +236,8 @@ NAMES = {"ask/loss", "ask/knowledge_age", "ask/refresh_seconds", "ask/pairs_per_
 
 def test_names_of_the_logs():
     logger = MemoryLogger()
-    run = trainer(max_epochs=5, callbacks=[refresh(2)], logger=logger, log_every_n_steps=1)
-    run.fit(wrapped(PlainTowers()), loader())
+    run = make_trainer(max_epochs=5, callbacks=[make_refresh(2)], logger=logger, log_every_n_steps=1)
+    run.fit(wrap(PlainTowers()), make_loader())
     per_granularity = {
         f"ask/{term}_{name}" for term in ("plan_entropy", "plan_diagonal") for name in ("fine", "coarse")
     }
@@ -261,19 +261,19 @@ def test_drift_at_a_refresh_of_encoders_that_stand_still():
             return torch.optim.SGD(self.parameters(), lr=0.0)
 
     logger = MemoryLogger()
-    run = trainer(callbacks=[refresh(1)], logger=logger)
-    run.fit(wrapped(Still()), loader())
+    run = make_trainer(callbacks=[make_refresh(1)], logger=logger)
+    run.fit(wrap(Still()), make_loader())
     assert logger.values("ask/rdm_audio") == logger.values("ask/rdm_text") == [0, 0]
 
 
 def test_no_drift_between_sources_of_different_size():
     class Client(PlainTowers):
         def train_dataloader(self):
-            return loader(16 * (1 + self.trainer.current_epoch))
+            return make_loader(16 * (1 + self.trainer.current_epoch))
 
     logger = MemoryLogger()
-    run = trainer(reload_dataloaders_every_n_epochs=1, callbacks=[refresh(1)], logger=logger)
-    run.fit(wrapped(Client()))
+    run = make_trainer(reload_dataloaders_every_n_epochs=1, callbacks=[make_refresh(1)], logger=logger)
+    run.fit(wrap(Client()))
     assert not logger.values("ask/rdm_audio")
 
 
@@ -311,8 +311,8 @@ def test_interrupted_refresh_leaves_everything_as_it_was(error):
 
     pl.seed_everything(0, verbose=False)
     spied, watcher = Spied(1, source), Watcher()
-    module = wrapped(Client())
-    run = trainer(callbacks=[spied, watcher, Arm()])
+    module = wrap(Client())
+    run = make_trainer(callbacks=[spied, watcher, Arm()])
     with pytest.raises(SystemExit if isinstance(error, KeyboardInterrupt) else ZeroDivisionError):
         run.fit(module, DataLoader(Pairs(48), 8, shuffle=True))
     assert spied.refreshed_at == [(0, 0)], "Spied has compared streams, modes, stage and logs"
@@ -332,13 +332,13 @@ def test_nan_at_a_later_refresh_keeps_the_base_in_use_and_on_disk(tmp_path):
                 with torch.no_grad():
                     self.text_encoder.weight[0, 0] = torch.nan
 
-    module, watcher = wrapped(Breaking()), Watcher()
+    module, watcher = wrap(Breaking()), Watcher()
     keep = ModelCheckpoint(tmp_path, save_last=True)
-    run = trainer(max_epochs=5, callbacks=[refresh(2), watcher, keep], enable_checkpointing=True)
+    run = make_trainer(max_epochs=5, callbacks=[make_refresh(2), watcher, keep], enable_checkpointing=True)
     with pytest.raises(
         ValueError, match=r"text embeddings of 48 of 48 source rows contain NaN or Inf \(rows 0"
     ):
-        run.fit(module, loader())
+        run.fit(module, make_loader())
     assert len(watcher.losses) == 12
     assert module.loss.knowledge.fingerprint == watcher.knowledge[-1]
     (snapshot,) = tmp_path.glob("*.safetensors")
@@ -348,9 +348,9 @@ def test_nan_at_a_later_refresh_keeps_the_base_in_use_and_on_disk(tmp_path):
 def test_sanity_validation_before_the_first_base():
     """A module that calls the loss in its validation step, too."""
     logger, model = MemoryLogger(), SelfContained()
-    run = trainer(max_epochs=2, callbacks=[refresh()], num_sanity_val_steps=1, logger=logger)
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh()], num_sanity_val_steps=1, logger=logger)
     with pytest.warns(UserWarning, match="evaluates without knowledge, as plain NT-Xent"):
-        run.fit(model, loader(), held_out())
+        run.fit(model, make_loader(), held_out())
     assert len(logger.values("val/loss")) == 2
     assert model.objective.knowledge is not None
 
@@ -358,10 +358,14 @@ def test_sanity_validation_before_the_first_base():
 def test_validation_terms_are_not_logged_as_training_terms():
     logger, model = MemoryLogger(), SelfContained()
     watcher = Watcher()
-    run = trainer(
-        max_epochs=2, callbacks=[refresh(), watcher], val_check_interval=2, logger=logger, log_every_n_steps=1
+    run = make_trainer(
+        max_epochs=2,
+        callbacks=[make_refresh(), watcher],
+        val_check_interval=2,
+        logger=logger,
+        log_every_n_steps=1,
     )
-    run.fit(model, loader(), held_out())
+    run.fit(model, make_loader(), held_out())
     assert logger.values("ask/loss") == watcher.losses
 
 
@@ -376,8 +380,8 @@ def test_module_without_the_wrapper():
 
     pl.seed_everything(0, verbose=False)
     model, watcher = Client(exclude_self=True), Watcher()
-    run = trainer(max_epochs=6, callbacks=[refresh(2), watcher])
-    run.fit(model, loader(captions_per_clip=2))
+    run = make_trainer(max_epochs=6, callbacks=[make_refresh(2), watcher])
+    run.fit(model, make_loader(captions_per_clip=2))
     assert len(set(watcher.knowledge)) == 3
     assert model.objective.knowledge.ids.tolist() == [row // 2 for row in range(48)]
     assert sum(watcher.losses[-6:]) < sum(watcher.losses[:6])
@@ -389,26 +393,26 @@ def test_module_without_the_wrapper_with_one_method_for_all():
             return self.audio_encoder(batch["audio"]), self.text_encoder(batch["text"]), batch["clip_id"] + 7
 
     model = Client()
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(model, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(model, make_loader())
     assert model.objective.knowledge.ids.tolist() == list(range(7, 55))
 
 
 def test_a_new_run_with_the_same_objects_begins_anew():
-    module, spied = wrapped(PlainTowers()), Spied(5)
+    module, spied = wrap(PlainTowers()), Spied(5)
     for _ in range(2):
-        trainer(max_epochs=1, callbacks=[spied]).fit(module, loader())
+        make_trainer(max_epochs=1, callbacks=[spied]).fit(module, make_loader())
     assert spied.refreshed_at == [(0, 0), (0, 0)]
 
 
 def test_a_run_that_is_prolonged_goes_on():
-    module, spied = wrapped(PlainTowers()), Spied(3)
-    run = trainer(max_epochs=2, callbacks=[spied])
-    run.fit(module, loader())
+    module, spied = wrap(PlainTowers()), Spied(3)
+    run = make_trainer(max_epochs=2, callbacks=[spied])
+    run.fit(module, make_loader())
     run.fit_loop.max_epochs = 4
-    run.fit(module, loader())
+    run.fit(module, make_loader())
     assert spied.refreshed_at == [(0, 0), (3, 18)]
 
 
 def test_target_is_known_from_fit_on():
     with pytest.raises(RuntimeError, match="from the start of `fit` on"):
-        _ = refresh().target
+        _ = make_refresh().target

@@ -7,11 +7,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.knowledge import faiss_import
-from clients import PlainTowers, loader, trainer
+from ask_lightning.utilities import faiss_import
+from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 
 
-def wrapped(model=None, **options):
+def wrap(model=None, **options):
     return ASKModule(model or PlainTowers(), ReliabilityOTLoss(num_neighbors=3, **options))
 
 
@@ -21,7 +21,9 @@ def test_encoders_that_squeeze_a_last_batch_of_one():
             return super().encode_audio(batch).squeeze()
 
     with pytest.raises(ValueError, match=r"audio \(8,\) and text \(1, 8\).*do not squeeze"):
-        trainer(callbacks=[KnowledgeRefreshCallback(num_prototypes=4)]).fit(wrapped(Squeezing()), loader(41))
+        make_trainer(callbacks=[KnowledgeRefreshCallback(num_prototypes=4)]).fit(
+            wrap(Squeezing()), make_loader(41)
+        )
 
 
 def test_faiss_is_asked_for_before_anything_is_encoded(monkeypatch):
@@ -32,7 +34,7 @@ def test_faiss_is_asked_for_before_anything_is_encoded(monkeypatch):
     callback = KnowledgeRefreshCallback(index="HNSW32", num_prototypes=4)
     monkeypatch.setattr(callback, "refresh", lambda *args: pytest.fail("too late"))
     with pytest.raises(ImportError, match="Faiss cannot be loaded"):
-        trainer(callbacks=[callback]).fit(wrapped(), loader())
+        make_trainer(callbacks=[callback]).fit(wrap(), make_loader())
     assert faiss_import.faiss_is_available()
 
 
@@ -40,8 +42,8 @@ def test_changed_settings_are_said_at_a_resume(tmp_path):
     def run(epochs, checkpoint=None, **settings):
         keep = ModelCheckpoint(tmp_path, save_last=True)
         callbacks = [KnowledgeRefreshCallback(T=4, **settings), keep]
-        fit = trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
-        fit.fit(wrapped(), loader(), ckpt_path=checkpoint)
+        fit = make_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+        fit.fit(wrap(), make_loader(), ckpt_path=checkpoint)
 
     run(1, num_prototypes=4)
     with pytest.warns(UserWarning, match="built with other settings: num_prototypes 4 → 6"):
@@ -51,13 +53,13 @@ def test_changed_settings_are_said_at_a_resume(tmp_path):
 def test_no_drift_of_a_source_without_fixed_rows():
     class Stream(IterableDataset):
         def __iter__(self):
-            return iter([loader().dataset[row] for row in torch.randperm(48).tolist()])
+            return iter([make_loader().dataset[row] for row in torch.randperm(48).tolist()])
 
-    fit = trainer(
+    fit = make_trainer(
         max_epochs=2,
         callbacks=[KnowledgeRefreshCallback(T=1, source=DataLoader(Stream(), 8), num_prototypes=4)],
     )
-    fit.fit(wrapped(), loader())
+    fit.fit(wrap(), make_loader())
     assert "ask/refresh_seconds" in fit.callback_metrics
     assert "ask/rdm_audio" not in fit.callback_metrics
 
@@ -68,12 +70,12 @@ def test_influence_is_measured_once_an_optimiser_step(monkeypatch):
         "ask_lightning.callbacks.monitors.influence_of_knowledge",
         lambda *args, **named: measured.append(1) or {"fine": torch.tensor(1.0)},
     )
-    fit = trainer(
+    fit = make_trainer(
         max_epochs=1,
         accumulate_grad_batches=3,
         callbacks=[KnowledgeRefreshCallback(T=4, num_prototypes=4), InfluenceMonitor(1)],
     )
-    fit.fit(wrapped(), loader())
+    fit.fit(wrap(), make_loader())
     assert len(measured) == fit.global_step == 2
 
 
@@ -83,8 +85,8 @@ def test_a_subclass_and_numpy_numbers_make_a_checkpoint_that_loads_safely(tmp_pa
             super().__init__(*args, **named)
 
     loss = Mine(num_neighbors=3, temperature=np.geomspace(0.05, 0.1, 3)[1], lambda_fine=np.float64(0.1))
-    fit = trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=4, num_prototypes=4)])
-    fit.fit(ASKModule(PlainTowers(), loss), loader())
+    fit = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=4, num_prototypes=4)])
+    fit.fit(ASKModule(PlainTowers(), loss), make_loader())
     fit.save_checkpoint(tmp_path / "numpy.ckpt")
     stored = torch.load(tmp_path / "numpy.ckpt", weights_only=True)["ask_lightning"]["loss"]
     assert stored["lambda_fine"] == 0.1

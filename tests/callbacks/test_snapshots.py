@@ -12,9 +12,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resume_case import fit as fit_and_keep_last
 
-from clients import PlainTowers, Watcher, loader, refresh, trainer, wrapped
+from tests.helpers.clients import PlainTowers, Watcher, make_loader, make_refresh, make_trainer, wrap
+from tests.helpers.interrupted_run import fit as fit_and_keep_last
 
 
 def fit(
@@ -27,9 +27,9 @@ def fit(
 ):
     pl.seed_everything(1, verbose=False)
     watcher = Watcher()
-    callbacks = [refresh(T, **settings), watcher, *extra, *checkpoints]
-    run = trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
-    run.fit(wrapped(PlainTowers()), loader(), ckpt_path=resume)
+    callbacks = [make_refresh(T, **settings), watcher, *extra, *checkpoints]
+    run = make_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+    run.fit(wrap(PlainTowers()), make_loader(), ckpt_path=resume)
     return watcher
 
 
@@ -177,7 +177,7 @@ def run_on_a_full_disk(directory: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(ModelCheckpoint(directory, save_last=True), T=6, source=loader(1200).dataset, batch_size=8)
+        fit(ModelCheckpoint(directory, save_last=True), T=6, source=make_loader(1200).dataset, batch_size=8)
     told = [str(warning.message) for warning in caught if "could not be written" in str(warning.message)]
     assert len(told) == 1, told
     assert "Training goes on" in told[0]

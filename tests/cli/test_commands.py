@@ -17,7 +17,7 @@ import torch
 from ask_lightning.cli.encoded import EncodedPairs
 from ask_lightning.data import ClothoData, PublishedData, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
-from cli.cli_case import ASK, BASELINE, ask_lightning, logged, refusal
+from tests.helpers.command_line import ASK, BASELINE, ask_lightning, logged, refusal
 
 # Without randomness of its own a resumed run is the same as one without a break.
 PLAIN = ("--model.spec_augment", "false", "--model.dropout", 0)
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_file_of_before(demo, trained, capsys, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ask_lightning.files.os.replace", full)
+    monkeypatch.setattr("ask_lightning.utilities.atomic_files.os.replace", full)
     assert "a.safetensors cannot be written: [Errno 28] No space" in refusal(capsys, "encode", *given)
     assert Path("a.safetensors").read_bytes() == before
     assert [path.name for path in Path().glob("*a.safetensors*")] == ["a.safetensors"]

@@ -11,7 +11,7 @@ from ask_lightning.cli.compose import CONFIGS, compose, shipped_configs
 from ask_lightning.cli.demo import write_demo
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.models import CEDSonar, ResNet38BERT
-from cli.cli_case import ask_lightning, logged
+from tests.helpers.command_line import ask_lightning, logged
 
 DATASETS, BACKBONES = ("audiocaps", "clotho"), ("resnet38_bert", "ced_sonar")
 METHODS = ("baseline", "ask", "ask_wavcaps", "ask_enriched")

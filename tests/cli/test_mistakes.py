@@ -13,7 +13,7 @@ import torch
 
 from ask_lightning.cli import main
 from ask_lightning.cli.demo import write_demo
-from cli.cli_case import ASK, BASELINE, ask_lightning, refusal
+from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
 from ask_lightning.cli.training import RetrievalCLI
 from ask_lightning.data.clips import Clip
 from ask_lightning.models import CLAPRetriever, TinyRetriever
-from cli.cli_case import ASK, Numbers, Towers, ask_lightning, refusal
+from tests.helpers.command_line import ASK, Numbers, Towers, ask_lightning, refusal
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -60,8 +60,8 @@ def test_ask_null_is_the_baseline(demo):
 def test_a_model_and_data_of_ones_own():
     Path("mine.yaml").write_text(
         "compose: [ask]\n"
-        "model: {class_path: cli.cli_case.Towers, init_args: {width: 6}}\n"
-        "data: {class_path: cli.cli_case.Numbers}\n"
+        "model: {class_path: tests.helpers.command_line.Towers, init_args: {width: 6}}\n"
+        "data: {class_path: tests.helpers.command_line.Numbers}\n"
         "ask: {audio: listen, text: read, refresh: {T: 1, num_prototypes: 12}}\n"
         "trainer: {max_epochs: 2, accelerator: cpu, default_root_dir: '{run}'}\n"
     )
@@ -98,7 +98,7 @@ def test_testing_without_a_checkpoint_is_said(demo):
 
 def test_encoding_a_model_with_other_methods(capsys):
     Path("mine.yaml").write_text(
-        "model: {class_path: cli.cli_case.Towers}\n"
+        "model: {class_path: tests.helpers.command_line.Towers}\n"
         "data: {class_path: SoundscapeData, init_args: {num_train: 4, num_val: 4, num_test: 4, seconds: 1}}\n"
         "trainer: {accelerator: cpu, logger: false}\n"
     )

@@ -8,17 +8,17 @@ import pytest
 import soundfile
 import torch
 
-import ask_lightning.data.stores as stores_module
-from ask_lightning.clip_ids import integer_ids
+import ask_lightning.data.audio.stores as stores_module
 from ask_lightning.data import AudioFileError, Clip, ClipDataset, collate_pairs
-from ask_lightning.data.recordings import (
+from ask_lightning.data.audio.decoding import (
     ArrayRecording,
     crop_step,
     open_audio,
     read_stretch,
     resampled_length,
 )
-from ask_lightning.data.stores import FileStore
+from ask_lightning.data.audio.stores import FileStore
+from ask_lightning.utilities.clip_ids import integer_ids
 
 RATE = 16000
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ask_lightning.data import Clip
-from ask_lightning.data.file_index import (
+from ask_lightning.data.published.file_index import (
     FolderIndex,
     audiocaps_names,
     clotho_names,

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 import torch
 
-import ask_lightning.data.cache as cache_module
+import ask_lightning.data.audio.cache as cache_module
 import ask_lightning.data.folder as folder_module
 from ask_lightning.data import AudioFileError, AudioFolder, CaptionedFile, log_mel
-from ask_lightning.data.features import SILENCE, require_audio_package
+from ask_lightning.data.audio.features import SILENCE
 
 
 def pairs_of(*names):
@@ -185,13 +185,6 @@ def test_a_file_that_vanishes(tmp_path, record):
     path.unlink()
     with pytest.raises(AudioFileError, match=r"a.wav: the file was there at the start and does not exist"):
         _ = clips[0]
-
-
-def test_a_missing_package_says_what_to_install():
-    with pytest.raises(
-        ImportError, match=r'`no_such_package` is needed .*pip install "ask-lightning\[audio\]"'
-    ):
-        require_audio_package("no_such_package")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ask_lightning.data import Clip
-from ask_lightning.data.id_lists import enrich, read_ids, without
+from ask_lightning.data.published.id_lists import enrich, read_ids, without
 
 CLIPS = [
     Clip("youtube:vfY_TJq7n_U", ("ducks",), "vfY_TJq7n_U", aliases=("audiocap:97151",)),

@@ -10,9 +10,8 @@ import soundfile
 import torch
 
 from ask_lightning.data import AudioCapsData, AudioFileError, ClipDataset, ClothoData
-from ask_lightning.data.parquet import read_parquet
-from ask_lightning.data.requirements import require_data_package
-from ask_lightning.data.stores import HDF5Store, read_hdf5
+from ask_lightning.data.audio.stores import HDF5Store, read_hdf5
+from ask_lightning.data.published.parquet import read_parquet
 
 h5py = pytest.importorskip("h5py")
 pyarrow = pytest.importorskip("pyarrow")
@@ -246,18 +245,6 @@ def test_clotho_in_parquet(tmp_path):
     data = ClothoData(tmp_path, check_counts=False)
     assert len(data.datasets["test"]) == 6
     assert [clip.key for clip in data.datasets["test"].clips] == ["file:rain 0", "file:rain 1", "file:rain 2"]
-
-
-@pytest.mark.parametrize(
-    ("name", "extra"), [("h5py", "data"), ("pyarrow.parquet", "data"), ("datasets", "hub")]
-)
-def test_a_missing_package_says_what_to_install(monkeypatch, name, extra):
-    monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, name.partition(".")[0], None)
-    with pytest.raises(
-        ImportError, match=rf'needed to read this layout .*pip install "ask-lightning\[{extra}\]"'
-    ):
-        require_data_package(name)
 
 
 def test_importing_the_data_room_needs_none_of_them():

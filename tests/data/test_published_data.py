@@ -8,8 +8,8 @@ import lightning as L
 import pytest
 import torch
 
-import ask_lightning.data.counts as counts_module
-import ask_lightning.data.published as published_module
+import ask_lightning.data.published.counts as counts_module
+import ask_lightning.data.published.datamodule as published_module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import (
     PUBLISHED,
@@ -24,7 +24,7 @@ from ask_lightning.data import (
     write_clotho,
     write_wavcaps,
 )
-from ask_lightning.data.counts import announce
+from ask_lightning.data.published.counts import announce
 from ask_lightning.models import TinyRetriever
 
 SMALL = {"num_train": 8, "num_val": 3, "num_test": 2, "seconds": 0.8}

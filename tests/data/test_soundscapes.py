@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, EVENT_TYPES, Soundscapes, log_mel
-from ask_lightning.data.soundscapes import _BEND, draw_scene
-from ask_lightning.data.synthesis import _PARTIALS, render
+from ask_lightning.data.synthetic.soundscapes import _BEND, draw_scene
+from ask_lightning.data.synthetic.synthesis import _PARTIALS, render
 
 SPLITS = ("train", "val", "test")
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
-from ranks import on_ranks
+from tests.helpers.ranks import on_ranks
 
 WIDTH, INPUT, BATCH, PAIRS = 6, 5, 12, 40
 OPTIONS = {

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
 from ask_lightning.callbacks.snapshots import Snapshots
-from ask_lightning.distributed import Ranks
-from ask_lightning.knowledge.granularity import SpreadGranularity
-from ask_lightning.knowledge.parts import Part
-from ask_lightning.knowledge.snapshot import SnapshotError
-from ranks import on_ranks
+from ask_lightning.knowledge.pairs import SpreadGranularity
+from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.knowledge.snapshot_file import SnapshotError
+from ask_lightning.utilities.distributed import Ranks
+from tests.helpers.ranks import on_ranks
 
 WIDTH, K = 16, 10
 BATCHES = (7, 12, 9, 5)  # of the ranks
@@ -306,7 +306,7 @@ def write_on_a_full_disk(folder: str) -> tuple[list[str], list[str]]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if (ranks.rank, epoch) == (1, 0):
-                patch.setattr("ask_lightning.files.os.replace", _full)
+                patch.setattr("ask_lightning.utilities.atomic_files.os.replace", _full)
             snapshots.supersede()
             snapshots.write(base, epoch, Path(folder))
             told += [str(warning.message) for warning in caught]

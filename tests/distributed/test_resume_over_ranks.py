@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-import run_case
 import torch
-from run_case import fit as fit_in
 
-from ranks import free_port, on_ranks, python_path
+from tests.helpers import distributed_run
+from tests.helpers.distributed_run import fit as fit_in
+from tests.helpers.ranks import free_port, on_ranks, python_path
 
 STEPS = 6
 
@@ -49,7 +49,7 @@ def directory_fixture(whole, tmp_path_factory):
 
 
 def kill(directory: Path, epoch: int, batch: int, ranks: tuple[int, ...], placement: str) -> None:
-    stop = (run_case.Kill(epoch, batch, ranks),)
+    stop = (distributed_run.Kill(epoch, batch, ranks),)
     with pytest.raises(AssertionError, match=r"ended without a word|Connection|closed|reset"):
         on_ranks(2, fit, 2, str(directory), grouped=False, extra=stop, placement=placement)
     assert (directory / "last.ckpt").exists()
@@ -139,9 +139,9 @@ def run_until_it_ends(
     directory: Path, log: Path, placement: str, deaths: tuple[tuple[str, int], tuple[str, int]]
 ) -> list[int]:
     """Exit codes of two processes, of which each dies as `deaths` says."""
-    tests = Path(run_case.__file__).parents[1]
+    root = Path(distributed_run.__file__).parents[2]
     environment = os.environ | {
-        "PYTHONPATH": python_path(tests, tests / "distributed"),
+        "PYTHONPATH": python_path(root),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
@@ -150,7 +150,7 @@ def run_until_it_ends(
         "MASTER_PORT": str(free_port()),
         "TORCHELASTIC_RUN_ID": "soak",
     }
-    script = str(tests / "distributed" / "soak_case.py")
+    script = str(root / "tests" / "helpers" / "soak.py")
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(directory), str(log), placement, kind, str(count)],

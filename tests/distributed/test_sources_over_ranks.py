@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from run_case import PairData
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from ask_lightning import DriftMonitor, InfluenceMonitor
-from ask_lightning.distributed import Ranks
 from ask_lightning.knowledge.prototypes import build_prototypes
-from clients import InlineClient, Pairs, PlainTowers, refresh, trainer, wrapped
-from ranks import on_ranks
+from ask_lightning.utilities.distributed import Ranks
+from tests.helpers.clients import InlineClient, Pairs, PlainTowers, make_refresh, make_trainer, wrap
+from tests.helpers.distributed_run import PairData
+from tests.helpers.ranks import on_ranks
 
 
 class OwnParts(IterableDataset):
@@ -116,11 +116,11 @@ def read(size: int, names: tuple[str, ...], **settings) -> dict:
     for name in names:
         pl.seed_everything(1, verbose=False)
         keep, source = KeepBase(), sources()[name]
-        callback = refresh(source=source, batch_size=None if isinstance(source, DataLoader) else 4)
-        run = trainer(
+        callback = make_refresh(source=source, batch_size=None if isinstance(source, DataLoader) else 4)
+        run = make_trainer(
             max_steps=1, devices=size, strategy="ddp" if size > 1 else "auto", callbacks=[callback, keep]
         )
-        module = wrapped(
+        module = wrap(
             AlikeTowers() if name == "all alike" else PlainTowers(),
             {"num_neighbors": 1, "gather": True, "positives": "ids"},
             ids="clip_id",
@@ -216,8 +216,8 @@ def spoiled_second_refresh() -> dict[str, tuple[str, list[str]]]:
     results = {}
     for kind in ("broken", "nan"):
         source = Spoiled(20, kind)
-        spoil, module = Spoil(source), wrapped(PlainTowers())
-        run = trainer(devices=2, strategy="ddp", callbacks=[spoil, refresh(1, source)])
+        spoil, module = Spoil(source), wrap(PlainTowers())
+        run = make_trainer(devices=2, strategy="ddp", callbacks=[spoil, make_refresh(1, source)])
         try:
             run.fit(module, datamodule=PairData(8))
         except (OSError, RuntimeError, ValueError) as error:
@@ -251,8 +251,10 @@ def slowly_opened() -> SlowOnOne:
 
 def outlast() -> int:
     strategy = DDPStrategy(timeout=timedelta(seconds=3))
-    run = trainer(max_steps=1, devices=2, strategy=strategy, callbacks=[refresh(source=slowly_opened)])
-    module = wrapped(PlainTowers())
+    run = make_trainer(
+        max_steps=1, devices=2, strategy=strategy, callbacks=[make_refresh(source=slowly_opened)]
+    )
+    module = wrap(PlainTowers())
     run.fit(module, datamodule=PairData(8))
     return len(module.loss.knowledge.fine)
 
@@ -270,8 +272,10 @@ class KilledOnOne(Pairs):
 
 
 def read_to_death() -> None:
-    run = trainer(max_steps=1, devices=2, strategy="ddp", callbacks=[refresh(source=KilledOnOne(20))])
-    run.fit(wrapped(PlainTowers()), datamodule=PairData(8))
+    run = make_trainer(
+        max_steps=1, devices=2, strategy="ddp", callbacks=[make_refresh(source=KilledOnOne(20))]
+    )
+    run.fit(wrap(PlainTowers()), datamodule=PairData(8))
 
 
 def test_a_killed_rank_is_noticed_in_a_refresh():
@@ -299,12 +303,12 @@ def disagree() -> list[str]:
     errors = []
     for name in ("weights", "length", "prototypes"):
         source = Pairs(20 + (Ranks.current().rank if name == "length" else 0))
-        callbacks = [refresh(source=source), *([MoveOne()] if name == "weights" else [])]
-        run = trainer(max_steps=1, devices=2, strategy="ddp", callbacks=callbacks)
+        callbacks = [make_refresh(source=source), *([MoveOne()] if name == "weights" else [])]
+        run = make_trainer(max_steps=1, devices=2, strategy="ddp", callbacks=callbacks)
         build = moved_prototypes if name == "prototypes" else build_prototypes
         with mock.patch("ask_lightning.knowledge.base.build_prototypes", build):
             try:
-                run.fit(wrapped(PlainTowers()), datamodule=PairData(8))
+                run.fit(wrap(PlainTowers()), datamodule=PairData(8))
             except RuntimeError as error:
                 errors.append(str(error))
             else:
@@ -334,8 +338,8 @@ class SelectedData(PairData):
 
 def rows_known(size: int) -> int:
     keep = KeepBase()
-    run = trainer(max_steps=1, devices=size, strategy="ddp", callbacks=[refresh(), keep])
-    run.fit(wrapped(PlainTowers()), datamodule=SelectedData(8))
+    run = make_trainer(max_steps=1, devices=size, strategy="ddp", callbacks=[make_refresh(), keep])
+    run.fit(wrap(PlainTowers()), datamodule=SelectedData(8))
     return len(keep.base.fine)
 
 
@@ -346,10 +350,10 @@ def test_rows_that_a_sampler_leaves_out_stay_out():
 
 def with_monitors(placement: str, size: int = 2) -> dict[str, float]:
     pl.seed_everything(1, verbose=False)
-    callbacks = [refresh(T=2, placement=placement), DriftMonitor(16), InfluenceMonitor(2)]
+    callbacks = [make_refresh(T=2, placement=placement), DriftMonitor(16), InfluenceMonitor(2)]
     strategy = "ddp" if size > 1 else "auto"
-    run = trainer(max_epochs=2, devices=size, strategy=strategy, callbacks=callbacks)
-    run.fit(wrapped(PlainTowers(), {"gather": True}), datamodule=PairData(8))
+    run = make_trainer(max_epochs=2, devices=size, strategy=strategy, callbacks=callbacks)
+    run.fit(wrap(PlainTowers(), {"gather": True}), datamodule=PairData(8))
     return {name: float(value) for name, value in run.callback_metrics.items()}
 
 
@@ -368,15 +372,15 @@ def test_monitors_on_ranks():
 def idle_parameter(strategy: str, learnable: bool, accumulate: int = 1) -> str:
     model = InlineClient()
     options = {"temperature": lambda: 1 / model.logit_scale.exp()} if learnable else {}
-    run = trainer(
+    run = make_trainer(
         max_steps=3,
         devices=2,
         strategy=strategy,
-        callbacks=[refresh()],
+        callbacks=[make_refresh()],
         accumulate_grad_batches=accumulate,
     )
     try:
-        run.fit(wrapped(model, options), datamodule=PairData(8))
+        run.fit(wrap(model, options), datamodule=PairData(8))
     except RuntimeError as error:
         return str(error)
     return ""

@@ -6,20 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import run_case
 import torch
 
-from ranks import free_port, python_path
+from tests.helpers import distributed_run
+from tests.helpers.ranks import free_port, python_path
 
-TESTS = Path(run_case.__file__).parents[1]
+ROOT = Path(distributed_run.__file__).parents[2]
 
 
 def start(strategy: str, output: Path, devices: int, nodes: int = 1, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, run_case.__file__, strategy, str(output), str(devices), str(nodes)],
+        [sys.executable, distributed_run.__file__, strategy, str(output), str(devices), str(nodes)],
         env=os.environ
         | {
-            "PYTHONPATH": python_path(TESTS, TESTS / "distributed"),
+            "PYTHONPATH": python_path(ROOT),
             "OMP_NUM_THREADS": "1",
         }
         | environment,
@@ -36,7 +36,7 @@ def assert_weights(path: Path, expected: dict) -> None:
 
 @pytest.fixture(name="expected", scope="module")
 def expected_fixture():
-    return run_case.fit(1)["weights"]
+    return distributed_run.fit(1)["weights"]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_notebook", "ddp_find_unused_parameters_true"])

@@ -4,9 +4,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from run_case import fit
 
-from ranks import on_ranks
+from tests.helpers.distributed_run import fit
+from tests.helpers.ranks import on_ranks
 
 
 @pytest.fixture(name="alone", scope="module")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from ask_lightning.functional import nt_xent
+from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 IDS = torch.tensor([7, 3, 7, 5, 3, 7])

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from ask_lightning.functional import (
     inject_knowledge,
     nt_xent,
@@ -16,6 +15,7 @@ from ask_lightning.functional import (
     sinkhorn_plan,
     unit_length,
 )
+from tests.helpers import reference
 
 PROPERTY = settings(max_examples=15, deadline=None, derandomize=True)
 PAIRS, NEIGHBORS, TEMPERATURE = 11, 3, 0.2

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-import reference
 from ask_lightning.functional import sinkhorn_plan, unit_length
+from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 HALVES = [torch.bfloat16, torch.float16]

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from ask_lightning.functional import unit_length
+from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from knowledge_case import directions, faiss_as, needs_gpu, planted, same_partition
 
-from ask_lightning.distributed import Ranks
 from ask_lightning.knowledge import prototypes
-from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import cluster
+from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.utilities.distributed import Ranks
+from tests.helpers.vectors import directions, faiss_as, needs_gpu, planted, same_partition
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 

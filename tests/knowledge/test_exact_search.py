@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from knowledge_case import directions, needs_gpu, sorted_search, whole_numbers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ask_lightning.knowledge import search
 from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search, first_largest
+from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 

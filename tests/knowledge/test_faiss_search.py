@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from knowledge_case import directions, needs_gpu, sorted_search, whole_numbers
 
 from ask_lightning.knowledge import KnowledgeBase
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch, build_search
+from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 pytest.importorskip("faiss")
 

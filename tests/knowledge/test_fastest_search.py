@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from knowledge_case import faiss_as
 
 from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search
+from tests.helpers.vectors import faiss_as
 
 
 def whole_numbers(*shape, seed=0):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from knowledge_case import directions, generator
 
-from ask_lightning.distributed import Ranks
-from ask_lightning.knowledge.fingerprint import checksum
-from ask_lightning.knowledge.parts import Part
+from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.utilities.distributed import Ranks
+from tests.helpers.vectors import directions, generator
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8]

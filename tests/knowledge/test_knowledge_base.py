@@ -7,13 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from knowledge_case import directions, generator, needs_gpu
 
-import reference
-from ask_lightning.clip_ids import integer_ids
 from ask_lightning.knowledge import Granularity, KnowledgeBase
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
+from ask_lightning.utilities.clip_ids import integer_ids
+from tests.helpers import reference
+from tests.helpers.vectors import directions, generator, needs_gpu
 
 
 def raw(rows: int, width: int = 6, seed: int = 0, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from knowledge_case import directions, generator, whole_numbers
 
-import reference
-from ask_lightning.clip_ids import integer_ids
 from ask_lightning.knowledge import Granularity, KnowledgeBase, Neighborhood, search
+from ask_lightning.utilities.clip_ids import integer_ids
+from tests.helpers import reference
+from tests.helpers.vectors import directions, generator, whole_numbers
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 FIELDS = ("audio_rows", "text_rows", "audio_by_audio", "audio_by_text", "text_by_audio", "text_by_text")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from knowledge_case import directions, generator, needs_gpu, planted, same_partition
 
 from ask_lightning.knowledge import prototypes
-from ask_lightning.knowledge.parts import Part
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes, cluster, match_clusters, max_pool
+from ask_lightning.knowledge.row_shard import Part
+from tests.helpers.vectors import directions, generator, needs_gpu, planted, same_partition
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from knowledge_case import directions
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from ask_lightning.knowledge import KnowledgeBase, snapshot
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
-from ask_lightning.knowledge.snapshot import SnapshotError, read_snapshot, write_snapshot
+from ask_lightning.knowledge.snapshot_file import SnapshotError, read_snapshot, write_snapshot
+from tests.helpers.vectors import directions
 
 
 def make(rows: int = 60, seed: int = 0, *, width: int = 6, dtype=torch.float32, **options) -> KnowledgeBase:

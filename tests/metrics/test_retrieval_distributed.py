@@ -3,9 +3,9 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from retrieval_reference import noisy_pairs
 
 from ask_lightning.metrics import retrieval_metrics
+from tests.helpers.retrieval_reference import noisy_pairs
 
 # Which rows each of the two processes sees. "padded" deals out 91 rows in turn and repeats the first one, as
 # `DistributedSampler` does.

@@ -7,11 +7,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from retrieval_reference import noisy_pairs, reference_scores
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 
-from ask_lightning.clip_ids import integer_ids
 from ask_lightning.metrics import (
     AudioTextRetrieval,
     RetrievalMetrics,
@@ -20,6 +18,8 @@ from ask_lightning.metrics import (
     retrieval_scores,
 )
 from ask_lightning.metrics import retrieval as retrieval_module
+from ask_lightning.utilities.clip_ids import integer_ids
+from tests.helpers.retrieval_reference import noisy_pairs, reference_scores
 
 NAMES = [
     f"{direction}/{name}"

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_reference import noisy_pairs, reference_scores
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
 from ask_lightning.metrics import RetrievalRanks, retrieval_ranks, retrieval_scores
+from tests.helpers.retrieval_reference import noisy_pairs, reference_scores
 
 
 @st.composite

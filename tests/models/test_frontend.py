@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from retriever_case import noise
 
 from ask_lightning.models.frontend import LogMel, Resample, SpecAugment
+from tests.helpers.retrievers import noise
 
 transformers = pytest.importorskip("transformers")
 torchaudio = pytest.importorskip("torchaudio")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from retriever_case import CLAP, FUSED, MODELS, Recordings, batch_for, clap, noise, resnet38_bert
 from torch.utils.data import DataLoader
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.models import CLAPRetriever, ResNet38BERT
-from clients import trainer
+from tests.helpers.clients import make_trainer
+from tests.helpers.retrievers import CLAP, FUSED, MODELS, Recordings, batch_for, clap, noise, resnet38_bert
 
 transformers = pytest.importorskip("transformers")
 torchaudio = pytest.importorskip("torchaudio")
@@ -27,7 +27,7 @@ def encoded(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
         return model.forward_audio(batch), model.forward_text(batch)
 
 
-def loader(model, batch_size: int = 4) -> DataLoader:
+def make_loader(model, batch_size: int = 4) -> DataLoader:
     return DataLoader(Recordings(model.resample.from_rate), batch_size)
 
 
@@ -138,8 +138,8 @@ def test_autocast(make, dtype):
 def test_all_in_bfloat16(make):
     model = make()
     batch = batch_for(model)
-    run = trainer(max_steps=1, precision="bf16-true", num_sanity_val_steps=0, limit_val_batches=0)
-    run.fit(model, loader(model))
+    run = make_trainer(max_steps=1, precision="bf16-true", num_sanity_val_steps=0, limit_val_batches=0)
+    run.fit(model, make_loader(model))
     model.to(torch.bfloat16)
     for embeddings in encoded(model, batch | {"waveform": batch["waveform"].bfloat16()}):
         assert embeddings.isfinite().all()
@@ -167,8 +167,8 @@ def test_ask_trains_it(make):
     before = copy.deepcopy(model.state_dict())
     module = ASKModule(model, ReliabilityOTLoss(num_neighbors=3), audio="forward_audio", text="forward_text")
     assert module.step == "capture"
-    run = trainer(max_steps=2, max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
-    run.fit(module, loader(model), loader(model))
+    run = make_trainer(max_steps=2, max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
+    run.fit(module, make_loader(model), make_loader(model))
     assert module.loss.knowledge.fine.audio.shape == (12, 8)
     assert run.callback_metrics["train/loss"].isfinite()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -180,10 +180,10 @@ def test_ask_trains_it(make):
 @every_model
 def test_it_trains_alone_and_its_checkpoint_loads(make, tmp_path):
     model = make(learning_rate=1e-3, temperature=0.2)
-    run = trainer(max_epochs=1, num_sanity_val_steps=0)
-    run.fit(model, loader(model), loader(model))
+    run = make_trainer(max_epochs=1, num_sanity_val_steps=0)
+    run.fit(model, make_loader(model), make_loader(model))
     assert {"train/loss", "val/mean_recall", "val/a2t/recall_at_1"} <= set(run.callback_metrics)
-    (scores,) = run.test(model, loader(model), verbose=False)
+    (scores,) = run.test(model, make_loader(model), verbose=False)
     assert {"test/t2a/map_at_10", "test/mean_recall"} <= set(scores)
     run.save_checkpoint(tmp_path / "last.ckpt")
     loaded = type(model).load_from_checkpoint(tmp_path / "last.ckpt")
@@ -212,9 +212,9 @@ def test_a_checkpoint_needs_neither_the_published_files_nor_a_network(tmp_path):
     for name, value in panns["model"].items():
         assert torch.equal(model.audio_encoder.state_dict()[name], value), name
     logger = CSVLogger(tmp_path)
-    run = trainer(max_epochs=1, logger=logger, callbacks=[KnowledgeRefreshCallback(num_prototypes=4)])
+    run = make_trainer(max_epochs=1, logger=logger, callbacks=[KnowledgeRefreshCallback(num_prototypes=4)])
     module = ASKModule(model, ReliabilityOTLoss(num_neighbors=3), audio="forward_audio", text="forward_text")
-    run.fit(module, loader(model), loader(model))
+    run.fit(module, make_loader(model), make_loader(model))
     run.save_checkpoint(tmp_path / "last.ckpt")
     noted = (tmp_path / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
     assert str(folder) in noted, "loggers say where the weights came from"
@@ -243,8 +243,8 @@ def test_the_learning_rate_falls_in_steps_of_epochs(make):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     model = make(learning_rate=1e-3, decay_epochs=2, decay_factor=0.5)
-    run = trainer(max_epochs=5, callbacks=[Watch()], limit_val_batches=0, limit_train_batches=1)
-    run.fit(model, loader(model, 2))
+    run = make_trainer(max_epochs=5, callbacks=[Watch()], limit_val_batches=0, limit_train_batches=1)
+    run.fit(model, make_loader(model, 2))
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
 
 

@@ -20,7 +20,7 @@ class Losses(L.Callback):
         self.values.append(trainer.callback_metrics["train/loss"].item())
 
 
-def trainer(epochs: int, **options) -> L.Trainer:
+def make_trainer(epochs: int, **options) -> L.Trainer:
     return L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -45,7 +45,7 @@ def trained():
     L.seed_everything(0, verbose=False)
     data = SoundscapeData(700, 100, 10, seconds=1.5, eval_captions_per_clip=1, batch_size=16)
     model, losses = TinyRetriever(), Losses()
-    run = trainer(5, callbacks=[losses])
+    run = make_trainer(5, callbacks=[losses])
     run.fit(model, datamodule=data)
     return model, data, losses.values, run
 
@@ -66,13 +66,13 @@ def test_recall_is_far_above_chance(trained):
 
 def test_testing_logs_the_same_metrics_under_its_own_name(trained):
     model, data, _, _ = trained
-    (scores,) = trainer(1).test(model, datamodule=data, verbose=False)
+    (scores,) = make_trainer(1).test(model, datamodule=data, verbose=False)
     assert {"test/t2a/recall_at_1", "test/a2t/map_at_10", "test/mean_recall"} <= set(scores)
 
 
 def test_a_checkpoint_loads_with_its_hyperparameters(tmp_path):
     model = TinyRetriever(width=24, temperature=0.2, num_mels=32)
-    run = trainer(1)
+    run = make_trainer(1)
     run.fit(model, datamodule=small_data(num_mels=32))
     run.save_checkpoint(tmp_path / "last.ckpt")
     loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
@@ -91,17 +91,17 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
         return TinyRetriever(width=16)
 
     whole, resumed = new(), new()
-    trainer(2).fit(whole, datamodule=small_data())
+    make_trainer(2).fit(whole, datamodule=small_data())
 
     class Stop(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.should_stop = True
 
-    stopped = trainer(2, callbacks=[Stop()])
+    stopped = make_trainer(2, callbacks=[Stop()])
     stopped.fit(resumed, datamodule=small_data())
     stopped.save_checkpoint(tmp_path / "first.ckpt")
     again = new()
-    trainer(2).fit(again, datamodule=small_data(), ckpt_path=tmp_path / "first.ckpt")
+    make_trainer(2).fit(again, datamodule=small_data(), ckpt_path=tmp_path / "first.ckpt")
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, msg=name)
 
@@ -203,7 +203,7 @@ def test_schedules():
                 rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
         model = TinyRetriever(width=8, learning_rate=1.0, **options)
-        trainer(5, callbacks=[Watch()], limit_val_batches=0).fit(model, datamodule=small_data())
+        make_trainer(5, callbacks=[Watch()], limit_val_batches=0).fit(model, datamodule=small_data())
         return rates
 
     assert rates(schedule="constant") == [1.0] * 10
@@ -215,7 +215,7 @@ def test_schedules():
 
 def test_a_schedule_without_end():
     with pytest.raises(ValueError, match=r'Set `max_epochs` or `max_steps`.*`schedule="constant"`'):
-        trainer(-1).fit(TinyRetriever(width=8), datamodule=small_data())
+        make_trainer(-1).fit(TinyRetriever(width=8), datamodule=small_data())
 
 
 @pytest.mark.parametrize(

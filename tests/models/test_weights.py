@@ -7,12 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from retriever_case import BERT, CAPTIONS, CLAP, SONAR, ced_sonar, clap, resnet38_bert
 
 from ask_lightning.models import CEDSonar, CLAPRetriever, ResNet38BERT
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.tokens import HashedTokenizer, VocabularyTokenizer
 from ask_lightning.models.weights import find_file, read_state_dict
+from tests.helpers.retrievers import BERT, CAPTIONS, CLAP, SONAR, ced_sonar, clap, resnet38_bert
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from ask_lightning import ASKModule, ReliabilityOTLoss
-from clients import (
+from tests.helpers.clients import (
     FrozenClient,
     InlineClient,
     PlainTowers,
@@ -20,11 +20,11 @@ from clients import (
     Watcher,
     assert_same_weights,
     held_out,
-    loader,
-    refresh,
+    make_loader,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 ALONE = """
@@ -87,8 +87,8 @@ def test_loads_without_this_library(tmp_path):
     pl.seed_everything(0, verbose=False)
     model = define_client()(learning_rate=0.02, width=6)
     keep = ModelCheckpoint(tmp_path, filename="best")
-    run = trainer(max_epochs=2, callbacks=[refresh(1), keep], enable_checkpointing=True)
-    run.fit(wrapped(model), loader())
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(1), keep], enable_checkpointing=True)
+    run.fit(wrap(model), make_loader())
     assert list(tmp_path.glob("knowledge-*.safetensors"))
     script = tmp_path / "alone.py"
     script.write_text(textwrap.dedent(ALONE) + textwrap.dedent(LOAD))
@@ -116,10 +116,10 @@ def test_loads_without_this_library(tmp_path):
 def fitted_fixture(tmp_path_factory) -> tuple[Path, ASKModule]:
     pl.seed_everything(0, verbose=False)
     folder = tmp_path_factory.mktemp("fitted")
-    module = wrapped(PlainTowers(learning_rate=0.03), {"ot_factor": 0.4, "granularities": ("coarse",)})
+    module = wrap(PlainTowers(learning_rate=0.03), {"ot_factor": 0.4, "granularities": ("coarse",)})
     keep = ModelCheckpoint(folder, filename="last")
-    run = trainer(max_epochs=2, callbacks=[refresh(2), keep], enable_checkpointing=True)
-    run.fit(module, loader())
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(2), keep], enable_checkpointing=True)
+    run.fit(module, make_loader())
     return folder / "last.ckpt", module
 
 
@@ -153,7 +153,7 @@ def test_loads_in_the_wrapper_with_its_loss_options(fitted):
         again = ASKModule.load_from_checkpoint(place, model=PlainTowers())
         assert_same_weights(again, module)
         assert again.loss.options == module.loss.options
-    batch = next(iter(loader()))
+    batch = next(iter(make_loader()))
     for ours, theirs in zip(again.embed_pairs(batch)[:2], module.embed_pairs(batch)[:2], strict=True):
         assert torch.equal(ours, theirs)
     base = module.loss.knowledge
@@ -174,8 +174,8 @@ def test_wrapper_options_are_passed_on(fitted):
 
 def test_plain_checkpoint_loads_in_the_wrapper(tmp_path):
     model = PlainTowers()
-    run = trainer(max_epochs=1)
-    run.fit(model, loader())
+    run = make_trainer(max_epochs=1)
+    run.fit(model, make_loader())
     run.save_checkpoint(tmp_path / "plain.ckpt")
     again = ASKModule.load_from_checkpoint(tmp_path / "plain.ckpt", PlainTowers())
     assert_same_weights(again.model, model)
@@ -188,9 +188,9 @@ def test_loss_options_that_a_file_cannot_hold(part, tmp_path):
     setting = model.logit_scale if part == "temperature" else torch.matmul
     if part == "interaction":
         setting = lambda text, audio: text @ audio.T  # noqa: E731
-    module = wrapped(model, {part: setting})
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(module, loader())
+    module = wrap(model, {part: setting})
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=rf"The loss had a {part} that a file cannot hold. Pass `loss="):
         ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", InlineClient())
@@ -215,9 +215,9 @@ def test_strictness_and_late_layers(tmp_path):
         def encode_audio(self, batch):
             return self.head(super().encode_audio(batch))
 
-    module = wrapped(Client())
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(module, loader())
+    module = wrap(Client())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
     run.save_checkpoint(tmp_path / "late.ckpt")
     again = ASKModule.load_from_checkpoint(tmp_path / "late.ckpt", Client())
     assert torch.equal(again.model.head.weight, module.model.head.weight)
@@ -233,9 +233,9 @@ def test_plain_run_resumes_under_ask(tmp_path):
         pl.seed_everything(0, verbose=False)
         model, watcher = FrozenClient(), Watcher()
         keep = ModelCheckpoint(tmp_path / folder, save_last=True)
-        callbacks = [watcher, keep, *([refresh(2)] if ask else [])]
-        run = trainer(max_epochs=max_epochs, callbacks=callbacks, enable_checkpointing=True)
-        run.fit(wrapped(model) if ask else model, loader(), ckpt_path=path)
+        callbacks = [watcher, keep, *([make_refresh(2)] if ask else [])]
+        run = make_trainer(max_epochs=max_epochs, callbacks=callbacks, enable_checkpointing=True)
+        run.fit(wrap(model) if ask else model, make_loader(), ckpt_path=path)
         return watcher, run
 
     fit(False, 3, "begun")
@@ -254,23 +254,23 @@ def test_ask_run_resumes_plainly(tmp_path, fitted):
     path, module = fitted
     model = PlainTowers()
     with pytest.warns(UserWarning, match="KnowledgeRefreshCallback"):
-        trainer(max_epochs=3).fit(model, loader(), ckpt_path=path)
+        make_trainer(max_epochs=3).fit(model, make_loader(), ckpt_path=path)
     assert not torch.equal(model.audio_encoder.weight, module.model.audio_encoder.weight)
 
 
 def test_warning_where_the_loss_resumes_with_other_options(fitted):
     path, _ = fitted
-    module = wrapped(PlainTowers(), {"ot_factor": 0.4, "granularities": ("coarse",), "lambda_fine": 0.0})
+    module = wrap(PlainTowers(), {"ot_factor": 0.4, "granularities": ("coarse",), "lambda_fine": 0.0})
     with pytest.warns(
         UserWarning, match=r"The checkpoint was trained with other loss options: lambda_fine 0.2 → 0.0\.$"
     ):
-        trainer(max_epochs=3, callbacks=[refresh(2)]).fit(module, loader(), ckpt_path=path)
+        make_trainer(max_epochs=3, callbacks=[make_refresh(2)]).fit(module, make_loader(), ckpt_path=path)
 
 
 def test_no_such_warning_for_equal_options(fitted, recwarn):
     path, _ = fitted
-    module = wrapped(PlainTowers(), {"ot_factor": 0.4, "granularities": ["coarse"]})
-    trainer(max_epochs=3, callbacks=[refresh(2)]).fit(module, loader(), ckpt_path=path)
+    module = wrap(PlainTowers(), {"ot_factor": 0.4, "granularities": ["coarse"]})
+    make_trainer(max_epochs=3, callbacks=[make_refresh(2)]).fit(module, make_loader(), ckpt_path=path)
     assert not [warning for warning in recwarn if "loss options" in str(warning.message)]
 
 
@@ -280,11 +280,13 @@ def test_same_interaction_function_in_another_process_is_no_other_option(tmp_pat
     def make():
         return lambda text, audio: text @ audio.T
 
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(wrapped(PlainTowers(), {"interaction": make()}), loader())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(wrap(PlainTowers(), {"interaction": make()}), make_loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    module = wrapped(PlainTowers(), {"interaction": make()})
-    trainer(max_epochs=2, callbacks=[refresh()]).fit(module, loader(), ckpt_path=tmp_path / "a.ckpt")
+    module = wrap(PlainTowers(), {"interaction": make()})
+    make_trainer(max_epochs=2, callbacks=[make_refresh()]).fit(
+        module, make_loader(), ckpt_path=tmp_path / "a.ckpt"
+    )
     assert not [warning for warning in recwarn if "loss options" in str(warning.message)]
 
 
@@ -298,15 +300,15 @@ def test_checkpoint_hooks_of_the_model(tmp_path):
         def on_load_checkpoint(self, checkpoint):
             self.loaded = checkpoint["vocabulary"]
 
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(wrapped(Client()), loader())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(wrap(Client()), make_loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     assert Client.load_from_checkpoint(tmp_path / "a.ckpt").loaded == ["rain", "wind"]
     assert ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Client()).model.loaded == ["rain", "wind"]
 
 
 def test_hyperparameters_of_the_wrapper_are_the_models():
-    module = wrapped(PlainTowers(learning_rate=0.5))
+    module = wrap(PlainTowers(learning_rate=0.5))
     assert module.hparams == {"learning_rate": 0.5}
     assert module.hparams_initial == {"learning_rate": 0.5}
     module.hparams.learning_rate = 0.25
@@ -318,13 +320,13 @@ def test_weights_only_checkpoint_and_validation_from_it(tmp_path):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", self.contrast(self.encode_audio(batch), self.encode_text(batch)))
 
-    module = wrapped(Client())
+    module = wrap(Client())
     module.loss.knowledge = static_knowledge(module.model)
-    run = trainer(max_epochs=1)
-    run.fit(module, loader(), held_out())
+    run = make_trainer(max_epochs=1)
+    run.fit(module, make_loader(), held_out())
     run.save_checkpoint(tmp_path / "w.ckpt", weights_only=True)
     score = run.callback_metrics["val/loss"].item()
-    fresh = wrapped(Client())
-    validated = trainer().validate(fresh, held_out(), ckpt_path=tmp_path / "w.ckpt", verbose=False)
+    fresh = wrap(Client())
+    validated = make_trainer().validate(fresh, held_out(), ckpt_path=tmp_path / "w.ckpt", verbose=False)
     assert validated[0]["val/loss"] == pytest.approx(score)
     assert fresh.loss.knowledge is None

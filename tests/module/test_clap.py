@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from clients import MemoryLogger, Watcher, refresh, trainer, wrapped
+from tests.helpers.clients import MemoryLogger, Watcher, make_refresh, make_trainer, wrap
 
 transformers = pytest.importorskip("transformers")
 
@@ -93,11 +93,11 @@ def test_clap_trains(model, step, tmp_path):
     pl.seed_everything(0, verbose=False)
     model = model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    module = wrapped(model, {"num_neighbors": 3})
+    module = wrap(model, {"num_neighbors": 3})
     assert module.step == step
     watcher, logger = Watcher(), MemoryLogger()
     data = DataLoader(Recordings(), 4, shuffle=True)
-    run = trainer(max_epochs=2, callbacks=[refresh(1), watcher], logger=logger, log_every_n_steps=1)
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(1), watcher], logger=logger, log_every_n_steps=1)
     run.fit(module, data)
     assert len(watcher.losses) == 6
     assert module.loss.knowledge.fine.audio.shape == (12, 8)
@@ -120,4 +120,4 @@ def test_encoder_that_returns_no_embeddings():
 
     data = DataLoader(Recordings(), 4)
     with pytest.raises(TypeError, match=r"`encode_text` has to return a tensor .* but got a dict"):
-        trainer(callbacks=[refresh()]).fit(wrapped(Tokens()), data)
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Tokens()), data)

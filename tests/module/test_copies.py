@@ -12,7 +12,7 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from ask_lightning import ASKModule
-from clients import (
+from tests.helpers.clients import (
     NEUTRAL,
     FrozenClient,
     InlineClient,
@@ -21,11 +21,11 @@ from clients import (
     Watcher,
     assert_same_weights,
     held_out,
-    loader,
-    refresh,
+    make_loader,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 WeightAveraging = getattr(pl.callbacks, "WeightAveraging", None)
@@ -53,8 +53,8 @@ COPIES = [copy.deepcopy, through_pickle, through_torch_save]
 )
 def test_copy_is_equal_and_independent(client, duplicate):
     pl.seed_everything(0, verbose=False)
-    module = wrapped(client())
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader(), held_out())
+    module = wrap(client())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader(), held_out())
     twin = duplicate(module)
     assert isinstance(twin, ASKModule)
     assert_same_weights(twin, module)
@@ -63,7 +63,7 @@ def test_copy_is_equal_and_independent(client, duplicate):
     assert twin.hparams == module.hparams
 
     weights = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(twin, loader(), held_out())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(twin, make_loader(), held_out())
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items()), (
         "hooks of the copy work on the copy"
     )
@@ -72,9 +72,9 @@ def test_copy_is_equal_and_independent(client, duplicate):
 
 @pytest.mark.parametrize("duplicate", COPIES)
 def test_copy_before_training(duplicate):
-    twin = duplicate(wrapped(PlainTowers()))
+    twin = duplicate(wrap(PlainTowers()))
     watcher = Watcher()
-    trainer(max_epochs=1, callbacks=[refresh(), watcher]).fit(twin, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh(), watcher]).fit(twin, make_loader())
     assert len(watcher.losses) == 6
 
 
@@ -85,7 +85,7 @@ def test_copy_of_a_model_that_has_its_own_way_to_be_copied():
             twin.load_state_dict(self.state_dict())
             return twin
 
-    module = wrapped(Client())
+    module = wrap(Client())
     twin = copy.deepcopy(module)
     assert isinstance(twin, ASKModule)
     assert isinstance(twin.model, Client)
@@ -94,7 +94,7 @@ def test_copy_of_a_model_that_has_its_own_way_to_be_copied():
 
 def test_learnable_temperature_of_a_copy_is_the_copys():
     model = InlineClient()
-    module = wrapped(model, {"temperature": model.logit_scale})
+    module = wrap(model, {"temperature": model.logit_scale})
     twin = copy.deepcopy(module)
     assert twin.loss.temperature is twin.model.logit_scale
     assert twin.loss.temperature is not model.logit_scale
@@ -108,9 +108,9 @@ def test_weight_averaging_is_that_of_the_plain_run(client, tmp_path):
         model = client()
         average = WeightAveraging(multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8))
         keep = ModelCheckpoint(directory, save_last=True)
-        callbacks = [average, *([refresh(2)] if ask else []), keep]
-        run = trainer(max_epochs=max_epochs, callbacks=callbacks, enable_checkpointing=True)
-        run.fit(wrapped(model, NEUTRAL) if ask else model, loader(), held_out(), ckpt_path=path)
+        callbacks = [average, *([make_refresh(2)] if ask else []), keep]
+        run = make_trainer(max_epochs=max_epochs, callbacks=callbacks, enable_checkpointing=True)
+        run.fit(wrap(model, NEUTRAL) if ask else model, make_loader(), held_out(), ckpt_path=path)
         return model
 
     plain = fit(ask=False, directory=tmp_path / "plain")
@@ -134,9 +134,9 @@ def test_weight_averaging_is_that_of_the_plain_run(client, tmp_path):
 @pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no EMAWeightAveraging")
 def test_ema_weight_averaging_with_knowledge():
     pl.seed_everything(0, verbose=False)
-    module, watcher = wrapped(PlainTowers()), Watcher()
-    run = trainer(callbacks=[EMAWeightAveraging(decay=0.5), refresh(1), watcher])
-    run.fit(module, loader(), held_out())
+    module, watcher = wrap(PlainTowers()), Watcher()
+    run = make_trainer(callbacks=[EMAWeightAveraging(decay=0.5), make_refresh(1), watcher])
+    run.fit(module, make_loader(), held_out())
     assert len(set(watcher.knowledge)) == 3
 
 
@@ -147,8 +147,8 @@ def test_stochastic_weight_averaging():
         pl.seed_everything(0, verbose=False)
         model = PlainTowers()
         swa = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2)
-        run = trainer(max_epochs=4, callbacks=[swa, *([refresh(2)] if ask else [])])
-        run.fit(wrapped(model, NEUTRAL) if ask else model, loader())
+        run = make_trainer(max_epochs=4, callbacks=[swa, *([make_refresh(2)] if ask else [])])
+        run.fit(wrap(model, NEUTRAL) if ask else model, make_loader())
         return model
 
     assert_same_weights(fit(ask=True), fit(ask=False))
@@ -165,9 +165,9 @@ def test_state_dict_override_without_arguments():
         def state_dict(self):
             return {name: value for name, value in super().state_dict().items() if "text" not in name}
 
-    module = wrapped(Client())
+    module = wrap(Client())
     assert list(module.state_dict()) == ["audio_encoder.weight", "audio_encoder.bias"]
-    other = wrapped(Client())
+    other = wrap(Client())
     other.load_state_dict(module.state_dict(), strict=False)
     assert torch.equal(other.audio_encoder.weight, module.audio_encoder.weight)
 
@@ -181,15 +181,17 @@ def test_state_dict_override_in_a_run(tmp_path):
         def state_dict(self):
             return {name: value for name, value in super().state_dict().items() if "text" not in name}
 
-    module = wrapped(Client())
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(module, loader())
+    module = wrap(Client())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert list(stored["state_dict"]) == ["audio_encoder.weight", "audio_encoder.bias"]
     again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Client())
     assert torch.equal(again.model.audio_encoder.weight, module.model.audio_encoder.weight)
-    trainer(max_epochs=2, callbacks=[refresh()]).fit(module, loader(), ckpt_path=tmp_path / "a.ckpt")
+    make_trainer(max_epochs=2, callbacks=[make_refresh()]).fit(
+        module, make_loader(), ckpt_path=tmp_path / "a.ckpt"
+    )
 
 
 def test_load_state_dict_override():
@@ -201,7 +203,7 @@ def test_load_state_dict_override():
             return super().load_state_dict(renamed, *args, **kwargs)
 
     old = {f"old_{name}": value for name, value in PlainTowers().state_dict().items()}
-    module = wrapped(Client())
+    module = wrap(Client())
     module.load_state_dict(old)
     assert torch.equal(module.model.text_encoder.bias, old["old_text_encoder.bias"])
 
@@ -218,10 +220,10 @@ class Nested(PlainTowers):
 
 
 def test_weights_of_equal_names_at_two_depths():
-    module = wrapped(Nested())
+    module = wrap(Nested())
     stored = {name: value.clone() for name, value in module.state_dict().items()}
     assert list(stored) == list(Nested().state_dict())
-    fresh = wrapped(Nested())
+    fresh = wrap(Nested())
     nn.init.constant_(fresh.model.scale, -1)
     nn.init.constant_(fresh.model.model.scale, -1)
     fresh.load_state_dict(stored)
@@ -240,11 +242,11 @@ def test_inside_another_module():
         pass
 
     model = Client()
-    outer = nn.ModuleDict({"ask": wrapped(model, {"interaction": None}), "other": nn.Linear(1, 1)})
+    outer = nn.ModuleDict({"ask": wrap(model, {"interaction": None}), "other": nn.Linear(1, 1)})
     stored = {name: value.clone() for name, value in outer.state_dict().items()}
     names = {f"ask.{name}" for name in model.state_dict()} | {"other.weight", "other.bias"}
     assert set(stored) == names
-    fresh = nn.ModuleDict({"ask": wrapped(Client()), "other": nn.Linear(1, 1)})
+    fresh = nn.ModuleDict({"ask": wrap(Client()), "other": nn.Linear(1, 1)})
     for parameter in fresh.parameters():
         nn.init.constant_(parameter, -1)
     fresh.load_state_dict(stored)
@@ -269,12 +271,12 @@ def test_loss_that_shares_a_submodule_with_the_model():
             self.interaction = Interaction()
 
     model = Client()
-    module = wrapped(model, {"interaction": model.interaction})
+    module = wrap(model, {"interaction": model.interaction})
     assert list(module.state_dict()) == list(Client().state_dict())
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert not torch.equal(model.interaction.weight, torch.eye(8)), "it is trained"
     other = Client()
-    fresh = wrapped(other, {"interaction": other.interaction})
+    fresh = wrap(other, {"interaction": other.interaction})
     fresh.load_state_dict(module.state_dict())
     assert torch.equal(fresh.loss.interaction.weight, model.interaction.weight)
     outer = nn.ModuleList([copy.deepcopy(fresh)])
@@ -296,10 +298,10 @@ def test_learning_rate_finder_with_a_base_of_ones_own(where, tmp_path):
 
     pl.seed_everything(0, verbose=False)
     model = Client()
-    module = wrapped(model)
+    module = wrap(model)
     module.loss.knowledge = static_knowledge(model)
-    run = trainer(max_epochs=10, default_root_dir=tmp_path)
-    found = Tuner(run).lr_find(module, loader(), num_training=20, max_lr=10.0)
+    run = make_trainer(max_epochs=10, default_root_dir=tmp_path)
+    found = Tuner(run).lr_find(module, make_loader(), num_training=20, max_lr=10.0)
     suggestion = found.suggestion()
     assert suggestion is not None
     assert (model.lr if where == "attribute" else model.hparams.lr) == suggestion
@@ -315,11 +317,11 @@ def test_tuners_beside_the_callback_are_refused(tool, finder, tmp_path):
         lr, batch_size = 1e-3, 4
 
         def train_dataloader(self):
-            return loader(batch_size=self.batch_size)
+            return make_loader(batch_size=self.batch_size)
 
-    run = trainer(max_epochs=1, callbacks=[refresh()], default_root_dir=tmp_path)
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()], default_root_dir=tmp_path)
     with pytest.raises(RuntimeError, match=rf"{finder} takes all other callbacks off .* Tuner\(Trainer"):
-        getattr(Tuner(run), tool)(wrapped(Client()))
+        getattr(Tuner(run), tool)(wrap(Client()))
 
 
 def test_learning_rate_finder_on_the_model_before_training_with_ask(tmp_path):
@@ -331,9 +333,9 @@ def test_learning_rate_finder_on_the_model_before_training_with_ask(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=self.lr)
 
-    module = wrapped(Client())
-    quiet = trainer(max_epochs=10, default_root_dir=tmp_path)
-    found = Tuner(quiet).lr_find(module.model, loader(), num_training=20, max_lr=10.0)
+    module = wrap(Client())
+    quiet = make_trainer(max_epochs=10, default_root_dir=tmp_path)
+    found = Tuner(quiet).lr_find(module.model, make_loader(), num_training=20, max_lr=10.0)
     watcher = Watcher()
-    trainer(max_epochs=1, callbacks=[refresh(), watcher]).fit(module, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh(), watcher]).fit(module, make_loader())
     assert watcher.rates[0] == [found.suggestion()]

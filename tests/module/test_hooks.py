@@ -17,7 +17,7 @@ from torch import nn
 
 import ask_lightning.module
 from ask_lightning import ASKModule
-from clients import (
+from tests.helpers.clients import (
     CriterionClient,
     FrozenClient,
     InlineClient,
@@ -28,12 +28,12 @@ from clients import (
     Watcher,
     assert_same_weights,
     held_out,
-    loader,
+    make_loader,
+    make_refresh,
+    make_trainer,
     own_metrics,
-    refresh,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 CALLED_BY_NAME = [
@@ -109,19 +109,19 @@ def test_every_hook_is_called_as_often_and_in_the_same_order(tmp_path):
     def calls(ask: bool) -> list[str]:
         pl.seed_everything(0, verbose=False)
         model = Everything()
-        module = wrapped(model) if ask else model
+        module = wrap(model) if ask else model
         if ask:
             module.loss.knowledge = static_knowledge(model)
-        run = trainer(max_epochs=2, gradient_clip_val=0.5, num_sanity_val_steps=1)
-        run.fit(module, loader(), held_out())
+        run = make_trainer(max_epochs=2, gradient_clip_val=0.5, num_sanity_val_steps=1)
+        run.fit(module, make_loader(), held_out())
         run.validate(module, held_out(), verbose=False)
         run.test(module, held_out(), verbose=False)
         predictions = run.predict(module, held_out())
         assert [prediction.shape for prediction in predictions] == [(8, 8), (8, 8)]
         path = tmp_path / f"{ask}.ckpt"
         run.save_checkpoint(path)
-        again = trainer(max_epochs=3)
-        again.fit(module, loader(), held_out(), ckpt_path=path)
+        again = make_trainer(max_epochs=3)
+        again.fit(module, make_loader(), held_out(), ckpt_path=path)
         return model.calls
 
     plain = calls(ask=False)
@@ -134,7 +134,7 @@ def test_hooks_that_the_model_has_not_stay_lightnings():
     """Lightning decides by what is overridden how it trains."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    module, model = wrapped(PlainTowers()), PlainTowers()
+    module, model = wrap(PlainTowers()), PlainTowers()
     own = {"training_step", "setup", "on_save_checkpoint", "on_load_checkpoint"}
     for name in set(HOOKS) - own:
         assert is_overridden(name, module) == is_overridden(name, model), name
@@ -143,7 +143,7 @@ def test_hooks_that_the_model_has_not_stay_lightnings():
 def test_method_that_shares_its_name_with_a_hook_is_not_taken_for_it(monkeypatch):
     said = []
     monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
-    module = wrapped(InlineClient())
+    module = wrap(InlineClient())
     assert said == [
         "InlineClient.lr_scheduler_step(batch_idx) shares its name with a Lightning hook, but cannot take "
         "the hook's arguments; it stays the model's own."
@@ -152,7 +152,7 @@ def test_method_that_shares_its_name_with_a_hook_is_not_taken_for_it(monkeypatch
 
 
 def loops(module, **settings):
-    run = trainer(**settings)
+    run = make_trainer(**settings)
     validated = run.validate(module, held_out(), verbose=False)
     tested = run.test(module, held_out(), verbose=False)
     predicted = run.predict(module, held_out())
@@ -162,9 +162,9 @@ def loops(module, **settings):
 @pytest.mark.parametrize("with_callback", [False, True])
 def test_validate_test_and_predict(with_callback):
     model = InlineClient()
-    module = wrapped(model)
+    module = wrap(model)
     plain = loops(model)
-    ours = loops(module, callbacks=[refresh()] if with_callback else [])
+    ours = loops(module, callbacks=[make_refresh()] if with_callback else [])
     assert ours[:2] == plain[:2]
     assert all(torch.equal(one, other) for one, other in zip(ours[2], plain[2], strict=True))
     assert module.loss.knowledge is None
@@ -176,11 +176,11 @@ def test_forward_and_default_predict_step():
             return self.encode_text(batch)
 
     model = Client()
-    batch = next(iter(loader()))
-    module = wrapped(model)
+    batch = next(iter(make_loader()))
+    module = wrap(model)
     assert torch.equal(module(batch), model(batch))
-    predicted = torch.cat(trainer().predict(module, held_out()))
-    assert torch.equal(predicted, torch.cat(trainer().predict(model, held_out())))
+    predicted = torch.cat(make_trainer().predict(module, held_out()))
+    assert torch.equal(predicted, torch.cat(make_trainer().predict(model, held_out())))
 
 
 @pytest.mark.parametrize("override", [False, True])
@@ -208,7 +208,9 @@ def test_gradient_clipping(override):
     pl.seed_everything(0, verbose=False)
     model = (Clipping if override else Client)()
     clip = None if override else 0.1
-    trainer(max_epochs=1, gradient_clip_val=clip, callbacks=[refresh()]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=1, gradient_clip_val=clip, callbacks=[make_refresh()]).fit(
+        wrap(model), make_loader()
+    )
     assert model.moved == pytest.approx([0.05 if override else 0.1] * 6, rel=1e-3)
     assert model.asked == (6 if override else 0)
 
@@ -218,13 +220,13 @@ def test_accumulate_grad_batches_and_val_check_interval():
         pl.seed_everything(0, verbose=False)
         model = Everything()
         watcher = Watcher()
-        run = trainer(
+        run = make_trainer(
             max_epochs=2,
             accumulate_grad_batches=3,
             val_check_interval=2,
-            callbacks=[watcher, refresh(1)] if ask else [watcher],
+            callbacks=[watcher, make_refresh(1)] if ask else [watcher],
         )
-        run.fit(wrapped(model) if ask else model, loader(), held_out())
+        run.fit(wrap(model) if ask else model, make_loader(), held_out())
         return model, watcher, run
 
     plain, seen_plain, run_plain = fit(ask=False)
@@ -242,16 +244,16 @@ def test_early_stopping_and_checkpoints_watch_the_models_metrics(client, tmp_pat
     pl.seed_everything(0, verbose=False)
     stop = EarlyStopping("val/loss", patience=1, min_delta=1e9)
     keep = ModelCheckpoint(tmp_path, "{epoch}-{val/loss:.3f}", monitor="val/loss", save_top_k=2)
-    run = trainer(
-        max_epochs=9, callbacks=[stop, keep, refresh(1)], enable_checkpointing=True, log_every_n_steps=1
+    run = make_trainer(
+        max_epochs=9, callbacks=[stop, keep, make_refresh(1)], enable_checkpointing=True, log_every_n_steps=1
     )
-    run.fit(wrapped(client()), loader(), held_out())
+    run.fit(wrap(client()), make_loader(), held_out())
     assert stop.stopped_epoch == 1
     assert run.current_epoch == 2
     assert keep.best_model_score == min(keep.best_k_models.values())
     assert len(list(tmp_path.rglob("*.ckpt"))) == 2
     restored = client.load_from_checkpoint(keep.best_model_path)
-    score = trainer().validate(restored, held_out(), verbose=False)[0]["val/loss"]
+    score = make_trainer().validate(restored, held_out(), verbose=False)[0]["val/loss"]
     assert score == pytest.approx(keep.best_model_score.item())
 
 
@@ -259,9 +261,9 @@ def test_torchmetrics_object_is_reset_each_epoch():
     def fit(ask):
         pl.seed_everything(0, verbose=False)
         model, logger = RestlessTowers(), MemoryLogger()
-        callbacks = [refresh()] if ask else []
-        run = trainer(callbacks=callbacks, logger=logger, log_every_n_steps=1)
-        run.fit(wrapped(model) if ask else model, loader())
+        callbacks = [make_refresh()] if ask else []
+        run = make_trainer(callbacks=callbacks, logger=logger, log_every_n_steps=1)
+        run.fit(wrap(model) if ask else model, make_loader())
         return model, logger
 
     model, logger = fit(ask=True)
@@ -300,7 +302,7 @@ def test_callbacks_of_the_model_and_its_attributes_seen_from_callbacks():
             return super().training_step(batch, batch_idx)
 
     model = Client()
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
     assert [margin for margin, _, _ in model.note.seen] == list(range(6))
     assert model.margin == 6, "written through to the model"
     assert {rate for _, rate, _ in model.note.seen} == {1e-2}
@@ -319,7 +321,7 @@ def test_new_attribute_set_by_a_callback_reaches_the_model():
             return super().training_step(batch, batch_idx)
 
     watcher = Watcher()
-    trainer(callbacks=[refresh(), watcher, Curriculum()]).fit(wrapped(Client()), loader())
+    make_trainer(callbacks=[make_refresh(), watcher, Curriculum()]).fit(wrap(Client()), make_loader())
     assert [row["curriculum"] for row in watcher.metrics] == [0, 1, 2]
 
 
@@ -337,10 +339,10 @@ def test_model_with_attributes_named_like_the_wrappers():
             return self.loss(super().training_step(batch, batch_idx))
 
     model = Client()
-    module = wrapped(model, criterion="loss_fn")
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    module = wrap(model, criterion="loss_fn")
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert list(module.state_dict()) == list(model.state_dict())
-    fresh = wrapped(Client(), criterion="loss_fn")
+    fresh = wrap(Client(), criterion="loss_fn")
     fresh.load_state_dict(module.state_dict())
     assert_same_weights(fresh.model, model)
 
@@ -358,17 +360,17 @@ def test_manual_hooks_see_the_ask_loss():
             self.after.append(sum(float(p.grad.abs().sum()) for p in self.parameters()) > 0)
 
     model, watcher = Client(), Watcher()
-    trainer(max_epochs=1, callbacks=[refresh(), watcher]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh(), watcher]).fit(wrap(model), make_loader())
     assert model.before_backward == watcher.losses
     assert model.after == [True] * 6
 
 
 def test_learning_rate_monitor_and_summary(capsys):
     logger = MemoryLogger()
-    run = trainer(
-        callbacks=[refresh(), LearningRateMonitor(), ModelSummary(2)], logger=logger, log_every_n_steps=1
+    run = make_trainer(
+        callbacks=[make_refresh(), LearningRateMonitor(), ModelSummary(2)], logger=logger, log_every_n_steps=1
     )
-    run.fit(wrapped(FrozenClient()), loader())
+    run.fit(wrap(FrozenClient()), make_loader())
     rates = {name for name in logger.names if name.startswith("lr-")}
     assert rates == {"lr-AdamW/pg1", "lr-AdamW/pg2"}
     assert logger.hyperparameters == {"learning_rate": 1e-2}
@@ -393,14 +395,14 @@ def test_backbone_finetuning_finds_the_backbone():
             grown.append(torch.equal(pl_module.audio_encoder.weight, before))
 
     finetune = BackboneFinetuning(unfreeze_backbone_at_epoch=2, verbose=False)
-    trainer(max_epochs=3, callbacks=[refresh(1), finetune, Look()]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=3, callbacks=[make_refresh(1), finetune, Look()]).fit(wrap(model), make_loader())
     assert grown == [True, True, False]
 
 
 def test_data_and_transfer_hooks_of_the_model():
     class Client(PlainTowers):
         def train_dataloader(self):
-            return loader()
+            return make_loader()
 
         def val_dataloader(self):
             return held_out()
@@ -420,8 +422,8 @@ def test_data_and_transfer_hooks_of_the_model():
             assert batch["moved"], "at a refresh, too"
             return super().encode_audio(batch)
 
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(wrapped(Client()))
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(wrap(Client()))
     assert set(own_metrics(run.callback_metrics)) == {"val/loss"}
 
 
@@ -433,14 +435,14 @@ def test_datamodule_and_its_hooks():
             self.stages = (*self.stages, stage)
 
         def train_dataloader(self):
-            return loader()
+            return make_loader()
 
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch | {"audio": 2 * batch["audio"]}
 
     data, model = Data(), PlainTowers()
-    module = wrapped(model)
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, datamodule=data)
+    module = wrap(model)
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, datamodule=data)
     assert data.stages == ("fit",)
 
 
@@ -463,16 +465,16 @@ def test_setup_and_configure_model_of_the_model():
             return self.head(super().encode_audio(batch))
 
     model = Client()
-    run = trainer(max_epochs=1, callbacks=[refresh()])
-    run.fit(wrapped(model), loader())
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(wrap(model), make_loader())
     assert model.stages == ("fit",)
     assert "head.weight" in model.state_dict()
 
 
 def test_barebones_trainer():
     watcher = Watcher()
-    run = pl.Trainer(accelerator="cpu", barebones=True, max_epochs=2, callbacks=[refresh(1), watcher])
-    run.fit(wrapped(PlainTowers()), loader())
+    run = pl.Trainer(accelerator="cpu", barebones=True, max_epochs=2, callbacks=[make_refresh(1), watcher])
+    run.fit(wrap(PlainTowers()), make_loader())
     assert len(watcher.losses) == 12
 
 
@@ -489,7 +491,7 @@ def test_train_override_of_the_model_is_respected():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             modes.append((pl_module.norm.training, pl_module.dropout.training))
 
-    trainer(callbacks=[refresh(1), Look()]).fit(wrapped(Client()).train(), loader(), held_out())
+    make_trainer(callbacks=[make_refresh(1), Look()]).fit(wrap(Client()).train(), make_loader(), held_out())
     assert set(modes) == {(False, True)}
 
 
@@ -499,33 +501,33 @@ def test_barely_more_than_two_methods():
     class Client(Towers):
         pass
 
-    module = wrapped(Client())
+    module = wrap(Client())
     assert module.step == "encode"
     assert isinstance(module, ASKModule)
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
 
 
 def test_callback_that_the_model_brings_itself():
     class Client(PlainTowers):
         def configure_callbacks(self):
-            return [refresh(1)]
+            return [make_refresh(1)]
 
     watcher = Watcher()
-    trainer(callbacks=[watcher]).fit(wrapped(Client()), loader())
+    make_trainer(callbacks=[watcher]).fit(wrap(Client()), make_loader())
     assert len(set(watcher.knowledge)) == 3
 
 
 def test_wrapped_again_after_training():
     model = PlainTowers()
     for settings in ({}, {"num_neighbors": 2}):
-        trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(model, settings), loader())
-    module = wrapped(model, step="encode")
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+        make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(model, settings), make_loader())
+    module = wrap(model, step="encode")
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert module.model is model
 
 
 def test_attribute_that_nobody_has():
-    module = wrapped(PlainTowers())
+    module = wrap(PlainTowers())
     with pytest.raises(AttributeError, match="nowhere"):
         _ = module.nowhere
     assert not hasattr(module, "nowhere")
@@ -544,5 +546,5 @@ def test_trainer_is_known_to_the_model_and_its_steps_are_counted():
             return super().training_step(batch, batch_idx)
 
     model = Client()
-    trainer(max_epochs=2, callbacks=[refresh()]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=2, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
     assert model.seen == tuple((step // 6, step, 6) for step in range(12))

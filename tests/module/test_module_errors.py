@@ -15,18 +15,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
-from clients import (
+from tests.helpers.clients import (
     CriterionClient,
     Pairs,
     PlainTowers,
     SelfContained,
     Towers,
     held_out,
-    loader,
-    refresh,
+    make_loader,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 
@@ -58,13 +58,13 @@ def test_fit_without_the_callback():
     with pytest.raises(
         RuntimeError, match=r"no knowledge to learn from.*callbacks=\[KnowledgeRefreshCallback\(T=15\)\]"
     ):
-        trainer().fit(wrapped(PlainTowers()), loader())
+        make_trainer().fit(wrap(PlainTowers()), make_loader())
 
 
 def test_fit_without_the_callback_but_with_a_base():
-    module = wrapped(PlainTowers())
+    module = wrap(PlainTowers())
     base = module.loss.knowledge = static_knowledge(module.model)
-    trainer(max_epochs=1).fit(module, loader())
+    make_trainer(max_epochs=1).fit(module, make_loader())
     assert module.loss.knowledge is base
 
 
@@ -72,12 +72,12 @@ def test_callback_on_a_module_without_ask():
     with pytest.raises(
         RuntimeError, match=r"one ReliabilityOTLoss, but PlainTowers has 0.*trainer.fit\(ASKModule\(model\)"
     ):
-        trainer(callbacks=[refresh()]).fit(PlainTowers(), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(PlainTowers(), make_loader())
 
 
 def test_callback_on_a_module_with_two_losses():
     with pytest.raises(RuntimeError, match=r"one ReliabilityOTLoss, but ASKModule has 2"):
-        trainer(callbacks=[refresh()]).fit(wrapped(SelfContained()), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(SelfContained()), make_loader())
 
 
 def test_module_with_a_loss_but_without_the_methods():
@@ -95,12 +95,12 @@ def test_module_with_a_loss_but_without_the_methods():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     with pytest.raises(RuntimeError, match=r"needs the methods .* but lacks \['encode_audio'\]. Add them"):
-        trainer(callbacks=[refresh()]).fit(Client(), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(Client(), make_loader())
 
 
 def test_module_whose_loss_compares_clips_needs_their_ids():
     with pytest.raises(RuntimeError, match=r"but lacks \['encode_ids'\]"):
-        trainer(callbacks=[refresh()]).fit(SelfContained(exclude_self=True), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(SelfContained(exclude_self=True), make_loader())
 
 
 @pytest.mark.parametrize("argument", ["audio", "text"])
@@ -125,7 +125,7 @@ def test_captured_method_called_not_once(method, count):
         match=rf'step="capture" needs `Client.training_step` to call `self.{method}` once, but it was called '
         rf'{count} times. Use ASKModule\(..., step="encode"\)',
     ):
-        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
 
 
 def test_the_remedy_in_that_message_works():
@@ -133,7 +133,7 @@ def test_the_remedy_in_that_message_works():
         def training_step(self, batch, batch_idx):
             return self.contrast(self.encode_audio(batch), self.encode_text(batch) + self.encode_text(batch))
 
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(Client(), step="encode"), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(Client(), step="encode"), make_loader())
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -146,7 +146,7 @@ def test_criterion_called_not_once(count):
     with pytest.raises(
         RuntimeError, match=rf"needs `Client.training_step` to call .* once, but it was called {count} times"
     ):
-        trainer(callbacks=[refresh()]).fit(wrapped(Client(), criterion="loss_fn"), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), criterion="loss_fn"), make_loader())
 
 
 def test_criterion_called_with_something_else():
@@ -157,7 +157,7 @@ def test_criterion_called_with_something_else():
     with pytest.raises(
         TypeError, match=r"`self.loss_fn` was called with 1 positional and \['text'\] named arguments"
     ):
-        trainer(callbacks=[refresh()]).fit(wrapped(Client(), criterion="loss_fn"), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), criterion="loss_fn"), make_loader())
 
 
 def test_after_an_error_inside_the_step_the_model_is_whole():
@@ -168,9 +168,9 @@ def test_after_an_error_inside_the_step_the_model_is_whole():
     for options in ({"criterion": "loss_fn"}, {}):
         model = Client()
         names = set(vars(model))
-        module = wrapped(model, **options)
+        module = wrap(model, **options)
         with pytest.raises(ZeroDivisionError):
-            trainer(callbacks=[refresh()]).fit(module, loader())
+            make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
         assert set(vars(model)) == names
         assert type(model.loss_fn).__name__ == "ContrastiveLoss"
 
@@ -179,7 +179,7 @@ def test_method_replaced_on_the_instance_is_found_again():
     """Someone else's patch on the instance survives the capture."""
     model = PlainTowers()
     patched = model.encode_audio = lambda batch: model.audio_encoder(batch["audio"])
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(wrapped(model), loader())
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
     assert model.encode_audio is patched
 
 
@@ -234,11 +234,11 @@ def test_ids_missing():
 
 
 def test_ids_of_another_name():
-    module = wrapped(PlainTowers(), {"exclude_self": True}, ids="file")
+    module = wrap(PlainTowers(), {"exclude_self": True}, ids="file")
     with pytest.raises(
         ValueError, match=r"key of the batch .* got 'file' and the batch is \['audio', 'clip_id', 'text'\]"
     ):
-        trainer(callbacks=[refresh()]).fit(module, loader())
+        make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), 3])
@@ -265,11 +265,11 @@ def test_loss_with_parameters_of_its_own():
 
 def test_manual_optimisation():
     with pytest.raises(RuntimeError, match=r"manual optimization.*`automatic_optimization = True`"):
-        trainer(callbacks=[refresh()]).fit(wrapped(ManualTowers()), loader())
-    module = wrapped(ManualTowers())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(ManualTowers()), make_loader())
+    module = wrap(ManualTowers())
     module.loss.knowledge = static_knowledge(module.model)
     with pytest.raises(RuntimeError, match=r"manual optimization"):
-        trainer().fit(module, loader())
+        make_trainer().fit(module, make_loader())
 
 
 def unsupported_strategies():
@@ -288,8 +288,8 @@ def unsupported_strategies():
 )
 @pytest.mark.parametrize("ask", [True, False])
 def test_unsupported_strategies(strategy, remedy, ask, monkeypatch):
-    module = wrapped(PlainTowers()) if ask else SelfContained()
-    run = trainer(callbacks=[refresh()])
+    module = wrap(PlainTowers()) if ask else SelfContained()
+    run = make_trainer(callbacks=[make_refresh()])
     monkeypatch.setattr(pl.Trainer, "strategy", strategy)
     text = f"does not support {type(strategy).__name__}.*{remedy}"
     with pytest.raises(RuntimeError, match=text):
@@ -302,8 +302,8 @@ def test_unsupported_strategies(strategy, remedy, ask, monkeypatch):
 
 @pytest.mark.parametrize("ask", [True, False])
 def test_several_processes_by_another_strategy_than_ddp(ask, monkeypatch):
-    module = wrapped(PlainTowers()) if ask else SelfContained()
-    run = trainer(callbacks=[refresh()])
+    module = wrap(PlainTowers()) if ask else SelfContained()
+    run = make_trainer(callbacks=[make_refresh()])
     monkeypatch.setattr(pl.Trainer, "world_size", 2)
     with pytest.raises(
         RuntimeError, match=r'not tested with SingleDeviceStrategy.*`strategy="ddp"` on several'
@@ -331,7 +331,7 @@ def twin_trainer(**settings):
 
 def test_trainer_of_the_twin_package_given_an_ask_module():
     with pytest.raises(TypeError, match="LightningModule"):
-        twin_trainer().fit(wrapped(PlainTowers()), loader())
+        twin_trainer().fit(wrap(PlainTowers()), make_loader())
 
 
 def test_trainer_of_the_twin_package_given_the_callback():
@@ -346,28 +346,28 @@ def test_trainer_of_the_twin_package_given_the_callback():
             (TypeError, ValueError),
             match=r"is a `pytorch_lightning.*Use `lightning.pytorch.Trainer`|^Expected a parent$",
         ):
-            twin_trainer(callbacks=[refresh()]).fit(model, loader())
+            twin_trainer(callbacks=[make_refresh()]).fit(model, make_loader())
 
 
 def test_trainer_of_the_twin_package_among_validation_and_prediction():
     """Only training needs ASK; the twin package's trainer refuses by itself, never in silence."""
     with pytest.raises(TypeError, match="LightningModule"):
-        twin_trainer().validate(wrapped(PlainTowers()), held_out())
+        twin_trainer().validate(wrap(PlainTowers()), held_out())
 
 
 @pytest.mark.parametrize("ask", [True, False])
 def test_more_neighbours_than_pairs(ask):
-    module = wrapped(PlainTowers(), {"num_neighbors": 49}) if ask else SelfContained(num_neighbors=49)
+    module = wrap(PlainTowers(), {"num_neighbors": 49}) if ask else SelfContained(num_neighbors=49)
     with pytest.raises(
         ValueError, match=r"`num_neighbors` has to be in \[1, 48\] for a knowledge base of 48 pairs.*got 49"
     ):
-        trainer(callbacks=[refresh()]).fit(module, loader())
+        make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
 
 
 def test_batch_of_one():
     data = DataLoader(Pairs(9), 8)
     with pytest.raises(ValueError, match=r"at least 2 pairs to contrast.*\(1, 8\).*`drop_last=True`"):
-        trainer(callbacks=[refresh()]).fit(wrapped(PlainTowers()), data)
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(PlainTowers()), data)
 
 
 def test_widths_differ():
@@ -377,7 +377,7 @@ def test_widths_differ():
             self.text_encoder = nn.Linear(10, 6)
 
     with pytest.raises(ValueError, match=r"audio \(8, 8\) and text \(8, 6\)"):
-        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
 
 
 def test_embeddings_with_a_token_axis():
@@ -389,7 +389,7 @@ def test_embeddings_with_a_token_axis():
             return super().encode_text(batch)[:, None].expand(-1, 3, -1)
 
     with pytest.raises(ValueError, match=r"audio \(8, 3, 8\)"):
-        trainer(callbacks=[refresh()]).fit(wrapped(Client()), loader())
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
 
 
 @pytest.mark.parametrize("T", [0, -1, 1.5, "3", None, True])
@@ -420,8 +420,8 @@ def test_other_arguments_out_of_range(argument, value, text):
     ("T", "epochs", "warned"), [(3, 3, True), (4, 3, True), (2, 3, False), (1, -1, False)]
 )
 def test_period_not_shorter_than_the_run(T, epochs, warned, recwarn):
-    run = trainer(max_epochs=epochs, max_steps=2, callbacks=[refresh(T)])
-    run.fit(wrapped(PlainTowers()), loader())
+    run = make_trainer(max_epochs=epochs, max_steps=2, callbacks=[make_refresh(T)])
+    run.fit(wrap(PlainTowers()), make_loader())
     text = (
         f"KnowledgeRefreshCallback(T={T}) with max_epochs={epochs} builds the knowledge once and never renews"
     )
@@ -433,6 +433,6 @@ def test_list_of_training_loaders_is_not_taken_for_batches():
         def training_step(self, batch, batch_idx):
             return self.contrast(self.encode_audio(batch[0]), self.encode_text(batch[1]))
 
-    for several in ([loader(), loader()], {"a": loader(), "b": loader()}):
+    for several in ([make_loader(), make_loader()], {"a": make_loader(), "b": make_loader()}):
         with pytest.raises(TypeError, match=r"Pass KnowledgeRefreshCallback\(source=dataset\)"):
-            trainer(callbacks=[refresh()]).fit(wrapped(Client()), several)
+            make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), several)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from clients import (
+from tests.helpers.clients import (
     NEUTRAL,
     FrozenClient,
     InlineClient,
@@ -21,10 +21,10 @@ from clients import (
     Watcher,
     assert_same_weights,
     held_out,
-    refresh,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 
@@ -48,9 +48,9 @@ def fit(client, *, ask: bool, num_workers: int = 0, step: str = "auto", T: int =
     model = client()
     data = DataLoader(Augmented(), 8, shuffle=True, drop_last=True, num_workers=num_workers)
     watcher, logger = Watcher(), MemoryLogger()
-    callbacks = [watcher, *([refresh(T)] if ask else [])]
-    run = trainer(callbacks=callbacks, logger=logger, log_every_n_steps=1, **settings)
-    run.fit(wrapped(model, NEUTRAL, step=step) if ask else model, data, held_out())
+    callbacks = [watcher, *([make_refresh(T)] if ask else [])]
+    run = make_trainer(callbacks=callbacks, logger=logger, log_every_n_steps=1, **settings)
+    run.fit(wrap(model, NEUTRAL, step=step) if ask else model, data, held_out())
     return model, watcher, logger, streams()
 
 
@@ -111,7 +111,7 @@ def test_ask_itself_is_not_neutral():
     model = PlainTowers()
     data = DataLoader(Augmented(), 8, shuffle=True, drop_last=True)
     watcher = Watcher()
-    trainer(callbacks=[refresh(1), watcher]).fit(wrapped(model), data)
+    make_trainer(callbacks=[make_refresh(1), watcher]).fit(wrap(model), data)
     plain, before, _, _ = fit(PlainTowers, ask=False)
     assert watcher.clips == before.clips, "the batches are the same all the same"
     assert not torch.equal(model.audio_encoder.weight, plain.audio_encoder.weight)
@@ -123,7 +123,7 @@ def test_two_refreshed_runs_are_equal():
         pl.seed_everything(5, verbose=False)
         model, watcher = RestlessTowers(), Watcher()
         data = DataLoader(Augmented(), 8, shuffle=True)
-        trainer(callbacks=[refresh(1), watcher]).fit(wrapped(model), data)
+        make_trainer(callbacks=[make_refresh(1), watcher]).fit(wrap(model), data)
         runs.append((model, watcher))
     assert_same_weights(runs[0][0], runs[1][0])
     assert runs[0][1].losses == runs[1][1].losses
@@ -145,8 +145,8 @@ def test_schedule_and_temperature_inside_the_step():
         pl.seed_everything(11, verbose=False)
         model, watcher = InlineClient(), Watcher()
         temperature = {"temperature": lambda: 1 / model.logit_scale.exp()}
-        module = wrapped(model, NEUTRAL | temperature) if ask else model
-        run = trainer(callbacks=[watcher, *([refresh(1)] if ask else [])], precision="64-true")
+        module = wrap(model, NEUTRAL | temperature) if ask else model
+        run = make_trainer(callbacks=[watcher, *([make_refresh(1)] if ask else [])], precision="64-true")
         run.fit(module, DataLoader(Augmented(), 8, shuffle=True), held_out())
         return model, watcher
 
@@ -178,14 +178,14 @@ def test_module_without_the_wrapper_is_neutral():
     pl.seed_everything(11, verbose=False)
     model, watcher = Client(**NEUTRAL), Watcher()
     data = DataLoader(Augmented(), 8, shuffle=True, drop_last=True)
-    trainer(callbacks=[refresh(1), watcher]).fit(model, data)
+    make_trainer(callbacks=[make_refresh(1), watcher]).fit(model, data)
     assert watcher.losses == before.losses
     assert_same_weights(model, plain)
 
 
 def test_no_buffers_and_no_parameters_are_added():
     model = RestlessTowers()
-    module = wrapped(model)
+    module = wrap(model)
     module.loss.knowledge = static_knowledge(PlainTowers())
     assert [id(p) for p in module.parameters()] == [id(p) for p in model.parameters()]
     assert [id(b) for b in module.buffers()] == [id(b) for b in model.buffers()]

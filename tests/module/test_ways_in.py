@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ask_lightning import ASKModule, ReliabilityOTLoss
-from clients import (
+from tests.helpers.clients import (
     AUDIO,
     NEUTRAL,
     WIDTH,
@@ -19,11 +19,11 @@ from clients import (
     Towers,
     Watcher,
     assert_same_weights,
-    loader,
-    refresh,
+    make_loader,
+    make_refresh,
+    make_trainer,
     static_knowledge,
-    trainer,
-    wrapped,
+    wrap,
 )
 
 
@@ -32,10 +32,10 @@ def fit(model, *, ask: bool, seed: int = 3, epochs: int = 3, settings=None, **op
     pl.seed_everything(seed, verbose=False)
     model = model()
     watcher, logger = Watcher(), MemoryLogger()
-    module = wrapped(model, settings, **options) if ask else model
-    callbacks = [watcher, refresh(2)] if ask else [watcher]
-    run = trainer(max_epochs=epochs, callbacks=callbacks, logger=logger, log_every_n_steps=1)
-    run.fit(module, loader())
+    module = wrap(model, settings, **options) if ask else model
+    callbacks = [watcher, make_refresh(2)] if ask else [watcher]
+    run = make_trainer(max_epochs=epochs, callbacks=callbacks, logger=logger, log_every_n_steps=1)
+    run.fit(module, make_loader())
     return model, watcher, logger, run
 
 
@@ -55,7 +55,7 @@ def test_capture_keeps_the_models_own_schedule_and_log():
 
 def test_capture_returns_the_models_dictionary_with_another_loss():
     model = InlineClient()
-    module = wrapped(model)
+    module = wrap(model)
     module.loss.knowledge = static_knowledge(model)
     returned = []
 
@@ -63,19 +63,19 @@ def test_capture_returns_the_models_dictionary_with_another_loss():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             returned.append(outputs)
 
-    trainer(max_steps=1, max_epochs=1, callbacks=[Catch()]).fit(module, loader())
+    make_trainer(max_steps=1, max_epochs=1, callbacks=[Catch()]).fit(module, make_loader())
     assert set(returned[0]) == {"loss", "scale"}
 
 
 def test_capture_trains_with_the_loss_of_the_captured_embeddings():
     pl.seed_everything(0, verbose=False)
     model = InlineClient()
-    module = wrapped(model)
+    module = wrap(model)
     base = module.loss.knowledge = static_knowledge(model)
-    batch = next(iter(loader()))
+    batch = next(iter(make_loader()))
     expected = module.loss(model.encode_audio(batch), model.encode_text(batch), knowledge=base)
     watcher = Watcher()
-    trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, loader())
+    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, make_loader())
     assert watcher.losses == [expected.item()]
 
 
@@ -83,8 +83,8 @@ def test_learnable_temperature_of_the_model_is_trained():
     pl.seed_everything(0, verbose=False)
     model = InlineClient()
     before = model.logit_scale.item()
-    module = wrapped(model, {"temperature": lambda: 1 / model.logit_scale.exp()})
-    trainer(max_epochs=1, callbacks=[refresh()]).fit(module, loader())
+    module = wrap(model, {"temperature": lambda: 1 / model.logit_scale.exp()})
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert model.logit_scale.item() != before
 
 
@@ -102,14 +102,14 @@ def test_criterion_keeps_the_auxiliary_loss():
 def test_criterion_value_is_ask_plus_auxiliary():
     pl.seed_everything(0, verbose=False)
     model = CriterionClient()
-    module = wrapped(model, criterion="loss_fn")
+    module = wrap(model, criterion="loss_fn")
     base = module.loss.knowledge = static_knowledge(model)
-    batch = next(iter(loader()))
+    batch = next(iter(make_loader()))
     audio, text = model.encode_audio(batch), model.encode_text(batch)
     auxiliary = 1e-2 * (audio.norm(dim=1) - 1).square().mean()
     expected = module.loss(audio, text, knowledge=base) + auxiliary
     watcher = Watcher()
-    trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, loader())
+    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, make_loader())
     assert watcher.losses == [expected.item()]
 
 
@@ -182,14 +182,14 @@ def test_encode_with_callables_instead_of_methods():
 
     pl.seed_everything(0, verbose=False)
     model = Client()
-    module = wrapped(
+    module = wrap(
         model,
         audio=lambda model, batch: model.audio_encoder(batch["audio"]),
         text=lambda model, batch: model.text_encoder(batch["text"]),
     )
     assert module.step == "encode"
     watcher = Watcher()
-    trainer(callbacks=[refresh(), watcher]).fit(module, loader())
+    make_trainer(callbacks=[make_refresh(), watcher]).fit(module, make_loader())
     assert sum(watcher.losses[-6:]) < sum(watcher.losses[:6])
 
 
@@ -241,9 +241,9 @@ def test_step_that_skips_batches():
 
     pl.seed_everything(0, verbose=False)
     count = Count()
-    run = trainer(max_epochs=1, callbacks=[refresh(), count])
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(), count])
     with pytest.warns(UserWarning, match="returned `None`"):
-        run.fit(wrapped(Client()), loader())
+        run.fit(wrap(Client()), make_loader())
     assert count.changed == [True, False] * 3
 
 
@@ -253,9 +253,9 @@ def test_ids_reach_the_loss():
 
     pl.seed_everything(0, verbose=False)
     for ids in ("clip_id", lambda model, batch: batch["clip_id"]):
-        module = wrapped(Client(), {"exclude_self": True, "positives": "ids"}, ids=ids)
-        run = trainer(max_epochs=1, callbacks=[refresh()])
-        run.fit(module, loader(captions_per_clip=2))
+        module = wrap(Client(), {"exclude_self": True, "positives": "ids"}, ids=ids)
+        run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+        run.fit(module, make_loader(captions_per_clip=2))
         assert torch.equal(module.loss.knowledge.ids, torch.arange(48) // 2)
 
 

@@ -1,6 +1,16 @@
-"""What runs beside the training loop: the refresh of the knowledge, and monitors."""
+"""What runs beside the training loop: the refresh of the knowledge, and what watches and shows it."""
 
+from ask_lightning.callbacks.drift_map import DriftMap
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
+from ask_lightning.callbacks.query_table import QueryTable
+from ask_lightning.callbacks.recall_table import RecallTable
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 
-__all__ = ["DriftMonitor", "InfluenceMonitor", "KnowledgeRefreshCallback"]
+__all__ = [
+    "DriftMap",
+    "DriftMonitor",
+    "InfluenceMonitor",
+    "KnowledgeRefreshCallback",
+    "QueryTable",
+    "RecallTable",
+]

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.hooks import RemovableHandle
 
-from ask_lightning.arguments import check_count
 from ask_lightning.callbacks.refresh import find_refresher
-from ask_lightning.callbacks.target import find_target
-from ask_lightning.clip_ids import integer_ids
-from ask_lightning.distributed import Ranks
+from ask_lightning.encoding.encode import encode_source, has_index, source_loader
+from ask_lightning.encoding.target import find_target
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.encoding import encode_source, has_index, source_loader
-from ask_lightning.knowledge.granularity import Neighborhood
-from ask_lightning.loss import Ids, ReliabilityOTLoss
+from ask_lightning.knowledge.pairs import Neighborhood
+from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
+from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.distributed import Ranks
 
 
 class DriftMonitor(Callback):

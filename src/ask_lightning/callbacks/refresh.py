@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from ask_lightning.arguments import check_choice, check_count
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
     Snapshots,
@@ -20,20 +19,21 @@ from ask_lightning.callbacks.snapshots import (
     knowledge_directory,
     local_path,
 )
-from ask_lightning.callbacks.target import Target, find_target
-from ask_lightning.compatibility import check_finders, check_gradients, check_trainer
-from ask_lightning.distributed import Ranks
-from ask_lightning.knowledge.base import PLACEMENTS, STORAGES, KnowledgeBase, Placement, Storage
-from ask_lightning.knowledge.encoding import (
+from ask_lightning.encoding.compatibility import check_finders, check_gradients, check_trainer
+from ask_lightning.encoding.encode import (
     Source,
     encode_source,
     has_index,
     random_streams_kept,
     source_loader,
 )
-from ask_lightning.knowledge.faiss_import import import_faiss
+from ask_lightning.encoding.target import Target, find_target
+from ask_lightning.knowledge.base import PLACEMENTS, STORAGES, KnowledgeBase, Placement, Storage
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
-from ask_lightning.knowledge.snapshot import SnapshotError
+from ask_lightning.knowledge.snapshot_file import SnapshotError
+from ask_lightning.utilities.arguments import check_choice, check_count
+from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine of trained embeddings to each other from which on they tell hardly anything apart.
 _COLLAPSED = 0.95
@@ -54,7 +54,7 @@ class KnowledgeRefreshCallback(Callback):
 
     Requirements:
         An `ASKModule`, or a module with a `ReliabilityOTLoss` and the methods that
-        `ask_lightning.callbacks.target.find_target` names. The source's items pass through the training
+        `ask_lightning.encoding.target.find_target` names. The source's items pass through the training
         loader's collation unless the source is a loader itself.
 
     Recommendations:

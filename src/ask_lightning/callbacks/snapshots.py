@@ -15,10 +15,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from ask_lightning.distributed import Ranks
-from ask_lightning.files import TEMPORARY
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.snapshot import SnapshotError, part_path, snapshot_files
+from ask_lightning.knowledge.snapshot_file import SnapshotError, part_path, snapshot_files
+from ask_lightning.utilities.atomic_files import TEMPORARY
+from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
 # A file under a temporary name that nobody has written to for so long was left by a process that was killed.

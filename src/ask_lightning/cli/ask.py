@@ -13,8 +13,8 @@ from ask_lightning import (
     KnowledgeRefreshCallback,
     ReliabilityOTLoss,
 )
+from ask_lightning.callbacks import QueryTable
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.tracking import QueryTable
 
 SECTION = "ask"
 

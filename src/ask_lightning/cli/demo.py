@@ -16,7 +16,12 @@ from ask_lightning.data import write_audiocaps, write_clotho, write_wavcaps
 _SECONDS = 0.7
 # In each dataset: what wrote it, and how many files.
 _MARKER = ".ask-lightning-demo"
-_WRITERS = ("cli/demo.py", "data/demo.py", "data/soundscapes.py", "data/synthesis.py")
+_WRITERS = (
+    "cli/demo.py",
+    "data/synthetic/published_layouts.py",
+    "data/synthetic/soundscapes.py",
+    "data/synthetic/synthesis.py",
+)
 
 
 def default_demo_folder() -> Path:

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.clip_ids import integer_ids
-from ask_lightning.files import written_whole
 from ask_lightning.functional import unit_length
+from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.clip_ids import integer_ids
 
 _FORMAT = "ask-lightning pairs 1"
 _REMEDY = "Write it with `ask-lightning encode`."

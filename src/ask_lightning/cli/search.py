@@ -12,7 +12,7 @@ from ask_lightning.cli.encoded import EncodedPairs
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.flags import Flags
 from ask_lightning.cli.training import load_class
-from ask_lightning.data.recordings import check_recording, open_audio, read_stretch
+from ask_lightning.data.audio.decoding import check_recording, open_audio, read_stretch
 from ask_lightning.functional import unit_length
 
 _LONGEST_SECONDS = 30.0

@@ -3,14 +3,12 @@
 Synthetic soundscapes, any folder of audio files with captions, and AudioCaps, Clotho and WavCaps.
 """
 
-from ask_lightning.data.annotations import read_audiocaps, read_clotho, read_wavcaps
-from ask_lightning.data.audiocaps import AudioCapsData
+from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.data.audio.features import log_mel
 from ask_lightning.data.captions import CaptionedFile, read_captions, split_by_clip
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
-from ask_lightning.data.clotho import ClothoData
-from ask_lightning.data.counts import PUBLISHED, SplitReport
-from ask_lightning.data.datamodule import (
+from ask_lightning.data.datamodules import (
     EpochSampler,
     FolderData,
     PairData,
@@ -18,15 +16,17 @@ from ask_lightning.data.datamodule import (
     SoundscapeData,
     collate_pairs,
 )
-from ask_lightning.data.demo import write_audiocaps, write_clotho, write_wavcaps
-from ask_lightning.data.features import log_mel
 from ask_lightning.data.folder import AudioFolder
-from ask_lightning.data.leakage import Leakage, check_leakage, find_leakage, leaked_ids
-from ask_lightning.data.published import PublishedData
-from ask_lightning.data.recordings import AudioFileError
-from ask_lightning.data.soundscapes import Event, Scene, Soundscapes
-from ask_lightning.data.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, EventType
-from ask_lightning.data.wavcaps import WavCaps
+from ask_lightning.data.published.annotations import read_audiocaps, read_clotho, read_wavcaps
+from ask_lightning.data.published.audiocaps import AudioCapsData
+from ask_lightning.data.published.clotho import ClothoData
+from ask_lightning.data.published.counts import PUBLISHED, SplitReport
+from ask_lightning.data.published.datamodule import PublishedData
+from ask_lightning.data.published.leakage import Leakage, check_leakage, find_leakage, leaked_ids
+from ask_lightning.data.published.wavcaps import WavCaps
+from ask_lightning.data.synthetic.published_layouts import write_audiocaps, write_clotho, write_wavcaps
+from ask_lightning.data.synthetic.soundscapes import Event, Scene, Soundscapes
+from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, EventType
 
 __all__ = [
     "EVENT_PROBABILITIES",

@@ -11,17 +11,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ask_lightning.clip_ids import integer_ids
-from ask_lightning.data.cache import AudioCache
-from ask_lightning.data.clips import Clip
-from ask_lightning.data.recordings import (
+from ask_lightning.data.audio.cache import AudioCache
+from ask_lightning.data.audio.decoding import (
     AudioFileError,
     check_recording,
     crop_step,
     read_stretch,
     resampled_length,
 )
-from ask_lightning.data.stores import AudioStore
+from ask_lightning.data.audio.stores import AudioStore
+from ask_lightning.data.clips import Clip
+from ask_lightning.utilities.clip_ids import integer_ids
 
 Crop = Literal["random", "center", "full"]
 Check = Literal["header", "decode", "none"]
@@ -63,7 +63,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         ValueError: An argument is outside its range.
 
     Examples:
-        >>> from ask_lightning.data.stores import FileStore
+        >>> from ask_lightning.data.audio.stores import FileStore
         >>> import soundfile
         >>> folder = getfixture("tmp_path")
         >>> soundfile.write(folder / "a.wav", np.zeros((44100, 2)), 44100)

@@ -12,10 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ask_lightning.data.cache import AudioCache
+from ask_lightning.data.audio.cache import AudioCache
+from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.data.audio.features import SILENCE, log_mel, num_frames
 from ask_lightning.data.captions import CaptionedFile
-from ask_lightning.data.features import SILENCE, log_mel, num_frames, require_audio_package
-from ask_lightning.data.recordings import AudioFileError
+from ask_lightning.utilities.optional_imports import import_optional
 
 # The length in the header of an mp3 is an estimate; a file with less than this share of it is damaged.
 _SMALLEST_SHARE = 0.9
@@ -192,7 +193,7 @@ class AudioFolder(Dataset[dict[str, Any]]):
 
 
 def _check_header(path: Path) -> None:
-    soundfile = require_audio_package("soundfile")
+    soundfile = import_optional("soundfile")
     if not path.is_file():
         raise AudioFileError(f"{path}: the file does not exist. Correct its name or remove its rows.")
     if path.stat().st_size == 0:
@@ -209,7 +210,7 @@ def _check_header(path: Path) -> None:
 
 def _decode(path: Path, sample_rate: int) -> Tensor:
     """The whole file, mono and resampled: `(T,)` float32."""
-    soundfile = require_audio_package("soundfile")
+    soundfile = import_optional("soundfile")
     remedy = 'Replace it, or pass `check="decode"` to find and leave out all such files at the start.'
     try:
         with soundfile.SoundFile(str(path)) as file:
@@ -225,7 +226,7 @@ def _decode(path: Path, sample_rate: int) -> Tensor:
         raise AudioFileError(f"{path}: the file holds samples that are NaN or infinite. {remedy}")
     waveform = torch.from_numpy(samples.mean(axis=1))  # (T,)
     if rate != sample_rate:
-        resample = require_audio_package("torchaudio.functional").resample
+        resample = import_optional("torchaudio.functional").resample
         waveform = resample(waveform, rate, sample_rate)
     return waveform
 

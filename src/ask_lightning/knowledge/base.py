@@ -14,22 +14,22 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from ask_lightning.arguments import check_choice
-from ask_lightning.clip_ids import integer_ids
-from ask_lightning.distributed import Ranks
 from ask_lightning.functional.injection import unit_length
-from ask_lightning.knowledge.fingerprint import checksum
-from ask_lightning.knowledge.granularity import Granularity, Neighborhood, SpreadGranularity, with_known
-from ask_lightning.knowledge.parts import Part
+from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.pairs import Granularity, Neighborhood, SpreadGranularity, with_known
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
+from ask_lightning.knowledge.row_shard import Part
 from ask_lightning.knowledge.search import Search
-from ask_lightning.knowledge.snapshot import (
+from ask_lightning.knowledge.snapshot_file import (
     SnapshotError,
     part_path,
     read_snapshot,
     snapshot_files,
     write_snapshot,
 )
+from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.distributed import Ranks
 
 GranularityName = Literal["fine", "coarse"]
 Placement = Literal["replicated", "sharded"]

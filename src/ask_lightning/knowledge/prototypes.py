@@ -11,11 +11,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ask_lightning.distributed import Ranks
 from ask_lightning.functional.injection import unit_length
-from ask_lightning.knowledge.faiss_import import faiss_is_available
-from ask_lightning.knowledge.parts import Part
+from ask_lightning.knowledge.row_shard import Part
 from ask_lightning.knowledge.search import build_search
+from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.faiss_import import faiss_is_available
 
 PrototypePairing = Literal["matched", "joint", "audio", "text", "index"]
 PAIRINGS: tuple[str, ...] = get_args(PrototypePairing)

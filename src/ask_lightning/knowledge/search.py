@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ask_lightning.knowledge.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
+from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
 
 # Scores held at a time. A block of 4 MB stays in a CPU's cache between the product and the selection.
 _SCORES_PER_BLOCK = 1 << 20

@@ -9,8 +9,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from ask_lightning.clip_ids import integer_ids
 from ask_lightning.metrics.functional import check_rows, merge_duplicates, retrieval_ranks, retrieval_scores
+from ask_lightning.utilities.clip_ids import integer_ids
 
 
 class AudioTextRetrieval(Metric):

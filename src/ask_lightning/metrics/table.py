@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ask_lightning.files import written_whole
+from ask_lightning.utilities.atomic_files import written_whole
 
 COLUMNS = {
     f"{direction}/{name}": f"{direction.upper()} {heading}"

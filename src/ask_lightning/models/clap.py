@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from ask_lightning.data.features import require_audio_package
-from ask_lightning.embeddings import as_embeddings
+from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.models.frontend import LogMel, frames_of_seconds
 from ask_lightning.models.retriever import Batch, FineTunedRetriever
 from ask_lightning.models.tokens import make_tokenizer
 from ask_lightning.models.weights import config_entries, configured, pretrained_model
+from ask_lightning.utilities.optional_imports import import_optional
 
 SAMPLE_RATE = 48000
 """Of CLAP, in Hz."""
@@ -107,7 +107,7 @@ class CLAPRetriever(FineTunedRetriever):
             decay_factor=decay_factor,
         )
         self.save_hyperparameters()
-        transformers = require_audio_package("transformers")
+        transformers = import_optional("transformers")
         if weights is None:
             entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
             settings = configured(transformers.ClapConfig(), entries, argument="config")

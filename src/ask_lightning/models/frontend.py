@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ask_lightning.data.features import require_audio_package
+from ask_lightning.utilities.optional_imports import import_optional
 
 _SMALLEST_POWER = 1e-10
 
@@ -58,7 +58,7 @@ class Resample(_Constants):
         self.to_rate = to_rate
         self.transform: Any = nn.Identity()
         if from_rate != to_rate:
-            transforms = require_audio_package("torchaudio.transforms")
+            transforms = import_optional("torchaudio.transforms")
             self.transform = self.keep(transforms.Resample(from_rate, to_rate))
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -122,7 +122,7 @@ class LogMel(_Constants):
         # The ends are reflected, which takes half a window of samples.
         self.min_samples = max(window // 2 + 1, (min_frames - 1) * hop)
         self.transform = self.keep(
-            require_audio_package("torchaudio.transforms").MelSpectrogram(
+            import_optional("torchaudio.transforms").MelSpectrogram(
                 sample_rate=sample_rate,
                 n_fft=window,
                 hop_length=hop,

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ask_lightning.data.features import require_audio_package
 from ask_lightning.models.tokens import make_tokenizer
 from ask_lightning.models.weights import (
     config_entries,
@@ -14,6 +13,7 @@ from ask_lightning.models.weights import (
     pretrained_model,
     without_pooler,
 )
+from ask_lightning.utilities.optional_imports import import_optional
 
 SONAR: dict[str, Any] = {
     "vocab_size": 256206,
@@ -82,7 +82,7 @@ class TextEncoder(nn.Module):
             ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
             ImportError: transformers is missing.
         """
-        transformers = require_audio_package("transformers")
+        transformers = import_optional("transformers")
         entries = dict(config or {})
         if weights is None:
             base = transformers.AutoConfig.for_model(entries.pop("model_type", "bert"))
@@ -129,8 +129,8 @@ class TextEncoder(nn.Module):
             ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
             ImportError: transformers is missing.
         """
-        configuration = require_audio_package("transformers").M2M100Config
-        encoder = require_audio_package("transformers.models.m2m_100.modeling_m2m_100").M2M100Encoder
+        configuration = import_optional("transformers").M2M100Config
+        encoder = import_optional("transformers.models.m2m_100.modeling_m2m_100").M2M100Encoder
         entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
         if weights is None:
             settings = configured(configuration(**SONAR), entries, argument="text_config")

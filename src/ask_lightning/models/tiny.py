@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
 
-from ask_lightning.data.features import SILENCE, log_mel
+from ask_lightning.data.audio.features import SILENCE, log_mel
 from ask_lightning.models.retriever import Batch, Retriever
 from ask_lightning.models.words import HashedWordEncoder
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ask_lightning.data.features import require_audio_package
 from ask_lightning.models.weights import from_pretrained
 from ask_lightning.models.words import split_words
+from ask_lightning.utilities.optional_imports import import_optional
 
 _REMEDY = (
     'Pass a folder or hub name with a tokenizer, or `tokenizer="hashed"` for one that needs no file and fits '
@@ -129,7 +129,7 @@ state dict of a trained model. Load that first.
             FileNotFoundError: It is not there.
             ValueError: It has no fast version, or does not know the language.
         """
-        transformers = require_audio_package("transformers")
+        transformers = import_optional("transformers")
         loaded = from_pretrained(transformers.AutoTokenizer, source, argument="tokenizer", remedy=_REMEDY)
         if not hasattr(loaded, "backend_tokenizer"):
             raise ValueError(
@@ -184,7 +184,7 @@ state dict of a trained model. Load that first.
         """
         text = zlib.decompress(state.cpu().numpy().tobytes()).decode()
         if text:
-            self._backend = require_audio_package("tokenizers").Tokenizer.from_str(text)
+            self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
 
 
 def make_tokenizer(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ask_lightning.data.features import require_audio_package
+from ask_lightning.utilities.optional_imports import import_optional
 
 _LISTED = 5
 # What `to_dict` adds, and newer and older versions of transformers name differently.
@@ -136,7 +136,7 @@ def find_file(name: str, *, argument: str, remedy: str, hub_file: str | None = N
         if (path / hub_file).is_file():
             return path / hub_file
         raise _not_there(argument, f"no file {hub_file!r} in the folder {name!r}", remedy)
-    hub = require_audio_package("huggingface_hub")
+    hub = import_optional("huggingface_hub")
     try:
         return Path(hub.hf_hub_download(name, hub_file))
     except (OSError, ValueError) as error:
@@ -252,7 +252,7 @@ def config_entries(config: Any, always: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _tried_hub(name: str, error: Exception) -> str:
-    offline = require_audio_package("huggingface_hub.constants").HF_HUB_OFFLINE
+    offline = import_optional("huggingface_hub.constants").HF_HUB_OFFLINE
     hub = "was not asked, for HF_HUB_OFFLINE is set" if offline else "did not give it"
     return f"no file or folder {name!r}, and the Hugging Face hub {hub} ({_first_line(error)})"
 

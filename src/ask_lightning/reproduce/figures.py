@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ask_lightning.reproduce.comparison import Run
+from ask_lightning.utilities.optional_imports import import_optional
 
 _COLORS = ("#7a7a7a", "#c2410c", "#1d4ed8", "#15803d")
 
@@ -24,11 +25,7 @@ def training_picture(runs: Sequence[Run], path: Path, *, refresh_every: int) -> 
     Raises:
         ImportError: matplotlib is missing, with what to install.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Pictures need matplotlib: pip install "ask-lightning[plot]".') from error
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = import_optional("matplotlib.figure").Figure(figsize=(12, 3.6), layout="constrained")
     recall, drift, factor = figure.subplots(1, 3)
     first = {run.method: run for run in reversed(runs)}
     for (method, run), color in zip(reversed(first.items()), _COLORS, strict=False):

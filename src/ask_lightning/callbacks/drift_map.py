@@ -1,0 +1,166 @@
+"""`DriftMap`: where the same clips lie in successive epochs (paper Figure 6). Axes: `E` epochs, `P` clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from ask_lightning.callbacks.publish import output_folder, publish_picture, publish_table
+from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
+from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.optional_imports import import_optional
+
+_COLUMNS = ("epoch", "modality", "clip", "x", "y")
+
+
+class DriftMap(Callback):
+    """Draws how the embeddings of the same clips move while the encoders train.
+
+    The embeddings of a few validation pairs after the first epoch, after each `every_n_epochs` and after the
+    last are projected together onto their two principal components. `drift_map.png` and `drift_map.csv` go to
+    the folder of the run, both also to Weights & Biases and TensorBoard. The paper uses t-SNE, which keeps
+    neighbourhoods; a linear projection keeps distances, which is what drift is about.
+
+    Needs no ASK: a baseline drifts as well. Without validation data or matplotlib a warning says what is
+    missing.
+
+    Args:
+        every_n_epochs: Epochs between maps, at least 1.
+        num_clips: Pairs on the map; all if there are fewer.
+        audio: Name of the module's method that takes a batch and returns audio embeddings.
+        text: The same for text.
+
+    Raises:
+        ValueError: An argument out of range.
+
+    Examples:
+        >>> DriftMap(every_n_epochs=5).num_clips
+        64
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        num_clips: int = 64,
+        *,
+        audio: str = "forward_audio",
+        text: str = "forward_text",
+    ) -> None:
+        check_count("every_n_epochs", every_n_epochs, 1)
+        check_count("num_clips", num_clips, 2)
+        self.every_n_epochs = every_n_epochs
+        self.num_clips = num_clips
+        self.audio = audio
+        self.text = text
+        self._seen: dict[int, Tensor] = {}  # epoch → (2, P, d), audio and text
+
+    @property
+    def state_key(self) -> str:
+        """What tells this map from another one in a checkpoint."""
+        return self._generate_state_key(audio=self.audio, text=self.text, every_n_epochs=self.every_n_epochs)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks that the model can be asked for embeddings."""
+        if stage != "fit":
+            return
+        check_encoders(pl_module, self, self.audio, self.text)
+        if trainer.current_epoch == 0:
+            self._seen = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Encodes the clips and draws the map anew."""
+        if not is_due(trainer, self.every_n_epochs):
+            return
+        probe = probe_of_validation(trainer, self.num_clips)
+        if probe is None:
+            rank_zero_warn("DriftMap draws nothing, because there are no validation data with an index.")
+            return
+        sides = encode_probe(trainer, pl_module, *probe, self.audio, self.text)
+        self._seen[trainer.current_epoch] = torch.stack(sides).cpu()  # (2, P, d)
+        folder = output_folder(trainer)
+        if len(self._seen) > 1:
+            self._publish(trainer, folder)
+
+    def _publish(self, trainer: pl.Trainer, folder: Any) -> None:
+        epochs = list(self._seen)
+        maps = {}
+        rows = []
+        for side, modality in enumerate(("audio", "text")):
+            stacked = torch.stack([self._seen[epoch][side] for epoch in epochs])  # (E, P, d)
+            maps[modality] = places = project(stacked.flatten(0, 1)).unflatten(
+                0, stacked.shape[:2]
+            )  # (E, P, 2)
+            rows += [
+                (epoch, modality, clip, *(round(place, 6) for place in places[number, clip].tolist()))
+                for number, epoch in enumerate(epochs)
+                for clip in range(places.shape[1])
+            ]
+        publish_table(trainer, folder, "drift_map", _COLUMNS, rows)
+        try:
+            figure = draw(maps, epochs)
+        except ImportError:
+            rank_zero_warn(
+                'DriftMap writes its table only; pictures need: pip install "ask-lightning[plot]".'
+            )
+            return
+        publish_picture(trainer, folder, "drift_map", figure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, so that a resumed run goes on with its map."""
+        return {"epochs": list(self._seen), "embeddings": list(self._seen.values())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what an interrupted run had seen."""
+        self._seen = dict(zip(state_dict["epochs"], state_dict["embeddings"], strict=True))
+
+
+def project(embeddings: Tensor) -> Tensor:
+    """The two principal components.
+
+    Args:
+        embeddings: `(n, d)`.
+
+    Returns:
+        `(n, 2)`, centred; the sign of each component is such that its largest entry is positive.
+
+    Examples:
+        >>> project(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0], [-1.0, 0.0]])).abs().tolist()
+        [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    centred = embeddings.double() - embeddings.double().mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    places = centred @ directions[:2].T  # (n, 2) or fewer columns
+    places = torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
+    # Otherwise the map could be mirrored from one epoch to the next.
+    largest = places.gather(0, places.abs().argmax(dim=0, keepdim=True))  # (1, 2)
+    return (places * torch.where(largest < 0, -1.0, 1.0)).float()
+
+
+def draw(maps: dict[str, Tensor], epochs: list[int]) -> Any:
+    """The map as a figure.
+
+    Args:
+        maps: `(E, P, 2)` by modality.
+        epochs: E numbers, counted from 0.
+
+    Returns:
+        A figure of matplotlib.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = import_optional("matplotlib.figure").Figure(figsize=(10, 4.5), layout="constrained")
+    colors = import_optional("matplotlib").colormaps["viridis"]
+    for axis, (modality, places) in zip(figure.subplots(1, 2), maps.items(), strict=True):
+        axis.plot(*places.permute(2, 0, 1).numpy(), color="#bbbbbb", linewidth=0.5, zorder=1)
+        for number, epoch in enumerate(epochs):
+            color = colors(number / max(1, len(epochs) - 1))
+            axis.scatter(*places[number].T.numpy(), s=12, color=color, label=f"epoch {epoch}", zorder=2)
+        axis.set(title=f"{modality}: the same clips over training", xticks=[], yticks=[])
+    axis.legend(fontsize=8)
+    return figure

@@ -1,0 +1,154 @@
+"""Tables and pictures of a run: as files in its folder, and in the loggers that can show them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.optional_imports import import_optional
+
+Cell = str | float | int
+Sound = tuple[npt.NDArray[np.float32], int]
+"""Samples `(T,)` and their rate in Hz."""
+
+
+def output_folder(trainer: pl.Trainer) -> Path:
+    """Where a run writes; to be asked for on every rank.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        The folder of its first logger, or its own if there is none.
+    """
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def publish_table(
+    trainer: pl.Trainer,
+    folder: Path,
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    sounds: Sequence[Sound | None] | None = None,
+) -> None:
+    """Write `{name}.csv`, and show the table in Weights & Biases and TensorBoard.
+
+    Args:
+        trainer: The trainer; only its first rank writes.
+        folder: Where the file goes.
+        name: Of the table.
+        columns: Headings.
+        rows: As many cells each.
+        sounds: What can be heard of each row, for Weights & Biases, as one more column.
+    """
+    if not trainer.is_global_zero:
+        return
+    write_file(folder / f"{name}.csv", _as_csv(columns, rows).encode())
+    for logger in _loggers(trainer, WandbLogger):
+        assert isinstance(logger, WandbLogger)
+        headings, cells = list(columns), [list(row) for row in rows]
+        if sounds is not None:
+            headings = [*headings, "audio"]
+            cells = [[*row, _playable(sound)] for row, sound in zip(cells, sounds, strict=True)]
+        logger.log_table(key=name, columns=headings, data=cells)
+    for logger in _loggers(trainer, TensorBoardLogger):
+        logger.experiment.add_text(name, _as_markdown(columns, rows), trainer.global_step)
+
+
+def publish_picture(trainer: pl.Trainer, folder: Path, name: str, figure: Any) -> None:
+    """Write `{name}.png`, and show the picture in Weights & Biases and TensorBoard.
+
+    Args:
+        trainer: The trainer; only its first rank writes.
+        folder: Where the file goes.
+        name: Of the picture.
+        figure: Of matplotlib.
+    """
+    if not trainer.is_global_zero:
+        return
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    write_file(folder / f"{name}.png", content.getvalue())
+    pixels = _pixels(content)  # (H, W, 3)
+    for logger in _loggers(trainer, WandbLogger):
+        assert isinstance(logger, WandbLogger)
+        logger.log_image(key=name, images=[pixels])
+    for logger in _loggers(trainer, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+
+
+def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequence[Sound]) -> None:
+    """Write `{name}-{number}.wav`, and make them playable in Weights & Biases and TensorBoard.
+
+    Args:
+        trainer: The trainer; only its first rank writes.
+        folder: Where the files go.
+        name: Of the files, before their number.
+        sounds: Clips.
+    """
+    if not trainer.is_global_zero:
+        return
+    for number, (samples, rate) in enumerate(sounds):
+        content = io.BytesIO()
+        import_optional("soundfile").write(content, samples, rate, format="WAV")
+        write_file(folder / f"{name}-{number}.wav", content.getvalue())
+        for logger in _loggers(trainer, TensorBoardLogger):
+            logger.experiment.add_audio(f"{name}-{number}", samples[None], trainer.global_step, rate)
+    for logger in _loggers(trainer, WandbLogger):
+        assert isinstance(logger, WandbLogger)
+        rates = [rate for _, rate in sounds]
+        logger.log_audio(key=name, audios=[samples for samples, _ in sounds], sample_rate=rates)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all; training goes on where that is not possible.
+
+    Args:
+        path: Of the file; its folder is made if need be.
+        content: What it shall hold.
+    """
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        warn(f"{path} could not be written ({error}). Training goes on without it.", stacklevel=3)
+
+
+def _loggers(trainer: pl.Trainer, kind: type[Logger]) -> Iterable[Any]:
+    return [logger for logger in trainer.loggers if isinstance(logger, kind)]
+
+
+def _playable(sound: Sound | None) -> Any:
+    return None if sound is None else import_optional("wandb").Audio(sound[0], sample_rate=sound[1])
+
+
+def _pixels(content: io.BytesIO) -> npt.NDArray[np.uint8]:
+    imread = import_optional("matplotlib.image").imread
+    content.seek(0)
+    return np.asarray(255 * imread(content, format="png")[..., :3], dtype=np.uint8)
+
+
+def _as_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    # A bar in a caption would begin another cell.
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,220 @@
+"""`QueryTable`: what a few queries retrieve, Ψ and the factor (paper Tables 3 and 6). Axes: `Q` queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ask_lightning.callbacks.publish import Sound, output_folder, publish_sounds, publish_table
+from ask_lightning.callbacks.refresh import find_refresher
+from ask_lightning.encoding.encode import has_index
+from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
+from ask_lightning.functional import reliability_potential
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.pairs import Neighborhood
+from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
+from ask_lightning.utilities.arguments import check_count
+
+_COLUMNS = (
+    "query",
+    "direction",
+    "retrieved by audio",
+    "retrieved by text",
+    "psi_fine",
+    "psi_coarse",
+    "factor",
+    "psi_fine of noise",
+    "factor of noise",
+)
+
+
+class QueryTable(Callback):
+    """Writes down what the knowledge answers to a few validation pairs, and what ASK makes of it.
+
+    A row for each pair and direction: its caption, the captions of the knowledge pairs that its audio and its
+    text retrieve (paper Table 3), the reliability potentials Ψ and the modulation factor (Table 6), and Ψ and
+    factor for neighbours drawn at random in place of the retrieved ones. `queries-epoch-N.csv` and the clips
+    as `query-N.wav` go to the folder of the run; Weights & Biases shows the table with clips to play,
+    TensorBoard both.
+
+    Requirements:
+        `KnowledgeRefreshCallback`; validation data with an index. Captions need a knowledge source with an
+        index whose items are mappings with `"caption"`; without, row numbers stand in their place.
+
+    Args:
+        every_n_epochs: Epochs between tables, at least 1; the first and the last have one in any case.
+        num_queries: Validation pairs; all if there are fewer.
+        num_shown: Neighbours whose captions are shown. All K count for Ψ.
+        audio: Name of the module's method that takes a batch and returns audio embeddings.
+        text: The same for text.
+
+    Raises:
+        ValueError: An argument out of range.
+
+    Examples:
+        >>> QueryTable(num_queries=8).every_n_epochs
+        10
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        num_queries: int = 6,
+        num_shown: int = 3,
+        *,
+        audio: str = "forward_audio",
+        text: str = "forward_text",
+    ) -> None:
+        check_count("every_n_epochs", every_n_epochs, 1)
+        check_count("num_queries", num_queries, 1)
+        check_count("num_shown", num_shown, 1)
+        self.every_n_epochs = every_n_epochs
+        self.num_queries = num_queries
+        self.num_shown = num_shown
+        self.audio = audio
+        self.text = text
+        self._sounds_written = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks that there is knowledge to ask, and who encodes the queries."""
+        if stage == "fit":
+            find_refresher(trainer, self)
+            check_encoders(pl_module, self, self.audio, self.text)
+            self._sounds_written = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Asks the knowledge in use."""
+        if not is_due(trainer, self.every_n_epochs):
+            return
+        refresher = find_refresher(trainer, self)
+        loss, base = refresher.target.loss, refresher.target.loss.knowledge
+        probe = probe_of_validation(trainer, self.num_queries)
+        if probe is None or base is None or base.is_sharded:
+            rank_zero_warn(
+                "QueryTable writes nothing: it needs validation data with an index, and knowledge that every "
+                "process holds as a whole."
+            )
+            return
+        items, like = probe
+        audio, text = encode_probe(trainer, pl_module, items, like, self.audio, self.text)
+        audio, text = audio.to(base.device), text.to(base.device)
+        near = loss.retrieve(audio, text, base)
+        folder = output_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        source = _dataset(refresher.loader(trainer), base)
+        pairs = [items[row] for row in range(len(items))]
+        table = _Answers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
+        sounds = [_sound(pair, pl_module) for pair in pairs]
+        name = f"queries-epoch-{trainer.current_epoch}"
+        doubled = [sound for sound in sounds for _ in DIRECTIONS]
+        heard = any(sound is not None for sound in sounds)
+        publish_table(trainer, folder, name, _COLUMNS, table, sounds=doubled if heard else None)
+        if not self._sounds_written:
+            publish_sounds(trainer, folder, "query", [sound for sound in sounds if sound is not None])
+            self._sounds_written = True
+
+
+class _Answers:
+    """What a base answers to Q queries under the options of a loss."""
+
+    def __init__(
+        self,
+        loss: ReliabilityOTLoss,
+        base: KnowledgeBase,
+        source: Dataset[Any] | None,
+        audio: Tensor,
+        text: Tensor,
+        near: dict[Any, Neighborhood],
+    ) -> None:
+        self.source, self.near = source, near
+        self.lambdas = {"fine": loss.lambda_fine, "coarse": loss.lambda_coarse}
+        noise = {name: _random_pairs(base, name, hood) for name, hood in near.items()}
+        self.psi, self.factor = self._reliability(audio, text, near)
+        self.noise_psi, self.noise_factor = self._reliability(audio, text, noise)
+
+    def _reliability(
+        self, audio: Tensor, text: Tensor, near: dict[Any, Neighborhood]
+    ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+        """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
+        psi = {}
+        for name, hood in near.items():
+            psi[name, "t2a"] = reliability_potential(audio, hood.audio_by_text, hood.audio_by_audio)
+            psi[name, "a2t"] = reliability_potential(text, hood.text_by_audio, hood.text_by_text)
+        factor = {
+            direction: 1
+            + torch.stack([-self.lambdas[name] * psi[name, direction].log() for name in near]).sum(0)
+            for direction in DIRECTIONS
+        }
+        return psi, factor
+
+    def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
+        """The cells of the table."""
+        found = []
+        fine = self.near.get("fine")
+        for query, pair in enumerate(pairs):
+            by_audio = self._captions(None if fine is None else fine.audio_rows[query, :num_shown])
+            by_text = self._captions(None if fine is None else fine.text_rows[query, :num_shown])
+            caption = (
+                str(pair["caption"]) if isinstance(pair, dict) and "caption" in pair else f"pair {query}"
+            )
+            for direction in DIRECTIONS:
+                numbers = (
+                    self.psi.get(("fine", direction)),
+                    self.psi.get(("coarse", direction)),
+                    self.factor[direction],
+                    self.noise_psi.get(("fine", direction)),
+                    self.noise_factor[direction],
+                )
+                cells = ["" if one is None else round(float(one[query]), 4) for one in numbers]
+                found.append((caption, direction.upper(), by_audio, by_text, *cells))
+        return found
+
+    def _captions(self, rows: Tensor | None) -> str:
+        if rows is None:
+            return ""
+        if self.source is None:
+            return " · ".join(f"row {row}" for row in rows.tolist())
+        return " · ".join(str(self.source[row]["caption"]) for row in rows.tolist())
+
+
+def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighborhood:
+    """As many pairs, drawn at random in place of the retrieved ones."""
+    generator = torch.Generator().manual_seed(0)
+    granularity = getattr(base, name)
+    by_audio, by_text = (
+        torch.randint(len(granularity), rows.shape, generator=generator).to(rows.device)
+        for rows in (like.audio_rows, like.text_rows)
+    )
+    audio, text = granularity.pairs(torch.cat([by_audio, by_text]).flatten())
+    shape = (2, *by_audio.shape, -1)
+    audio_by_audio, audio_by_text = audio.to(like.audio_by_audio).view(shape)
+    text_by_audio, text_by_text = text.to(like.text_by_text).view(shape)
+    return Neighborhood(by_audio, by_text, audio_by_audio, audio_by_text, text_by_audio, text_by_text)
+
+
+def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
+    """The source, if its items are the pairs of the base and have captions."""
+    if not (isinstance(loader, DataLoader) and has_index(loader)):
+        return None
+    dataset: Dataset[Any] = loader.dataset
+    if len(dataset) != len(base.fine):  # type: ignore[arg-type]
+        return None
+    first = dataset[0]
+    return dataset if isinstance(first, dict) and "caption" in first else None
+
+
+def _sound(pair: Any, module: pl.LightningModule) -> Sound | None:
+    """The waveform of a pair, if there is one and its rate is known."""
+    rate = module.hparams.get("sample_rate")
+    waveform = pair.get("waveform") if isinstance(pair, dict) else None
+    if rate is None or waveform is None:
+        return None
+    length = int(pair.get("num_samples", len(waveform)))
+    return waveform[:length].float().numpy(), int(rate)

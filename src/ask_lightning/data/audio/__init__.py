@@ -1,0 +1,1 @@
+"""From audio files to waveforms and spectrograms: decoding, crops, the cache, features."""

@@ -1,0 +1,252 @@
+"""Stretches of audio: mono, of one rate, without decoding the rest. Axes: `T` samples, `C` channels."""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ask_lightning.utilities.optional_imports import import_optional
+
+Samples = npt.NDArray[np.float32]
+
+# The length in the header of an mp3 is an estimate; a file with less than this share of it is damaged.
+_SMALLEST_SHARE = 0.9
+# Samples to each side on which torchaudio's resampling filter depends, in samples of the lower rate.
+_FILTER_REACH = 8
+_CHECKED_AT_ONCE = 1_000_000
+_REMEDY = 'Replace it; datasets with `check="decode"` find and leave out all such files at the start.'
+
+
+class AudioFileError(ValueError):
+    """An audio file cannot be used. The message names it, says why, and what to do."""
+
+
+class Recording(Protocol):
+    """Audio that is open for reading.
+
+    Attributes:
+        name: Of the file, for errors.
+        frames: Its length in samples of its own rate, as its header says.
+        rate: In Hz.
+    """
+
+    name: str
+    frames: int
+    rate: int
+
+    def read(self, start: int, count: int) -> Samples:
+        """Some samples.
+
+        Args:
+            start: The first of them, in the recording's own rate.
+            count: How many.
+
+        Returns:
+            `(T, C)` float32 with `T` at most `count`: less where the recording ends.
+        """
+        ...
+
+
+class ArrayRecording:
+    """Mono samples that lie in an array, in memory or on disk.
+
+    Args:
+        name: For errors.
+        samples: `(T,)` floating-point in [-1, 1], or integers that are scaled to it.
+        frames: How many of the samples are audio; the rest is filling.
+        rate: In Hz.
+
+    Examples:
+        >>> ArrayRecording("a", np.array([0, 16384], dtype=np.int16), frames=2, rate=16000).read(1, 5)
+        array([[0.5]], dtype=float32)
+    """
+
+    def __init__(self, name: str, samples: npt.NDArray[np.generic], frames: int, rate: int) -> None:
+        self.name = name
+        self.frames = frames
+        self.rate = rate
+        self._samples = samples
+
+    def read(self, start: int, count: int) -> Samples:
+        """Some samples; see `Recording`."""
+        part = np.asarray(self._samples[start : min(start + count, self.frames)])
+        scale = 1.0 if part.dtype.kind == "f" else -float(np.iinfo(part.dtype).min)
+        return (part.astype(np.float32) / np.float32(scale))[:, None]  # (T, 1)
+
+
+class _SoundFile:
+    def __init__(self, name: str, file: Any) -> None:
+        self.name = name
+        self.frames: int = file.frames
+        self.rate: int = file.samplerate
+        self._file = file
+
+    def read(self, start: int, count: int) -> Samples:
+        if self._file.tell() != start:
+            self._file.seek(start)
+        samples: Samples = self._file.read(count, dtype="float32", always_2d=True)
+        return samples
+
+
+@contextmanager
+def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
+    """Open audio that soundfile can read: wav, flac, ogg, mp3.
+
+    Args:
+        name: For errors.
+        content: Path of the file, or what is in it.
+
+    Raises:
+        AudioFileError: There is nothing to read, or it is damaged.
+        ImportError: soundfile is missing.
+
+    Examples:
+        >>> import soundfile
+        >>> path = getfixture("tmp_path") / "a.wav"
+        >>> soundfile.write(path, np.zeros((22050, 2)), 22050)
+        >>> with open_audio("a.wav", path) as recording:
+        ...     recording.frames, recording.read(22000, 100).shape
+        (22050, (50, 2))
+    """
+    soundfile = import_optional("soundfile")
+    if isinstance(content, Path) and not content.is_file():
+        raise AudioFileError(f"{name}: the file does not exist. Correct its name or remove its rows.")
+    if not (len(content) if isinstance(content, bytes) else content.stat().st_size):
+        raise AudioFileError(f"{name}: the file is empty. Replace it or remove its rows.")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else str(content))
+    except soundfile.SoundFileError as error:
+        raise AudioFileError(
+            f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its rows."
+        ) from error
+    with file:
+        try:
+            yield _SoundFile(name, file)
+        except soundfile.SoundFileError as error:
+            raise AudioFileError(f"{name}: the file is damaged ({error}). {_REMEDY}") from error
+
+
+def check_recording(recording: Recording, *, samples: bool) -> None:
+    """Raise if a recording is empty or, when asked to look at its samples, damaged.
+
+    Args:
+        recording: Open for reading.
+        samples: Whether to read it, piece by piece, to its end.
+
+    Raises:
+        AudioFileError: It has no samples, ends long before its header says, or holds NaN or infinity.
+
+    Examples:
+        >>> check_recording(ArrayRecording("a", np.zeros(1), frames=1, rate=16000), samples=True)
+    """
+    if recording.frames == 0:
+        raise AudioFileError(f"{recording.name}: the file holds no samples. Replace it or remove its rows.")
+    position = 0
+    while samples and position < recording.frames:
+        piece = recording.read(position, _CHECKED_AT_ONCE)
+        _check_finite(recording, piece)
+        position += len(piece)
+        if not len(piece):
+            _check_end(recording, position)
+            break
+
+
+def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
+    """How many samples a recording has at another rate.
+
+    Args:
+        frames: Its length at its own rate.
+        rate: Its own, in Hz.
+        sample_rate: The other, in Hz.
+
+    Examples:
+        >>> resampled_length(441, 44100, 32000)
+        320
+    """
+    return math.ceil(frames * sample_rate / rate)
+
+
+def crop_step(rate: int, sample_rate: int) -> int:
+    """The smallest distance at which crops may start, so that it is a whole number of samples at both rates.
+
+    Args:
+        rate: Of the recording, in Hz.
+        sample_rate: Of the crops, in Hz.
+
+    Examples:
+        >>> crop_step(44100, 32000), crop_step(96000, 32000)
+        (320, 1)
+    """
+    return sample_rate // math.gcd(rate, sample_rate)
+
+
+def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: int | None = None) -> Tensor:
+    """A stretch of a recording, mono and resampled.
+
+    Only the samples that it needs are read. It is what one would cut out of the whole recording after
+    resampling, to within rounding.
+
+    Args:
+        recording: Open for reading.
+        sample_rate: Of the result, in Hz.
+        start: First sample at that rate, a multiple of `crop_step`.
+        count: Length in samples at that rate. None: to the end.
+
+    Returns:
+        `(T,)` float32, `T = count` or less where the recording ends.
+
+    Raises:
+        AudioFileError: It is damaged, or holds samples that are not finite.
+        ImportError: torchaudio is missing and the rates differ.
+
+    Examples:
+        >>> tone = ArrayRecording("a", np.ones(44100), frames=44100, rate=44100)
+        >>> read_stretch(tone, 32000, start=320, count=3200).shape
+        torch.Size([3200])
+    """
+    rate = recording.rate
+    total = resampled_length(recording.frames, rate, sample_rate)
+    count = total - start if count is None else min(count, total - start)
+    common = math.gcd(rate, sample_rate)
+    block, step = rate // common, sample_rate // common  # so many samples become so many
+    first = start // step * block
+    reach = 0 if rate == sample_rate else math.ceil(_FILTER_REACH * max(rate, sample_rate) / sample_rate)
+    margin = min(math.ceil(reach / block) * block, first)
+    needed = math.ceil(count * rate / sample_rate) + reach
+    samples = recording.read(first - margin, margin + needed)  # (T, C)
+    expected = min(margin + needed, recording.frames - first + margin)
+    if len(samples) < _SMALLEST_SHARE * expected:
+        samples, margin = _read_short(recording, first, needed), 0
+    _check_finite(recording, samples)
+    waveform = torch.from_numpy(samples.mean(axis=1))  # (T,)
+    if rate != sample_rate:
+        waveform = import_optional("torchaudio.functional").resample(waveform, rate, sample_rate)
+    skipped = margin // block * step
+    return waveform[skipped : skipped + count]
+
+
+def _read_short(recording: Recording, first: int, needed: int) -> Samples:
+    """The wanted samples of a recording that ends before its header says, or the last ones."""
+    whole = recording.read(0, recording.frames)
+    _check_end(recording, len(whole))
+    return whole[max(0, min(first, len(whole) - needed)) :][:needed]
+
+
+def _check_end(recording: Recording, end: int) -> None:
+    if end < _SMALLEST_SHARE * recording.frames:
+        raise AudioFileError(
+            f"{recording.name}: the file is damaged: {end} of {recording.frames} samples can be read. "
+            f"{_REMEDY}"
+        )
+
+
+def _check_finite(recording: Recording, samples: Samples) -> None:
+    if not np.isfinite(samples).all():
+        raise AudioFileError(f"{recording.name}: the file holds samples that are NaN or infinite. {_REMEDY}")

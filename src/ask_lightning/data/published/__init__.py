@@ -1,0 +1,1 @@
+"""AudioCaps, Clotho and WavCaps as they lie on people's disks."""

@@ -1,0 +1,317 @@
+"""Synthetic soundscapes with captions: an audio–text retrieval task that needs no download."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ask_lightning.data.audio.features import log_mel
+from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, Waveform, render
+
+Split = Literal["train", "val", "test"]
+
+_SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
+# Each scene draws its layout, its noise and its captions from three streams of their own, so that more
+# captions or a longer clip leave the rest of the scene as it was.
+_LAYOUT, _NOISE, _CAPTIONS = range(3)
+
+# Octaves by which pitch and rate of an event leave those of its type: enough for close types to overlap.
+_BEND = 0.4
+
+_ALONE = ("{0}", "{0} alone", "the sound of {0}", "only {0} can be heard")
+_THEN = ("{0}, then {1}", "{0} followed by {1}", "first {0} and afterwards {1}", "{0} gives way to {1}")
+_THEN_THEN = (
+    "{0}, then {1}, then {2}",
+    "{0} followed by {1} and {2}",
+    "first {0}, next {1} and finally {2}",
+    "{0} gives way to {1} before {2}",
+)
+_WHILE = ("{0} while {1} goes on", "{0} with {1} in the background", "{0} over {1}", "{0} in front of {1}")
+_THEN_WHILE = (
+    "{0}, then {1} while {2} goes on",
+    "{0} followed by {1} with {2} in the background",
+    "{0} and afterwards {1}, all over {2}",
+    "first {0} and later {1} in front of {2}",
+)
+# (events in turn, events in the background): how often, and the ways to say it
+_LAYOUTS: tuple[tuple[int, int, float, tuple[str, ...]], ...] = (
+    (1, 0, 0.10, _ALONE),
+    (2, 0, 0.25, _THEN),
+    (1, 1, 0.25, _WHILE),
+    (3, 0, 0.20, _THEN_THEN),
+    (2, 1, 0.20, _THEN_WHILE),
+)
+
+_MAX_CAPTIONS = 5
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a scene.
+
+    Attributes:
+        name: Name of its type, a key of `EVENT_TYPES`.
+        start: When it starts, as a share of the clip in [0, 1).
+        duration: How long it lasts, as a share of the clip in (0, 1].
+        pitch: Factor on the type's frequencies.
+        speed: Factor on the type's rate.
+        loudness: Root mean square of its waveform.
+    """
+
+    name: str
+    start: float
+    duration: float
+    pitch: float
+    speed: float
+    loudness: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What sounds in one clip.
+
+    Attributes:
+        foreground: One to three events, one after the other.
+        background: None or one softer event that sounds all the time.
+        ambience: Root mean square of the noise of place and recorder.
+
+    Examples:
+        >>> scene = draw_scene(seed=0, split="train", index=0)
+        >>> len(scene.foreground) in (1, 2, 3)
+        True
+    """
+
+    foreground: tuple[Event, ...]
+    background: tuple[Event, ...]
+    ambience: float
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """Names of the events, in the order in which captions mention them."""
+        return tuple(event.name for event in self.foreground + self.background)
+
+
+def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
+    """Draw a scene. It depends on nothing but the arguments.
+
+    Args:
+        seed: Which world, at least 0.
+        split: `"train"`, `"val"` or `"test"`.
+        index: Which clip of the split.
+
+    Returns:
+        One to three events of different types, drawn by `EVENT_PROBABILITIES`.
+
+    Examples:
+        >>> draw_scene(seed=0, split="val", index=3) == draw_scene(seed=0, split="val", index=3)
+        True
+    """
+    random = _stream(seed, split, index, _LAYOUT)
+    num_foreground, num_background, _, _ = _LAYOUTS[
+        random.choice(len(_LAYOUTS), p=[share for _, _, share, _ in _LAYOUTS])
+    ]
+    names = random.choice(
+        list(EVENT_PROBABILITIES),
+        size=num_foreground + num_background,
+        replace=False,
+        p=list(EVENT_PROBABILITIES.values()),
+    )
+    slot = 1 / num_foreground
+    foreground = []
+    for position in range(num_foreground):
+        duration = slot * random.uniform(0.75, 0.95)
+        start = position * slot + random.uniform(0, slot - duration)
+        foreground.append(_draw_event(str(names[position]), start, duration, random, loudness=0.05))
+    background = [_draw_event(str(name), 0.0, 1.0, random, loudness=0.025) for name in names[num_foreground:]]
+    return Scene(tuple(foreground), tuple(background), ambience=0.04 * 2 ** random.uniform(-2, 2))
+
+
+def render_scene(
+    scene: Scene, num_samples: int, *, sample_rate: int, random: np.random.Generator
+) -> Waveform:
+    """Play a scene.
+
+    Args:
+        scene: What sounds.
+        num_samples: Length of the clip in samples.
+        sample_rate: In Hz.
+        random: Where noise comes from.
+
+    Returns:
+        `(num_samples,)` float32 in [-1, 1].
+
+    Examples:
+        >>> scene = draw_scene(seed=0, split="train", index=0)
+        >>> render_scene(scene, 8000, sample_rate=16000, random=np.random.default_rng(0)).dtype
+        dtype('float32')
+    """
+    waveform = np.float32(scene.ambience) * random.standard_normal(num_samples, dtype=np.float32)
+    for event in scene.foreground + scene.background:
+        first = int(event.start * num_samples)
+        length = min(int(event.duration * num_samples), num_samples - first)
+        waveform[first : first + length] += np.float32(event.loudness) * render(
+            EVENT_TYPES[event.name],
+            length,
+            pitch=event.pitch,
+            speed=event.speed,
+            sample_rate=sample_rate,
+            random=random,
+        )
+    clipped: Waveform = np.clip(waveform, -1, 1)
+    return clipped
+
+
+def describe_scene(scene: Scene, random: np.random.Generator, count: int = 1) -> list[str]:
+    """Say what sounds in a scene, each time in other words.
+
+    Args:
+        scene: What sounds.
+        random: Which words.
+        count: Number of captions, 1 to 5.
+
+    Returns:
+        Different captions. Events in turn are named in the order of time, the background last.
+
+    Examples:
+        >>> scene = draw_scene(seed=0, split="train", index=0)
+        >>> len(set(describe_scene(scene, np.random.default_rng(0), count=5)))
+        5
+    """
+    templates = next(
+        sentences
+        for num_foreground, num_background, _, sentences in _LAYOUTS
+        if (num_foreground, num_background) == (len(scene.foreground), len(scene.background))
+    )
+    captions: list[str] = []
+    while len(captions) < count:
+        phrases = [str(random.choice(EVENT_TYPES[name].phrases)) for name in scene.events]
+        caption = str(random.choice(templates)).format(*phrases)
+        if caption not in captions:
+            captions.append(caption)
+    return captions
+
+
+class Soundscapes(Dataset[dict[str, Any]]):
+    """Synthetic clips of one to three events, with captions.
+
+    Events are drawn from 70 types whose frequencies follow Zipf's law, so that a few are everywhere and
+    most are rare. Several types are close in sound, clips share events, and captions differ in words and
+    in the order of events: a small model neither fails at the task nor solves it.
+
+    Clip `i` depends on `seed`, `split` and `i` alone. All clips are rendered at construction, some
+    hundred a second on one core.
+
+    Args:
+        num_clips: Number of clips, at least 1.
+        split: `"train"`, `"val"` or `"test"`; they share no scene.
+        seed: Which world, at least 0.
+        seconds: Length of every clip, at least 0.5.
+        captions_per_clip: 1 to 5. Every (clip, caption) is an item.
+        num_mels: None: items hold the waveform. A number: they hold its log-mel spectrogram with so many
+            bins, computed once, instead.
+        sample_rate: In Hz, at least 16000, which the highest events need.
+
+    Attributes:
+        scenes: The scene of each clip.
+        events: The names of each clip's event types. `EVENT_PROBABILITIES` says how rare each is.
+        captions: The captions of each clip.
+
+    Raises:
+        ValueError: An argument is outside its range.
+        ImportError: `num_mels` is given and torchaudio is missing.
+
+    Examples:
+        >>> clips = Soundscapes(num_clips=2, split="val", captions_per_clip=5)
+        >>> len(clips)
+        10
+        >>> clips[7]["clip_id"], clips[7]["waveform"].shape
+        (1, torch.Size([40000]))
+    """
+
+    def __init__(
+        self,
+        num_clips: int = 1500,
+        *,
+        split: Split = "train",
+        seed: int = 0,
+        seconds: float = 2.5,
+        captions_per_clip: int = 1,
+        num_mels: int | None = None,
+        sample_rate: int = 16000,
+    ) -> None:
+        if num_clips < 1:
+            raise ValueError(f"Argument `num_clips` has to be at least 1, but got {num_clips}.")
+        if split not in _SPLITS:
+            raise ValueError(f"Argument `split` has to be one of {list(_SPLITS)}, but got {split!r}.")
+        if seed < 0:
+            raise ValueError(f"Argument `seed` has to be at least 0, but got {seed}.")
+        if seconds < 0.5:
+            raise ValueError(f"Argument `seconds` has to be at least 0.5, but got {seconds}.")
+        if not 1 <= captions_per_clip <= _MAX_CAPTIONS:
+            raise ValueError(
+                f"Argument `captions_per_clip` has to be between 1 and {_MAX_CAPTIONS}, "
+                f"but got {captions_per_clip}."
+            )
+        if sample_rate < 16000:
+            raise ValueError(f"Argument `sample_rate` has to be at least 16000, but got {sample_rate}.")
+        self.captions_per_clip = captions_per_clip
+        self.scenes = [draw_scene(seed=seed, split=split, index=index) for index in range(num_clips)]
+        self.captions = [
+            describe_scene(scene, _stream(seed, split, index, _CAPTIONS), captions_per_clip)
+            for index, scene in enumerate(self.scenes)
+        ]
+
+        self._key = "waveform" if num_mels is None else "log_mel"
+        num_samples = int(seconds * sample_rate)
+        rendered: list[Tensor] = []
+        # In blocks: one clip at a time is slow for torch, and all waveforms at once take much memory.
+        for start in range(0, num_clips, _BLOCK):
+            waveforms = [
+                render_scene(
+                    self.scenes[index],
+                    num_samples,
+                    sample_rate=sample_rate,
+                    random=_stream(seed, split, index, _NOISE),
+                )
+                for index in range(start, min(start + _BLOCK, num_clips))
+            ]
+            block = torch.from_numpy(np.stack(waveforms))  # (block, T)
+            rendered.append(
+                block if num_mels is None else log_mel(block, sample_rate=sample_rate, num_mels=num_mels)
+            )
+        self._sounds = torch.cat(rendered)  # (clips, T) or (clips, F, num_mels)
+
+    @property
+    def events(self) -> list[tuple[str, ...]]:
+        """The names of each clip's event types."""
+        return [scene.events for scene in self.scenes]
+
+    def __len__(self) -> int:
+        return len(self.scenes) * self.captions_per_clip
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
+        clip, caption = divmod(index, self.captions_per_clip)
+        return {self._key: self._sounds[clip], "caption": self.captions[clip][caption], "clip_id": clip}
+
+
+def _draw_event(
+    name: str, start: float, duration: float, random: np.random.Generator, *, loudness: float
+) -> Event:
+    return Event(
+        name=name,
+        start=start,
+        duration=duration,
+        pitch=2 ** random.uniform(-_BEND, _BEND),
+        speed=2 ** random.uniform(-_BEND, _BEND),
+        loudness=loudness * 2 ** random.uniform(-1, 1),
+    )
+
+
+def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, _SPLITS[split], index, purpose]))

@@ -1,0 +1,471 @@
+"""`ReliabilityOTLoss`: Eq. 9–19 of the paper as one module.
+
+Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are texts, columns audios.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ask_lightning.functional import (
+    inject_knowledge,
+    nt_xent,
+    realign_similarity,
+    reliability_potential,
+    sinkhorn_plan,
+    unit_length,
+)
+from ask_lightning.knowledge.base import (
+    GRANULARITIES,
+    GranularityName,
+    KnowledgeBase,
+)
+from ask_lightning.knowledge.pairs import Neighborhood
+from ask_lightning.utilities.arguments import check_choice, check_count
+from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.distributed import Ranks, gather_rows
+
+Ids = Tensor | Sequence[int] | Sequence[str]
+PlanScaling = Literal["marginal", "row"]
+Positives = Literal["diagonal", "ids"]
+Modulation = Literal["batch", "sample"]
+DIRECTIONS = ("t2a", "a2t")
+
+
+class ReliabilityOTLoss(nn.Module):
+    """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
+
+    For each granularity the batch's embeddings are mixed with what they retrieve (Eq. 9), the
+    similarities of the mixed embeddings are realigned by a transport plan (Eq. 15), and their
+    cross-entropy is weighed by how far the audio's and the text's neighbours agree (Eq. 11–13, 16–19):
+
+        L = ½ Σ_direction (1 + λ_f F_f + λ_c F_c) (CE(S*_f / τ) + CE(S*_c / τ))
+
+    References:
+        ASK, arXiv 2512.19703 version 2.
+
+    Requirements:
+        A `KnowledgeBase`, either passed to each call or kept in `loss.knowledge`, where
+        `KnowledgeRefreshCallback` puts it. Without one the loss raises while training; in evaluation
+        mode (a sanity check before the first base) it is computed without knowledge and transport.
+
+    Recommendations:
+        With the paper's `plan_scaling="marginal"` the realigned similarity is close to (1 - β) S, that
+        is, a higher temperature: tune the temperature of what you compare with, too. With an in-domain
+        source the nearest neighbour of a sample is its own older embedding; `exclude_self=True` shows
+        how much of a gain comes from there.
+
+    Args:
+        num_neighbors: K ≥ 1, neighbours per query and granularity.
+        injection_ratio: ρ in [0, 1], share of knowledge in the injected embedding. 0 switches it off.
+        ot_factor: β in [0, 1], share of the transport plan in the realignment. 0 switches it off.
+        lambda_fine: λ_f ≥ 0, weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
+            positive; a negative one would train the model away from its pairs.
+        lambda_coarse: λ_c ≥ 0, weight of the coarse reliability.
+        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
+            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+        sinkhorn_epsilon: ε > 0, entropy of the transport plan.
+        sinkhorn_iterations: Updates of the plan, a fixed number.
+        granularities: Which of `"fine"` and `"coarse"` take part.
+        renormalize_injected: Bring injected embeddings back to unit length.
+        plan_scaling: `"marginal"` (the paper: rows of the plan sum to 1/B) or `"row"` (rows sum to 1).
+        detach_plan: Hold the plan constant in the backward pass.
+        exclude_self: Leave out knowledge rows of the query's own clip; needs ids.
+        positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip leave the
+            denominator; needs ids.
+        modulation: `"batch"` weighs the batch's loss by the mean reliability (the paper), `"sample"`
+            each sample's by its own.
+        modulation_gradient: Differentiate the factor as well.
+        interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
+            embeddings. Default: inner product.
+        gather: Compute contrast, transport and reliability over the batches of all ranks, which may be of
+            different sizes, with gradients to every rank: under DDP the gradient is that of one process
+            with the whole batch. `False`: over the local batch.
+
+    Attributes:
+        knowledge: The `KnowledgeBase` in use, or `None`.
+        last: Detached terms of the last call, by name; see the table in docs/logging.md.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> audio, text = torch.randn(2, 100, 16, generator=generator)
+        >>> loss = ReliabilityOTLoss(num_neighbors=5)
+        >>> loss.knowledge = KnowledgeBase.from_embeddings(audio, text, num_prototypes=8)
+        >>> loss(audio[:32], text[:32]).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_neighbors: int = 10,
+        injection_ratio: float = 0.2,
+        ot_factor: float = 0.2,
+        lambda_fine: float = 0.2,
+        lambda_coarse: float = 0.3,
+        temperature: float | Tensor | Callable[[], Tensor] = 0.07,
+        sinkhorn_epsilon: float = 0.1,
+        sinkhorn_iterations: int = 50,
+        *,
+        granularities: Sequence[GranularityName] = GRANULARITIES,
+        renormalize_injected: bool = False,
+        plan_scaling: PlanScaling = "marginal",
+        detach_plan: bool = True,
+        exclude_self: bool = False,
+        positives: Positives = "diagonal",
+        modulation: Modulation = "batch",
+        modulation_gradient: bool = True,
+        interaction: Callable[[Tensor, Tensor], Tensor] | None = None,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        check_count("num_neighbors", num_neighbors)
+        check_count("sinkhorn_iterations", sinkhorn_iterations)
+        _check_range("injection_ratio", injection_ratio, 0 <= injection_ratio <= 1, "in [0, 1]")
+        _check_range("ot_factor", ot_factor, 0 <= ot_factor <= 1, "in [0, 1]")
+        _check_range("sinkhorn_epsilon", sinkhorn_epsilon, sinkhorn_epsilon > 0, "positive")
+        check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
+        check_choice("positives", positives, get_args(Positives))
+        check_choice("modulation", modulation, get_args(Modulation))
+        if not granularities or not set(granularities) <= set(GRANULARITIES):
+            raise ValueError(
+                f"Argument `granularities` has to name one or both of {GRANULARITIES}, "
+                f"but got {tuple(granularities)}."
+            )
+        _check_modulation(lambda_fine, lambda_coarse)
+        _check_temperature(temperature)
+        if isinstance(temperature, int | float):
+            temperature = float(temperature)
+        self.num_neighbors = num_neighbors
+        # NumPy numbers would make checkpoints that `weights_only=True` refuses.
+        self.injection_ratio = float(injection_ratio)
+        self.ot_factor = float(ot_factor)
+        self.lambda_fine = float(lambda_fine)
+        self.lambda_coarse = float(lambda_coarse)
+        # In a tuple, because a parameter set as an attribute would be registered here a second time.
+        self._temperature = (temperature,)
+        self.sinkhorn_epsilon = float(sinkhorn_epsilon)
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.granularities = tuple(name for name in GRANULARITIES if name in granularities)
+        self.renormalize_injected = renormalize_injected
+        self.plan_scaling = plan_scaling
+        self.detach_plan = detach_plan
+        self.exclude_self = exclude_self
+        self.positives = positives
+        self.modulation = modulation
+        self.modulation_gradient = modulation_gradient
+        self.interaction = interaction
+        self.gather = gather
+        self.knowledge: KnowledgeBase | None = None
+        self.last: dict[str, Tensor] = {}
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The present τ."""
+        (temperature,) = self._temperature
+        if isinstance(temperature, Tensor) or not callable(temperature):
+            return temperature
+        return temperature()
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether an option is on that compares clip ids."""
+        return self.exclude_self or self.positives == "ids"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments as values that a file can hold; `None` for those it cannot."""
+        names = inspect.signature(ReliabilityOTLoss).parameters
+        values = {name: getattr(self, name) for name in names if name != "temperature"}
+        (temperature,) = self._temperature
+        return values | {
+            "granularities": list(self.granularities),
+            "temperature": temperature if isinstance(temperature, int | float) else None,
+            "interaction": self.interaction and repr(self.interaction),
+        }
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """The loss that has these `options`.
+
+        Args:
+            options: What `options` returned.
+
+        Raises:
+            ValueError: The temperature or the interaction was an object.
+        """
+        for name, stands_for_an_object in (
+            ("temperature", options["temperature"] is None),
+            ("interaction", options["interaction"] is not None),
+        ):
+            if stands_for_an_object:
+                raise ValueError(
+                    f"The loss had a {name} that a file cannot hold. Pass `loss=ReliabilityOTLoss(...)` "
+                    "with it."
+                )
+        return cls(**options)
+
+    def extra_repr(self) -> str:
+        """The options that the paper varies."""
+        names = ("num_neighbors", "injection_ratio", "ot_factor", "lambda_fine", "lambda_coarse")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "granularities"))
+
+    def forward(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        *,
+        ids: Ids | None = None,
+        knowledge: KnowledgeBase | None = None,
+    ) -> Tensor:
+        """The loss of a batch of pairs.
+
+        Args:
+            audio: `(B, d)`, B ≥ 2 over all ranks that are gathered; normalised here.
+            text: `(B, d)`; row i of both is pair i.
+            ids: B clip identifiers, needed by `exclude_self` and `positives="ids"`.
+            knowledge: The base to look up; default `self.knowledge`.
+
+        Returns:
+            0-d, float32 (float64 for float64 embeddings).
+
+        Raises:
+            ValueError: Shapes that are not two equal `(B, d)` with B ≥ 2, ids missing or of another
+                number, K larger than the base, a factor that is not positive.
+            RuntimeError: No knowledge while training.
+        """
+        self._check_batch(audio, text, ids)
+        knowledge = knowledge if knowledge is not None else self.knowledge
+        if knowledge is None and self.training:
+            raise RuntimeError(
+                "ReliabilityOTLoss has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
+                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
+            )
+        with torch.autocast(audio.device.type, enabled=False):
+            dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+            audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
+            id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
+            if knowledge is None:
+                return self._without_knowledge(audio, text, id_tensor)
+            if knowledge is self.knowledge and knowledge.device != audio.device:
+                self.knowledge = knowledge = knowledge.to(audio.device)
+            neighborhoods = self.retrieve(audio, text, knowledge, ids=id_tensor)
+            bounded = self.is_bounded(knowledge)
+            loss, terms = self.from_neighborhoods(audio, text, neighborhoods, ids=id_tensor, bounded=bounded)
+        self.last = {name: term.detach() for name, term in terms.items()}
+        return loss
+
+    def retrieve(
+        self, audio: Tensor, text: Tensor, knowledge: KnowledgeBase, *, ids: Tensor | None = None
+    ) -> dict[GranularityName, Neighborhood]:
+        """What a batch of unit embeddings retrieves under this loss's options.
+
+        Args:
+            audio: `(B, d)` unit vectors.
+            text: `(B, d)` unit vectors.
+            knowledge: The base to look up.
+            ids: `(B,)` int64 for `exclude_self`.
+
+        Returns:
+            A `Neighborhood` for each granularity.
+        """
+        return knowledge.lookup(
+            audio.detach(),
+            text.detach(),
+            self.num_neighbors,
+            exclude_ids=ids if self.exclude_self else None,
+            granularities=self.granularities,
+        )
+
+    def is_bounded(self, knowledge: KnowledgeBase) -> bool:
+        """Whether the rows that this loss looks up have at most unit length, up to rounding."""
+        sides = (getattr(knowledge, name) for name in self.granularities)
+        # Unit vectors stored in half precision are a little longer or shorter.
+        return all(side.longest <= 1 + max(1e-5, 2 * torch.finfo(side.audio.dtype).eps) for side in sides)
+
+    def from_neighborhoods(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        neighborhoods: dict[GranularityName, Neighborhood],
+        *,
+        ids: Tensor | None = None,
+        bounded: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of unit embeddings for neighbours that are looked up already (Eq. 9–19).
+
+        Args:
+            audio: `(B, d)` unit vectors.
+            text: `(B, d)` unit vectors.
+            neighborhoods: Of each granularity, as `KnowledgeBase.lookup` returns them.
+            ids: `(B,)` int64 for `positives="ids"`.
+            bounded: Whether all neighbours have at most unit length.
+
+        Returns:
+            The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
+        """
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        zero = audio.new_zeros(())
+        entropies = dict.fromkeys(DIRECTIONS, zero)  # Σ_g CE, 0-d, or of each sample (B,)
+        modulation = dict.fromkeys(DIRECTIONS, zero)  # Σ_g λ_g F_g of each sample, (B,)
+        terms: dict[str, Tensor] = {}
+        for name, near in neighborhoods.items():
+            near = Neighborhood(near[0], near[1], *(vectors.to(audio.dtype) for vectors in near[2:]))
+            ratio, renormalize = self.injection_ratio, self.renormalize_injected
+            injected_audio, injected_text, *psi = self._of_all_ranks(
+                inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize),
+                inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize),
+                reliability_potential(audio, near.audio_by_text, near.audio_by_audio),  # (B,)
+                reliability_potential(text, near.text_by_audio, near.text_by_text),
+            )
+            potentials = dict(zip(DIRECTIONS, psi, strict=True))
+            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded)
+            weight = self.lambda_fine if name == "fine" else self.lambda_coarse
+            for direction in DIRECTIONS:
+                entropies[direction] = entropies[direction] + contrast[direction]
+                disagreement = -potentials[direction].log()  # F of each sample
+                modulation[direction] = modulation[direction] + weight * disagreement
+                terms[f"psi_{name}_{direction}"] = potentials[direction]
+                terms[f"factor_{name}_{direction}"] = 1 + weight * disagreement.mean()
+            mass = plan * len(plan)  # rows of sum 1
+            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
+            terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
+        loss = self._weigh(entropies, modulation, terms, bounded)
+        return loss, terms | {"loss": loss}
+
+    def _contrast(
+        self, audio: Tensor, text: Tensor, ignore: Tensor | None, bounded: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
+        similarity = self._similarity(text, audio)  # (B texts, B audios)
+        plan = sinkhorn_plan(
+            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
+            self.sinkhorn_epsilon,
+            self.sinkhorn_iterations,
+            bounded=bounded and self.interaction is None,
+        )
+        contrast = {}
+        for direction, scores, transport in (("t2a", similarity, plan), ("a2t", similarity.T, plan.T)):
+            realigned = realign_similarity(scores, transport, self.ot_factor, plan_scaling=self.plan_scaling)
+            contrast[direction] = nt_xent(
+                realigned,
+                self.temperature,
+                ignore=ignore,
+                reduction="none" if self.modulation == "sample" else "mean",
+            )
+        return contrast, plan.detach()
+
+    def _weigh(
+        self,
+        entropies: dict[str, Tensor],
+        modulation: dict[str, Tensor],
+        terms: dict[str, Tensor],
+        bounded: bool,
+    ) -> Tensor:
+        """Eq. 16–19: the modulated mean of both directions. Adds its parts to `terms`."""
+        weighed = []
+        for direction in DIRECTIONS:
+            factor = 1 + modulation[direction]  # (B,)
+            if self.modulation == "batch":
+                factor = factor.mean()
+            if not bounded and bool((factor <= 0).any()):
+                raise ValueError(
+                    f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
+                    "a factor that is not positive trains the model away from its pairs. The knowledge "
+                    "holds vectors longer than one: use `normalize_prototypes=True`, or lower "
+                    f"`lambda_fine` ({self.lambda_fine}) and `lambda_coarse` ({self.lambda_coarse})."
+                )
+            used = factor if self.modulation_gradient else factor.detach()
+            weighed.append((used * entropies[direction]).mean())
+            terms[f"contrastive_{direction}"] = entropies[direction].mean()
+            terms[f"factor_{direction}"] = factor.mean()
+        return 0.5 * (weighed[0] + weighed[1])
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether the batch is that of all ranks."""
+        return self.gather and Ranks.current().size > 1
+
+    def _of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Rows `(B,)` or `(B, d)` of all ranks, if that is asked for; in one exchange."""
+        if not self._is_spread:
+            return sides
+        columns = [side if side.ndim == 2 else side[:, None] for side in sides]
+        gathered = gather_rows(torch.cat(columns, dim=1))  # (ΣB, …)
+        parts = gathered.split([column.shape[1] for column in columns], dim=1)
+        return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
+
+    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
+        return torch.cat(Ranks.current().gather(ids)) if ids is not None and self._is_spread else ids
+
+    def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
+        return text @ audio.T if self.interaction is None else self.interaction(text, audio)
+
+    def _same_clip(self, ids: Tensor | None) -> Tensor | None:
+        """`(B, B)`, true where two samples are of one clip, if that is asked for."""
+        return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
+
+    def _without_knowledge(self, audio: Tensor, text: Tensor, ids: Tensor | None) -> Tensor:
+        warn(
+            "ReliabilityOTLoss evaluates without knowledge, as plain NT-Xent, because no knowledge base "
+            "has been built yet.",
+            stacklevel=3,
+        )
+        audio, text = self._of_all_ranks(audio, text)
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        similarity = self._similarity(text, audio)
+        both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
+        self.last = {}
+        return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
+
+    def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
+        if audio.ndim != 2 or audio.shape != text.shape:
+            raise ValueError(
+                "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
+                f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
+                "tokens before the loss."
+            )
+        if len(audio) < (1 if self._is_spread else 2):
+            raise ValueError(
+                f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
+                f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
+            )
+        if self.needs_ids and ids is None:
+            raise ValueError(
+                'Argument `ids` has to be given, because `exclude_self=True` or `positives="ids"` '
+                "compares clips: pass `ids=` to the loss, or to ASKModule."
+            )
+        if ids is not None and len(ids) != len(audio):
+            raise ValueError(
+                f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
+            )
+
+
+def _check_range(name: str, value: float, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value}.")
+
+
+def _check_temperature(temperature: object) -> None:
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        temperature = temperature.item()
+    if isinstance(temperature, int | float):
+        _check_range("temperature", float(temperature), temperature > 0, "positive")
+    elif isinstance(temperature, Tensor) or not callable(temperature):
+        raise TypeError(
+            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
+            f"arguments, but got {temperature!r}."
+        )
+
+
+def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
+    if not (lambda_fine >= 0 and lambda_coarse >= 0 and lambda_fine + lambda_coarse < 1):
+        raise ValueError(
+            "Arguments `lambda_fine` and `lambda_coarse` have to be at least 0 and sum to less than 1, but "
+            f"got {lambda_fine} and {lambda_coarse}: the modulation factor 1 + λ_f F_f + λ_c F_c with F in "
+            "[-1, 1] could become negative and train the model away from its pairs."
+        )

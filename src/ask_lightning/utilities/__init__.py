@@ -1,0 +1,1 @@
+"""What every room uses: checks of arguments, ids, whole files, ranks, optional packages. No Trainer."""

@@ -1,0 +1,44 @@
+"""The packages of extras, imported at the moment they are needed."""
+
+import importlib
+from typing import Any
+
+# Package: the extra that installs it, and what it is for.
+_PACKAGES = {
+    "soundfile": ("audio", "to read and write audio files"),
+    "torchaudio": ("audio", "to resample audio and to compute spectrograms"),
+    "transformers": ("audio", "for pretrained encoders and their tokenizers"),
+    "tokenizers": ("audio", "for pretrained tokenizers"),
+    "huggingface_hub": ("audio", "to download published weights"),
+    "h5py": ("data", "to read HDF5 files"),
+    "pyarrow": ("data", "to read parquet files"),
+    "datasets": ("hub", "to read parquet files and datasets of the Hugging Face hub"),
+    "matplotlib": ("plot", "to draw pictures"),
+    "wandb": ("track", "to log to Weights & Biases"),
+}
+
+
+def import_optional(name: str) -> Any:
+    """Import a package of an extra, or one of its submodules.
+
+    Args:
+        name: Such as `"soundfile"` or `"torchaudio.transforms"`.
+
+    Raises:
+        ImportError: The package is missing or does not load; the message says what it is needed for and
+            what to install.
+
+    Examples:
+        >>> import_optional("soundfile").SoundFile.__name__
+        'SoundFile'
+    """
+    try:
+        return importlib.import_module(name)
+    # Beside a missing package: a missing libsndfile is an OSError, a torchaudio built for another CUDA
+    # version than torch a RuntimeError.
+    except (ImportError, OSError, RuntimeError) as error:
+        extra, purpose = _PACKAGES[package := name.partition(".")[0]]
+        raise ImportError(
+            f"`{package}` is needed {purpose}, but it did not load: {error}. "
+            f'Install it with: pip install "ask-lightning[{extra}]"'
+        ) from error
