@@ -78,7 +78,7 @@ def test_a_checkpoint_loads_with_its_hyperparameters(tmp_path):
     loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
     assert (loaded.temperature, loaded.num_mels) == (0.2, 32)
     batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=32)))
-    for encode in ("forward_audio", "forward_text"):
+    for encode in ("encode_audio", "encode_text"):
         with torch.no_grad():
             torch.testing.assert_close(
                 getattr(loaded.eval(), encode)(batch), getattr(model.eval(), encode)(batch)
@@ -109,7 +109,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
 def test_embeddings_have_length_one_and_the_chosen_width():
     model = TinyRetriever(width=24)
     batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
-    for embeddings in (model.forward_audio(batch), model.forward_text(batch)):
+    for embeddings in (model.encode_audio(batch), model.encode_text(batch)):
         assert embeddings.shape == (3, 24)
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
 
@@ -119,7 +119,7 @@ def test_waveforms_and_their_spectrograms_are_the_same_to_the_model():
     heard = collate_pairs(list(Soundscapes(3, seconds=1)))
     seen = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
     with torch.no_grad():
-        torch.testing.assert_close(model.forward_audio(heard), model.forward_audio(seen))
+        torch.testing.assert_close(model.encode_audio(heard), model.encode_audio(seen))
 
 
 def test_the_spectrogram_is_no_part_of_the_checkpoint():
@@ -132,8 +132,8 @@ def test_order_counts_for_words_and_for_sounds():
     captions = ["rain, then wind", "wind, then rain"]
     sound = Soundscapes(1, seconds=1, num_mels=64)[0]["log_mel"]
     with torch.no_grad():
-        text = model.forward_text({"caption": captions})
-        audio = model.forward_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
+        text = model.encode_text({"caption": captions})
+        audio = model.encode_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
     assert (text[0] - text[1]).norm() > 0.01
     assert (audio[0] - audio[1]).norm() > 0.01
 
@@ -151,9 +151,9 @@ def test_training_tells_first_from_then(trained):
     turned = {"caption": [", then ".join(text.split(", then ")[::-1]) for text in batch["caption"]]}
     model.eval()
     with torch.no_grad():
-        audio = model.forward_audio(batch)
-        right = (audio * model.forward_text(batch)).sum(dim=1)
-        wrong = (audio * model.forward_text(turned)).sum(dim=1)
+        audio = model.encode_audio(batch)
+        right = (audio * model.encode_text(batch)).sum(dim=1)
+        wrong = (audio * model.encode_text(turned)).sum(dim=1)
     assert len(rows) >= 10
     assert (right > wrong).float().mean() > 0.7
 
@@ -174,7 +174,7 @@ def test_pieces_of_related_words_are_shared_and_case_is_not():
 
 def test_a_caption_without_words():
     with pytest.raises(ValueError, match="at least one word, but got '  '"):
-        TinyRetriever(width=8).forward_text({"caption": ["rain", "  "]})
+        TinyRetriever(width=8).encode_text({"caption": ["rain", "  "]})
 
 
 def test_masks_silence_stretches_of_training_examples_alone():
@@ -190,8 +190,8 @@ def test_masks_silence_stretches_of_training_examples_alone():
 
     model = TinyRetriever(width=8, masked_share=0.5)
     batch = {"log_mel": torch.rand(2, 50, 64)}
-    assert not torch.equal(model.train().forward_audio(batch), model.forward_audio(batch))
-    assert torch.equal(model.eval().forward_audio(batch), model.forward_audio(batch))
+    assert not torch.equal(model.train().encode_audio(batch), model.encode_audio(batch))
+    assert torch.equal(model.eval().encode_audio(batch), model.encode_audio(batch))
 
 
 def test_schedules():
@@ -234,6 +234,6 @@ def test_arguments_outside_their_range(options, message):
 def test_batches_that_do_not_fit():
     model = TinyRetriever(width=8)
     with pytest.raises(ValueError, match=r"'log_mel' or 'waveform', but got the keys \['caption'\]"):
-        model.forward_audio({"caption": ["rain"]})
+        model.encode_audio({"caption": ["rain"]})
     with pytest.raises(ValueError, match="The batch has 32 mel bins, but the model 64"):
-        model.forward_audio({"log_mel": torch.zeros(2, 50, 32)})
+        model.encode_audio({"log_mel": torch.zeros(2, 50, 32)})

@@ -200,9 +200,9 @@ class CEDSonar(ProjectedRetriever):
         ...     audio_depth=1,
         ...     audio_heads=2,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 16000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 16000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 

@@ -78,9 +78,9 @@ class CLAPRetriever(FineTunedRetriever):
         ...     tokenizer="hashed",
         ...     max_seconds=2,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 48000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 48000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 
@@ -148,7 +148,7 @@ class CLAPRetriever(FineTunedRetriever):
             weights=None, config=config_entries(self.model.config), tokenizer=self.tokenizer.kind
         )
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
@@ -167,7 +167,7 @@ class CLAPRetriever(FineTunedRetriever):
         output = self.model.get_audio_features(input_features=channels, is_longer=is_longer)
         return normalize(as_embeddings(output, "get_audio_features").float(), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:

@@ -176,9 +176,9 @@ class ResNet38BERT(ProjectedRetriever):
         ...     blocks=(1, 1, 1, 1),
         ...     audio_width=8,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 32000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 32000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 

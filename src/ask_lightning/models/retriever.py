@@ -32,9 +32,9 @@ class Retriever(L.LightningModule, ABC):
 
     Examples:
         >>> class Lookup(Retriever):
-        ...     def forward_audio(self, batch):
+        ...     def encode_audio(self, batch):
         ...         return torch.eye(4)[batch["clip_id"]]
-        ...     forward_text = forward_audio
+        ...     encode_text = encode_audio
         >>> Lookup(temperature=0.1).loss(torch.eye(4), torch.eye(4)) < 1e-3
         tensor(True)
     """
@@ -48,7 +48,7 @@ class Retriever(L.LightningModule, ABC):
         self.test_metrics = retrieval_metrics("test/")
 
     @abstractmethod
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
@@ -59,7 +59,7 @@ class Retriever(L.LightningModule, ABC):
         """
 
     @abstractmethod
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
@@ -93,18 +93,18 @@ class Retriever(L.LightningModule, ABC):
         Returns:
             0-d.
         """
-        audio, text = self.forward_audio(batch), self.forward_text(batch)
+        audio, text = self.encode_audio(batch), self.encode_text(batch)
         loss = self.loss(audio, text)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a batch into the metrics of the epoch."""
-        self.val_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a batch into the metrics of the epoch."""
-        self.test_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
@@ -223,7 +223,7 @@ class ProjectedRetriever(FineTunedRetriever):
         self.audio_head = projection(audio_width, head_width, width)
         self.text_head = projection(text_width, head_width, width)
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
@@ -240,7 +240,7 @@ class ProjectedRetriever(FineTunedRetriever):
         features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
         return normalize(self.audio_head(features).float(), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:

@@ -99,9 +99,9 @@ class TinyRetriever(Retriever):
 
     Examples:
         >>> model = TinyRetriever(width=8)
-        >>> model.forward_audio({"log_mel": torch.zeros(2, 100, 64)}).shape
+        >>> model.encode_audio({"log_mel": torch.zeros(2, 100, 64)}).shape
         torch.Size([2, 8])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 8])
     """
 
@@ -132,7 +132,7 @@ class TinyRetriever(Retriever):
         self.audio_encoder = ConvolutionalAudioEncoder(width, num_mels)
         self.text_encoder = HashedWordEncoder(width)
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
@@ -149,7 +149,7 @@ class TinyRetriever(Retriever):
             spectrogram = mask_spectrogram(spectrogram, self.masked_share)
         return normalize(self.audio_encoder(spectrogram), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
