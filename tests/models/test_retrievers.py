@@ -263,9 +263,9 @@ def test_batches_that_do_not_fit(make):
     [
         ({"temperature": 0.0}, "`temperature` has to be positive, but got 0.0"),
         ({"learning_rate": -1.0}, "`learning_rate` has to be positive, but got -1.0"),
-        ({"decay_epochs": 0}, "`decay_epochs` has to be at least 1, but got 0"),
+        ({"decay_epochs": 0}, "`decay_epochs` has to be an integer of at least 1, but got 0"),
         ({"decay_factor": 1.5}, r"`decay_factor` has to be in \(0, 1\], but got 1.5"),
-        ({"sample_rate": 0}, "`sample_rate` has to be at least 1 Hz, but got 0"),
+        ({"sample_rate": 0}, "`sample_rate` has to be an integer of at least 1, but got 0"),
     ],
 )
 def test_arguments_outside_their_range(make, options, message):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from ask_lightning.data.audio.features import LogMel
 from ask_lightning.encoding.outputs import as_embeddings
-from ask_lightning.models.frontend import LogMel, frames_of_seconds
 from ask_lightning.models.retriever import Batch, FineTunedRetriever
 from ask_lightning.models.tokens import make_tokenizer
 from ask_lightning.models.weights import config_entries, configured, pretrained_model
@@ -125,7 +125,7 @@ class CLAPRetriever(FineTunedRetriever):
         hears = self.model.config.audio_config
         self.fusion = bool(hears.enable_fusion)
         self.num_heard = int(max_seconds * SAMPLE_RATE)
-        frames = frames_of_seconds(max_seconds, SAMPLE_RATE, _HOP)
+        frames = self.num_heard // _HOP + 1
         most = hears.spec_size * (hears.spec_size // hears.num_mel_bins)
         if not (max_seconds > 0 and frames <= most):
             raise ValueError(
@@ -144,7 +144,7 @@ class CLAPRetriever(FineTunedRetriever):
         )
         reads = self.model.config.text_config
         self.tokenizer = make_tokenizer(tokenizer, weights, reads, max_tokens=max_tokens)
-        self.build_without_files(
+        self.replace_hyperparameters(
             weights=None, config=config_entries(self.model.config), tokenizer=self.tokenizer.kind
         )
 
@@ -160,7 +160,7 @@ class CLAPRetriever(FineTunedRetriever):
         Raises:
             ValueError: The batch has no waveforms.
         """
-        waveform, num_samples = self.heard(batch)
+        waveform, num_samples = self.resampled_waveforms(batch)
         if num_samples is None:
             num_samples = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
         channels, is_longer = self.spectrograms(waveform, num_samples.clamp(1, waveform.shape[1]))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, relu
 
-from ask_lightning.models.frontend import LogMel, SpecAugment
+from ask_lightning.data.audio.features import LogMel
 from ask_lightning.models.retriever import ProjectedRetriever
+from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
 
@@ -231,7 +232,7 @@ class ResNet38BERT(ProjectedRetriever):
             text_weights, text_config, tokenizer, dropout=dropout, max_tokens=max_tokens
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
-        self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
+        self.replace_hyperparameters(audio_weights=None, **self.text_encoder.recipe)
 
 
 class _ConvBlock(nn.Module):
