@@ -26,8 +26,8 @@ from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
 CHECKPOINT_KEY = "ask_lightning"
 
 
-def _shared(name: str) -> Any:
-    """A property that reads and writes an attribute of the model, for state that wrapper and model share."""
+def _model_attribute(name: str) -> Any:
+    """A property that reads and writes the attribute of this name of the model."""
 
     def read(self: ASKModule) -> Any:
         return getattr(self.model, name)
@@ -48,40 +48,41 @@ def _model_of(wrapper: nn.Module) -> pl.LightningModule | None:
 class ASKModule(pl.LightningModule):
     """Trains any audio–text retrieval model with ASK, without an edit to the model.
 
-    The model's hooks, logs, optimisers, schedules, hyper-parameters and loops are its own; only the loss
-    of its training step is another. Attributes that the wrapper does not have are read from and written
-    to the model, so callbacks that were written for it go on working. Checkpoints have the model's keys
-    and load in its class without this library.
+    The model keeps its hooks, logs, optimisers, schedules, hyper-parameters and loops; only the loss of its
+    training step is replaced. Attributes that the wrapper does not have are read from and written to the
+    model, so callbacks that were written for the model keep working. Checkpoints have the model's keys and
+    load in its class without this library.
+
+    The embeddings come from two methods of the model. Unless they are named, the wrapper takes the first of
+    these pairs that the model has, and logs at the start of `fit` which one: `encode_audio`/`encode_text`,
+    `forward_audio`/`forward_text`, `get_audio_embedding`/`get_text_embedding`,
+    `get_audio_features`/`get_text_features`. Methods of different pairs are never combined. If only one of
+    the two is named, the other is its partner in the pair, or, if the name belongs to no pair, the first of
+    these names for its side that the model has.
 
     Requirements:
         `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
         `loss.knowledge`.
 
     Args:
-        model: The retrieval model; `.model` afterwards, untouched.
-        loss: The loss; default `ReliabilityOTLoss()` with the paper's settings.
-        audio: Name of the model's method that takes a batch and returns audio embeddings `(B, d)`, or a
-            callable `(model, batch)`. Of a `transformers` output the `pooler_output` is taken. None: found.
+        model: Retrieval model to train. It is available as `.model` and is not modified.
+        loss: Loss to train with. None: `ReliabilityOTLoss()` with the paper's settings.
+        audio: Name of the model's method that takes a batch and returns audio embeddings `(B, d)` (a tensor,
+            or an output of `transformers` with a `pooler_output`), or a callable `(model, batch)` that does.
+            None: a method is found as described above.
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
-            callable `(model, batch)`. None: found.
-        ids: Key of the batch (a mapping) under which clip ids are, or a callable `(model, batch)`. Needed
-            by `exclude_self` and `positives="ids"`.
-        step: `"capture"` runs the model's own `training_step`, takes the embeddings that its audio and
-            text methods returned inside it, and replaces the loss that it returned: its schedules, logs
-            and side effects stay. `"encode"` calls only the two methods. `"auto"`: capture if the model
-            has a `training_step`, else encode.
-        criterion: Name of the attribute that the model's `training_step` calls as
-            `self.criterion(audio, text)`; it is replaced while the step runs, for a step that adds other
-            losses to the contrastive one.
-
-    Without `audio` and `text` the first pair is taken of which the model has both methods, and named at the
-    start of `fit`: `encode_audio`/`encode_text`, `forward_audio`/`forward_text`,
-    `get_audio_embedding`/`get_text_embedding`, `get_audio_features`/`get_text_features`. Methods of different
-    pairs are never combined. With one of the two arguments the other is found: the partner, if the given
-    name is of a pair, else the first name in this order that the model has.
+            callable `(model, batch)` that does. None: a method is found as described above.
+        ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
+            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+        step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
+            embeddings that its audio and text methods return inside it, and replaces the loss that it
+            returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
+            methods. `"auto"` is `"capture"` if the model has a `training_step`, else `"encode"`.
+        criterion: Name of an attribute that the model's `training_step` calls with `(audio, text)`. It is
+            replaced while the step runs, for steps that add other losses to the contrastive one.
 
     Raises:
-        TypeError: `model` is no `lightning.pytorch` module, `loss` no `ReliabilityOTLoss`.
+        TypeError: `model` is not a `lightning.pytorch` module, or `loss` is not a `ReliabilityOTLoss`.
         ValueError: A method, attribute or id that an option needs is missing.
 
     Examples:
@@ -99,15 +100,15 @@ class ASKModule(pl.LightningModule):
         'encode'
     """
 
-    _current_fx_name = _shared("_current_fx_name")
-    _hparams = _shared("_hparams")
-    _hparams_initial = _shared("_hparams_initial")
-    _log_hyperparams = _shared("_log_hyperparams")
-    _example_input_array = _shared("_example_input_array")
-    _automatic_optimization = _shared("_automatic_optimization")
-    _strict_loading = _shared("_strict_loading")
-    prepare_data_per_node = _shared("prepare_data_per_node")
-    allow_zero_length_dataloader_with_multiple_devices = _shared(
+    _current_fx_name = _model_attribute("_current_fx_name")
+    _hparams = _model_attribute("_hparams")
+    _hparams_initial = _model_attribute("_hparams_initial")
+    _log_hyperparams = _model_attribute("_log_hyperparams")
+    _example_input_array = _model_attribute("_example_input_array")
+    _automatic_optimization = _model_attribute("_automatic_optimization")
+    _strict_loading = _model_attribute("_strict_loading")
+    prepare_data_per_node = _model_attribute("prepare_data_per_node")
+    allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
         "allow_zero_length_dataloader_with_multiple_devices"
     )
 
@@ -137,7 +138,7 @@ class ASKModule(pl.LightningModule):
         # On the instance: Lightning decides by what a module overrides how it trains.
         self.__dict__.update(overridden_hooks(model))
         # A module that holds this one loads it through its submodules, not through `load_state_dict`.
-        self.register_load_state_dict_pre_hook(_add_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_submodule_prefixes)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -158,19 +159,19 @@ class ASKModule(pl.LightningModule):
             setattr(model, name, value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own, which may leave weights out."""
+        """Return the model's state dict, which may leave weights out."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own."""
+        """Load a state dict into the model."""
         return self.model.load_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward."""
+        """Call the model's `forward`."""
         return self.model(*args, **kwargs)
 
     def training_step(self, batch: Any, *args: Any) -> Any:
-        """One step of training: the model's, with the ASK loss in place of the contrastive one."""
+        """The model's training step, with the ASK loss in place of the contrastive one."""
         if self.step == "encode":
             audio, text, ids = self.embed_pairs(batch)
             return self.loss(audio, text, ids=ids)
@@ -186,7 +187,18 @@ class ASKModule(pl.LightningModule):
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
-        """Audio embeddings `(B, d)`, text embeddings `(B, d)` and clip ids of a batch."""
+        """Embed a batch.
+
+        Args:
+            batch: Batch as the model's encoders take it.
+
+        Returns:
+            Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
+
+        Raises:
+            TypeError: An encoder does not return a tensor.
+            ValueError: The batch does not have the key of the clip ids.
+        """
         audio, text = (
             as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
             for encoder in (self._audio, self._text)
@@ -208,7 +220,7 @@ class ASKModule(pl.LightningModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Checks that ASK can train here, then the model's own setup."""
+        """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
             refreshed = any(isinstance(item, KnowledgeRefreshCallback) for item in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -226,17 +238,18 @@ class ASKModule(pl.LightningModule):
         self.model.setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The model's own, then the loss's options under a key of their own."""
+        """Call the model's own hook, then add the options of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The model's own; a warning where the loss resumes with other options."""
+        """Call the model's own hook; warn if training resumes with other options of the loss."""
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("loss", {})
         changed = [
             f"{name} {value!r} → {self.loss.options[name]!r}"
             for name, value in stored.items()
-            if name in self.loss.options and _lasting(value) != _lasting(self.loss.options[name])
+            if name in self.loss.options
+            and _without_address(value) != _without_address(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
@@ -254,22 +267,22 @@ class ASKModule(pl.LightningModule):
         weights_only: bool = True,
         **options: Any,
     ) -> ASKModule:
-        """A wrapped model with the weights of a checkpoint.
+        """Wrap a model and load the weights of a checkpoint into it.
 
         Args:
-            checkpoint_path: A checkpoint of `Trainer`, with or without ASK.
-            model: A fresh model of the class that was trained.
-            loss: Default: one with the options in the checkpoint.
-            map_location: As in `torch.load`.
-            strict: Whether the weights' names have to match; default the model's `strict_loading`.
-            weights_only: As in `torch.load`; `False` only for files that you trust.
-            options: `audio`, `text`, `ids`, `step`, `criterion` as for `ASKModule`.
+            checkpoint_path: Path of a checkpoint of `Trainer`, trained with or without ASK.
+            model: New model of the class that was trained.
+            loss: Loss to train on with. None: a loss with the options in the checkpoint.
+            map_location: Argument `map_location` of `torch.load`.
+            strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
+            weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
+            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes.
 
         Raises:
-            ValueError: The loss had options that a file cannot hold and `loss` is not given.
+            ValueError: The loss had options that a file cannot hold, and `loss` is not given.
         """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
@@ -283,8 +296,8 @@ class ASKModule(pl.LightningModule):
         return wrapped
 
 
-def _lasting(option: Any) -> Any:
-    """An option without the memory address that is part of a function's representation."""
+def _without_address(option: Any) -> Any:
+    """An option as stored in a checkpoint, without memory addresses in the representation of functions."""
     return re.sub(r" at 0x[0-9a-f]+", "", option) if isinstance(option, str) else option
 
 
@@ -311,8 +324,10 @@ def _check_loss(loss: ReliabilityOTLoss, model: pl.LightningModule, ids: object)
         )
 
 
-def _add_wrapper(wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Name the weights as the submodules do, before they are handed down to them."""
+def _add_submodule_prefixes(
+    wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Prefix the names of weights with those of the wrapper's submodules, which load them afterwards."""
     stored = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     # All at once: the model may have a submodule that is called `model` as well.
     state_dict.update({f"{prefix}model.{key[len(prefix) :]}": value for key, value in stored.items()})

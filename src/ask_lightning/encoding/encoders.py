@@ -39,7 +39,7 @@ def find_encoders(
         The audio and the text encoder.
 
     Raises:
-        ValueError: A name is not that of a method, or there is no method to be found.
+        ValueError: A given name is not that of a method, or no method was found.
 
     Examples:
         >>> class Model:

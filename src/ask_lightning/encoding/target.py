@@ -1,4 +1,4 @@
-"""The parts of a training module that the callbacks work with."""
+"""The loss and the encoders of a training module, which the callbacks work with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Embed = Callable[[Any], tuple[Tensor, Tensor, Ids | None]]
 
 @dataclass(frozen=True)
 class Target:
-    """The loss that looks up knowledge and the way from a batch to embeddings.
+    """The loss of a training module, and the function that embeds its batches.
 
     Attributes:
-        loss: Where the knowledge is kept.
-        embed: Batch → audio `(B, d)`, text `(B, d)`, clip ids or `None`.
+        loss: Loss that holds the knowledge base.
+        embed: Function from a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`.
     """
 
     loss: ReliabilityOTLoss
