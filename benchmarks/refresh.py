@@ -58,7 +58,7 @@ class TimedRefresh(KnowledgeRefreshCallback):
         pl_module.eval()
         with torch.no_grad():
             for batch in self.loader(trainer):
-                pl_module.model.forward_audio(batch), pl_module.model.forward_text(batch)
+                pl_module.model.encode_audio(batch), pl_module.model.encode_text(batch)
         pl_module.train()
         trainer.strategy.barrier()
         self.bare.append(time.perf_counter() - started)
@@ -112,7 +112,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, results) 
         enable_model_summary=False,
         callbacks=[callback],
     )
-    module = ASKModule(encoders(), ReliabilityOTLoss(), audio="forward_audio", text="forward_text")
+    module = ASKModule(encoders(), ReliabilityOTLoss())
     trainer.fit(module, datamodule=data)
     if rank == 0:
         results.put((min(callback.bare), min(callback.whole)))

@@ -48,8 +48,6 @@ def main() -> None:
     module = ASKModule(
         model,
         ReliabilityOTLoss(temperature=model.temperature),
-        audio="forward_audio",
-        text="forward_text",
         ids="clip_id",
     )
     # WavCaps holds most of Clotho; `knowledge_dataset` leaves the evaluation clips out and says how many.

@@ -65,21 +65,21 @@ class ProjectionHeads(L.LightningModule):
     def head(incoming: int, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(incoming, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width))
 
-    def forward_audio(self, batch: dict) -> Tensor:
+    def encode_audio(self, batch: dict) -> Tensor:
         return normalize(self.audio_head(batch["audio"]), dim=1)
 
-    def forward_text(self, batch: dict) -> Tensor:
+    def encode_text(self, batch: dict) -> Tensor:
         return normalize(self.text_head(batch["text"]), dim=1)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        similarity = self.forward_text(batch) @ self.forward_audio(batch).T
+        similarity = self.encode_text(batch) @ self.encode_audio(batch).T
         temperature = self.hparams["temperature"]
         loss = 0.5 * (nt_xent(similarity, temperature) + nt_xent(similarity.T, temperature))
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self.val_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
         scores = {key.removeprefix("val/"): value for key, value in self.val_metrics.compute().items()}
@@ -87,7 +87,7 @@ class ProjectionHeads(L.LightningModule):
         self.log_dict(self.val_metrics)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        self.test_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
         self.log_dict(self.test_metrics)
 
     def configure_optimizers(self) -> dict:
@@ -119,7 +119,7 @@ def main() -> None:
             modulation_gradient=method == "ASK",
         )
         refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
-        return ASKModule(heads, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
+        return ASKModule(heads, loss), [refresh, DriftMonitor()]
 
     def train(method: str, temperature: float, seed: int) -> Run:
         return train_and_judge(

@@ -79,7 +79,7 @@ def build(
     refresh = KnowledgeRefreshCallback(
         options.T, without_random_crops(data), num_prototypes=options.prototypes
     )
-    return ASKModule(model, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
+    return ASKModule(model, loss), [refresh, DriftMonitor()]
 
 
 def make_data(options: argparse.Namespace) -> PairData:

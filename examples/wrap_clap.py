@@ -55,7 +55,7 @@ def main() -> None:
 
     # ASK's temperature is the model's own, so that what differs from plain fine-tuning is ASK alone.
     loss = ReliabilityOTLoss(temperature=model.temperature)
-    module = ASKModule(model, loss, audio="forward_audio", text="forward_text", ids="clip_id")
+    module = ASKModule(model, loss, ids="clip_id")
     trainer = L.Trainer(
         accelerator="cpu" if options.demo else "auto",
         devices=1,

@@ -71,7 +71,7 @@ def before(data: L.LightningDataModule, settings: dict) -> L.Trainer:
 
 def after(data: L.LightningDataModule, settings: dict) -> L.Trainer:
     """The script with ASK."""
-    model = ASKModule(Towers(), audio="encode_audio", text="encode_text")
+    model = ASKModule(Towers())
     trainer = L.Trainer(**settings, callbacks=[KnowledgeRefreshCallback(T=2, num_prototypes=64)])
     trainer.fit(model, datamodule=data)
     return trainer

@@ -150,7 +150,7 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback(demo, monkeypatch):
     def broken(*_):
         return 1 / 0
 
-    monkeypatch.setattr("ask_lightning.models.ResNet38BERT.forward_audio", broken)
+    monkeypatch.setattr("ask_lightning.models.ResNet38BERT.encode_audio", broken)
     with pytest.raises(ZeroDivisionError):
         main(["fit", "--config", ASK, demo])
 

@@ -103,7 +103,8 @@ def test_encoding_a_model_with_other_methods(capsys):
         "trainer: {accelerator: cpu, logger: false}\n"
     )
     message = refusal(capsys, "encode", "--config", "mine.yaml", "--output", "a.safetensors")
-    assert message == "Towers has no method `forward_audio` to encode with."
+    assert "found no methods of Towers that encode audio and text" in message
+    assert "`encode_audio`/`encode_text`" in message
 
 
 def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():

@@ -19,7 +19,7 @@ def fingerprint() -> str:
     torch.manual_seed(0)
     model = TinyRetriever(width=8).eval()
     with torch.no_grad():
-        digest.update(model.forward_text({"caption": ["rain, then wind"]}).numpy().tobytes())
+        digest.update(model.encode_text({"caption": ["rain, then wind"]}).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -32,8 +32,10 @@ class DriftMap(Callback):
     Args:
         every_n_epochs: Epochs between maps, at least 1.
         num_clips: Pairs on the map; all if there are fewer.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found by
+            the rule of `ASKModule`.
+        text: Name of the module's method that takes a batch and returns text embeddings. None: found by the
+            rule of `ASKModule`.
 
     Raises:
         ValueError: An argument out of range.
@@ -48,8 +50,8 @@ class DriftMap(Callback):
         every_n_epochs: int = 10,
         num_clips: int = 64,
         *,
-        audio: str = "forward_audio",
-        text: str = "forward_text",
+        audio: str | None = None,
+        text: str | None = None,
     ) -> None:
         check_count("every_n_epochs", every_n_epochs, 1)
         check_count("num_clips", num_clips, 2)

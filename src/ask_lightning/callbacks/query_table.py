@@ -51,8 +51,10 @@ class QueryTable(Callback):
         every_n_epochs: Epochs between tables, at least 1; the first and the last have one in any case.
         num_queries: Validation pairs; all if there are fewer.
         num_shown: Neighbours whose captions are shown. All K count for Ψ.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found by
+            the rule of `ASKModule`.
+        text: Name of the module's method that takes a batch and returns text embeddings. None: found by the
+            rule of `ASKModule`.
 
     Raises:
         ValueError: An argument out of range.
@@ -68,8 +70,8 @@ class QueryTable(Callback):
         num_queries: int = 6,
         num_shown: int = 3,
         *,
-        audio: str = "forward_audio",
-        text: str = "forward_text",
+        audio: str | None = None,
+        text: str | None = None,
     ) -> None:
         check_count("every_n_epochs", every_n_epochs, 1)
         check_count("num_queries", num_queries, 1)

@@ -27,8 +27,9 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--ask.enabled", type=bool, default=False, help="Train with ASK; a section `ask` in a config does.")
-    add("--ask.audio", type=str, default="forward_audio", help="The model's method that encodes audio.")
-    add("--ask.text", type=str, default="forward_text", help="The model's method that encodes text.")
+    for side in ("audio", "text"):
+        help_text = f"The model's method that encodes {side}; null: found by its usual names."
+        add(f"--ask.{side}", type=str | None, default=None, help=help_text)
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
     add("--ask.monitors", type=bool, default=True, help="Log RDM, OBI and what queries retrieve.")
     # Not here: what a file cannot hold, and the temperature, which is the model's.
@@ -61,7 +62,7 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     """Wrap a model.
 
     Args:
-        model: With the methods that the section names. Its `temperature` is that of the loss, so that
+        model: With methods that encode audio and text. Its `temperature` is that of the loss, so that
             baseline and ASK train with the same.
         section: The section `ask`.
 

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
+from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 from ask_lightning.utilities.atomic_files import written_whole
 from ask_lightning.utilities.clip_ids import integer_ids
@@ -116,14 +118,14 @@ class _Embedder(pl.LightningModule):
         self.model = model
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        try:
+            encoders = find_encoders(self.model)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         sides = {}
-        for side in ("audio", "text"):
-            method = getattr(self.model, f"forward_{side}", None)
-            if not callable(method):
-                raise UsageError(
-                    f"{type(self.model).__name__} has no method `forward_{side}` to encode with."
-                )
-            sides[side] = unit_length(method(batch).float()).cpu()
+        for side, encoder in zip(("audio", "text"), encoders, strict=True):
+            embeddings = as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
+            sides[side] = unit_length(embeddings.float()).cpu()
         return {**sides, "clip_id": integer_ids(batch["clip_id"]).cpu(), "caption": list(batch["caption"])}
 
 
@@ -134,7 +136,7 @@ def encode_pairs(
 
     Args:
         trainer: On one device.
-        model: With the methods `forward_audio` and `forward_text`.
+        model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
         loader: Over pairs, in order. The clips of its dataset give the names if it has `clips`.
         checkpoint: Path of the weights to load before. None: the model's present ones.
 

@@ -13,6 +13,8 @@ from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.flags import Flags
 from ask_lightning.cli.training import load_class
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_stretch
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
+from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 
 _LONGEST_SECONDS = 30.0
@@ -104,7 +106,7 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int) -> list[Hit
     """
     if not text.strip():
         raise UsageError("Argument `--text` has to hold words, but it is empty.")
-    query = unit_length(model.forward_text({"caption": [text]}).float())[0]  # (d,)
+    query = _encode_query(model, 1, {"caption": [text]})  # (d,)
     first: dict[int, str] = {}
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first.setdefault(row, caption)
@@ -130,7 +132,7 @@ def find_captions(model: Any, pairs: EncodedPairs, path: Path, top: int) -> list
         check_recording(recording, samples=False)
         waveform = read_stretch(recording, rate, 0, int(_LONGEST_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
-    query = unit_length(model.forward_audio(batch).float())[0]  # (d,)
+    query = _encode_query(model, 0, batch)  # (d,)
     return [
         Hit(score, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
         for score, row in _best(pairs.text, query, top)
@@ -154,6 +156,13 @@ def hits_table(hits: Sequence[Hit]) -> str:
         caption = hit.caption if len(hit.caption) <= _WIDEST else f"{hit.caption[: _WIDEST - 1]}…"
         lines.append(f"{rank:4d}  {hit.score:.3f}  {hit.clip:{width}}  {caption}")
     return "\n".join(lines)
+
+
+def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> torch.Tensor:
+    """The embedding `(d,)` of a single audio (side 0) or text (side 1)."""
+    encoder = find_encoders(model)[side]
+    embeddings = as_embeddings(call_encoder(model, encoder, batch), encoder_name(encoder))  # (1, d)
+    return unit_length(embeddings.float())[0]
 
 
 def _best(rows: torch.Tensor, query: torch.Tensor, top: int) -> list[tuple[float, int]]:

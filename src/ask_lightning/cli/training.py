@@ -42,7 +42,7 @@ class RetrievalTrainer(pl.Trainer):
         """Encode a split of the data into a file that `ask-lightning search` reads.
 
         Args:
-            model: With the methods `forward_audio` and `forward_text`.
+            model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
             datamodule: The data.
             split: Which; training clips without random crops.
             output: The file, `.safetensors`. None: `encoded-{split}.safetensors` in the folder of the run.

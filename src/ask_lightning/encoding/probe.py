@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ask_lightning.encoding.encode import encode_source, has_index, source_loader
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 
@@ -36,24 +36,21 @@ def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], D
     return Subset(dataset, rows), loader
 
 
-def check_encoders(module: pl.LightningModule, callback: Callback, audio: str, text: str) -> None:
-    """Refuse names that are no methods of the model.
+def check_encoders(
+    module: pl.LightningModule, callback: Callback, audio: str | None, text: str | None
+) -> None:
+    """Refuse a model that does not have the methods that a callback calls.
 
     Args:
         module: The model.
-        callback: Who will ask it for embeddings, for the message.
-        audio: Name of the method that encodes audio.
-        text: The same for text.
+        callback: The callback that calls them, for the message.
+        audio: Name of the method that encodes audio. None: found as `find_encoders` does.
+        text: Name of the method that encodes text. None: found as `find_encoders` does.
 
     Raises:
         ValueError: The model has no such method.
     """
-    for argument, name in (("audio", audio), ("text", text)):
-        if not callable(getattr(module, name, None)):
-            raise ValueError(
-                f"Argument `{argument}` of {type(callback).__name__} has to name a method of the model that "
-                f"takes a batch, but {type(module).__name__} has no {name!r}."
-            )
+    find_encoders(module, audio, text, caller=type(callback).__name__)
 
 
 def encode_probe(
@@ -61,8 +58,8 @@ def encode_probe(
     module: pl.LightningModule,
     items: Subset[Any],
     like: DataLoader[Any],
-    audio: str,
-    text: str,
+    audio: str | None,
+    text: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Encode a few items without a trace in the run.
 
@@ -71,17 +68,18 @@ def encode_probe(
         module: With the two methods.
         items: What to encode.
         like: A loader with the collation for them.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found as
+            `find_encoders` does.
+        text: Name of the module's method that returns text embeddings. None: found as `find_encoders` does.
 
     Returns:
         Audio and text, `(n, d)` unit vectors each.
     """
-    methods: list[Callable[[Any], Any]] = [getattr(module, name) for name in (audio, text)]
+    encoders = find_encoders(module, audio, text)
 
     def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
         sides = [
-            as_embeddings(method(batch), name) for method, name in zip(methods, (audio, text), strict=True)
+            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder)) for encoder in encoders
         ]
         return sides[0], sides[1], None
 

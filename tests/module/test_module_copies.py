@@ -320,7 +320,7 @@ def test_tuners_beside_the_callback_are_refused(tool, finder, tmp_path):
             return make_loader(batch_size=self.batch_size)
 
     run = make_trainer(max_epochs=1, callbacks=[make_refresh()], default_root_dir=tmp_path)
-    with pytest.raises(RuntimeError, match=rf"{finder} takes all other callbacks off .* Tuner\(Trainer"):
+    with pytest.raises(RuntimeError, match=rf"{finder} disables all other callbacks .* Tuner\(Trainer"):
         getattr(Tuner(run), tool)(wrap(Client()))
 
 

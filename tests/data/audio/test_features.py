@@ -1,10 +1,10 @@
-"""The front ends against independent references; constants; SpecAugment."""
+"""Resampling and log-mel spectrograms against independent references; windows and filters are constants."""
 
 import numpy as np
 import pytest
 import torch
 
-from ask_lightning.models.frontend import LogMel, Resample, SpecAugment
+from ask_lightning.data.audio.features import SILENCE, LogMel, Resample, log_mel, num_frames
 from tests.helpers.retrievers import noise
 
 transformers = pytest.importorskip("transformers")
@@ -66,12 +66,12 @@ def test_constants_are_in_no_checkpoint_and_stay_float32():
 
 
 def test_clips_that_are_too_short_are_filled_with_silence():
-    log_mel = LogMel(32000, min_frames=32, **PANNS)
+    transform = LogMel(32000, min_frames=32, **PANNS)
     for samples in (1, 512, 2000):
         waveform = noise(1, samples / 32000, 32000)
-        found = log_mel(waveform)
+        found = transform(waveform)
         assert found.shape == (1, 32, 64)
-        assert log_mel.num_frames(torch.tensor([samples])).item() == 32
+        assert transform.num_frames(torch.tensor([samples])).item() == 32
         assert (found[0, -1] == -100).all()
 
 
@@ -90,33 +90,25 @@ def test_resampling_keeps_the_pitch_and_counts_samples():
     assert none is None
 
 
-def test_spec_augment():
-    torch.manual_seed(0)
-    augment = SpecAugment(time_width=20, band_width=8)
-    masked = augment(torch.ones(200, 100, 64)) == 0
-    frames, bins = masked.all(dim=2), masked.all(dim=1)
-    assert torch.equal(masked, frames.unsqueeze(2) | bins.unsqueeze(1))
-    for silent, width in ((frames, 20), (bins, 8)):
-        sizes = silent.sum(dim=1)
-        assert sizes.max() <= 2 * width
-        assert sizes.max() > 1.5 * width
-        assert 0.8 * width < sizes.float().mean() < 1.1 * width
-        edges = torch.nn.functional.pad(silent.int(), (1, 1)).diff(dim=1).abs().sum(dim=1)
-        assert edges.max() == 4, "two stretches"
-        assert len(silent.unique(dim=0)) > 100, "others in each example"
-        assert silent[:, 0].any()
-        assert silent[:, -1].any()
-    assert torch.equal(augment.eval()(torch.ones(2, 300, 64)), torch.ones(2, 300, 64))
-    short = SpecAugment(count=1)(torch.ones(50, 10, 64)) == 0
-    assert short.all(dim=2).sum(dim=1).max() == 5, "no more than half"
+def test_log_mel_with_natural_logarithm():
+    """The spectrograms of synthetic data: windows of 32 ms every 16 ms, bands from 50 Hz, a floor of 1e-5."""
+    waveform = noise(2, 0.5, 16000)
+    waveform[:, 4000:] = 0
+    transforms = torchaudio.transforms
+    power = transforms.MelSpectrogram(16000, n_fft=512, hop_length=256, f_min=50, n_mels=40)(waveform)
+    found = log_mel(waveform, num_mels=40)
+    assert torch.equal(found, power.clamp_min(1e-5).log().transpose(1, 2))
+    assert found.shape[1] == num_frames(8000)
+    assert found.min() == SILENCE
+    for samples in (1, 256, 300, 512):
+        assert log_mel(waveform[:, :samples]).shape[1] == num_frames(samples)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Resample(0, 16000), "`sample_rate` has to be at least 1 Hz, but got 0"),
-        (lambda: Resample(16000, 0), "`to_rate` has to be at least 1 Hz, but got 0"),
-        (lambda: SpecAugment(band_width=-1), "`band_width` has to be at least 0, but got -1"),
+        (lambda: Resample(0, 16000), "`from_rate` has to be an integer of at least 1, but got 0"),
+        (lambda: Resample(16000, 0), "`to_rate` has to be an integer of at least 1, but got 0"),
     ],
 )
 def test_arguments_outside_their_range(make, message):
