@@ -21,3 +21,14 @@ def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"Argument `{name}` has to be one of {allowed}, but got {value!r}.")
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Refuse a number outside of [low, high]. Without `high` there is no upper limit.
+
+    Raises:
+        ValueError: With the argument's name, what it got and what is allowed.
+    """
+    if not (low <= value and (high is None or value <= high)):
+        allowed = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value!r}.")
