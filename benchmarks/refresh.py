@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.data import RetrievalData
+from ask_lightning.data import DatasetsDataModule
 from ask_lightning.models import CEDSonar, Retriever
 
 
@@ -97,7 +97,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, results) 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     L.seed_everything(0, verbose=False)
-    data = RetrievalData(Clips(options.pairs, options.seconds), Clips(8, options.seconds), batch_size=32)
+    data = DatasetsDataModule(Clips(options.pairs, options.seconds), Clips(8, options.seconds), batch_size=32)
     callback = TimedRefresh(num_prototypes=options.prototypes, save_knowledge=False)
     trainer = L.Trainer(
         accelerator="cpu",

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.data import RetrievalData, split_by_clip
+from ask_lightning.data import DatasetsDataModule, split_by_clip
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import retrieval_metrics
 from ask_lightning.reproduce import (
@@ -124,7 +124,7 @@ def main() -> None:
     def train(method: str, temperature: float, seed: int) -> Run:
         return train_and_judge(
             lambda: build(method, temperature),
-            RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed),
+            DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed),
             method=method,
             temperature=temperature,
             seed=seed,

@@ -89,7 +89,7 @@ def main() -> None:
     print(difference(), flush=True)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = SoundscapeData(options.clips, 64, 64, batch_size=32)
+    data = SoundscapeData(options.clips, 64, 64, features="log_mel", batch_size=32)
     settings = {
         "max_epochs": options.epochs,
         "accelerator": "cpu",

@@ -54,7 +54,7 @@ def test_the_rows_of_a_comparison_differ_in_ask_alone(dataset, backbone):
         compose([f"{dataset}_{backbone}_{method}"], PLACES).config | {} for method in METHODS
     )
     assert "ask" not in baseline
-    knowledge = ("knowledge", "enriched", "enriched_in")
+    knowledge = ("knowledge", "enriched")
     for config in others:
         assert config["ask"]["enabled"]
         for name in knowledge:

@@ -112,7 +112,9 @@ def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():
     cli._held_out = [Clip("freesound:1", ("rain",), "1")]
     cli.datamodule = Numbers()
     cli.model = ASKModule(Towers(), audio="listen", text="read")
-    with pytest.warns(UserWarning, match="Numbers is no PublishedData: nobody checks whether its knowledge"):
+    with pytest.warns(
+        UserWarning, match="Numbers is no PublishedDataModule: nobody checks whether its knowledge"
+    ):
         cli.before_fit()
     cli.model = Towers()
     with warnings.catch_warnings():

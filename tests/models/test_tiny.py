@@ -35,7 +35,8 @@ def make_trainer(epochs: int, **options) -> L.Trainer:
 
 def small_data(**options) -> SoundscapeData:
     return SoundscapeData(
-        **({"num_train": 16, "num_val": 4, "num_test": 4, "seconds": 1, "batch_size": 8} | options)
+        **{"num_train": 16, "num_val": 4, "num_test": 4, "seconds": 1, "features": "log_mel", "batch_size": 8}
+        | options
     )
 
 
@@ -43,7 +44,9 @@ def small_data(**options) -> SoundscapeData:
 def trained():
     """A short run: small enough for every test session, long enough to learn something."""
     L.seed_everything(0, verbose=False)
-    data = SoundscapeData(700, 100, 10, seconds=1.5, eval_captions_per_clip=1, batch_size=16)
+    data = SoundscapeData(
+        700, 100, 10, seconds=1.5, eval_captions_per_clip=1, features="log_mel", batch_size=16
+    )
     model, losses = TinyRetriever(), Losses()
     run = make_trainer(5, callbacks=[losses])
     run.fit(model, datamodule=data)
@@ -77,7 +80,7 @@ def test_a_checkpoint_loads_with_its_hyperparameters(tmp_path):
     run.save_checkpoint(tmp_path / "last.ckpt")
     loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
     assert (loaded.temperature, loaded.num_mels) == (0.2, 32)
-    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=32)))
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=32)))
     for encode in ("encode_audio", "encode_text"):
         with torch.no_grad():
             torch.testing.assert_close(
@@ -108,7 +111,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
 
 def test_embeddings_have_length_one_and_the_chosen_width():
     model = TinyRetriever(width=24)
-    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=64)))
     for embeddings in (model.encode_audio(batch), model.encode_text(batch)):
         assert embeddings.shape == (3, 24)
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
@@ -117,7 +120,7 @@ def test_embeddings_have_length_one_and_the_chosen_width():
 def test_waveforms_and_their_spectrograms_are_the_same_to_the_model():
     model = TinyRetriever(width=8).eval()
     heard = collate_pairs(list(Soundscapes(3, seconds=1)))
-    seen = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
+    seen = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=64)))
     with torch.no_grad():
         torch.testing.assert_close(model.encode_audio(heard), model.encode_audio(seen))
 
@@ -130,7 +133,7 @@ def test_order_counts_for_words_and_for_sounds():
     torch.manual_seed(0)
     model = TinyRetriever().eval()
     captions = ["rain, then wind", "wind, then rain"]
-    sound = Soundscapes(1, seconds=1, num_mels=64)[0]["log_mel"]
+    sound = Soundscapes(1, seconds=1, features="log_mel")[0]["log_mel"]
     with torch.no_grad():
         text = model.encode_text({"caption": captions})
         audio = model.encode_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
@@ -141,7 +144,7 @@ def test_order_counts_for_words_and_for_sounds():
 def test_training_tells_first_from_then(trained):
     """Captions with their two events exchanged are farther from their clips."""
     model, _, _, _ = trained
-    clips = Soundscapes(300, split="train", seconds=1.5, num_mels=64)
+    clips = Soundscapes(300, split="train", seconds=1.5, features="log_mel")
     rows = [
         row
         for row, caption in enumerate(clips.captions)

@@ -4,7 +4,7 @@ import importlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -21,8 +21,7 @@ from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask
 from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.clips import Clip
-
-Split = Literal["train", "val", "test"]
+from ask_lightning.data.splits import Split
 
 # What describes the batches and not the model.
 _OF_THE_DATA = ("sample_rate",)
@@ -34,7 +33,7 @@ class RetrievalTrainer(pl.Trainer):
     def encode(
         self,
         model: pl.LightningModule,
-        datamodule: ask_lightning.data.PairData,
+        datamodule: ask_lightning.data.RetrievalDataModule,
         split: Split = "test",
         output: str | None = None,
         ckpt_path: str | None = None,
@@ -172,18 +171,18 @@ class RetrievalCLI(LightningCLI):
         """Keep what the model will be tested on elsewhere out of the knowledge."""
         if not self._held_out:
             return
-        if isinstance(self.datamodule, ask_lightning.data.PublishedData):
+        if isinstance(self.datamodule, ask_lightning.data.PublishedDataModule):
             self.datamodule.hold_out(self._held_out)
         elif isinstance(self.model, ASKModule):
             rank_zero_warn(
-                f"{type(self.datamodule).__name__} is no PublishedData: nobody checks whether its knowledge "
-                "holds evaluation clips of the target."
+                f"{type(self.datamodule).__name__} is no PublishedDataModule: nobody checks whether its "
+                "knowledge holds evaluation clips of the target."
             )
 
     def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
         """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
         assert isinstance(self.trainer, RetrievalTrainer)
-        assert isinstance(datamodule, ask_lightning.data.PairData)
+        assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
 

@@ -13,7 +13,7 @@ from ask_lightning.cli.commands import run_invocation
 from ask_lightning.cli.compose import Composition, shipped_parts
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.flags import Flags, Invocation
-from ask_lightning.data import PublishedData
+from ask_lightning.data import PublishedDataModule
 from ask_lightning.metrics.table import percentages, scores_markdown, write_scores
 
 DATASETS = ("audiocaps", "clotho")
@@ -55,7 +55,7 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()) -> PublishedData:
+def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()) -> PublishedDataModule:
     """The data of another dataset under the settings of a config.
 
     Args:
@@ -80,7 +80,7 @@ def target_data(invocation: Invocation, target: str, options: Sequence[str] = ()
     given = parser.parse_args(["--data", json.dumps(section), *options])
     data: Any = parser.instantiate_classes(given)["data"]
     # Now, and not after hours of training.
-    assert isinstance(data, PublishedData)
+    assert isinstance(data, PublishedDataModule)
     if "test" not in data.datasets:
         raise UsageError(f"The target {target} has no test split in {section['init_args']['root']!r}.")
     return data

@@ -33,20 +33,21 @@ def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
         raise ValueError(f"Argument `{name}` has to be one of {allowed}, but got {value!r}.")
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
     """Refuse a number outside the closed interval from `low` to `high`, and NaN.
 
     Args:
         name: Name of the argument, for the message.
         value: Number that was passed.
         low: Smallest allowed number.
-        high: Largest allowed number.
+        high: Largest allowed number; without it there is no upper limit.
 
     Raises:
         ValueError: The number lies outside.
     """
-    if not low <= value <= high:
-        raise ValueError(f"Argument `{name}` has to be in [{low}, {high}], but got {value}.")
+    if not (low <= value and (high is None or value <= high)):
+        allowed = f"at least {low:g}" if high is None else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value!r}.")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -1,7 +1,6 @@
-"""Synthetic soundscapes on disk in the published layouts, for demonstrations and tests.
+"""Writes synthetic soundscapes in the layouts of AudioCaps, Clotho and WavCaps, for demonstrations and tests.
 
-What is written differs from AudioCaps, Clotho and WavCaps in sound and size alone: the same parsing and
-loading code reads it.
+The files differ from the published datasets in sound and size alone: the same code reads both.
 """
 
 import csv
@@ -12,7 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ask_lightning.data.synthetic.soundscapes import Soundscapes, Split
+from ask_lightning.data.splits import Split
+from ask_lightning.data.synthetic.soundscapes import Soundscapes
 from ask_lightning.utilities.optional_imports import import_optional
 
 _START = 30  # seconds, of every clip of AudioCaps
@@ -36,13 +36,13 @@ def write_audiocaps(
     """Write `train.csv`, `val.csv`, `test.csv` and `audio/{split}/Y{youtube_id}.wav`.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Folder to write to, made if missing.
         num_train: Clips for training, each with one caption.
         num_val: Clips for validation, each with five.
         num_test: Clips for testing, each with five.
         seconds: Length of the clips, at least 0.5.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `AudioCapsData` takes it.
@@ -88,13 +88,13 @@ def write_clotho(
     Clips differ in length, as there: the shortest has three quarters of `seconds`.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Folder to write to, made if missing.
         num_train: Clips of the development split, each with five captions.
         num_val: Clips of the validation split.
         num_test: Clips of the evaluation split.
         seconds: Length of the longest clips, at least 0.7.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `ClothoData` takes it.
@@ -141,13 +141,13 @@ def write_wavcaps(
     As in the real one, some clips are those of evaluation sets, so that leaving them out can be seen.
 
     Args:
-        folder: Where to; made if missing.
-        num_clips: Of all collections together, at least 4.
+        folder: Folder to write to, made if missing.
+        num_clips: Number of clips of all collections together, at least 4.
         overlap: Clips of AudioSet and of FreeSound, each, with the ids of validation clips of what
             `write_audiocaps` and `write_clotho` write.
         seconds: Length of the clips, at least 0.5.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `WavCaps` takes it.

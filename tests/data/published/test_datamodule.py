@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import ask_lightning.data.published.counts as counts_module
-import ask_lightning.data.published.datamodule as published_module
+import ask_lightning.data.published.knowledge as knowledge_module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import (
     PUBLISHED,
     AudioCapsData,
     AudioFileError,
+    AudioOptions,
     ClothoData,
+    EnrichedCaptions,
+    KnowledgeSource,
     SplitReport,
     WavCaps,
     leaked_ids,
@@ -24,7 +27,7 @@ from ask_lightning.data import (
     write_clotho,
     write_wavcaps,
 )
-from ask_lightning.data.published.counts import announce
+from ask_lightning.data.published.counts import log_report
 from ask_lightning.models import TinyRetriever
 
 SMALL = {"num_train": 8, "num_val": 3, "num_test": 2, "seconds": 0.8}
@@ -51,7 +54,7 @@ def roots(written, tmp_path):
 def said(monkeypatch):
     """The lines of the log."""
     lines = []
-    for module in (counts_module, published_module):
+    for module in (counts_module, knowledge_module):
         monkeypatch.setattr(module, "rank_zero_info", lines.append)
     return lines
 
@@ -67,7 +70,7 @@ def clotho(folder, **options):
 
 
 def wavcaps(folder, **options):
-    return WavCaps(folder / "wavcaps", **{"seconds": 0.5, "check_counts": False, **options})
+    return WavCaps(folder / "wavcaps", AudioOptions(seconds=0.5), **{"check_counts": False, **options})
 
 
 def test_audiocaps_batches(written):
@@ -134,7 +137,7 @@ def test_the_knowledge_has_no_missing_clips(roots, enriched):
             clip.key: ["in other words"] for clip in read_audiocaps(roots / "audiocaps" / "train.csv")
         }
         (roots / "enriched.json").write_text(json.dumps(captions))
-        options["enriched"] = str(roots / "enriched.json")
+        options["enriched"] = EnrichedCaptions(roots / "enriched.json")
     with pytest.warns(UserWarning, match="1 clips have no audio|Left out 1 clips"):
         knowledge = audiocaps(roots, **options).knowledge_dataset()
     assert len(knowledge) == 6
@@ -161,7 +164,7 @@ def test_all_missing_says_what_was_looked_for(roots):
     assert "3 of 3 clips of AudioCaps val have no file there" in message
     assert "It holds 13 audio files, such as audio/" in message
     assert "_30_40, " in message
-    assert "Pass their folder as `audio=`" in message
+    assert "Pass their folder as `audio_folder`" in message
     shutil.rmtree(roots / "clotho" / "clotho_audio_files" / "validation")
     with pytest.raises(
         AudioFileError, match=r"Looked for Field recording .*, 200000 with any ending of audio, but not"
@@ -176,9 +179,9 @@ def test_all_missing_says_what_was_looked_for(roots):
 
 def test_the_folder_of_audio_may_be_elsewhere(roots, tmp_path):
     shutil.move(roots / "audiocaps" / "audio", tmp_path / "elsewhere")
-    assert len(audiocaps(roots, audio=str(tmp_path / "elsewhere")).datasets["val"]) == 15
+    assert len(audiocaps(roots, audio_folder=str(tmp_path / "elsewhere")).datasets["val"]) == 15
     with pytest.raises(FileNotFoundError, match=r"no folder of audio files at .*none"):
-        _ = audiocaps(roots, audio="none").datasets["val"]
+        _ = audiocaps(roots, audio_folder="none").datasets["val"]
 
 
 def test_annotation_files_are_found_by_name_or_given(roots):
@@ -196,19 +199,19 @@ def test_annotation_files_are_found_by_name_or_given(roots):
         ValueError, match=r"several files could be the train split: dataset/train.csv, dataset2.0/train"
     ):
         _ = audiocaps(roots).datasets
-    assert len(audiocaps(roots, train="dataset2.0/train.csv").datasets["train"]) == 8
+    assert len(audiocaps(roots, annotations={"train": "dataset2.0/train.csv"}).datasets["train"]) == 8
     with pytest.raises(FileNotFoundError, match=r"There is nothing at .*none.csv. Pass the path of a file"):
-        _ = audiocaps(roots, train="none.csv").datasets
+        _ = audiocaps(roots, annotations={"train": "none.csv"}).datasets
     (root / "train.tsv").touch()
     with pytest.raises(
         ValueError, match=r"train.tsv: the ending has to be one of .h5, .hdf5, .parquet, .csv, .json"
     ):
-        _ = audiocaps(roots, train="train.tsv").datasets
+        _ = audiocaps(roots, annotations={"train": "train.tsv"}).datasets
 
 
 def test_no_dataset(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no annotations of a split. Looked for .*pass them as `train=`"
+        FileNotFoundError, match=r"no annotations of a split. Looked for .*as `annotations`, by split"
     ):
         _ = AudioCapsData(tmp_path).datasets
     with pytest.raises(FileNotFoundError, match=r"no folder of a dataset at .*none"):
@@ -261,7 +264,7 @@ def test_counts_that_were_never_published_are_warned_about(written):
 def test_published_counts_are_recognised(split, clips, captions, publication, recwarn):
     report = SplitReport("AudioCaps", split, clips, captions, clips, captions)
     assert report.publication == publication
-    announce(report)
+    log_report(report)
     assert len(recwarn.list) == (publication is None)
     assert ("published are" in str(recwarn.list[0].message)) if recwarn.list else True
 
@@ -288,8 +291,8 @@ def test_the_knowledge_of_the_training_set_has_no_random_crops(written):
 
 def test_wavcaps_as_knowledge_without_evaluation_clips(written, said):
     for data, key in (
-        (audiocaps(written, knowledge=str(written / "wavcaps")), "youtube:"),
-        (clotho(written, knowledge=str(written / "wavcaps")), "freesound:200000"),
+        (audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps")), "youtube:"),
+        (clotho(written, knowledge=KnowledgeSource(written / "wavcaps")), "freesound:200000"),
     ):
         source = data.knowledge_dataset()
         assert isinstance(source, WavCaps)
@@ -309,7 +312,7 @@ def test_knowledge_that_is_all_evaluation_clips(roots):
 
 
 def test_evaluation_clips_in_the_knowledge_are_warned_about(written):
-    data = audiocaps(written, knowledge=str(written / "wavcaps"), exclude_evaluation=False)
+    data = audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps", exclude_evaluation=False))
     with pytest.warns(
         UserWarning, match=r"of 16 clips 1 by id \(youtube:.*`exclude_evaluation=True` of a data mod"
     ):
@@ -327,7 +330,7 @@ def test_captions_of_evaluation_clips_in_the_knowledge_are_warned_about(roots):
 
 
 def test_evaluation_clips_of_another_dataset_can_be_held_out(written):
-    data = audiocaps(written, knowledge=str(written / "wavcaps"))
+    data = audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps"))
     data.hold_out(clotho(written).evaluation_clips())
     kept = {clip.key for clip in data.knowledge_dataset().clips}
     assert len(kept) == 14
@@ -349,7 +352,7 @@ def test_ids_to_exclude_can_be_written_down_and_read(written, tmp_path):
 
 def test_lists_for_training_and_for_knowledge_are_two(written):
     keys = [clip.key for clip in audiocaps(written).datasets["train"].clips]
-    data = audiocaps(written, exclude=keys[:2], knowledge_exclude=keys[:3])
+    data = audiocaps(written, exclude=keys[:2], knowledge=KnowledgeSource(exclude=keys[:3]))
     assert len(data.datasets["train"]) == 6
     assert len(data.knowledge_dataset()) == 5
 
@@ -370,7 +373,7 @@ def test_enriched_captions_go_where_they_should(written, tmp_path, place, mode, 
     clips = audiocaps(written).datasets["train"].clips
     path = tmp_path / "enriched.json"
     path.write_text(f'{{"Y{clips[0].name}.wav": ["one new caption", "another"]}}')
-    data = audiocaps(written, enriched=str(path), enriched_mode=mode, enriched_in=place)
+    data = audiocaps(written, enriched=EnrichedCaptions(path, mode, place))
     with pytest.warns(UserWarning, match="captions for 1 of 8 clips of AudioCaps train") as caught:
         data.knowledge_dataset()
     assert len(caught) == 1
@@ -419,7 +422,7 @@ class Trained(TinyRetriever):
 @pytest.mark.parametrize("make", [audiocaps, clotho])
 @pytest.mark.parametrize("knowledge", ["train", "wavcaps"])
 def test_training_with_ask(written, make, knowledge):
-    data = make(written, knowledge="train" if knowledge == "train" else str(written / "wavcaps"))
+    data = make(written, knowledge=KnowledgeSource(written / "wavcaps" if knowledge == "wavcaps" else None))
     loss = ReliabilityOTLoss(num_neighbors=3)
     model = Trained()
     wrapped = ASKModule(model, loss, ids="clip_id")
@@ -457,10 +460,18 @@ def test_writing_is_fast_and_the_same_each_time(written, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "zip"}, "`layout` has to be 'auto', 'files', 'hdf5' or 'parquet', but got 'zip'"),
-        ({"eval_crop": "random"}, "`eval_crop` has to be 'center' or 'full', but got 'random'"),
-        ({"enriched_in": "test"}, "`enriched_in` has to be 'knowledge', 'train' or 'both', but got 'test'"),
-        ({"batch_size": 1}, "`batch_size` has to be at least 2, but got 1"),
+        ({"layout": "zip"}, "`layout` has to be one of .*'auto', 'files', 'hdf5', 'parquet'.* but got 'zip'"),
+        (
+            {"train_crop": "left"},
+            "`train_crop` has to be one of .*'random', 'center', 'full'.* but got 'left'",
+        ),
+        ({"eval_crop": "random"}, "`eval_crop` has to be one of .*'center', 'full'.* but got 'random'"),
+        ({"eval_seconds": 0}, "`eval_seconds` has to be at least .*, but got 0"),
+        (
+            {"annotations": {"dev": "a"}},
+            "`annotations` has to be one of .*'train', 'val', 'test'.* got 'dev'",
+        ),
+        ({"batch_size": 1}, "`batch_size` has to be an integer of at least 2, but got 1"),
     ],
 )
 def test_arguments_outside_their_range(tmp_path, options, message):

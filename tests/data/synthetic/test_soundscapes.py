@@ -20,7 +20,8 @@ def fingerprint(clips: Soundscapes) -> list[bytes]:
 
 def test_items_have_the_documented_layout():
     item = Soundscapes(2, seconds=1.5)[1]
-    assert set(item) == {"waveform", "caption", "clip_id"}
+    assert set(item) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert item["num_samples"] == 24000
     assert item["waveform"].shape == (24000,)
     assert item["waveform"].dtype == torch.float32
     assert item["waveform"].abs().max() <= 1
@@ -112,7 +113,7 @@ def test_no_partial_is_above_half_the_lowest_sample_rate():
 
 
 def test_log_mel_is_that_of_the_waveform():
-    heard, seen = Soundscapes(2, seconds=1), Soundscapes(2, seconds=1, num_mels=32)
+    heard, seen = Soundscapes(2, seconds=1), Soundscapes(2, seconds=1, features="log_mel", num_mels=32)
     assert seen[1]["log_mel"].shape == (63, 32)
     torch.testing.assert_close(seen[1]["log_mel"], log_mel(heard[1]["waveform"], num_mels=32))
 
@@ -124,12 +125,12 @@ def test_iteration_ends():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_clips": 0}, "`num_clips` has to be at least 1, but got 0"),
+        ({"num_clips": 0}, "`num_clips` has to be an integer of at least 1, but got 0"),
         ({"split": "valid"}, "`split` has to be one of .*'val'.* but got 'valid'"),
-        ({"seed": -1}, "`seed` has to be at least 0, but got -1"),
+        ({"seed": -1}, "`seed` has to be an integer of at least 0, but got -1"),
         ({"seconds": 0.1}, "`seconds` has to be at least 0.5, but got 0.1"),
-        ({"captions_per_clip": 6}, "`captions_per_clip` has to be between 1 and 5, but got 6"),
-        ({"sample_rate": 8000}, "`sample_rate` has to be at least 16000, but got 8000"),
+        ({"captions_per_clip": 6}, r"`captions_per_clip` has to be in \[1, 5\], but got 6"),
+        ({"sample_rate": 8000}, "`sample_rate` has to be an integer of at least 16000, but got 8000"),
     ],
 )
 def test_arguments_outside_their_range(options, message):

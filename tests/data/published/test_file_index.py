@@ -89,7 +89,11 @@ def test_clotho_is_found_by_name_by_sound_and_by_likeness(tmp_path):
         tmp_path, "FR.CTC.08.CoyuyoS.001.flac", "7.wav", "grillons-d'italie.wav", "TRAIN.wav", "train_.wav"
     )
     matches = match_files(clips, index, clotho_names)
-    assert dict(matches.variants) == {"{file_name}": 1, "{sound_id}": 1, "{file_name} with other signs": 1}
+    assert dict(matches.variants) == {
+        "{file_name}": 1,
+        "{sound_id}": 1,
+        "{file_name} with other punctuation": 1,
+    }
     assert matches.missing == ["Train.wav"], "a likeness of two is none"
 
 

@@ -8,11 +8,10 @@ from torch import nn
 
 from ask_lightning.data import (
     AudioFolder,
-    CaptionedFile,
+    DatasetsDataModule,
     EpochSampler,
     FolderData,
-    PairData,
-    RetrievalData,
+    RetrievalDataModule,
     SoundscapeData,
     Soundscapes,
 )
@@ -36,7 +35,7 @@ class Listener(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(model: L.LightningModule, data: PairData, epochs: int = 2, ckpt_path=None) -> L.Trainer:
+def fit(model: L.LightningModule, data: RetrievalDataModule, epochs: int = 2, ckpt_path=None) -> L.Trainer:
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -59,14 +58,17 @@ def test_layout_of_batches():
     batches = list(data.train_dataloader())
     assert len(batches) == 2
     batch = batches[0]
-    assert set(batch) == {"log_mel", "caption", "clip_id"}
-    assert batch["log_mel"].shape == (4, 32, 64)
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert batch["waveform"].shape == (4, 8000)
+    assert batch["num_samples"].tolist() == [8000] * 4
     assert len(batch["caption"]) == 4
     assert isinstance(batch["caption"][0], str)
     assert batch["clip_id"].dtype == torch.int64
     assert torch.cat([batch["clip_id"] for batch in data.val_dataloader()]).tolist() == [0, 0, 1, 1, 2, 2]
     assert sum(len(batch["caption"]) for batch in data.test_dataloader()) == 4
-    assert next(iter(soundscapes(num_mels=None).val_dataloader()))["waveform"].shape == (4, 8000)
+    batch = next(iter(soundscapes(features="log_mel", num_mels=32).val_dataloader()))
+    assert set(batch) == {"log_mel", "caption", "clip_id"}
+    assert batch["log_mel"].shape == (4, 32, 32)
 
 
 def test_two_runs_see_the_same_batches_whatever_else_they_draw():
@@ -119,20 +121,28 @@ def folder(tmp_path, record):
 
 
 def folder_data(folder, **options) -> FolderData:
-    options = {"clip_id": "recording", "fractions": (0.6, 0.2, 0.2), "seconds": 1, "batch_size": 4} | options
+    options = {
+        "clip_id_column": "recording",
+        "fractions": (0.6, 0.2, 0.2),
+        "seconds": 1,
+        "batch_size": 4,
+    } | options
     return FolderData(folder, folder / "clips.csv", **options)
 
 
 def test_a_folder_has_the_same_batches(folder):
     batch = next(iter(folder_data(folder).train_dataloader()))
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert batch["waveform"].shape == (4, 16000)
+    batch = next(iter(folder_data(folder, features="log_mel").train_dataloader()))
     assert set(batch) == {"log_mel", "caption", "clip_id"}
     assert batch["log_mel"].shape == (4, 63, 64)
 
 
 def test_parts_of_a_folder_share_no_clip_and_only_training_crops_at_random(folder):
-    data = folder_data(folder, num_mels=None)
+    data = folder_data(folder)
     assert {name: len(part) for name, part in data.datasets.items()} == {"train": 12, "val": 4, "test": 4}
-    clips = [{pair.clip_id for pair in part.pairs} for part in data.datasets.values()]
+    clips = [{clip.recording for clip in part.clips} for part in data.datasets.values()]
     assert not clips[0] & clips[1] | clips[0] & clips[2] | clips[1] & clips[2]
     for name, part in data.datasets.items():
         before = part[0]["waveform"]
@@ -149,7 +159,7 @@ def test_training_tells_the_dataset_its_epoch(folder):
 
     def crops(**options):
         ear = Ear()
-        fit(ear, folder_data(folder, num_mels=None, batch_size=12, **options))
+        fit(ear, folder_data(folder, batch_size=12, **options))
         return ear.seen
 
     first = crops()
@@ -160,27 +170,39 @@ def test_training_tells_the_dataset_its_epoch(folder):
 
 def test_a_bad_file_is_reported_once_for_all_parts(folder):
     (folder / "3.wav").unlink()
-    with pytest.warns(UserWarning, match="left out 1") as caught:
+    with pytest.warns(UserWarning, match="Left out 1") as caught:
         assert sum(len(part) for part in folder_data(folder).datasets.values()) == 19
-    assert len([warning for warning in caught if "left out" in str(warning.message)]) == 1
+    assert len([warning for warning in caught if "Left out" in str(warning.message)]) == 1
+
+
+def test_knowledge_and_encoding_have_no_random_crops(folder):
+    data = folder_data(folder)
+    source = data.knowledge_dataset()
+    assert [item["clip_id"] for item in source] == [item["clip_id"] for item in data.datasets["train"]]
+    encoded = data.ordered_dataloader("train").dataset[0]
+    source.set_epoch(3)
+    assert torch.equal(source[0]["waveform"], encoded["waveform"])
+    assert not torch.equal(source[0]["waveform"], data.datasets["train"][0]["waveform"])
+    assert soundscapes().knowledge_dataset().scenes
 
 
 def test_given_parts(folder):
-    def part(*indices, train=False):
-        pairs = [CaptionedFile(f"{index}.wav", "a tone", index) for index in indices]
-        return AudioFolder(folder, pairs, seconds=1, train=train)
+    def part(*indices, **options):
+        rows = ["filename,caption", *(f"{index}.wav,a tone" for index in indices)]
+        (folder / "part.csv").write_text("\n".join(rows))
+        return AudioFolder(folder, folder / "part.csv", seconds=1, **options)
 
-    data = RetrievalData(part(0, 1, 2, 3, train=True), part(4, 5), batch_size=2)
+    data = DatasetsDataModule(part(0, 1, 2, 3, crop="random"), part(4, 5), batch_size=2)
     assert len(data.train_dataloader()) == 2
     assert len(data.val_dataloader()) == 1
-    with pytest.raises(ValueError, match=r"no test dataset. Pass one as `test`"):
+    with pytest.raises(ValueError, match=r"There is no test dataset, only train, val"):
         data.test_dataloader()
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="`batch_size` has to be at least 2, but got 1"):
+    with pytest.raises(ValueError, match="`batch_size` has to be an integer of at least 2, but got 1"):
         soundscapes(batch_size=1)
-    with pytest.raises(ValueError, match="`seed` has to be at least 0, but got -1"):
+    with pytest.raises(ValueError, match="`seed` has to be an integer of at least 0, but got -1"):
         soundscapes(seed=-1)
     with pytest.raises(
         ValueError, match=r"The 10 training pairs of a process do not fill a batch of 32.*Lower `batch_size`"

@@ -134,7 +134,7 @@ def test_several_captions_in_json(write):
         ),
         (read_clotho, "file_name\tcaption_1\n", r"look separated by '\\t': save it with ','"),
         (read_clotho, "name,caption_1\na,b\n", r"no column 'file_name'.*The published file has file_name"),
-        (read_clotho, "file_name,text\na,b\n", r"no column 'caption_1'"),
+        (read_clotho, "file_name,words\na,b\n", r"no column 'caption_1'"),
         (read_clotho, CLOTHO + "a.wav,rain\n", r"line 2: 2 fields, but the header has 3"),
         (read_clotho, CLOTHO + ",rain,wind\n", r"line 2: column 'file_name' is empty"),
         (
@@ -179,7 +179,7 @@ def test_files_that_are_not_as_published(write, reader, content, message):
 
 def test_no_file(tmp_path):
     for reader in (read_audiocaps, read_clotho, read_wavcaps):
-        with pytest.raises(FileNotFoundError, match=r"no table of captions at .*none"):
+        with pytest.raises(FileNotFoundError, match=r"There is no file at .*none"):
             reader(tmp_path / "none.csv")
 
 
