@@ -25,10 +25,10 @@ from ask_lightning.metrics import retrieval_metrics
 from ask_lightning.reproduce import (
     Run,
     compare,
-    hush,
-    markdown_table,
+    comparison_markdown,
     mean_recall,
-    train_and_judge,
+    silence_lightning,
+    train_and_evaluate,
     training_picture,
 )
 
@@ -101,7 +101,7 @@ def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    hush()
+    silence_lightning()
     started = time.perf_counter()
     datasets = load(options)
     print("Pairs: " + ", ".join(f"{len(part)} {name}" for name, part in datasets.items()), flush=True)
@@ -122,7 +122,7 @@ def main() -> None:
         return ASKModule(heads, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
 
     def train(method: str, temperature: float, seed: int) -> Run:
-        return train_and_judge(
+        return train_and_evaluate(
             lambda: build(method, temperature),
             RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed),
             method=method,
@@ -134,7 +134,7 @@ def main() -> None:
 
     runs = compare(train, options.methods, options.tune, range(options.seeds))
     training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
-    table = markdown_table(runs)
+    table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")
