@@ -21,14 +21,14 @@ from torch.utils.data import Dataset
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import DatasetsDataModule, split_by_clip
 from ask_lightning.functional import nt_xent
-from ask_lightning.metrics import retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.reproduce import (
     Run,
     compare,
-    hush,
-    markdown_table,
+    comparison_markdown,
     mean_recall,
-    train_and_judge,
+    silence_lightning,
+    train_and_evaluate,
     training_picture,
 )
 
@@ -58,8 +58,8 @@ class ProjectionHeads(L.LightningModule):
         self.save_hyperparameters()
         self.audio_head = self.head(audio_width, width)
         self.text_head = self.head(text_width, width)
-        self.val_metrics = retrieval_metrics("val/")
-        self.test_metrics = retrieval_metrics("test/")
+        self.val_metrics = AudioTextRetrieval()
+        self.test_metrics = AudioTextRetrieval()
 
     @staticmethod
     def head(incoming: int, width: int) -> nn.Module:
@@ -82,13 +82,18 @@ class ProjectionHeads(L.LightningModule):
         self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
-        scores = {key.removeprefix("val/"): value for key, value in self.val_metrics.compute().items()}
-        self.log("val/mean_recall", mean_recall(scores))
-        self.log_dict(self.val_metrics)
+        scores = self.val_metrics.compute()
+        self.val_metrics.reset()
+        scores["mean_recall"] = mean_recall(scores)
+        self.log_dict({f"val/{name}": score for name, score in scores.items()})
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
-        self.log_dict(self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        scores = self.test_metrics.compute()
+        self.test_metrics.reset()
+        self.log_dict({f"test/{name}": score for name, score in scores.items()})
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=1e-2)
@@ -101,7 +106,7 @@ def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    hush()
+    silence_lightning()
     started = time.perf_counter()
     datasets = load(options)
     print("Pairs: " + ", ".join(f"{len(part)} {name}" for name, part in datasets.items()), flush=True)
@@ -122,7 +127,7 @@ def main() -> None:
         return ASKModule(heads, loss), [refresh, DriftMonitor()]
 
     def train(method: str, temperature: float, seed: int) -> Run:
-        return train_and_judge(
+        return train_and_evaluate(
             lambda: build(method, temperature),
             DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed),
             method=method,
@@ -134,7 +139,7 @@ def main() -> None:
 
     runs = compare(train, options.methods, options.tune, range(options.seeds))
     training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
-    table = markdown_table(runs)
+    table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")

@@ -22,9 +22,9 @@ from ask_lightning.models import TinyRetriever
 from ask_lightning.reproduce import (
     Run,
     compare,
-    hush,
-    markdown_table,
-    train_and_judge,
+    comparison_markdown,
+    silence_lightning,
+    train_and_evaluate,
     training_picture,
 )
 
@@ -35,7 +35,7 @@ def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    hush()
+    silence_lightning()
     started = time.perf_counter()
     datasets = make_data(options).datasets
     sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
@@ -44,7 +44,7 @@ def main() -> None:
     def train(method: str, temperature: float, seed: int) -> Run:
         data = DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
         extra = extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options)
-        run = train_and_judge(
+        run = train_and_evaluate(
             lambda: build(method, temperature, data, options),
             data,
             method=method,
@@ -62,7 +62,7 @@ def main() -> None:
     runs = compare(train, options.methods, options.tune, range(options.seed, options.seed + options.seeds))
     picture = options.output / "comparison.png"
     training_picture(runs, picture, refresh_every=options.T)
-    table = markdown_table(runs)
+    table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
     print(f"{picture} shows how it came about. {time.perf_counter() - started:.0f} s in all.")

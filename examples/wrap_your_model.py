@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback
 from ask_lightning.data import SoundscapeData
-from ask_lightning.metrics import retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 
 WORDS, WIDTH = 4096, 64
 
@@ -31,7 +31,7 @@ class Towers(L.LightningModule):
         super().__init__()
         self.audio = nn.Sequential(nn.Conv1d(64, 128, 5, stride=2), nn.ReLU(), nn.Conv1d(128, WIDTH, 5))
         self.text = nn.EmbeddingBag(WORDS, WIDTH, mode="mean")
-        self.metrics = retrieval_metrics("val/")
+        self.metrics = AudioTextRetrieval()
 
     def encode_audio(self, batch: dict) -> Tensor:
         frames = self.audio(batch["log_mel"].transpose(1, 2))  # (B, width, frames)
@@ -54,7 +54,7 @@ class Towers(L.LightningModule):
         self.metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute())
+        self.log_dict({f"val/{name}": score for name, score in self.metrics.compute().items()})
         self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -153,7 +153,7 @@ def test_a_logger_that_is_not_installed(demo, capsys, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", missing)
     message = refusal(capsys, "fit", "--config", ASK, "--config", "wandb", demo)
     assert message.startswith(
-        "Problem with given class_path 'lightning.pytorch.loggers.WandbLogger': Requirement"
+        "lightning.pytorch.loggers.wandb.WandbLogger needs a package that is missing: Requirement"
     )
     assert message.endswith('Install what loggers need: pip install "ask-lightning[track]".')
 

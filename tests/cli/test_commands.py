@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from ask_lightning.cli.encoded import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.data import ClothoData, PublishedDataModule, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, BASELINE, ask_lightning, logged, refusal
@@ -214,7 +214,7 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(demo, capsys, monkeypatch):
-    monkeypatch.setattr("ask_lightning.cli.training.encode_pairs", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("ask_lightning.cli.retrieval_cli.encode_pairs", lambda *_: pytest.fail("encoded"))
     Path("file").touch()
     message = refusal(capsys, "encode", "--config", ASK, demo, "--output", "file/a.safetensors")
     assert message.startswith("file/a.safetensors cannot be written: ")
@@ -302,7 +302,7 @@ def test_a_run_on_two_ranks(demo):
     command = [sys.executable, "-m", "ask_lightning", "fit", "--config", ASK, demo, "--run", "run", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| validation, best epoch (") == 1
+    assert done.stdout.count("validation, best epoch (") == 1
     (folder,) = Path("run/logs").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert {

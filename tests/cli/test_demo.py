@@ -8,7 +8,7 @@ import pytest
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback
 from ask_lightning.cli.compose import CONFIGS, compose, shipped_configs
-from ask_lightning.cli.demo import write_demo
+from ask_lightning.cli.demo_data import write_demo
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.models import CEDSonar, ResNet38BERT
 from tests.helpers.command_line import ask_lightning, logged

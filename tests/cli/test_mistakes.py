@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ask_lightning.cli import main
-from ask_lightning.cli.demo import write_demo
+from ask_lightning.cli.demo_data import write_demo
 from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
 
 

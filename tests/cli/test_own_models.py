@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
-from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
 from ask_lightning.data.clips import Clip
 from ask_lightning.models import CLAPRetriever, TinyRetriever
 from tests.helpers.command_line import ASK, Numbers, Towers, ask_lightning, refusal

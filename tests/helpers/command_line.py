@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 
 from ask_lightning.cli import main, run
-from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
 
 ASK = "audiocaps_resnet38_bert_ask"
 BASELINE = "audiocaps_resnet38_bert_baseline"

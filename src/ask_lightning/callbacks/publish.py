@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ask_lightning.utilities.atomic_files import written_whole
 from ask_lightning.utilities.optional_imports import import_optional
+from ask_lightning.utilities.text_tables import Cell, csv_table, markdown_table
 
-Cell = str | float | int
 Sound = tuple[npt.NDArray[np.float32], int]
 """Samples `(T,)` and their rate in Hz."""
 
@@ -55,7 +54,7 @@ def publish_table(
     """
     if not trainer.is_global_zero:
         return
-    write_file(folder / f"{name}.csv", _as_csv(columns, rows).encode())
+    write_file(folder / f"{name}.csv", csv_table(columns, rows).encode())
     for logger in _loggers(trainer, WandbLogger):
         assert isinstance(logger, WandbLogger)
         headings, cells = list(columns), [list(row) for row in rows]
@@ -64,7 +63,7 @@ def publish_table(
             cells = [[*row, _playable(sound)] for row, sound in zip(cells, sounds, strict=True)]
         logger.log_table(key=name, columns=headings, data=cells)
     for logger in _loggers(trainer, TensorBoardLogger):
-        logger.experiment.add_text(name, _as_markdown(columns, rows), trainer.global_step)
+        logger.experiment.add_text(name, markdown_table(columns, rows), trainer.global_step)
 
 
 def publish_picture(trainer: pl.Trainer, folder: Path, name: str, figure: Any) -> None:
@@ -138,17 +137,3 @@ def _pixels(content: io.BytesIO) -> npt.NDArray[np.uint8]:
     imread = import_optional("matplotlib.image").imread
     content.seek(0)
     return np.asarray(255 * imread(content, format="png")[..., :3], dtype=np.uint8)
-
-
-def _as_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    # A bar in a caption would begin another cell.
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)

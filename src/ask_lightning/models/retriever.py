@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
-from ask_lightning.metrics import RetrievalMetrics, retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.utilities.arguments import check_count, check_positive
 
@@ -44,8 +44,8 @@ class Retriever(L.LightningModule, ABC):
         super().__init__()
         check_positive("temperature", temperature)
         self.temperature = temperature
-        self.val_metrics = retrieval_metrics("val/")
-        self.test_metrics = retrieval_metrics("test/")
+        self.val_metrics = AudioTextRetrieval()
+        self.test_metrics = AudioTextRetrieval()
 
     @abstractmethod
     def encode_audio(self, batch: Batch) -> Tensor:
@@ -108,18 +108,19 @@ class Retriever(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics(self.val_metrics, "val/")
+        self._log_metrics(self.val_metrics, "val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics(self.test_metrics, "test/")
+        self._log_metrics(self.test_metrics, "test")
 
-    def _log_metrics(self, metrics: RetrievalMetrics, prefix: str) -> None:
+    def _log_metrics(self, metrics: AudioTextRetrieval, stage: str) -> None:
         scores = metrics.compute()
         metrics.reset()
         recalls = torch.stack([score for name, score in scores.items() if "recall_at" in name])
-        # The metrics have gathered the rows of all processes: every process logs the same numbers.
-        self.log_dict(scores | {f"{prefix}mean_recall": recalls.mean()}, sync_dist=True)
+        scores["mean_recall"] = recalls.mean()
+        # The metric has gathered the rows of all processes, so that every process logs the same numbers.
+        self.log_dict({f"{stage}/{name}": score for name, score in scores.items()}, sync_dist=True)
 
 
 class FineTunedRetriever(Retriever):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.data.clips import abbreviate
+from ask_lightning.utilities.text_tables import Cell, markdown_table
 
 # For each dataset and split the numbers of clips and captions by publication. None: not published.
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
@@ -118,10 +119,14 @@ def report_table(reports: Sequence[SplitReport]) -> str:
         |---|---|---|---|---|
         | AudioCaps val | 495 / 2475 | version 1 and 2 | 450 / 2250 | 45 |
     """
-    lines = ["| split | listed | as | in use | without audio |", "|---|---|---|---|---|"]
-    for report in reports:
-        lines.append(
-            f"| {report.dataset} {report.split} | {report.listed_clips} / {report.listed_captions} | "
-            f"{report.publication or '?'} | {report.clips} / {report.captions} | {len(report.missing)} |"
-        )
-    return "\n".join(lines)
+    rows: list[list[Cell]] = [
+        [
+            f"{report.dataset} {report.split}",
+            f"{report.listed_clips} / {report.listed_captions}",
+            report.publication or "?",
+            f"{report.clips} / {report.captions}",
+            len(report.missing),
+        ]
+        for report in reports
+    ]
+    return markdown_table(["split", "listed", "as", "in use", "without audio"], rows)

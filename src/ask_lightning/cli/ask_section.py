@@ -1,4 +1,4 @@
-"""The config's section `ask`: from options to the wrapped model and its callbacks."""
+"""The section `ask` of a config: its options, the wrapped model and its callbacks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +20,10 @@ SECTION = "ask"
 
 
 def add_ask_arguments(parser: LightningArgumentParser) -> None:
-    """Add the section, with the options of the loss and of the refresh under their own names.
+    """Add the section to a parser, with the options of the loss and of the refresh.
 
     Args:
-        parser: Of a command.
+        parser: The parser of one command.
     """
     add = parser.add_argument
     add("--ask.enabled", type=bool, default=False, help="Train with ASK; a section `ask` in a config does.")
@@ -32,7 +32,7 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
         add(f"--ask.{side}", type=str | None, default=None, help=help_text)
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
     add("--ask.monitors", type=bool, default=True, help="Log RDM, OBI and what queries retrieve.")
-    # Not here: what a file cannot hold, and the temperature, which is the model's.
+    # Left out are objects, which a file cannot hold, and the temperature, which is the model's.
     parser.add_class_arguments(
         ReliabilityOTLoss, "ask.loss", skip={"temperature", "interaction"}, instantiate=False
     )
@@ -40,31 +40,31 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
 
 
 def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
-    """Refuse flags that would have no effect.
+    """Refuse flags of ASK for a model that trains without it.
 
     Args:
         enabled: Whether the model trains with ASK.
-        arguments: Of the command line.
+        arguments: The arguments of the command line.
 
     Raises:
-        UsageError: There are flags for ASK, but ASK is not switched on.
+        UsageError: There are flags of ASK, but ASK is not switched on.
     """
-    given = [one.partition("=")[0] for one in arguments if one.startswith(f"--{SECTION}.")]
-    idle = sorted({flag for flag in given if flag != f"--{SECTION}.enabled"})
-    if idle and not enabled:
+    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith(f"--{SECTION}.")}
+    without_effect = sorted(flags - {f"--{SECTION}.enabled"})
+    if without_effect and not enabled:
         raise UsageError(
-            f"{', '.join(idle)} has no effect, because the config does not train with ASK. "
+            f"{', '.join(without_effect)} has no effect, because the config does not train with ASK. "
             "Add `--config ask`."
         )
 
 
 def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModule:
-    """Wrap a model.
+    """Wrap a model for training with ASK.
 
     Args:
-        model: With methods that encode audio and text. Its `temperature` is that of the loss, so that
-            baseline and ASK train with the same.
-        section: The section `ask`.
+        model: A model with methods that encode audio and text. The loss takes the model's `temperature`, so
+            that baseline and ASK train with the same one.
+        section: The parsed section `ask`.
 
     Returns:
         The module to train.
@@ -74,15 +74,15 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
 
 
 def ask_callbacks(data: pl.LightningDataModule, section: Mapping[str, Any]) -> list[pl.Callback]:
-    """What renews the knowledge and watches it.
+    """The callbacks that renew the knowledge and monitor it.
 
     Args:
-        data: Its `knowledge_dataset`, if it has that method, is the source of the knowledge; else its
-            training data are.
-        section: The section `ask`.
+        data: The data of the run. What its method `knowledge_dataset` returns is the source of the
+            knowledge; without that method the training data are.
+        section: The parsed section `ask`.
 
     Returns:
-        Callbacks for the trainer.
+        The callbacks for the trainer.
     """
     source = getattr(data, "knowledge_dataset", None)
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])

@@ -1,4 +1,4 @@
-"""The stateful shell: streaming, ids, torchmetrics' life cycle, and a Lightning run."""
+"""The metric: streaming, ids, torchmetrics' life cycle, and a Lightning run."""
 
 import copy
 import pickle
@@ -7,13 +7,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MetricCollection
 
 from ask_lightning.metrics import (
     AudioTextRetrieval,
-    RetrievalMetrics,
-    retrieval_metrics,
     retrieval_ranks,
     retrieval_scores,
 )
@@ -52,19 +50,14 @@ def count_rankings(monkeypatch):
 
 def test_names_are_stable():
     assert list(AudioTextRetrieval().score_names) == NAMES
-    assert sorted(retrieval_metrics().keys()) == sorted(NAMES)
-    assert sorted(retrieval_metrics("val/").keys()) == sorted(f"val/{name}" for name in NAMES)
-    one = retrieval_metrics(top_k=[3], map_k=4)
-    assert {name for name in one if name.startswith("a2t")} == {
-        "a2t/recall_at_3",
-        "a2t/map_at_4",
-        "a2t/median_rank",
-    }
+    assert list(update_in_batches(AudioTextRetrieval(), noisy_pairs()).compute()) == NAMES
+    others = AudioTextRetrieval(top_k=[3], map_k=4).score_names
+    assert others[:3] == ("a2t/recall_at_3", "a2t/map_at_4", "a2t/median_rank")
 
 
 def test_stream_is_ranked_once_and_equals_the_reference(count_rankings):
     pairs = noisy_pairs()
-    metrics = update_in_batches(retrieval_metrics(), pairs)
+    metrics = update_in_batches(AudioTextRetrieval(), pairs)
     scores = metrics.compute()
     assert len(count_rankings) == 1
     expected = reference_scores(*map(np.asarray, pairs))
@@ -75,7 +68,7 @@ def test_stream_is_ranked_once_and_equals_the_reference(count_rankings):
 
 def test_update_after_compute_is_counted():
     pairs = noisy_pairs()
-    metrics = retrieval_metrics()
+    metrics = AudioTextRetrieval()
     metrics.update(*(rows[:40] for rows in pairs))
     assert metrics.compute() == direct([rows[:40] for rows in pairs])
     metrics.update(*(rows[40:] for rows in pairs))
@@ -83,7 +76,7 @@ def test_update_after_compute_is_counted():
 
 
 def test_reset_forgets():
-    metrics = update_in_batches(retrieval_metrics(), noisy_pairs(seed=1))
+    metrics = update_in_batches(AudioTextRetrieval(), noisy_pairs(seed=1))
     metrics.compute()
     metrics.reset()
     with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(ValueError, match="no rows"):
@@ -91,19 +84,18 @@ def test_reset_forgets():
     assert update_in_batches(metrics, noisy_pairs(seed=2)).compute() == direct(noisy_pairs(seed=2))
 
 
-def test_clone_has_its_own_rows_and_prefix():
-    metrics = update_in_batches(retrieval_metrics("val/"), noisy_pairs(seed=1))
-    clone = metrics.clone(prefix="test/")
-    assert isinstance(clone, RetrievalMetrics)
+def test_a_clone_has_its_own_rows():
+    metric = update_in_batches(AudioTextRetrieval(), noisy_pairs(seed=1))
+    clone = metric.clone()
     clone.reset()
     update_in_batches(clone, noisy_pairs(seed=2))
-    assert clone.compute() == {f"test/{name}": score for name, score in direct(noisy_pairs(seed=2)).items()}
-    assert metrics.compute() == {f"val/{name}": score for name, score in direct(noisy_pairs(seed=1)).items()}
+    assert clone.compute() == direct(noisy_pairs(seed=2))
+    assert metric.compute() == direct(noisy_pairs(seed=1))
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda metrics: pickle.loads(pickle.dumps(metrics))])
-def test_copies_and_pickles_share_one_source(duplicate, count_rankings):
-    metrics = duplicate(update_in_batches(retrieval_metrics(), noisy_pairs()))
+def test_copies_and_pickles_keep_their_rows(duplicate, count_rankings):
+    metrics = duplicate(update_in_batches(AudioTextRetrieval(), noisy_pairs()))
     metrics.update(*noisy_pairs(seed=3))
     both = [torch.cat(rows) for rows in zip(noisy_pairs(), noisy_pairs(seed=3), strict=True)]
     assert metrics.compute() == direct(both)
@@ -111,11 +103,11 @@ def test_copies_and_pickles_share_one_source(duplicate, count_rankings):
 
 
 def test_forward_returns_the_batch_and_keeps_it():
-    metrics, pairs = retrieval_metrics("x/"), noisy_pairs()
+    metric, pairs = AudioTextRetrieval(), noisy_pairs()
     for part in (slice(0, 40), slice(40, 90)):
         batch = [rows[part] for rows in pairs]
-        assert metrics(*batch) == {f"x/{name}": score for name, score in direct(batch).items()}
-    assert metrics.compute() == {f"x/{name}": score for name, score in direct(pairs).items()}
+        assert metric(*batch) == direct(batch)
+    assert metric.compute() == direct(pairs)
 
 
 def test_strings_and_integers_are_equally_good_ids():
@@ -155,9 +147,9 @@ def test_caption_ids_drop_repeated_rows():
     pairs = noisy_pairs()
     caption_ids = torch.arange(len(pairs[0]))
     padded = [torch.cat([rows, rows[:5]]) for rows in (*pairs, caption_ids)]
-    metrics = update_in_batches(retrieval_metrics(), padded)
+    metrics = update_in_batches(AudioTextRetrieval(), padded)
     assert metrics.compute() == direct(pairs)
-    without_ids = update_in_batches(retrieval_metrics(), padded[:3])
+    without_ids = update_in_batches(AudioTextRetrieval(), padded[:3])
     assert without_ids.compute() != direct(pairs)
 
 
@@ -179,7 +171,7 @@ def test_caption_ids_may_start_again_at_each_clip():
         ),
         (
             (torch.ones(2, 3), torch.ones(2, 3), ["a"]),
-            r"`clip_ids` has to be integers of shape \(2,\), one a row",
+            r"`clip_ids` has to be integers of shape \(2,\), one for each row",
         ),
         ((torch.ones(2, 3), torch.ones(2, 3), "ab"), "`clip_ids` has to be a sequence of ids .* string 'ab'"),
         (
@@ -192,16 +184,16 @@ def test_caption_ids_may_start_again_at_each_clip():
         ),
         (
             (torch.ones(2, 3), torch.ones(2, 3), [0, 1], [0]),
-            r"`caption_ids` has to be of shape \(2,\), one a row",
+            r"`caption_ids` has to be of shape \(2,\), one for each row",
         ),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):
-    metrics = retrieval_metrics()
+    metric = AudioTextRetrieval()
     with pytest.raises(ValueError, match=f"Argument {message}"):
-        metrics.update(*arguments)
-    assert metrics.source.audio == []
-    assert metrics.source.caption_ids == []
+        metric.update(*arguments)
+    assert metric.audio == []
+    assert metric.caption_ids == []
 
 
 @pytest.mark.parametrize("with_ids_first", [True, False])
@@ -209,7 +201,7 @@ def test_caption_ids_in_some_updates_only(with_ids_first):
     metric, batch = AudioTextRetrieval(), (torch.ones(1, 2), torch.ones(1, 2), [0])
     metric.update(*batch, caption_ids=[0] if with_ids_first else None)
     with pytest.raises(
-        ValueError, match=r"`caption_ids` has to be given in every update or in none .* Call `reset`"
+        ValueError, match=r"`caption_ids` has to be given in every update or in none, .* Call `reset`"
     ):
         metric.update(*batch, caption_ids=None if with_ids_first else [0])
 
@@ -218,45 +210,46 @@ def test_caption_ids_in_some_updates_only(with_ids_first):
     ("options", "message"),
     [
         ({"top_k": []}, "`top_k` has to name at least one cut-off"),
-        ({"top_k": [1, 0]}, "`top_k` has to be at least 1, and an integer, but got 0"),
-        ({"map_k": 2.5}, r"`map_k` has to be at least 1, and an integer, but got 2\.5"),
-        ({"block_size": -1}, "`block_size` has to be at least 1, and an integer, but got -1"),
+        ({"top_k": [1, 0]}, "`top_k` has to be an integer of at least 1, but got 0"),
+        ({"map_k": 2.5}, r"`map_k` has to be an integer of at least 1, but got 2\.5"),
+        ({"block_size": -1}, "`block_size` has to be an integer of at least 1, but got -1"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=f"Argument {message}"):
-        retrieval_metrics(**options)
-
-
-def test_nesting_in_another_collection_is_refused():
-    outer = MetricCollection([retrieval_metrics()])
-    with pytest.raises(RuntimeError, match=r"cannot be updated on its own\. Update the collection"):
-        outer.update(*noisy_pairs())
+        AudioTextRetrieval(**options)
 
 
 class Retrieval(L.LightningModule):
-    """Logs the collection itself; the embeddings of epoch e are those of seed e."""
+    """Logs what the metric computes; the embeddings of epoch e are those of seed e."""
 
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.val_metrics = retrieval_metrics("val/")
-        self.train_metrics = retrieval_metrics("train/")
+        self.val_metrics = AudioTextRetrieval()
+        self.train_metrics = AudioTextRetrieval()
         self.history = []
 
     def pairs(self, batch):
         return [rows[batch[0]] for rows in noisy_pairs(seed=self.current_epoch)]
 
     def training_step(self, batch, batch_idx):
-        self.train_metrics(*self.pairs(batch))
-        self.log_dict(self.train_metrics, on_step=True, on_epoch=True)
+        scores = self.train_metrics(*self.pairs(batch))
+        self.log_dict({f"train/{name}_step": score for name, score in scores.items()})
         return self.layer(torch.ones(1, 1)).sum()
 
     def validation_step(self, batch, batch_idx):
         self.val_metrics.update(*self.pairs(batch))
-        self.log_dict(self.val_metrics)
+
+    def log_epoch(self, metric, stage):
+        self.log_dict({f"{stage}/{name}": score for name, score in metric.compute().items()})
+        metric.reset()
+
+    def on_validation_epoch_end(self):
+        self.log_epoch(self.val_metrics, "val")
 
     def on_train_epoch_end(self):
+        self.log_epoch(self.train_metrics, "train")
         self.history.append({k: v for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")})
 
     def configure_optimizers(self):
@@ -265,23 +258,23 @@ class Retrieval(L.LightningModule):
 
 def test_lightning_logs_each_epoch_on_its_own(tmp_path, count_rankings):
     model, rows = Retrieval(), DataLoader(TensorDataset(torch.arange(90)), batch_size=32)
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/t2a/recall_at_10", mode="max")
     trainer = L.Trainer(
         max_epochs=2,
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[best],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(model, rows, rows)
-    for epoch, logged in enumerate(model.history):
-        assert logged == {f"val/{name}": score for name, score in direct(noisy_pairs(seed=epoch)).items()}
+    expected = [direct(noisy_pairs(seed=epoch)) for epoch in range(2)]
+    assert model.history == [{f"val/{name}": score for name, score in one.items()} for one in expected]
+    assert best.best_model_score == max(one["t2a/recall_at_10"] for one in expected)
     last_batch = [rows[64:] for rows in noisy_pairs(seed=1)]
     assert trainer.callback_metrics["train/t2a/map_at_10_step"] == direct(last_batch)["t2a/map_at_10"]
-    assert (
-        trainer.callback_metrics["train/t2a/map_at_10_epoch"] == direct(noisy_pairs(seed=1))["t2a/map_at_10"]
-    )
+    assert trainer.callback_metrics["train/t2a/map_at_10"] == expected[1]["t2a/map_at_10"]
     # Sanity check, two epochs of each, and two times three training batches by `forward`.
     assert len(count_rankings) == 1 + 2 * 2 + 2 * 3
     assert not [name for name in model.state_dict() if "metrics" in name]

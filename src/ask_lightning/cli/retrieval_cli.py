@@ -17,14 +17,14 @@ import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning import ASKModule
 from ask_lightning.callbacks.snapshots import checkpoint_directories
-from ask_lightning.cli.ask import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
-from ask_lightning.cli.encoded import EncodedPairs, check_output, encode_pairs
-from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.ask_section import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
+from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_pairs
+from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 
-# What describes the batches and not the model.
-_OF_THE_DATA = ("sample_rate",)
+# Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
+_BATCH_PARAMETERS = ("sample_rate",)
 
 
 class RetrievalTrainer(pl.Trainer):
@@ -43,12 +43,16 @@ class RetrievalTrainer(pl.Trainer):
         Args:
             model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
             datamodule: The data.
-            split: Which; training clips without random crops.
-            output: The file, `.safetensors`. None: `encoded-{split}.safetensors` in the folder of the run.
-            ckpt_path: The checkpoint with the weights. None: those that the model was made with.
+            split: The split to encode. Training clips are encoded without random crops.
+            output: Path of the `.safetensors` file to write; by default `encoded-{split}.safetensors` in the
+                folder of the run.
+            ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
 
         Returns:
-            What was written.
+            The embeddings that were written.
+
+        Raises:
+            UsageError: The file cannot be written, or the trainer has several devices.
         """
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
@@ -60,26 +64,51 @@ class RetrievalTrainer(pl.Trainer):
 
 
 class SavePortableConfig(SaveConfigCallback):
-    """Saves the config of a run so that `--run` puts what it repeats into another folder.
+    """Saves the config of a run with `{run}` for its folder, so that `--run` repeats it in another folder.
 
-    For arguments see Lightning's `SaveConfigCallback`.
+    Args:
+        parser: The parser of the command.
+        config: The parsed config.
+        *args: Further arguments of Lightning's `SaveConfigCallback`.
+        **kwargs: Further arguments of Lightning's `SaveConfigCallback`.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
         run = config["trainer"]["default_root_dir"]
         if run is not None:
             config = config.clone()
-            config["trainer"] = _with_placeholder(config["trainer"], str(run))
+            config["trainer"] = _replace_run_folder(config["trainer"], str(run))
         super().__init__(parser, config, *args, **kwargs)
 
 
-class HowToGoOn(Callback):
+class LoopMarker(Callback):
+    """Notes whether batches run, as opposed to what is set up before.
+
+    Attributes:
+        is_running: Whether a loop over batches has begun. Training data are set up after the sanity check, so
+            that the check's own loop counts only until its end.
+    """
+
+    def __init__(self) -> None:
+        self.is_running = False
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.is_running = True
+
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.is_running = False
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _start
+    on_sanity_check_end = _stop
+
+
+class ResumeHint(Callback):
     """Says after Ctrl-C from where the run can go on."""
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Look for the last checkpoint."""
+        """Tells whether there is a checkpoint to go on from."""
         if not (isinstance(exception, KeyboardInterrupt) and trainer.training):
             return
         if any((folder / "last.ckpt").is_file() for folder in checkpoint_directories(trainer)):
@@ -89,21 +118,22 @@ class HowToGoOn(Callback):
 
 
 class RetrievalCLI(LightningCLI):
-    """The commands that train and evaluate a model.
+    """LightningCLI for the commands that train and evaluate a retrieval model; making one runs the command.
 
     Args:
-        arguments: A command and its arguments. The command is run.
+        arguments: A command and its arguments.
         held_out: Evaluation clips of other datasets, to be kept out of the knowledge.
 
     Attributes:
-        model: What was trained: with ASK an `ASKModule`, else the model itself.
+        model: The trained module: an `ASKModule` if it trained with ASK, else the model itself.
         trainer: The trainer after the command.
-        datamodule: Its data.
+        datamodule: The data of the command.
     """
 
     def __init__(self, arguments: Sequence[str], held_out: Sequence[Clip] = ()) -> None:
         self._arguments = list(arguments)
         self._held_out = held_out
+        self._loop_marker = LoopMarker()
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             pl.LightningModule,
@@ -116,7 +146,7 @@ class RetrievalCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=self._arguments,
-            # The models have their own.
+            # Models configure their own optimizers.
             auto_configure_optimizers=False,
         )
 
@@ -130,45 +160,57 @@ class RetrievalCLI(LightningCLI):
         add_ask_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; without the warning that the program has a command line as well."""
+        """Parse, without Lightning's warning that the program has a command line as well."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        with usage_errors():
+            self.config = parser.parse_args(args)
 
     def _add_instantiators(self) -> None:
-        # They would note in checkpoints how this command line made the model; its class shall be enough.
-        pass
+        # Lightning's own would note in checkpoints how this command line made the model, which its class and
+        # hyperparameters say already.
+        self.parser.add_instantiator(construct, object)
 
     def _parse_ckpt_path(self) -> None:
-        # Newer versions of Lightning build the model by what the checkpoint says; here that is done below.
+        # Newer versions of Lightning take the model's arguments from the checkpoint here;
+        # `before_instantiate_classes` does so in all versions.
         pass
 
     def before_instantiate_classes(self) -> None:
-        """Check the section `ask`; build the model as it was built for the checkpoint."""
+        """Check the config, and take the model's arguments from the checkpoint if there is one."""
         command = self.subcommand
         assert command is not None
         config = self.config[command]
         check_ask(config[SECTION]["enabled"], self._arguments)
-        _check_rates(config)
+        _check_sample_rates(config)
         checkpoint = config.get("ckpt_path")
         if checkpoint is None and command != "fit":
             rank_zero_warn(f"There is no --ckpt_path: `{command}` uses the model as the config builds it.")
         if checkpoint and Path(checkpoint).is_file():
-            _build_as_in_checkpoint(config["model"], Path(checkpoint))
+            _take_arguments_from_checkpoint(config["model"], Path(checkpoint))
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer."""
+        with usage_errors():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with usage_errors(is_setup=lambda: not self._loop_marker.is_running):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Wrap the model where it shall train with ASK, and make the trainer."""
+        """Wrap the model if it trains with ASK, and make the trainer."""
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         section = self._get(self.config_init, SECTION)
-        # A trained model is evaluated as it is: ASK has no part in it.
+        # ASK takes part in training only.
         if section["enabled"] and self.subcommand == "fit":
             self.model = ask_module(self.model, section)
             callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
-        callbacks.append(HowToGoOn())
+        callbacks += [ResumeHint(), self._loop_marker]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def before_fit(self) -> None:
-        """Keep what the model will be tested on elsewhere out of the knowledge."""
+        """Keep the clips on which the model will be tested out of the knowledge."""
         if not self._held_out:
             return
         if isinstance(self.datamodule, ask_lightning.data.PublishedDataModule):
@@ -187,34 +229,34 @@ class RetrievalCLI(LightningCLI):
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
 
 
-def _with_placeholder(value: Any, run: str) -> Any:
-    """A section in which `{run}` stands for the folder of the run."""
+def _replace_run_folder(value: Any, run: str) -> Any:
+    """A section of the config with `{run}` in place of the folder of the run."""
     if isinstance(value, Namespace):
-        entries = {name: _with_placeholder(entry, run) for name, entry in vars(value).items()}
+        entries = {name: _replace_run_folder(entry, run) for name, entry in vars(value).items()}
         return Namespace(**entries)  # type: ignore[no-untyped-call]
     if isinstance(value, dict):
-        return {name: _with_placeholder(entry, run) for name, entry in value.items()}
+        return {name: _replace_run_folder(entry, run) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_with_placeholder(entry, run) for entry in value]
+        return [_replace_run_folder(entry, run) for entry in value]
     if isinstance(value, str) and (value == run or value.startswith(f"{run}/")):
         return "{run}" + value.removeprefix(run)
     return value
 
 
-def _check_rates(config: Any) -> None:
-    """Models resample from the rate that they are told; batches do not say theirs."""
-    heard, given = (
+def _check_sample_rates(config: Any) -> None:
+    """Refuse a model and data with different sample rates, which the batches would not reveal."""
+    model_rate, data_rate = (
         (config.get(section) or {}).get("init_args", {}).get("sample_rate") for section in ("model", "data")
     )
-    if heard is not None and given is not None and heard != given:
+    if model_rate is not None and data_rate is not None and model_rate != data_rate:
         raise UsageError(
-            f"The model is told that waveforms have {heard} Hz, but the data have {given} Hz. Pass the same "
-            "as `--model.sample_rate` and `--data.sample_rate`."
+            f"The model is told that waveforms have {model_rate} Hz, but the data have {data_rate} Hz. Pass "
+            "the same as `--model.sample_rate` and `--data.sample_rate`."
         )
 
 
-def _build_as_in_checkpoint(section: Any, path: Path) -> None:
-    """Take the model's arguments from a checkpoint: it needs no published weights and knows all sizes."""
+def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
+    """Replace the model's arguments by those in a checkpoint, which needs no published weights."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         stored: dict[str, Any] = dict(checkpoint.get("hyper_parameters", {}))
@@ -230,9 +272,9 @@ def _build_as_in_checkpoint(section: Any, path: Path) -> None:
         )
     changed = []
     for name, value in stored.items():
-        if name in _OF_THE_DATA or arguments[name] == value:
+        if name in _BATCH_PARAMETERS or arguments[name] == value:
             continue
-        if isinstance(value, int | float):  # others say where the weights of before came from
+        if isinstance(value, int | float):  # other arguments name files that the checkpoint replaces
             changed.append(f"{name}={value!r} in place of {arguments[name]!r}")
         arguments[name] = value
     if changed:
@@ -240,13 +282,16 @@ def _build_as_in_checkpoint(section: Any, path: Path) -> None:
 
 
 def load_class(path: str) -> Any:
-    """The class of a dotted name.
+    """Import a class by its dotted name.
 
     Args:
-        path: Such as `ask_lightning.models.CEDSonar`.
+        path: The dotted name, such as `"ask_lightning.models.CEDSonar"`.
+
+    Returns:
+        The class.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such class.
 
     Examples:
         >>> load_class("ask_lightning.models.TinyRetriever").__name__

@@ -208,7 +208,7 @@ def test_no_tensor_is_larger_than_a_block_or_the_embeddings():
 def test_broken_embeddings_are_counted(name, value):
     rows = {"audio": torch.ones(4, 2), "text": torch.ones(4, 2)}
     rows[name][1:3, 1] = value
-    with pytest.raises(ValueError, match=rf"`{name}` has to be finite but got NaN or Inf in 2 of 4 rows"):
+    with pytest.raises(ValueError, match=rf"`{name}` has to be finite, but got NaN or Inf in 2 of 4 rows"):
         retrieval_ranks(**rows, clip_ids=torch.arange(4))
 
 
@@ -239,5 +239,5 @@ def test_arguments_that_do_not_fit(audio, text, clip_ids, message):
 
 
 def test_block_size_has_to_be_positive():
-    with pytest.raises(ValueError, match="`block_size` has to be at least 1 but got 0"):
+    with pytest.raises(ValueError, match="`block_size` has to be an integer of at least 1, but got 0"):
         retrieval_ranks(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), block_size=0)

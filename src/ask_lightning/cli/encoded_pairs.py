@@ -1,4 +1,4 @@
-"""Embeddings of a split on disk. Axes: `N` clips, `P` captions, `d` width."""
+"""Embeddings of a split, and the file that holds them. Axes: `N` clips, `P` captions, `d` width."""
 
 import json
 import os
@@ -26,16 +26,16 @@ _REMEDY = "Write it with `ask-lightning encode`."
 
 @dataclass
 class EncodedPairs:
-    """Clips and captions as unit vectors, and what made them.
+    """Clips and captions as unit vectors, and the model that encoded them.
 
     Attributes:
-        audio: `(N, d)`, one row for each clip.
-        text: `(P, d)`, one row for each caption.
-        clip_ids: `(N,)` int64.
-        clip_of: `(P,)` int64, the row of each caption's clip.
-        names: N names of clips.
-        captions: P texts.
-        model: `class_path`, the model's class, and `checkpoint`, the path of its weights.
+        audio: Embeddings of the clips, `(N, d)`.
+        text: Embeddings of the captions, `(P, d)`.
+        clip_ids: Ids of the clips, `(N,)` int64.
+        clip_of: Row of each caption's clip in `audio`, `(P,)` int64.
+        names: Names of the N clips.
+        captions: Texts of the P captions.
+        model: The model's class as `class_path`, and the path of its weights as `checkpoint`.
     """
 
     audio: Tensor
@@ -47,71 +47,74 @@ class EncodedPairs:
     model: dict[str, str | None] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write a file that is there as a whole or not at all.
+        """Write the pairs to a file, as a whole or not at all.
 
         Args:
-            path: Of the file, `.safetensors`; its folder is made if need be.
+            path: Path of the `.safetensors` file; its folder is created if it does not exist.
 
         Raises:
-            UsageError: It has another ending, or cannot be written.
+            UsageError: The path has another ending, or the file cannot be written.
         """
         check_output(path)
         tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
-        about = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
+        metadata = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
         try:
             with written_whole(path) as temporary:
                 save_file(
                     {name: tensor.contiguous() for name, tensor in tensors.items()},
                     temporary,
-                    metadata={"format": _FORMAT, **about},
+                    metadata={"format": _FORMAT, **metadata},
                 )
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> "EncodedPairs":
-        """Read such a file.
+        """Read the pairs from a file.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
+
+        Returns:
+            The pairs.
 
         Raises:
-            UsageError: It is missing, damaged or another file.
+            UsageError: The file is missing, damaged or of another kind.
         """
         if not path.is_file():
             raise UsageError(f"There is no file {str(path)!r}. {_REMEDY}")
         try:
             with safe_open(path, framework="pt") as stored:
-                about = stored.metadata() or {}
+                metadata = stored.metadata() or {}
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} is damaged or of another kind ({error}). {_REMEDY}") from error
-        if about.get("format") != _FORMAT:
+        if metadata.get("format") != _FORMAT:
             raise UsageError(
-                f"{path} holds no encoded pairs: its format is {about.get('format')!r}, not {_FORMAT!r}. "
+                f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
                 f"{_REMEDY}"
             )
-        return cls(**tensors, **{name: json.loads(about[name]) for name in ("names", "captions", "model")})
+        return cls(**tensors, **{name: json.loads(metadata[name]) for name in ("names", "captions", "model")})
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file to write to before the work is done.
+    """Refuse a path that cannot be written to, before the work is done.
 
     Args:
-        path: Of the file.
+        path: Path of the file to write.
 
     Raises:
-        UsageError: Its ending is another one, or its folder cannot be written to.
+        UsageError: The path has another ending, or its folder cannot be written to.
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"Argument `output` has to end with .safetensors, but got {str(path)!r}.")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {there} is no folder, or a read-only one.")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {existing} is no folder, or a read-only one.")
 
 
-class _Embedder(pl.LightningModule):
-    """A model as something that predicts embeddings, under whatever precision and device the trainer has."""
+class _EmbeddingPredictor(pl.LightningModule):
+    """Predicts the embeddings of a model, so that the trainer handles device and precision."""
 
     def __init__(self, model: pl.LightningModule) -> None:
         super().__init__()
@@ -135,16 +138,16 @@ def encode_pairs(
     """Encode the pairs of a loader.
 
     Args:
-        trainer: On one device.
-        model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
-        loader: Over pairs, in order. The clips of its dataset give the names if it has `clips`.
-        checkpoint: Path of the weights to load before. None: the model's present ones.
+        trainer: A trainer on one device.
+        model: A model with methods that encode audio and text, such as `encode_audio` and `encode_text`.
+        loader: Loader of the pairs, in order. If its dataset has `clips`, they give the names.
+        checkpoint: Path of a checkpoint whose weights are loaded; None for the model's present weights.
 
     Returns:
-        The embeddings on the CPU: clips once, in the order in which they come.
+        The embeddings on the CPU, with each clip once, in the order of the loader.
 
     Raises:
-        UsageError: There are several devices, or the model has no such methods.
+        UsageError: The trainer has several devices, or the model lacks the methods.
     """
     if trainer.world_size > 1:
         raise UsageError(
@@ -152,22 +155,24 @@ def encode_pairs(
         )
     if checkpoint is not None:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    batches = trainer.predict(_Embedder(model), loader)
+    batches = trainer.predict(_EmbeddingPredictor(model), loader)
     assert batches is not None
-    parts: list[dict[str, Any]] = batches  # type: ignore[assignment]
-    audio, text, ids = (torch.cat([part[key] for part in parts]) for key in ("audio", "text", "clip_id"))
-    rows: dict[int, int] = {}  # of each clip, its first pair
+    predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
+    audio, text, ids = (
+        torch.cat([prediction[key] for prediction in predictions]) for key in ("audio", "text", "clip_id")
+    )  # (P, d), (P, d), (P,)
+    first_pair: dict[int, int] = {}  # clip id → row of its first pair
     for row, clip in enumerate(ids.tolist()):
-        rows.setdefault(clip, row)
-    places = {clip: place for place, clip in enumerate(rows)}
-    known = _names(getattr(loader.dataset, "clips", ()))
+        first_pair.setdefault(clip, row)
+    clip_row = {clip: row for row, clip in enumerate(first_pair)}
+    names = _clip_names(getattr(loader.dataset, "clips", ()))
     return EncodedPairs(
-        audio=audio[list(rows.values())],  # (N, d)
+        audio=audio[list(first_pair.values())],  # (N, d)
         text=text,  # (P, d)
-        clip_ids=torch.tensor(list(rows)),
-        clip_of=torch.tensor([places[clip] for clip in ids.tolist()]),
-        names=[known.get(clip, str(clip)) for clip in rows],
-        captions=[caption for part in parts for caption in part["caption"]],
+        clip_ids=torch.tensor(list(first_pair)),
+        clip_of=torch.tensor([clip_row[clip] for clip in ids.tolist()]),
+        names=[names.get(clip, str(clip)) for clip in first_pair],
+        captions=[caption for prediction in predictions for caption in prediction["caption"]],
         model={
             "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
             "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
@@ -175,6 +180,7 @@ def encode_pairs(
     )
 
 
-def _names(clips: Iterable[Any]) -> dict[int, str]:
+def _clip_names(clips: Iterable[Any]) -> dict[int, str]:
+    """Names of clips, by the integer ids that batches hold."""
     keys = [clip.key for clip in clips]
     return dict(zip(integer_ids(keys).tolist(), keys, strict=True)) if keys else {}
