@@ -1,4 +1,4 @@
-"""Compare NT-Xent and ASK on embeddings that others made: projection heads over two frozen encoders.
+"""Compare NT-Xent and ASK on precomputed embeddings: projection heads over two frozen encoders.
 
     python examples/frozen_embeddings.py --audio audio.npy --text text.npy --pairs pairs.csv --seeds 5
 
@@ -36,7 +36,7 @@ METHODS = ("NT-Xent", "ASK", "ASK-detached")
 
 
 class FrozenPairs(Dataset):
-    """Rows of the two arrays."""
+    """Audio–text pairs: rows of the two arrays."""
 
     def __init__(self, audio: Tensor, text: Tensor, clip_id: Tensor) -> None:
         self.audio, self.text, self.clip_id = audio, text, clip_id
@@ -49,7 +49,7 @@ class FrozenPairs(Dataset):
 
 
 class ProjectionHeads(L.LightningModule):
-    """Two small heads trained with plain NT-Xent: a complete model that knows nothing of ASK."""
+    """Two small heads trained with plain NT-Xent: a complete model without any code for ASK."""
 
     def __init__(
         self, audio_width: int, text_width: int, *, width: int, temperature: float, learning_rate: float
@@ -146,7 +146,7 @@ def main() -> None:
 
 
 def load(options: argparse.Namespace) -> dict[str, FrozenPairs]:
-    """The arrays, split so that no clip is in two parts."""
+    """Read the arrays and split them so that no clip is in two parts."""
     audio, text = (torch.from_numpy(np.load(path)).float() for path in (options.audio, options.text))
     with open(options.pairs, newline="", encoding="utf-8") as lines:
         clips = [row[options.clip_id_column] for row in csv.DictReader(lines)]
@@ -173,18 +173,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--audio", type=Path, required=True, help="audio embeddings, .npy of shape (pairs, width)")
     add("--text", type=Path, required=True, help="text embeddings, .npy of shape (pairs, width)")
     add("--pairs", type=Path, required=True, help="CSV with a row for each pair, in the arrays' order")
-    add("--clip-id-column", default="clip_id", help="its column of clip ids")
-    add("--split-seed", type=int, default=0, help="which division into train, validation and test")
-    add("--width", type=int, default=256, help="of the shared space")
+    add("--clip-id-column", default="clip_id", help="column of clip ids in the CSV")
+    add("--split-seed", type=int, default=0, help="seed of the split into train, validation and test")
+    add("--width", type=int, default=256, help="width of the shared embedding space")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="ASK-detached: constant factor")
-    add("--epochs", type=int, default=30, help="of each run")
+    add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=5, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
     add("--plan-scaling", choices=("marginal", "row"), default="marginal", help="scaling of ASK's plan")
     add("--tune", type=float, nargs="+", default=[0.03, 0.05, 0.07, 0.1, 0.2], help="temperatures to try")
     add("--seeds", type=int, default=5, help="runs of each method with its chosen temperature")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
-    add("--learning-rate", type=float, default=1e-3, help="of both methods")
+    add("--learning-rate", type=float, default=1e-3, help="learning rate of both methods")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--output", type=Path, default=Path("runs/frozen"), help="where logs, checkpoints, picture go")
     return parser.parse_args()

@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--root", help="folder of audio files")
     add("--annotations", help="CSV with a row for each audio–caption pair")
     add("--weights", default="laion/clap-htsat-unfused", help="folder or hub name of a CLAP checkpoint")
-    add("--epochs", type=int, default=10, help="of fine-tuning")
+    add("--epochs", type=int, default=10, help="epochs of fine-tuning")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
     add("--demo", action="store_true", help="synthetic data and a small random CLAP")
     add("--output", default="runs/clap", help="where logs and checkpoints go")

@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=6, help="of each run")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each run")
     parser.add_argument("--clips", type=int, default=384, help="soundscapes to train on")
     parser.add_argument("--output", default="runs/wrap", help="where logs and checkpoints go")
     options = parser.parse_args()

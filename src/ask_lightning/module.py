@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class ASKModule(pl.LightningModule):
         *,
         audio: Encoder | None = None,
         text: Encoder | None = None,
-        ids: Encoder | None = None,
+        ids: str | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
     ) -> None:

@@ -106,6 +106,8 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
         ced_sonar(audio_weights=empty)
     with pytest.raises(FileNotFoundError, match=f"the folder '{empty}' does not hold them"):
         resnet38_bert(text_weights=empty, tokenizer=None)
+    with pytest.raises(FileNotFoundError, match=f"`tokenizer` .* the folder '{empty}' does not hold it"):
+        resnet38_bert(tokenizer=empty)
 
 
 def test_random_weights_and_tokenizers_have_to_be_asked_for():

@@ -124,7 +124,10 @@ class _EmbeddingPredictor(pl.LightningModule):
         try:
             encoders = find_encoders(self.model)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(
+                f"{type(self.model).__name__} has no methods to encode with. Add `encode_audio(batch)` and "
+                "`encode_text(batch)`."
+            ) from error
         sides = {}
         for side, encoder in zip(("audio", "text"), encoders, strict=True):
             embeddings = as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
