@@ -150,3 +150,15 @@ def test_callbacks_find_encoders_by_the_same_rule():
     DriftMap().setup(trainer, ASKModule(model_with("forward_audio", "forward_text")), "fit")
     with pytest.raises(ValueError, match=r"DriftMap found no methods of Model.*DriftMap\(\.\.\., audio="):
         DriftMap().setup(trainer, model_with("encode_audio"), "fit")
+
+
+def test_callbacks_take_the_encoders_that_the_wrapper_was_given():
+    """A model whose methods have names of its own, which only the wrapper knows."""
+    model = model_with("audio_of", "text_of")
+    type(model).validation_step = lambda self, batch, batch_idx: None
+    module = wrap(model, audio="audio_of", text="text_of", step="encode")
+    drift_map = DriftMap(num_clips=4)
+    make_trainer(max_epochs=2, callbacks=[make_refresh(), drift_map]).fit(
+        module, make_loader(), make_loader()
+    )
+    assert drift_map.state_dict()["epochs"] == [0, 1]

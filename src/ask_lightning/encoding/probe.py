@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ask_lightning.encoding.encode import encode_source, has_index, source_loader
-from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
+from ask_lightning.encoding.encode import Embed, encode_source, has_index, source_loader
+from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 
@@ -42,7 +42,7 @@ def check_encoders(
     """Refuse a model that does not have the methods that a callback calls.
 
     Args:
-        module: The model.
+        module: The model, or the `ASKModule` around it, which knows its encoders.
         callback: The callback that calls them, for the message.
         audio: Name of the method that encodes audio. None: found as `find_encoders` does.
         text: Name of the method that encodes text. None: found as `find_encoders` does.
@@ -50,7 +50,8 @@ def check_encoders(
     Raises:
         ValueError: The model has no such method.
     """
-    find_encoders(module, audio, text, caller=type(callback).__name__)
+    if not _knows_its_encoders(module, audio, text):
+        find_encoders(module, audio, text, caller=type(callback).__name__)
 
 
 def encode_probe(
@@ -65,7 +66,7 @@ def encode_probe(
 
     Args:
         trainer: The running trainer.
-        module: With the two methods.
+        module: A model with the two methods, or the `ASKModule` around it, which knows its encoders.
         items: What to encode.
         like: A loader with the collation for them.
         audio: Name of the module's method that takes a batch and returns audio embeddings. None: found as
@@ -75,14 +76,11 @@ def encode_probe(
     Returns:
         Audio and text, `(n, d)` unit vectors each.
     """
-    encoders = find_encoders(module, audio, text)
-
-    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
-        sides = [
-            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder)) for encoder in encoders
-        ]
-        return sides[0], sides[1], None
-
+    embed: Embed = (
+        module.embed_pairs  # type: ignore[assignment]
+        if _knows_its_encoders(module, audio, text)
+        else _embed_by(module, *find_encoders(module, audio, text))
+    )
     # Every rank encodes all of it: it is small.
     encoded = encode_source(trainer, module, source_loader(items, like), embed)
     return unit_length(encoded.audio), unit_length(encoded.text)
@@ -97,3 +95,19 @@ def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
     """
     ended = trainer.current_epoch + 1
     return ended == 1 or ended % every_n_epochs == 0 or ended == trainer.max_epochs
+
+
+def _knows_its_encoders(module: pl.LightningModule, audio: str | None, text: str | None) -> bool:
+    """Whether the module itself says how a batch is embedded, and nobody named methods."""
+    return audio is None and text is None and callable(getattr(module, "embed_pairs", None))
+
+
+def _embed_by(module: pl.LightningModule, audio: Encoder, text: Encoder) -> Embed:
+    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
+        sides = [
+            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder))
+            for encoder in (audio, text)
+        ]
+        return sides[0], sides[1], None
+
+    return embed
