@@ -22,7 +22,7 @@ class EnrichedCaptions:
     r"""Captions from a file that replace or complete those of a dataset.
 
     Args:
-        path: Path of the captions by clip id, a CSV or JSON; see `read_captions_by_id`.
+        path: Path of the captions by clip id, a CSV or JSON; see `read_captions_by_id`. None: there are none.
         mode: `"replace"`: clips that the file lists have only its captions. `"add"`: they keep their own as
             well.
         used_in: Whether the captions are used in the `"knowledge"`, in `"train"` or in `"both"`.
@@ -38,7 +38,7 @@ class EnrichedCaptions:
         ('ducks', 'Ducks on a pond')
     """
 
-    path: str | Path
+    path: str | Path | None = None
     mode: Mode = "replace"
     used_in: Use = "knowledge"
 
@@ -62,6 +62,8 @@ class EnrichedCaptions:
             FileNotFoundError: There is no such file.
             ValueError: The file is something else, or none of its ids belongs to a clip.
         """
+        if self.path is None:
+            return list(clips)
         owners: dict[str, int] = {name: number for number, clip in enumerate(clips) for name in clip.keys}
         new: dict[int, list[str]] = {}
         unknown: list[str] = []
