@@ -75,7 +75,7 @@ def test_knowledge_that_is_all_evaluation_clips(roots):
 def test_evaluation_clips_in_the_knowledge_are_warned_about(written):
     data = audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps", exclude_evaluation=False))
     with pytest.warns(
-        UserWarning, match=r"of 16 clips 1 by id \(youtube:.*`exclude_evaluation=True` of a data mod"
+        UserWarning, match=r"of 16 clips 1 by id \(youtube:.*`KnowledgeSource\(exclude_evaluation=True\)`"
     ):
         assert len(data.knowledge_dataset()) == 16
 

@@ -11,7 +11,7 @@ def test_collections_of_wavcaps(written):
         "FreeSound",
     }
     with pytest.raises(
-        ValueError, match=r"`collections` has to hold some of AudioSet_SL, .* but got 'FreeSounds'"
+        ValueError, match=r"`collections` has to be one of .*AudioSet_SL.* but got 'FreeSounds'"
     ):
         wavcaps(written, collections=["FreeSounds"])
 
