@@ -1,7 +1,7 @@
 """Clips with captions as a dataset. Axes: `T` samples, `F` frames."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -165,8 +165,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 self.skipped[clip.key] = str(error)
         if 0 < len(self.skipped) < len(clips):
             rank_zero_warn(
-                f"Left out {len(self.skipped)} clips whose audio cannot be used. {_describe_skipped(self.skipped)} "
-                "Pass `strict=True` to make this an error."
+                f"Left out {len(self.skipped)} clips whose audio cannot be used. "
+                f"{_describe_skipped(self.skipped)} Pass `strict=True` to make this an error."
             )
 
     def _load_sound(self, number: int, index: int) -> Tensor:
@@ -215,7 +215,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _load_whole(self, clip: Clip) -> Tensor:
         return self._cached(clip, "whole", lambda: self._read(clip, 0, None), mapped=True)
 
-    def _cached(self, clip: Clip, part: str, read: Any, *, mapped: bool = False) -> Tensor:
+    def _cached(self, clip: Clip, part: str, read: Callable[[], Tensor], *, mapped: bool = False) -> Tensor:
         path, place_in_file = self._store.origin(clip)
         features = "" if self.audio.features is None else f" {self.audio.features}={self.audio.num_mels}"
         settings = f"{place_in_file} rate={self.audio.sample_rate}{features} {part}"
