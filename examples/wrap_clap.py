@@ -1,6 +1,6 @@
 """Fine-tune a CLAP checkpoint with ASK on recordings of your own; recalls before and after.
 
-    python examples/wrap_clap.py --root recordings --captions clips.csv
+    python examples/wrap_clap.py --root recordings --annotations clips.csv
     python examples/wrap_clap.py --demo          # synthetic data, a small random CLAP, seconds on a CPU
 
 The CSV has the columns `filename` and `caption`.

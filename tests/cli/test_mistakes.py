@@ -38,7 +38,10 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
         (["fit", "DEMO", "--modle.width", "3"], "nrecognized arguments: --modle.width 3"),
         (["fit", "DEMO", "--trainer.max_epoch", "3"], "nrecognized arguments: --trainer.max_epoch 3"),
         (["fit", "DEMO", "--data.batch_size", "q"], "\"batch_size\": Expected a <class 'int'>. Got value: q"),
-        (["fit", "DEMO", "--data.batch_size", "1"], "`batch_size` has to be at least 2, but got 1"),
+        (
+            ["fit", "DEMO", "--data.batch_size", "1"],
+            "`batch_size` has to be an integer of at least 2, but got 1",
+        ),
         (
             ["fit", "DEMO", "--ask.loss.injection_ratio", "3"],
             "`injection_ratio` has to be in [0, 1], but got",

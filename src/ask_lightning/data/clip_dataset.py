@@ -1,7 +1,7 @@
 """Clips with captions as a dataset. Axes: `T` samples, `F` frames."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +127,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
         number, caption = self._items[index]
-        sound = self._sound(number, index)
+        sound = self._load_sound(number, index)
         text = {"caption": self.clips[number].captions[caption], "clip_id": self._clip_ids[number]}
         # Padding makes a copy in any case: the sound itself serves the next caption of the clip.
         if self.audio.features is not None:
@@ -139,7 +139,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _set_clips(self, clips: Sequence[Clip]) -> None:
         self.clips = list(clips)
         if not self.clips:
-            raise AudioFileError(f"No clip is left that can be used. {_describe(self.skipped)}")
+            raise AudioFileError(f"No clip is left that can be used. {_describe_skipped(self.skipped)}")
         self._items = [
             (number, caption)
             for number, clip in enumerate(self.clips)
@@ -158,24 +158,24 @@ class ClipDataset(Dataset[dict[str, Any]]):
                     check_recording(recording, samples=decode)
                     self._lengths[clip.key] = recording.frames, recording.rate
                 if decode and self._cache.active and self._is_short(clip):
-                    self._whole(clip)
+                    self._load_whole(clip)
             except AudioFileError as error:
                 if self.audio.strict:
                     raise
                 self.skipped[clip.key] = str(error)
         if 0 < len(self.skipped) < len(clips):
             rank_zero_warn(
-                f"Left out {len(self.skipped)} clips whose audio cannot be used. {_describe(self.skipped)} "
-                "Pass `strict=True` to make this an error."
+                f"Left out {len(self.skipped)} clips whose audio cannot be used. "
+                f"{_describe_skipped(self.skipped)} Pass `strict=True` to make this an error."
             )
 
-    def _sound(self, number: int, index: int) -> Tensor:
+    def _load_sound(self, number: int, index: int) -> Tensor:
         """The crop of a clip without padding: `(T,)`, or `(F, num_mels)` for log-mel spectrograms."""
         if self._last is not None and self._last[0] == number:
             return self._last[1]
         clip = self.clips[number]
         try:
-            sound = self._crop(clip, index)
+            sound = self._load_crop(clip, index)
         except FileNotFoundError as error:
             raise AudioFileError(
                 f"{error.filename}: the file was there at the start and does not exist any more."
@@ -184,24 +184,26 @@ class ClipDataset(Dataset[dict[str, Any]]):
             self._last = number, sound
         return sound
 
-    def _crop(self, clip: Clip, index: int) -> Tensor:
+    def _load_crop(self, clip: Clip, index: int) -> Tensor:
         audio = self.audio
         short = self._is_short(clip)
         if audio.features is not None and short:
-            whole = self._whole(clip)  # (F, num_mels)
-            start, count = self._place(len(whole), num_frames(audio.num_samples, audio.sample_rate), 1, index)
+            whole = self._load_whole(clip)  # (F, num_mels)
+            start, count = self._place_crop(
+                len(whole), num_frames(audio.num_samples, audio.sample_rate), 1, index
+            )
             return whole[start : start + count].clone()
         frames, rate = self._length(clip)
         total = resampled_length(frames, rate, audio.sample_rate)
-        start, count = self._place(total, audio.num_samples, crop_step(rate, audio.sample_rate), index)
+        start, count = self._place_crop(total, audio.num_samples, crop_step(rate, audio.sample_rate), index)
         if self._cache.active and short:
             # A view of a cached clip would hand its whole memory to a worker's queue.
-            return self._whole(clip)[start : start + count].clone()
+            return self._load_whole(clip)[start : start + count].clone()
         if audio.crop == "random":
             return self._read(clip, start, count)
         return self._cached(clip, f"start={start} count={count}", lambda: self._read(clip, start, count))
 
-    def _place(self, total: int, wanted: int, step: int, index: int) -> tuple[int, int]:
+    def _place_crop(self, total: int, wanted: int, step: int, index: int) -> tuple[int, int]:
         """Start and length of a crop. Starts are multiples of `step`."""
         num_places = max(0, total - wanted) // step + 1
         place = (num_places - 1) // 2
@@ -210,10 +212,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
             place = int(draw) % num_places
         return place * step, min(wanted, total)
 
-    def _whole(self, clip: Clip) -> Tensor:
+    def _load_whole(self, clip: Clip) -> Tensor:
         return self._cached(clip, "whole", lambda: self._read(clip, 0, None), mapped=True)
 
-    def _cached(self, clip: Clip, part: str, read: Any, *, mapped: bool = False) -> Tensor:
+    def _cached(self, clip: Clip, part: str, read: Callable[[], Tensor], *, mapped: bool = False) -> Tensor:
         path, place_in_file = self._store.origin(clip)
         features = "" if self.audio.features is None else f" {self.audio.features}={self.audio.num_mels}"
         settings = f"{place_in_file} rate={self.audio.sample_rate}{features} {part}"
@@ -246,7 +248,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return frames <= _KEPT_WHOLE_SECONDS * rate
 
 
-def _describe(skipped: dict[str, str]) -> str:
+def _describe_skipped(skipped: dict[str, str]) -> str:
     reasons = list(skipped.values())
     more = f" And {len(reasons) - _REASONS_SHOWN} more." if len(reasons) > _REASONS_SHOWN else ""
     return " ".join(reasons[:_REASONS_SHOWN]) + more

@@ -423,7 +423,12 @@ class FolderData(RetrievalDataModule):
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the CSV, examine the files, divide the clips."""
         whole = AudioFolder(self._root, self._annotations, **self._options)
-        parts = split_by_clip([clip.recording for clip in whole.clips], self._fractions, self._split_seed)
+        # By numbers in the order of the table, so that the names of files do not matter.
+        recordings = dict.fromkeys(clip.recording for clip in whole.clips)
+        numbers = {recording: number for number, recording in enumerate(recordings)}
+        parts = split_by_clip(
+            [numbers[clip.recording] for clip in whole.clips], self._fractions, self._split_seed
+        )
         return {
             split: whole.variant(
                 clips=[whole.clips[index] for index in indices],

@@ -1,76 +1,18 @@
-"""The data modules, on synthetic copies of the datasets: layouts, counts, knowledge, and training on them."""
+"""The data modules on synthetic copies of the datasets: layouts, missing clips, counts."""
 
-import json
 import shutil
 import warnings
 
-import lightning as L
 import pytest
 import torch
 
-import ask_lightning.data.published.counts as counts_module
-import ask_lightning.data.published.knowledge as knowledge_module
-from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import (
-    PUBLISHED,
     AudioCapsData,
     AudioFileError,
-    AudioOptions,
     ClothoData,
-    EnrichedCaptions,
-    KnowledgeSource,
-    SplitReport,
     WavCaps,
-    leaked_ids,
-    read_audiocaps,
-    write_audiocaps,
-    write_clotho,
-    write_wavcaps,
 )
-from ask_lightning.data.published.counts import log_report
-from ask_lightning.models import TinyRetriever
-
-SMALL = {"num_train": 8, "num_val": 3, "num_test": 2, "seconds": 0.8}
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory):
-    """The three datasets, written once."""
-    folder = tmp_path_factory.mktemp("datasets")
-    write_audiocaps(folder / "audiocaps", **SMALL)
-    write_clotho(folder / "clotho", **SMALL)
-    write_wavcaps(folder / "wavcaps", num_clips=16, seconds=0.8)
-    return folder
-
-
-@pytest.fixture
-def roots(written, tmp_path):
-    """A copy that a test may spoil."""
-    shutil.copytree(written, tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """The lines of the log."""
-    lines = []
-    for module in (counts_module, knowledge_module):
-        monkeypatch.setattr(module, "rank_zero_info", lines.append)
-    return lines
-
-
-def audiocaps(folder, **options):
-    return AudioCapsData(
-        folder / "audiocaps", **{"seconds": 0.5, "batch_size": 4, "check_counts": False, **options}
-    )
-
-
-def clotho(folder, **options):
-    return ClothoData(folder / "clotho", **{"batch_size": 4, "check_counts": False, **options})
-
-
-def wavcaps(folder, **options):
-    return WavCaps(folder / "wavcaps", AudioOptions(seconds=0.5), **{"check_counts": False, **options})
+from tests.helpers.published import audiocaps, clotho, wavcaps
 
 
 def test_audiocaps_batches(written):
@@ -124,25 +66,6 @@ def test_missing_clips_are_counted_and_training_goes_on(roots):
     assert len(next(iter(data.train_dataloader()))["caption"]) == 4
     with pytest.raises(AudioFileError, match=r"3 of 8 clips of AudioCaps train have no file there"):
         _ = audiocaps(roots, strict=True).datasets["train"]
-
-
-@pytest.mark.parametrize("enriched", [False, True])
-def test_the_knowledge_has_no_missing_clips(roots, enriched):
-    files = sorted((roots / "audiocaps" / "audio" / "train").iterdir())
-    files[0].unlink()
-    files[1].write_bytes(b"no audio")
-    options = {}
-    if enriched:
-        captions = {
-            clip.key: ["in other words"] for clip in read_audiocaps(roots / "audiocaps" / "train.csv")
-        }
-        (roots / "enriched.json").write_text(json.dumps(captions))
-        options["enriched"] = EnrichedCaptions(roots / "enriched.json")
-    with pytest.warns(UserWarning, match="1 clips have no audio|Left out 1 clips"):
-        knowledge = audiocaps(roots, **options).knowledge_dataset()
-    assert len(knowledge) == 6
-    captions = {knowledge[row]["caption"] for row in range(len(knowledge))}
-    assert (captions == {"in other words"}) == enriched
 
 
 def test_the_log_says_what_was_found(written, said):
@@ -246,215 +169,6 @@ def test_counts_that_were_never_published_are_warned_about(written):
         warnings.simplefilter("error")
         _ = audiocaps(written).datasets["train"]
         wavcaps(written)
-
-
-@pytest.mark.parametrize(
-    ("split", "clips", "captions", "publication"),
-    [
-        ("train", 49_838, 49_838, "version 1"),
-        ("train", 49_274, 49_274, "ML-ACT"),
-        ("train", 60_000, 91_256, "version 2"),
-        ("val", 495, 2_475, "version 1 and 2"),
-        ("val", 494, 2_470, "ML-ACT"),
-        ("test", 975, 4_875, "version 1 and 2"),
-        ("test", 957, 4_785, "ML-ACT"),
-        ("test", 957, 4_784, None),
-    ],
-)
-def test_published_counts_are_recognised(split, clips, captions, publication, recwarn):
-    report = SplitReport("AudioCaps", split, clips, captions, clips, captions)
-    assert report.publication == publication
-    log_report(report)
-    assert len(recwarn.list) == (publication is None)
-    assert ("published are" in str(recwarn.list[0].message)) if recwarn.list else True
-
-
-def test_published_counts_agree_with_each_other():
-    for (dataset, split), publications in PUBLISHED.items():
-        for clips, captions in publications.values():
-            several = 1 if dataset == "WavCaps" or (dataset, split) == ("AudioCaps", "train") else 5
-            assert clips is None or captions == several * clips
-    assert sum(PUBLISHED["WavCaps", name]["WavCaps"][1] for _, name in PUBLISHED if _ == "WavCaps") == 403_050
-
-
-def test_the_knowledge_of_the_training_set_has_no_random_crops(written):
-    data = audiocaps(written)
-    source = data.knowledge_dataset()
-    assert source is data.knowledge_dataset()
-    assert [item["clip_id"] for item in source] == [item["clip_id"] for item in data.datasets["train"]]
-    before = source[0]["waveform"]
-    source.set_epoch(5)
-    data.datasets["train"].set_epoch(5)
-    assert torch.equal(source[0]["waveform"], before)
-    assert not torch.equal(data.datasets["train"][0]["waveform"], before)
-
-
-def test_wavcaps_as_knowledge_without_evaluation_clips(written, said):
-    for data, key in (
-        (audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps")), "youtube:"),
-        (clotho(written, knowledge=KnowledgeSource(written / "wavcaps")), "freesound:200000"),
-    ):
-        source = data.knowledge_dataset()
-        assert isinstance(source, WavCaps)
-        assert len(source) == 15
-        left_out = "Left out of the knowledge: 1 of 16 clips that validation or test sets hold"
-        assert said[-1].startswith(f"{left_out} ({key}")
-        evaluation = {clip.key for split in ("val", "test") for clip in data.datasets[split].clips}
-        assert not evaluation & {clip.key for clip in source.clips}
-
-
-def test_knowledge_that_is_all_evaluation_clips(roots):
-    shutil.copy(roots / "audiocaps" / "train.csv", roots / "audiocaps" / "val.csv")
-    with pytest.raises(
-        ValueError, match=r"All 8 clips of the knowledge are validation or test clips. Pass anot"
-    ):
-        audiocaps(roots).knowledge_dataset()
-
-
-def test_evaluation_clips_in_the_knowledge_are_warned_about(written):
-    data = audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps", exclude_evaluation=False))
-    with pytest.warns(
-        UserWarning, match=r"of 16 clips 1 by id \(youtube:.*`exclude_evaluation=True` of a data mod"
-    ):
-        assert len(data.knowledge_dataset()) == 16
-
-
-def test_captions_of_evaluation_clips_in_the_knowledge_are_warned_about(roots):
-    table = roots / "audiocaps" / "train.csv"
-    first = read_audiocaps(roots / "audiocaps" / "test.csv")[0].captions[0]
-    rows = table.read_text().splitlines()
-    rows[1] = ",".join([*rows[1].split(",")[:3], f'"{first.upper()}!"'])
-    table.write_text("\n".join(rows))
-    with pytest.warns(UserWarning, match=r"1 of 8 clips of the knowledge have the words of .*stay in it"):
-        assert len(audiocaps(roots).knowledge_dataset()) == 8
-
-
-def test_evaluation_clips_of_another_dataset_can_be_held_out(written):
-    data = audiocaps(written, knowledge=KnowledgeSource(written / "wavcaps"))
-    data.hold_out(clotho(written).evaluation_clips())
-    kept = {clip.key for clip in data.knowledge_dataset().clips}
-    assert len(kept) == 14
-    assert not kept & {clip.key for clip in clotho(written).evaluation_clips()}
-    with pytest.raises(RuntimeError, match="`hold_out` comes too late: `knowledge_dataset` has been called"):
-        data.hold_out([])
-
-
-def test_ids_to_exclude_can_be_written_down_and_read(written, tmp_path):
-    evaluation = [clotho(written).datasets[split] for split in ("val", "test")]
-    ids = leaked_ids(wavcaps(written), *evaluation)
-    assert ids == ["freesound:200000"]
-    (tmp_path / "exclude.txt").write_text("\n".join(ids))
-    for exclude in (ids, str(tmp_path / "exclude.txt")):
-        source = wavcaps(written, exclude=exclude)
-        assert len(source) == 15
-        assert leaked_ids(source, *evaluation) == []
-
-
-def test_lists_for_training_and_for_knowledge_are_two(written):
-    keys = [clip.key for clip in audiocaps(written).datasets["train"].clips]
-    data = audiocaps(written, exclude=keys[:2], knowledge=KnowledgeSource(exclude=keys[:3]))
-    assert len(data.datasets["train"]) == 6
-    assert len(data.knowledge_dataset()) == 5
-
-
-def test_one_recording_has_one_clip_id_in_batches_and_knowledge(written):
-    source = wavcaps(written)
-    evaluation = {item["clip_id"] for item in audiocaps(written).datasets["val"]}
-    assert len(evaluation & {item["clip_id"] for item in source}) == 1
-    evaluation = {item["clip_id"] for item in clotho(written).datasets["val"]}
-    assert len(evaluation & {item["clip_id"] for item in source}) == 1
-
-
-@pytest.mark.parametrize(
-    ("place", "mode", "train", "knowledge"),
-    [("knowledge", "replace", 8, 9), ("train", "add", 10, 8), ("both", "add", 10, 10)],
-)
-def test_enriched_captions_go_where_they_should(written, tmp_path, place, mode, train, knowledge):
-    clips = audiocaps(written).datasets["train"].clips
-    path = tmp_path / "enriched.json"
-    path.write_text(f'{{"Y{clips[0].name}.wav": ["one new caption", "another"]}}')
-    data = audiocaps(written, enriched=EnrichedCaptions(path, mode, place))
-    with pytest.warns(UserWarning, match="captions for 1 of 8 clips of AudioCaps train") as caught:
-        data.knowledge_dataset()
-    assert len(caught) == 1
-    assert (len(data.datasets["train"]), len(data.knowledge_dataset())) == (train, knowledge)
-    texts = [item["caption"] for item in data.knowledge_dataset()]
-    assert ("another" in texts) == (place != "train")
-
-
-def test_collections_of_wavcaps(written):
-    assert {clip.collection for clip in wavcaps(written, collections=["SoundBible", "FreeSound"]).clips} == {
-        "SoundBible",
-        "FreeSound",
-    }
-    with pytest.raises(
-        ValueError, match=r"`collections` has to hold some of AudioSet_SL, .* but got 'FreeSounds'"
-    ):
-        wavcaps(written, collections=["FreeSounds"])
-
-
-def test_a_collection_that_is_not_there(roots):
-    (roots / "wavcaps" / "json_files" / "FreeSound" / "fsd_final.json").unlink()
-    assert len(wavcaps(roots)) == 12
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no fsd_final.json of the collection FreeSound below"
-    ):
-        wavcaps(roots, collections=["FreeSound"])
-
-
-def test_numbers_of_two_collections_do_not_mix(roots):
-    audio = roots / "wavcaps" / "audio"
-    (audio / "SoundBible" / "1.flac").rename(audio / "FreeSound" / "1.flac")
-    with pytest.warns(UserWarning, match=r"WavCaps SoundBible: 1 clips have no audio \(1\)"):
-        assert len(wavcaps(roots)) == 15
-
-
-class Trained(TinyRetriever):
-    def __init__(self):
-        super().__init__(width=8, sample_rate=32000)
-        self.seen = []
-
-    def encode_audio(self, batch):
-        self.seen.append(batch["clip_id"].tolist())
-        return super().encode_audio(batch)
-
-
-@pytest.mark.parametrize("make", [audiocaps, clotho])
-@pytest.mark.parametrize("knowledge", ["train", "wavcaps"])
-def test_training_with_ask(written, make, knowledge):
-    data = make(written, knowledge=KnowledgeSource(written / "wavcaps" if knowledge == "wavcaps" else None))
-    loss = ReliabilityOTLoss(num_neighbors=3)
-    model = Trained()
-    wrapped = ASKModule(model, loss, ids="clip_id")
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_train_batches=2,
-        num_sanity_val_steps=0,
-        callbacks=[KnowledgeRefreshCallback(source=data.knowledge_dataset, num_prototypes=4)],
-    )
-    trainer.fit(wrapped, datamodule=data)
-    assert loss.knowledge.fine.audio.shape[0] == len(data.knowledge_dataset())
-    known = set(loss.knowledge.ids.tolist())
-    assert known == {item["clip_id"] for item in data.knowledge_dataset()}
-    if knowledge == "train":
-        assert {number for batch in model.seen for number in batch} >= known
-
-
-def test_writing_is_fast_and_the_same_each_time(written, tmp_path):
-    again = write_audiocaps(tmp_path, **SMALL)
-    for path in again.rglob("*.*"):
-        assert path.read_bytes() == (written / "audiocaps" / path.relative_to(again)).read_bytes()
-    other = write_audiocaps(tmp_path / "other", **SMALL, seed=1)
-    assert (other / "val.csv").read_text() != (again / "val.csv").read_text()
-    with pytest.raises(
-        ValueError, match=r"`num_clips` has to be at least 4 and 4 × `overlap`, but got 3 and 1"
-    ):
-        write_wavcaps(tmp_path, num_clips=3)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_what_to_exclude_keeps_the_order_and_leaves_captions_to_the_user():
     assert leaked_ids(WAVCAPS, VAL, TEST, by=["caption"]) == ["bbc:1"]
     assert leaked_ids(WAVCAPS, VAL, TEST, by=["id"]) == ["youtube:vfY_TJq7n_U"]
     with pytest.raises(
-        ValueError, match=r"`by` has to hold some of 'id', 'title', 'caption', but got \('name',\)"
+        ValueError, match=r"`by` has to be one of .*'id', 'title', 'caption'.* but got 'name'"
     ):
         leaked_ids(WAVCAPS, VAL, by=["name"])
 

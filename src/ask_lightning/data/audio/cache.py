@@ -60,7 +60,7 @@ class AudioCache:
         """
         if not self.active:
             return compute()
-        key = _key(path, settings)
+        key = _cache_key(path, settings)
         if self._memory is not None:
             if key not in self._memory:
                 self._memory[key] = compute()
@@ -80,7 +80,7 @@ class AudioCache:
         return value
 
 
-def _key(path: Path, settings: str) -> str:
+def _cache_key(path: Path, settings: str) -> str:
     state = path.stat()
     parts = f"{_FORMAT}\n{path.resolve()}\n{state.st_mtime_ns}\n{state.st_size}\n{settings}"
     return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

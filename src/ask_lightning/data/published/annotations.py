@@ -45,7 +45,7 @@ def read_audiocaps(annotations: str | Path) -> list[Clip]:
     """
     table = Path(annotations)
     if "youtube_id" not in (header := read_header(table)) and "file_name" in header:
-        return _read_names(table, "youtube")
+        return _read_table_of_files(table, "youtube")
     remedy = "AudioCaps has audiocap_id, youtube_id, start_time and caption."
     rows = list(read_rows(table, ["audiocap_id", "youtube_id", "start_time", "caption"], remedy=remedy))
     starts: dict[str, set[int]] = defaultdict(set)
@@ -54,11 +54,11 @@ def read_audiocaps(annotations: str | Path) -> list[Clip]:
             raise ValueError(
                 f"{table}, line {line}: column 'youtube_id' is empty. Fill it or remove the row."
             )
-        starts[row["youtube_id"]].add(_start(table, line, row["start_time"]))
+        starts[row["youtube_id"]].add(_parse_start(table, line, row["start_time"]))
     collector = ClipCollector(str(table))
     seen: set[str] = set()
     for line, row in rows:
-        video, start = row["youtube_id"], _start(table, line, row["start_time"])
+        video, start = row["youtube_id"], _parse_start(table, line, row["start_time"])
         name = recording_key("youtube", video)
         aliases = [recording_key("audiocap", row["audiocap_id"])]
         several = len(starts[video]) > 1
@@ -96,8 +96,8 @@ def read_clotho(annotations: str | Path, metadata: str | Path | None = None) -> 
         >>> read_clotho(path)
         [Clip(key='file:rain 1', captions=('rain', 'it rains'), name='Rain 1.wav', ...)]
     """
-    sounds = {} if metadata is None else _sound_ids(Path(metadata))
-    return _read_names(Path(annotations), "file", sounds)
+    sounds = {} if metadata is None else _read_sound_ids(Path(metadata))
+    return _read_table_of_files(Path(annotations), "file", sounds)
 
 
 def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list[Clip]:
@@ -149,7 +149,7 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
             raise ValueError(
                 f"{table}, {place}: no {lacking}; it has {sorted(entry)}. Is it a JSON of WavCaps?"
             )
-        space = given or _namespace(entry, name)
+        space = given or _guess_namespace(entry, name)
         title = str(entry.get("file_name", ""))
         collector.add(
             place,
@@ -163,7 +163,7 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
     return collector.clips()
 
 
-def _read_names(table: Path, namespace: str, sounds: Mapping[str, str] | None = None) -> list[Clip]:
+def _read_table_of_files(table: Path, namespace: str, sounds: Mapping[str, str] | None = None) -> list[Clip]:
     """Read a CSV with a column of file names and one or more columns of captions."""
     columns = caption_columns(read_header(table)) or ["caption_1"]
     remedy = "The published file has file_name and caption_1 to caption_5 (or caption)."
@@ -190,7 +190,7 @@ def _read_names(table: Path, namespace: str, sounds: Mapping[str, str] | None = 
     return collector.clips()
 
 
-def _sound_ids(metadata: Path) -> dict[str, str]:
+def _read_sound_ids(metadata: Path) -> dict[str, str]:
     """Read FreeSound ids by normalised title."""
     try:
         text = read_text(metadata)
@@ -224,7 +224,7 @@ def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
     return captions if columns else None
 
 
-def _namespace(entry: Mapping[str, Any], name: str) -> str:
+def _guess_namespace(entry: Mapping[str, Any], name: str) -> str:
     """The namespace of an entry of an unknown collection."""
     link = str(entry.get("download_link", "")).lower()
     for known in COLLECTIONS:
@@ -234,7 +234,7 @@ def _namespace(entry: Mapping[str, Any], name: str) -> str:
     return "youtube" if youtube_id(name) and len(file_stem(name)) == 12 and name.startswith("Y") else "file"
 
 
-def _start(table: Path, line: int, text: str) -> int:
+def _parse_start(table: Path, line: int, text: str) -> int:
     """The start of a clip in whole seconds."""
     try:
         return int(float(text))

@@ -31,6 +31,8 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "predict": ("test",),
 }
 _EVALUATION: tuple[Split, ...] = ("val", "test")
+_NO_ENRICHED_CAPTIONS = EnrichedCaptions()
+_TRAINING_CLIPS = KnowledgeSource()
 
 
 class PublishedDataModule(RetrievalDataModule):
@@ -47,9 +49,9 @@ class PublishedDataModule(RetrievalDataModule):
             instead.
         hdf5_sample_rate: Rate of the waveforms in HDF5 files in Hz.
         exclude: Clips to leave out of training: path of a list, or ids; see `read_ids`.
-        enriched: Captions by clip id that replace or complete those of the training clips. None: there are
-            none.
-        knowledge: Source of `knowledge_dataset`. None: `KnowledgeSource()`, the training clips.
+        enriched: Captions by clip id that replace or complete those of the training clips; by default there
+            are none.
+        knowledge: Source of `knowledge_dataset`, by default the training clips.
         check_counts: Whether to warn of clip counts that were never published.
         sample_rate: Rate of the waveforms in Hz.
         seconds: Length of a training crop, and the longest that a training waveform may be.
@@ -88,8 +90,8 @@ class PublishedDataModule(RetrievalDataModule):
         hub: str | None = None,
         hdf5_sample_rate: int = 32000,
         exclude: str | Sequence[str] | None = None,
-        enriched: EnrichedCaptions | None = None,
-        knowledge: KnowledgeSource | None = None,
+        enriched: EnrichedCaptions = _NO_ENRICHED_CAPTIONS,
+        knowledge: KnowledgeSource = _TRAINING_CLIPS,
         check_counts: bool = True,
         sample_rate: int = 32000,
         seconds: float = 10.0,
@@ -136,7 +138,7 @@ class PublishedDataModule(RetrievalDataModule):
         )
         self._exclude = exclude
         self._enriched = enriched
-        self._knowledge = KnowledgeSource() if knowledge is None else knowledge
+        self._knowledge = knowledge
         self._check_counts = check_counts
         self._held_out: list[Clip] = []
         self._knowledge_dataset: ClipDataset | None = None
@@ -279,9 +281,8 @@ class PublishedDataModule(RetrievalDataModule):
 
     def _train_clips(self, use: Literal["knowledge", "train"]) -> list[Clip]:
         """The training clips, with the captions that are meant for a use of them."""
-        if self._enriched is None or self._enriched.used_in not in (use, "both"):
-            return self._plain_train_clips
-        return self._enriched_train_clips
+        enriched = self._enriched.used_in in (use, "both")
+        return self._enriched_train_clips if enriched else self._plain_train_clips
 
     @cached_property
     def _plain_train_clips(self) -> list[Clip]:
@@ -292,5 +293,4 @@ class PublishedDataModule(RetrievalDataModule):
 
     @cached_property
     def _enriched_train_clips(self) -> list[Clip]:
-        assert self._enriched is not None
         return self._enriched.apply(self._plain_train_clips, f"{self.dataset_name} train")

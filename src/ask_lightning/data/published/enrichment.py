@@ -22,7 +22,7 @@ class EnrichedCaptions:
     r"""Captions from a file that replace or complete those of a dataset.
 
     Args:
-        path: Path of the captions by clip id, a CSV or JSON; see `read_captions_by_id`.
+        path: Path of the captions by clip id, a CSV or JSON; see `read_captions_by_id`. None: there are none.
         mode: `"replace"`: clips that the file lists have only its captions. `"add"`: they keep their own as
             well.
         used_in: Whether the captions are used in the `"knowledge"`, in `"train"` or in `"both"`.
@@ -38,7 +38,7 @@ class EnrichedCaptions:
         ('ducks', 'Ducks on a pond')
     """
 
-    path: str | Path
+    path: str | Path | None = None
     mode: Mode = "replace"
     used_in: Use = "knowledge"
 
@@ -62,6 +62,8 @@ class EnrichedCaptions:
             FileNotFoundError: There is no such file.
             ValueError: The file is something else, or none of its ids belongs to a clip.
         """
+        if self.path is None:
+            return list(clips)
         owners: dict[str, int] = {name: number for number, clip in enumerate(clips) for name in clip.keys}
         new: dict[int, list[str]] = {}
         unknown: list[str] = []
@@ -114,12 +116,12 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
-        return _captions_in_csv(path)
+        return _read_captions_csv(path)
     content = read_json(path)
     if isinstance(content, Mapping) and isinstance(content.get("data"), list):
         content = content["data"]
     if isinstance(content, Mapping):
-        return [(str(name), possible_keys(str(name)), _texts(given)) for name, given in content.items()]
+        return [(str(name), possible_keys(str(name)), _as_texts(given)) for name, given in content.items()]
     entries: list[tuple[str, frozenset[str], list[str]]] = []
     for number, entry in enumerate(content if isinstance(content, list) else [None]):
         column = next((name for name in ID_COLUMNS if isinstance(entry, Mapping) and name in entry), None)
@@ -129,28 +131,28 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
                 f"{path}, entry {number}: it has to be an object with an 'id' and a 'caption'. Or write one "
                 "object from ids to captions."
             )
-        texts = [text for given in captions for text in _texts(given)]
-        entries.append((str(entry[column]), _keys(str(entry[column]), column), texts))
+        texts = [text for given in captions for text in _as_texts(given)]
+        entries.append((str(entry[column]), _keys_of_id(str(entry[column]), column), texts))
     return entries
 
 
-def _captions_in_csv(path: Path) -> list[tuple[str, frozenset[str], list[str]]]:
+def _read_captions_csv(path: Path) -> list[tuple[str, frozenset[str], list[str]]]:
     header = read_header(path)
     column = next((name for name in ID_COLUMNS if name in header), None)
     captions = caption_columns(header)
     remedy = f"It needs one of {', '.join(ID_COLUMNS)}, and caption or caption_1 and so on."
     rows = list(read_rows(path, [column or "id", *(captions or ["caption"])], remedy=remedy))
     return [
-        (row[column], _keys(row[column], column), [row[name] for name in captions])
+        (row[column], _keys_of_id(row[column], column), [row[name] for name in captions])
         for _, row in rows
         if column is not None
     ]
 
 
-def _keys(name: str, column: str | None) -> frozenset[str]:
+def _keys_of_id(name: str, column: str | None) -> frozenset[str]:
     spaces = {"audiocap_id": "audiocap", "youtube_id": "youtube", "sound_id": "freesound", "file_name": None}
     return possible_keys(name, spaces.get(column or ""))
 
 
-def _texts(given: object) -> list[str]:
+def _as_texts(given: object) -> list[str]:
     return [given] if isinstance(given, str) else [str(text) for text in given]  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ def read_ids(source: str | Path | Iterable[str]) -> list[frozenset[str]]:
         return [possible_keys(str(name)) for name in source]
     path = Path(source)
     if path.suffix.lower() == ".json":
-        return _ids_in_json(path, read_json(path))
+        return _parse_json_ids(path, read_json(path))
     if path.suffix.lower() == ".csv":
         column = next((name for name in read_header(path) if name in ID_COLUMNS), None)
         if column is not None:
@@ -99,7 +99,7 @@ def exclude_clips(clips: Sequence[Clip], excluded: str | Path | Iterable[str], w
     return remaining
 
 
-def _ids_in_json(path: Path, content: Any) -> list[frozenset[str]]:
+def _parse_json_ids(path: Path, content: Any) -> list[frozenset[str]]:
     if isinstance(content, list):
         return [possible_keys(str(name)) for name in content]
     if isinstance(content, Mapping) and all(isinstance(names, list) for names in content.values()):

@@ -107,16 +107,18 @@ def read_hdf5(path: str | Path, namespace: str) -> list[Clip]:
         names, captions = file["audio_name"][:], file["caption"][:]
     collector = ClipCollector(str(path))
     for row, (name, texts) in enumerate(zip(names, captions, strict=True)):
-        title = _text(name)
+        title = _decode_text(name)
         collector.add(
             f"row {row}",
             recording_key(namespace, title),
-            [_text(texts)] if isinstance(texts, (bytes, str)) else [_text(text) for text in texts],
+            [_decode_text(texts)]
+            if isinstance(texts, (bytes, str))
+            else [_decode_text(text) for text in texts],
             name=title,
             row=row,
         )
     return collector.clips()
 
 
-def _text(value: bytes | str) -> str:
+def _decode_text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)

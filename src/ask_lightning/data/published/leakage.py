@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.data.clips import Clip, abbreviate
+from ask_lightning.utilities.arguments import check_choice
 
 LeakKind = Literal["id", "title", "caption"]
 
@@ -69,7 +70,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
     clips = [clip for part in evaluation for clip in clips_of(part)]
     # The numbers of captions are left out: the video says as much.
     names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
-    captions = frozenset(_words(caption) for clip in clips for caption in clip.captions)
+    captions = frozenset(_plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
     own = clips_of(source)
     for clip in own:
@@ -78,7 +79,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
             found["id"].append(clip.key)
         elif shared:
             found["title"].append(clip.key)
-        elif any(_words(caption) in captions for caption in clip.captions):
+        elif any(_plain_words(caption) in captions for caption in clip.captions):
             found["caption"].append(clip.key)
     return Leakage(found["id"], found["title"], found["caption"], len(own))
 
@@ -103,10 +104,8 @@ def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id"
         ['youtube:vfY_TJq7n_U']
     """
     kinds = tuple(by)
-    if not set(kinds) <= set(_KINDS):
-        raise ValueError(
-            f"Argument `by` has to hold some of {', '.join(map(repr, _KINDS))}, but got {kinds}."
-        )
+    for kind in kinds:
+        check_choice("by", kind, _KINDS)
     leakage = find_leakage(source, *evaluation)
     lists: dict[LeakKind, list[str]] = {
         "id": leakage.by_id,
@@ -142,7 +141,7 @@ def check_leakage(source: Clips, *evaluation: Clips, name: str = "The knowledge 
         rank_zero_warn(
             f"{name} shares clips with the evaluation sets: of {leakage.num_clips} clips {', '.join(parts)}. "
             "Leave them out with `exclude=leaked_ids(source, *evaluation)`, which takes those by id and "
-            "title, or `exclude_evaluation=True` of a data module. Short captions repeat by chance."
+            "title, or `KnowledgeSource(exclude_evaluation=True)`. Short captions repeat by chance."
         )
     return leakage
 
@@ -171,6 +170,6 @@ def clips_of(source: Clips) -> Sequence[Clip]:
     )
 
 
-def _words(caption: str) -> str:
+def _plain_words(caption: str) -> str:
     """A caption in lower case and without punctuation, as in the packed files of ML-ACT."""
     return re.sub(r"[\W_]+", " ", caption.casefold()).strip()

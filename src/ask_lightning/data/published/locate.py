@@ -124,7 +124,11 @@ def find_metadata_table(table: Path, words: Sequence[str]) -> Path | None:
         'clotho_metadata_validation.csv'
     """
     others = sorted(table.parent.glob("*.csv"))
-    found = [path for path in others if "metadata" in _words(path.stem) and _words(path.stem) & set(words)]
+    found = [
+        path
+        for path in others
+        if "metadata" in _words_of_name(path.stem) and _words_of_name(path.stem) & set(words)
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -139,7 +143,7 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _belongs_to(path: Path, split: Split) -> bool:
-    words = _words(path.stem)
+    words = _words_of_name(path.stem)
     others = {word for name, group in SPLIT_WORDS.items() if name != split for word in group}
     return bool(words & set(SPLIT_WORDS[split])) and not words & (others | _OTHER)
 
@@ -151,5 +155,5 @@ def _prefer_plain_tables(paths: list[Path], split: Split) -> list[Path]:
     return plain or tables
 
 
-def _words(name: str) -> frozenset[str]:
+def _words_of_name(name: str) -> frozenset[str]:
     return frozenset(re.split(r"[^a-z]+", name.lower()))

@@ -13,6 +13,7 @@ from ask_lightning.data.published.collections import COLLECTIONS
 from ask_lightning.data.published.counts import SplitReport, log_report, report_table
 from ask_lightning.data.published.exclusion import exclude_clips
 from ask_lightning.data.published.file_index import FolderIndex, Matches, match_files, wavcaps_names
+from ask_lightning.utilities.arguments import check_choice
 
 
 class WavCaps(ClipDataset):
@@ -105,11 +106,8 @@ def _find_tables(root: Path, names: Sequence[str] | None) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of WavCaps at {root}. Correct the path.")
     known = {collection.name: collection.table for collection in COLLECTIONS}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ValueError(
-            f"Argument `collections` has to hold some of {', '.join(known)}, but got {unknown[0]!r}."
-        )
+    for name in names or ():
+        check_choice("collections", name, tuple(known))
     tables: dict[str, Path] = {}
     for name in names or known:
         paths = sorted(root.rglob(known[name]))

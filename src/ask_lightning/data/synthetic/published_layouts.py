@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ask_lightning.data.published.collections import COLLECTIONS
 from ask_lightning.data.splits import Split
 from ask_lightning.data.synthetic.soundscapes import Soundscapes
 from ask_lightning.utilities.optional_imports import import_optional
@@ -64,7 +65,7 @@ def write_audiocaps(
         )
         rows: list[Sequence[object]] = [("audiocap_id", "youtube_id", "start_time", "caption")]
         for index, captions in enumerate(clips.captions):
-            video = _video(split, index)
+            video = _video_id(split, index)
             _write_audio(root / "audio" / split / f"Y{video}.wav", clips, index, sample_rate)
             for caption in captions:
                 number += 1
@@ -168,13 +169,13 @@ def write_wavcaps(
     root = Path(folder)
     clips = _render(num_clips, "train", seconds, sample_rate, 3 * seed + _WAVCAPS, 1)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in ("as", "fsd", "bbc", "sb")}
-    folders = {"as": "AudioSet_SL", "fsd": "FreeSound", "bbc": "BBC_Sound_Effects", "sb": "SoundBible"}
+    folders = {known.table.removesuffix("_final.json"): known.name for known in COLLECTIONS}
     for index, (caption,) in enumerate(clips.captions):
         name = list(entries)[index % 4]
         order = index // 4
         facts = {"caption": caption, "duration": seconds, "audio": "wav_path"}
         if name == "as":
-            video = _video("val" if order < overlap else "wavcaps", order)
+            video = _video_id("val" if order < overlap else "wavcaps", order)
             entry = {"id": f"Y{video}.wav", **facts}
         elif name == "fsd":
             sound = str(_FIRST_SOUND["val"] + order if order < overlap else 400_000 + order)
@@ -202,7 +203,7 @@ def _render(
     )
 
 
-def _video(split: str, index: int) -> str:
+def _video_id(split: str, index: int) -> str:
     """Eleven characters, as YouTube has them."""
     digest = blake2b(f"{split} {index}".encode(), digest_size=9).digest()
     return urlsafe_b64encode(digest).decode()[:11]

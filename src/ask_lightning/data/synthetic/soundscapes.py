@@ -110,7 +110,7 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
         >>> draw_scene(seed=0, split="val", index=3) == draw_scene(seed=0, split="val", index=3)
         True
     """
-    random = _stream(seed, split, index, _LAYOUT)
+    random = _random_stream(seed, split, index, _LAYOUT)
     num_foreground, num_background, _, _ = _LAYOUTS[
         random.choice(len(_LAYOUTS), p=[share for _, _, share, _ in _LAYOUTS])
     ]
@@ -256,7 +256,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
         self.captions_per_clip = captions_per_clip
         self.scenes = [draw_scene(seed=seed, split=split, index=index) for index in range(num_clips)]
         self.captions = [
-            describe_scene(scene, _stream(seed, split, index, _CAPTIONS), captions_per_clip)
+            describe_scene(scene, _random_stream(seed, split, index, _CAPTIONS), captions_per_clip)
             for index, scene in enumerate(self.scenes)
         ]
 
@@ -270,7 +270,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
                     self.scenes[index],
                     self._num_samples,
                     sample_rate=sample_rate,
-                    random=_stream(seed, split, index, _NOISE),
+                    random=_random_stream(seed, split, index, _NOISE),
                 )
                 for index in range(start, min(start + _BLOCK, num_clips))
             ]
@@ -311,5 +311,5 @@ def _draw_event(
     )
 
 
-def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
+def _random_stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index, purpose]))
