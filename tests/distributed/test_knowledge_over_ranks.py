@@ -214,8 +214,8 @@ def share() -> list[Tensor]:
     """Some memory of which a view with strides is shared, and a tensor with its axes in another order."""
     ranks = Ranks.current()
     memory, turned = torch.arange(12.0) + 100 * ranks.rank, torch.arange(6.0) + 100 * ranks.rank
-    ranks.share(memory.view(3, 4)[:, ::2])
-    ranks.share(turned.view(2, 3).T)
+    ranks.broadcast(memory.view(3, 4)[:, ::2])
+    ranks.broadcast(turned.view(2, 3).T)
     return [memory, turned]
 
 
@@ -231,7 +231,7 @@ def test_what_is_shared_may_have_strides():
 def fail_on_one() -> str:
     ranks = Ranks.current()
     try:
-        with ranks.together("reading"):
+        with ranks.all_or_none("reading"):
             if ranks.rank == 1:
                 raise KeyError("clip 7")
     except KeyError as error:
@@ -310,7 +310,7 @@ def write_on_a_full_disk(folder: str) -> tuple[list[str], list[str]]:
             snapshots.supersede()
             snapshots.write(base, epoch, Path(folder))
             told += [str(warning.message) for warning in caught]
-        ranks.exchange(None)
+        ranks.all_gather_object(None)
     return sorted(path.name for path in Path(folder).iterdir()), told
 
 

@@ -183,7 +183,7 @@ def influence_of_knowledge(
         found = loss.retrieve(audio, text, knowledge, ids=id_tensor)
         bounded = loss.is_bounded(knowledge)
         if loss.gather:  # every rank measures the batch of all as one process would
-            loss, everyone = copy(loss), Ranks.current().gather
+            loss, everyone = copy(loss), Ranks.current().all_gather
             loss.gather = False
             audio, text = torch.cat(everyone(audio)), torch.cat(everyone(text))
             id_tensor = None if id_tensor is None else torch.cat(everyone(id_tensor))

@@ -239,7 +239,7 @@ class KnowledgeRefreshCallback(Callback):
         """
         started = time.perf_counter()
         ranks = Ranks.current()
-        with ranks.together("opening the knowledge source"):
+        with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
         with progress_bar(trainer, "Refreshing knowledge", _length(loader)) as advance:
             audio, text, ids, part = encode_source(

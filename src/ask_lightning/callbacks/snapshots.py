@@ -91,7 +91,7 @@ class Snapshots:
         except OSError as error:
             failure = str(error)
         if base.is_sharded:  # the checkpoint is written when all parts are there
-            failure = next((text for text in ranks.exchange(failure) if text is not None), None)
+            failure = next((text for text in ranks.all_gather_object(failure) if text is not None), None)
         if failure is not None:
             if base.is_sharded and path not in self._written:
                 with suppress(OSError):  # of a snapshot that is not whole
@@ -131,11 +131,11 @@ class Snapshots:
             base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
         except SnapshotError as error:
             failure = str(error)
-        _raise_first(ranks.exchange(failure))
+        _raise_first(ranks.all_gather_object(failure))
         assert base is not None
         if base.fingerprint != state["fingerprint"]:
             failure = f"{path} holds {base}, which is not the knowledge that the checkpoint names."
-        _raise_first(ranks.exchange(failure))
+        _raise_first(ranks.all_gather_object(failure))
         self._current, self._seen_to = path, (path.parent,)
         # Where checkpoints may need them that are not looked at from here, the old run's snapshots stay.
         if self._directories >= set(map(Path, state["checkpoint_directories"])):

@@ -225,14 +225,14 @@ def encode_source(
     ranks = ranks or Ranks()
     if ranks.size > 1:
         weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
-        ranks.agree(
+        ranks.require_equal(
             (f"weights {weights:016x}", _num_rows(loader)),
             "the weights and the length of the knowledge source",
         )
     audio: list[Tensor] = []
     text: list[Tensor] = []
     ids: list[Tensor] = []
-    with ranks.together("encoding its part of the knowledge source"):
+    with ranks.all_or_none("encoding its part of the knowledge source"):
         with _without_a_trace(trainer, module), torch.no_grad(), _batches(loader) as batches:
             for batch in batches:
                 moved = trainer.precision_plugin.convert_input(batch)
@@ -264,7 +264,7 @@ def _as_part(
     own_ids = torch.cat(ids) if ids else None
     width = audio[0].shape[1] if audio else None
     at_a_time = _rows_an_item(rows, items, own_ids) if items else None
-    words = ranks.exchange((sum(rows), width, own_ids is not None, sum(items), at_a_time))
+    words = ranks.all_gather_object((sum(rows), width, own_ids is not None, sum(items), at_a_time))
     counts = [word[0] for word in words]
     if not any(counts):
         raise ValueError(_EMPTY)
@@ -317,7 +317,7 @@ def _check_own_parts(audio: Tensor, text: Tensor, ids: Tensor | None, ranks: Ran
     sides = (audio, text) if ids is None else (audio, text, ids)
     # Rows that are all alike, as a head that starts from zeros makes them, tell nothing.
     varied = len(audio) > 0 and all(bool((side.amin(0) < side.amax(0)).any()) for side in (audio, text))
-    words = ranks.exchange((len(audio), *map(checksum, sides)) if varied else None)
+    words = ranks.all_gather_object((len(audio), *map(checksum, sides)) if varied else None)
     for rank, word in enumerate(words):
         first = words.index(word)
         if word is not None and first < rank:
@@ -378,7 +378,7 @@ def _buffers_of_first_rank(module: nn.Module) -> Iterator[None]:
     buffers = list(module.buffers())
     own = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
-        ranks.share(buffer)
+        ranks.broadcast(buffer)
     try:
         yield
     finally:

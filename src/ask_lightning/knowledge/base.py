@@ -189,11 +189,11 @@ class KnowledgeBase:
         else:
             fine = Granularity(part.whole(audio), part.whole(text), index)
         if index not in ("auto", "exact"):
-            with part.ranks.together("building its index"):
+            with part.ranks.all_or_none("building its index"):
                 _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
         base = cls(fine, Granularity(coarse_audio, coarse_text), part.whole(row_ids.to(audio.device)))
         if part.ranks.size > 1:
-            part.ranks.agree(base.fingerprint, "the knowledge base")
+            part.ranks.require_equal(base.fingerprint, "the knowledge base")
         return base
 
     def lookup(
@@ -399,7 +399,7 @@ def _complete(path: Path) -> list[Path]:
 
 def _check_pairs(audio: Tensor, text: Tensor, part: Part) -> None:
     shapes = (tuple(audio.shape), tuple(text.shape))
-    everyone = part.ranks.exchange(shapes)
+    everyone = part.ranks.all_gather_object(shapes)
     for one, other in everyone:
         if len(one) != 2 or one != other or one[1:] != everyone[0][0][1:]:
             raise ValueError(
@@ -411,7 +411,7 @@ def _check_pairs(audio: Tensor, text: Tensor, part: Part) -> None:
     for name, side in (("audio", audio), ("text", text)):
         broken = (~side.isfinite().all(dim=1)).nonzero().flatten().cpu()
         zero = int((side == 0).all(dim=1).sum())
-        reports = part.ranks.exchange((part.numbers(broken).tolist(), zero))
+        reports = part.ranks.all_gather_object((part.numbers(broken).tolist(), zero))
         rows = sorted(row for numbers, _ in reports for row in numbers)
         if rows:
             shown = ", ".join(map(str, rows[:_ROWS_NAMED_IN_AN_ERROR]))

@@ -162,14 +162,14 @@ class SpreadGranularity(Granularity):
     def longest(self) -> float:
         """See `Granularity`."""
         own = super().longest if len(self.audio) else 0.0
-        return float(max(self.part.ranks.exchange(own)))
+        return float(max(self.part.ranks.all_gather_object(own)))
 
     @cached_property
     def checksums(self) -> tuple[int, int]:
         """See `Granularity`."""
         numbers = self.part.rows()
         own = checksum(self.audio, numbers), checksum(self.text, numbers)
-        audio, text = zip(*self.part.ranks.exchange(own), strict=True)
+        audio, text = zip(*self.part.ranks.all_gather_object(own), strict=True)
         return sum(audio) % 2**64, sum(text) % 2**64
 
     @property
@@ -192,7 +192,7 @@ class SpreadGranularity(Granularity):
             queries, current, before = (part.to(_scores(part)) for part in side)
             now, then = queries @ current.T, queries @ before.T  # (Q, n)
             normalizers = torch.stack([now.logsumexp(dim=1), then.logsumexp(dim=1)], dim=1)  # (Q, 2)
-            everyone = torch.stack(self.part.ranks.gather(normalizers))  # (R, Q, 2)
+            everyone = torch.stack(self.part.ranks.all_gather(normalizers))  # (R, Q, 2)
             log_now, log_then = everyone.logsumexp(dim=0).T  # (Q,) each
             difference = (now - log_now[:, None]) - (then - log_then[:, None])
             own = ((now - log_now[:, None]).exp() * difference).sum()
@@ -222,12 +222,12 @@ class SearchOverRanks:
         """See `Search`; collective. Each rank brings its own queries, perhaps of another number."""
         ranks = self._part.ranks
         # Rank by rank, as each would search alone: the number of queries decides how scores are rounded.
-        everyone = ranks.gather(queries)
+        everyone = ranks.all_gather(queries)
         found = [self._own(block, k) for block in everyone]
         scores, rows = (torch.cat(side) for side in zip(*found, strict=True))  # (ΣB, K)
         counts = [len(block) for block in everyone]
         back = [len(queries)] * ranks.size
-        candidates, numbers = (ranks.deal(side, counts, back)[0] for side in (scores, rows))  # (R B, K)
+        candidates, numbers = (ranks.all_to_all(side, counts, back)[0] for side in (scores, rows))  # (R B, K)
         candidates, numbers = (
             side.view(ranks.size, len(queries), k).transpose(0, 1).flatten(1)
             for side in (candidates, numbers)

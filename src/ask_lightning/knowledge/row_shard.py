@@ -95,7 +95,7 @@ class Part:
         """
         if self.ranks.size == 1:
             return rows
-        parts = self.ranks.gather(rows, self.counts)
+        parts = self.ranks.all_gather(rows, self.counts)
         if not self.at_a_time:
             return torch.cat(parts)
         whole = rows.new_empty((self.total, *rows.shape[1:]))
@@ -125,10 +125,10 @@ class Part:
         # Ask each rank for its rows, in its order, and put the answers back into ours.
         order = owner.argsort(stable=True)
         asked = torch.bincount(owner, minlength=self.ranks.size).tolist()
-        requests, asking = self.ranks.deal(local[order], asked)
+        requests, asking = self.ranks.all_to_all(local[order], asked)
         found = []
         for side in sides:
-            answers, _ = self.ranks.deal(side[requests], asking, arriving=asked)
+            answers, _ = self.ranks.all_to_all(side[requests], asking, received_counts=asked)
             vectors = torch.empty_like(answers)
             vectors[order] = answers
             found.append(vectors.view(*wanted.shape, side.shape[1]))

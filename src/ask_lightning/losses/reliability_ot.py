@@ -28,7 +28,7 @@ from ask_lightning.knowledge.base import (
 from ask_lightning.knowledge.pairs import Neighborhood
 from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.distributed import Ranks, gather_rows
+from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 PlanScaling = Literal["marginal", "row"]
@@ -395,12 +395,12 @@ class ReliabilityOTLoss(nn.Module):
         if not self._is_spread:
             return sides
         columns = [side if side.ndim == 2 else side[:, None] for side in sides]
-        gathered = gather_rows(torch.cat(columns, dim=1))  # (ΣB, …)
+        gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
         parts = gathered.split([column.shape[1] for column in columns], dim=1)
         return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
 
     def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
-        return torch.cat(Ranks.current().gather(ids)) if ids is not None and self._is_spread else ids
+        return torch.cat(Ranks.current().all_gather(ids)) if ids is not None and self._is_spread else ids
 
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
         return text @ audio.T if self.interaction is None else self.interaction(text, audio)
