@@ -9,6 +9,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from ask_lightning.utilities.arguments import check_choice, check_count, check_positive
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Below this ε the exponentials of similarities in [-1, 1] leave float32's comfortable range.
@@ -48,10 +50,8 @@ def sinkhorn_plan(
         >>> plan.diagonal()
         tensor([0.3333, 0.3333, 0.3333])
     """
-    if not epsilon > 0:
-        raise ValueError(f"Argument `epsilon` has to be positive, but got {epsilon}.")
-    if iterations < 1:
-        raise ValueError(f"Argument `iterations` has to be at least 1, but got {iterations}.")
+    check_positive("epsilon", epsilon)
+    check_count("iterations", iterations)
     with torch.autocast(similarity.device.type, enabled=False):
         dtype = torch.float64 if similarity.dtype == torch.float64 else torch.float32
         similarity = similarity.to(dtype)  # (B, C)
@@ -95,8 +95,7 @@ def realign_similarity(
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]])
     """
-    if plan_scaling not in ("marginal", "row"):
-        raise ValueError(f'Argument `plan_scaling` has to be "marginal" or "row", but got {plan_scaling!r}.')
+    check_choice("plan_scaling", plan_scaling, ("marginal", "row"))
     if ot_factor == 0:
         return similarity
     scale = len(plan) if plan_scaling == "row" else 1
