@@ -28,7 +28,7 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass
 class SnapshotRecord:
-    """What a run knows of its snapshots on disk; `SnapshotWriter`, `-Restorer` and `-Collector` share it.
+    """What a run knows of its snapshots on disk, shared by the writer, the restorer and the collector.
 
     Attributes:
         checkpoint_directories: Directories of the callbacks that write checkpoints; if there is none, no

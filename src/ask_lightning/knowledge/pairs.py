@@ -63,8 +63,8 @@ class Neighborhood:
 class PairStore(Protocol):
     """Pairs of audio and text embeddings that can be searched and read, wherever their rows lie.
 
-    Where the pairs are sharded every member but `index`, `dtype`, `width`, `device`, `local`, `shard` and the
-    length is collective: all ranks have to use it at the same time.
+    Where the pairs are sharded, every member except `index`, `local`, `shard`, `to` and the length is
+    collective: all ranks have to use it at the same time.
     """
 
     @property

@@ -38,7 +38,7 @@ DIRECTIONS = ("t2a", "a2t")
 class ReliabilityOTLoss(nn.Module):
     """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
 
-    For each granularity the batch's embeddings are mixed with what they retrieve (Eq. 9), the
+    For each granularity the batch's embeddings are mixed with the knowledge that they retrieve (Eq. 9), the
     similarities of the mixed embeddings are realigned by a transport plan (Eq. 15), and their
     cross-entropy is weighed by how far the audio's and the text's neighbours agree (Eq. 11–13, 16–19):
 
@@ -54,36 +54,36 @@ class ReliabilityOTLoss(nn.Module):
 
     Recommendations:
         With the paper's `plan_scaling="marginal"` the realigned similarity is close to (1 - β) S, that
-        is, a higher temperature: tune the temperature of what you compare with, too. With an in-domain
-        source the nearest neighbour of a sample is its own older embedding; `exclude_self=True` shows
-        how much of a gain comes from there.
+        is, a higher temperature: when you compare it with another loss, tune that loss's temperature, too.
+        With an in-domain source the nearest neighbour of a sample is its own older embedding;
+        `exclude_self=True` shows how much of a gain comes from there.
 
     Args:
-        num_neighbors: K ≥ 1, neighbours per query and granularity.
-        injection_ratio: ρ in [0, 1], share of knowledge in the injected embedding. 0 switches it off.
-        ot_factor: β in [0, 1], share of the transport plan in the realignment. 0 switches it off.
-        lambda_fine: λ_f ≥ 0, weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
+        num_neighbors: K ≥ 1, the number of neighbours per query and granularity.
+        injection_ratio: ρ in [0, 1], the share of knowledge in the injected embedding. 0 switches it off.
+        ot_factor: β in [0, 1], the share of the transport plan in the realignment. 0 switches it off.
+        lambda_fine: λ_f ≥ 0, the weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
             positive; a negative one would train the model away from its pairs.
-        lambda_coarse: λ_c ≥ 0, weight of the coarse reliability.
+        lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
             callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
-        sinkhorn_epsilon: ε > 0, entropy of the transport plan.
-        sinkhorn_iterations: Updates of the plan, a fixed number.
-        granularities: Which of `"fine"` and `"coarse"` take part.
-        renormalize_injected: Bring injected embeddings back to unit length.
+        sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
+        sinkhorn_iterations: Number of updates of the plan, at least 1.
+        granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
+        renormalize_injected: Whether to bring injected embeddings back to unit length.
         plan_scaling: `"marginal"` (the paper: rows of the plan sum to 1/B) or `"row"` (rows sum to 1).
-        detach_plan: Hold the plan constant in the backward pass.
-        exclude_self: Leave out knowledge rows of the query's own clip; needs ids.
-        positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip leave the
+        detach_plan: Whether the plan is constant in the backward pass.
+        exclude_self: Whether to leave out knowledge rows of the query's own clip; needs ids.
+        positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip are left out of the
             denominator; needs ids.
-        modulation: `"batch"` weighs the batch's loss by the mean reliability (the paper), `"sample"`
-            each sample's by its own.
-        modulation_gradient: Differentiate the factor as well.
+        modulation: `"batch"`: the loss of the batch is weighed by the mean reliability (the paper);
+            `"sample"`: the loss of each sample by its own.
+        modulation_gradient: Whether to differentiate the factor as well.
         interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
             embeddings. Default: inner product.
-        gather: Compute contrast, transport and reliability over the batches of all ranks, which may be of
-            different sizes, with gradients to every rank: under DDP the gradient is that of one process
-            with the whole batch. `False`: over the local batch.
+        gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
+            may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
+            process with the whole batch. `False`: they are computed over the local batch.
 
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`.
