@@ -263,6 +263,7 @@ class KnowledgeBase:
         return int(self.ids.unique(return_counts=True)[1].max())
 
     def _check_lookup(self, audio: Tensor, text: Tensor, k: int, *, exclude: bool) -> None:
+        """Refuse queries of another width or device, and K that the base cannot give."""
         if audio.shape[-1] != self.width or text.shape[-1] != self.width:
             raise ValueError(
                 f"The knowledge base holds embeddings of width {self.width}, but was asked with audio "
@@ -286,7 +287,7 @@ class KnowledgeBase:
         return self.fine.shard == other.fine.shard and self.width == other.width
 
     def to(self, device: torch.device | str) -> KnowledgeBase:
-        """This base on another device; itself if it is there already."""
+        """Move the base to a device; the result is this base if it is there already."""
         if self.device == torch.device(device):
             return self
         moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
