@@ -243,7 +243,8 @@ def test_trainer_of_the_twin_package_among_validation_and_prediction():
 def test_more_neighbours_than_pairs(ask):
     module = wrap(PlainTowers(), {"num_neighbors": 49}) if ask else SelfContained(num_neighbors=49)
     with pytest.raises(
-        ValueError, match=r"`num_neighbors` has to be in \[1, 48\] for a knowledge base of 48 pairs.*got 49"
+        ValueError,
+        match=r"`k` has to be in \[1, 48\] for a knowledge base of 48 pairs.*got 49.*`num_neighbors`",
     ):
         make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
 

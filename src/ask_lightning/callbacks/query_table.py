@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ask_lightning.callbacks.publish import Sound, output_folder, publish_sounds, publish_table
 from ask_lightning.callbacks.refresh import find_refresher
-from ask_lightning.encoding.encode import has_index
 from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
-from ask_lightning.functional import reliability_potential
+from ask_lightning.encoding.source_loader import has_index
+from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.pairs import Neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, PairStore, neighborhood
 from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 
@@ -146,12 +146,14 @@ class _Answers:
     ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
         psi = {}
-        for name, hood in near.items():
+        for name, stored in near.items():
+            hood = stored.to(audio.dtype)
             psi[name, "t2a"] = reliability_potential(audio, hood.audio_by_text, hood.audio_by_audio)
             psi[name, "a2t"] = reliability_potential(text, hood.text_by_audio, hood.text_by_text)
         factor = {
-            direction: 1
-            + torch.stack([-self.lambdas[name] * psi[name, direction].log() for name in near]).sum(0)
+            direction: modulation_factor(
+                [(self.lambdas[name], disagreement(psi[name, direction])) for name in near]
+            )
             for direction in DIRECTIONS
         }
         return psi, factor
@@ -189,16 +191,12 @@ class _Answers:
 def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighborhood:
     """As many pairs, drawn at random in place of the retrieved ones."""
     generator = torch.Generator().manual_seed(0)
-    granularity = getattr(base, name)
+    pairs: PairStore = getattr(base, name)
     by_audio, by_text = (
-        torch.randint(len(granularity), rows.shape, generator=generator).to(rows.device)
+        torch.randint(len(pairs), rows.shape, generator=generator).to(rows.device)
         for rows in (like.audio_rows, like.text_rows)
     )
-    audio, text = granularity.pairs(torch.cat([by_audio, by_text]).flatten())
-    shape = (2, *by_audio.shape, -1)
-    audio_by_audio, audio_by_text = audio.to(like.audio_by_audio).view(shape)
-    text_by_audio, text_by_text = text.to(like.text_by_text).view(shape)
-    return Neighborhood(by_audio, by_text, audio_by_audio, audio_by_text, text_by_audio, text_by_text)
+    return neighborhood(pairs, by_audio, by_text)
 
 
 def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:

@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ask_lightning.encoding.encode import Embed, encode_source, has_index, source_loader
+from ask_lightning.encoding.encode import Embed, encode_source
 from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.functional import unit_length
 
 

@@ -1,4 +1,4 @@
-"""K-means: `cluster`, by Faiss and without it."""
+"""`kmeans` by Faiss and without it."""
 
 import random
 
@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.knowledge import prototypes
-from ask_lightning.knowledge.prototypes import cluster
-from ask_lightning.knowledge.row_shard import Part
-from ask_lightning.utilities.distributed import Ranks
-from tests.helpers.vectors import directions, faiss_as, needs_gpu, planted, same_partition
+from ask_lightning.knowledge.kmeans import fit_centroids
+from ask_lightning.knowledge.row_shard import ShardedRows
+from ask_lightning.utilities.faiss_import import faiss_is_available
+from tests.helpers.vectors import cluster, directions, faiss_as, needs_gpu, planted, same_partition
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -28,7 +27,8 @@ def backend(request):
 
 
 def centroids(vectors: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
-    return prototypes._centroids(vectors, num_clusters, seed, Part.dealt(len(vectors), Ranks()))
+    index = "auto" if faiss_is_available() else "exact"
+    return fit_centroids(ShardedRows.unsharded(vectors), num_clusters, seed, index)
 
 
 def spherical_means(vectors: torch.Tensor, assignment: torch.Tensor) -> np.ndarray:

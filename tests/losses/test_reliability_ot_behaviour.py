@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ask_lightning.functional import out_of_batch_influence
-from ask_lightning.knowledge import Granularity, KnowledgeBase, Neighborhood
+from ask_lightning.knowledge import KnowledgeBase, StoredPairs
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 from tests.helpers import reference
 from tests.helpers.loss_cases import make_case, make_loss
@@ -44,8 +44,8 @@ def test_order_of_the_base_is_immaterial(seed, options):
     expected = case.loss(**options)
     base, pairs, prototypes = case.base, order(seed, 17), order(seed + 1, 5)
     case.base = KnowledgeBase(
-        Granularity(base.fine.audio[pairs], base.fine.text[pairs]),
-        Granularity(base.coarse.audio[prototypes], base.coarse.text[prototypes]),
+        StoredPairs(base.fine.audio[pairs], base.fine.text[pairs]),
+        StoredPairs(base.coarse.audio[prototypes], base.coarse.text[prototypes]),
         base.ids[pairs],
     )
     torch.testing.assert_close(case.loss(**options), expected, rtol=1e-11, atol=1e-12)
@@ -60,8 +60,8 @@ def test_exchanging_audio_and_text_everywhere_is_immaterial(seed):
     expected = case.loss(**options)
     base = case.base
     case.base = KnowledgeBase(
-        Granularity(base.fine.text, base.fine.audio),
-        Granularity(base.coarse.text, base.coarse.audio),
+        StoredPairs(base.fine.text, base.fine.audio),
+        StoredPairs(base.coarse.text, base.coarse.audio),
         base.ids,
     )
     torch.testing.assert_close(case.loss(case.text, case.audio, **options), expected, rtol=1e-9, atol=0)
@@ -104,7 +104,7 @@ def test_influence_of_the_base(options, hold, granularity):
     module = make_loss(**options)
     audio, text = F.normalize(case.audio, dim=1), F.normalize(case.text, dim=1)
     near = module.retrieve(audio, text, case.base)[granularity]
-    near = Neighborhood(*near[:2], *(vectors.requires_grad_() for vectors in near[2:]))
+    near = near.map_vectors(torch.Tensor.requires_grad_)
     loss, _ = module.from_neighborhoods(audio, text, {granularity: near})
     influence = out_of_batch_influence(
         loss,

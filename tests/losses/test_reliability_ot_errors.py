@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from ask_lightning.knowledge import Granularity, KnowledgeBase
+from ask_lightning.knowledge import KnowledgeBase, StoredPairs
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 from tests.helpers.loss_cases import make_case, make_loss
 
@@ -137,15 +137,15 @@ class TestKnowledge:
 
     @pytest.mark.parametrize("granularities", [("fine",), ("fine", "coarse")])
     def test_with_fewer_pairs_than_neighbors(self, granularities):
-        message = (
-            r"Argument `num_neighbors` has to be in \[1, 17\] for a knowledge base of 17 pairs, but got 18\."
-        )
+        message = r"Argument `k` has to be in \[1, 17\] for a knowledge base of 17 pairs, but got 18\."
         with pytest.raises(ValueError, match=message):
             make_case().loss(num_neighbors=18, granularities=granularities)
         assert make_case().loss(num_neighbors=17, granularities=granularities).isfinite()
 
     def test_with_fewer_pairs_of_other_clips_than_neighbors(self):
-        message = r"`num_neighbors` has to be in \[1, 15\] .*without those of the own clip.* but got 16\."
+        message = (
+            r"`k` has to be in \[1, 15\] .*without those of the own clip.* but got 16\..*`num_neighbors`"
+        )
         with pytest.raises(ValueError, match=message):
             make_case().loss(num_neighbors=16, exclude_self=True)
         assert make_case().loss(num_neighbors=15, exclude_self=True).isfinite()
@@ -154,7 +154,7 @@ class TestKnowledge:
     def test_so_long_that_the_factor_is_not_positive(self, modulation):
         case = make_case()
         long = 20 * case.base.fine.audio[:4]
-        case.base = KnowledgeBase(case.base.fine, Granularity(long, long), case.base.ids)
+        case.base = KnowledgeBase(case.base.fine, StoredPairs(long, long), case.base.ids)
         message = (
             r"modulation factor of direction \w+ fell to -.*`normalize_prototypes=True`, or lower "
             r"`lambda_fine` \(0\.2\) and `lambda_coarse` \(0\.3\)"

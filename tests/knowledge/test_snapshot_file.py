@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
-from ask_lightning.knowledge import KnowledgeBase, snapshot
+from ask_lightning.knowledge import KnowledgeBase, snapshot_file
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 from ask_lightning.knowledge.snapshot_file import SnapshotError, read_snapshot, write_snapshot
-from tests.helpers.vectors import directions
+from tests.helpers.vectors import directions, tensors_in, tensors_of
 
 
 def make(rows: int = 60, seed: int = 0, *, width: int = 6, dtype=torch.float32, **options) -> KnowledgeBase:
@@ -40,9 +40,9 @@ class TestRoundTrip:
         base = make(dtype=dtype, ids=ids, normalize_prototypes=normalize)
         base.save(path)
         loaded = KnowledgeBase.load(path)
-        for name, tensor in base._tensors().items():
-            assert torch.equal(loaded._tensors()[name], tensor)
-            assert loaded._tensors()[name].dtype == tensor.dtype
+        for name, tensor in tensors_of(base).items():
+            assert torch.equal(tensors_of(loaded)[name], tensor)
+            assert tensors_of(loaded)[name].dtype == tensor.dtype
         assert loaded.fingerprint == base.fingerprint
         assert repr(loaded) == repr(base)
 
@@ -77,7 +77,7 @@ class TestRoundTrip:
         audio, text = directions(9, 6, 7), directions(9, 6, 8)
         expected = base.lookup(audio, text, 5)
         for name, found in loaded.lookup(audio, text, 5).items():
-            for one, other in zip(found, expected[name], strict=True):
+            for one, other in zip(tensors_in(found), tensors_in(expected[name]), strict=True):
                 assert torch.equal(one, other)
 
     def test_a_string_as_path_and_directories_that_are_not_there_yet(self, tmp_path):
@@ -134,7 +134,7 @@ class TestAtomic:
         """Another process that writes one base over the other until it is killed."""
 
         def write_in_turns() -> None:
-            snapshot.save_file = writing
+            snapshot_file.save_file = writing
             while True:
                 for base in bases:
                     base.save(path)
@@ -191,7 +191,7 @@ class TestFailingWrite:
             Path(filename).write_bytes(b"half of it")
             raise error
 
-        monkeypatch.setattr(snapshot, "save_file", half)
+        monkeypatch.setattr(snapshot_file, "save_file", half)
         with pytest.raises(OSError, match=expected):
             make().save(path)
         self.check_untouched(path, old)
@@ -212,7 +212,7 @@ class TestFailingWrite:
             Path(filename).write_bytes(b"half of it")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(snapshot, "save_file", interrupt)
+        monkeypatch.setattr(snapshot_file, "save_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
             make().save(path)
         self.check_untouched(path, old)
@@ -286,21 +286,21 @@ class TestRefused:
 
     @pytest.mark.parametrize("name", ["fine_audio", "fine_text", "coarse_audio", "coarse_text", "ids"])
     def test_a_missing_tensor(self, path, name):
-        tensors = make()._tensors()
+        tensors = tensors_of(make())
         del tensors[name]
         write_snapshot(path, tensors, {"index": "exact"})
         with pytest.raises(SnapshotError, match=f"The knowledge snapshot {path} lacks '{name}'"):
             KnowledgeBase.load(path)
 
     def test_a_missing_setting(self, path):
-        write_snapshot(path, make()._tensors(), {})
+        write_snapshot(path, tensors_of(make()), {})
         with pytest.raises(SnapshotError, match="lacks 'index'"):
             KnowledgeBase.load(path)
 
     @pytest.mark.parametrize("settings", [None, "{", "[1, 2"])
     def test_settings_that_cannot_be_read(self, path, settings):
-        metadata = {"format": snapshot._FORMAT} | ({} if settings is None else {"settings": settings})
-        save_file(make()._tensors(), path, metadata=metadata)
+        metadata = {"format": snapshot_file._FORMAT} | ({} if settings is None else {"settings": settings})
+        save_file(tensors_of(make()), path, metadata=metadata)
         with pytest.raises(SnapshotError, match="is damaged: "):
             KnowledgeBase.load(path)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ask_lightning.knowledge import Granularity, KnowledgeBase
+from ask_lightning.knowledge import KnowledgeBase, StoredPairs
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes
 from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 from ask_lightning.utilities.clip_ids import integer_ids
 from tests.helpers import reference
-from tests.helpers.vectors import directions, generator, needs_gpu
+from tests.helpers.vectors import directions, generator, needs_gpu, tensors_in, tensors_of
 
 
 def raw(rows: int, width: int = 6, seed: int = 0, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,11 +44,9 @@ class TestMaking:
     def test_prototypes_are_those_of_the_rows(self, pairing, normalize):
         options = {"prototype_pairing": pairing, "normalize_prototypes": normalize, "seed": 3}
         base = make(num_prototypes=7, **options)
-        expected = build_prototypes(
-            base.fine.audio, base.fine.text, 7, pairing=pairing, normalize=normalize, seed=3
-        )
-        assert torch.equal(base.coarse.audio, expected[0])
-        assert torch.equal(base.coarse.text, expected[1])
+        expected = build_prototypes(base.fine, 7, pairing=pairing, normalize=normalize, seed=3)
+        assert torch.equal(base.coarse.audio, expected.audio)
+        assert torch.equal(base.coarse.text, expected.text)
 
     def test_defaults_are_the_papers(self):
         base = KnowledgeBase.from_embeddings(*raw(520))
@@ -154,7 +152,9 @@ class TestRefused:
 
     @pytest.mark.parametrize("number", [0, -1])
     def test_number_of_prototypes(self, number):
-        with pytest.raises(ValueError, match=rf"`num_prototypes` has to be at least 1, but got {number}\."):
+        with pytest.raises(
+            ValueError, match=rf"`num_prototypes` has to be an integer of at least 1, but got {number}\."
+        ):
             make(num_prototypes=number)
 
 
@@ -257,7 +257,7 @@ class TestCopies:
         assert isinstance(copied.fine.search_audio, type(base.fine.search_audio))
         after = copied.lookup(audio, text, 4)
         for name in before:
-            for one, other in zip(before[name], after[name], strict=True):
+            for one, other in zip(tensors_in(before[name]), tensors_in(after[name]), strict=True):
                 assert torch.equal(one, other)
         tensors = (base.fine.audio, base.fine.text, base.coarse.audio, base.coarse.text, base.ids)
         assert len(stored) < sum(tensor.nbytes for tensor in tensors) + 5000  # without the index
@@ -270,7 +270,7 @@ class TestCopies:
         base = make(index="exact").to("meta")
         assert base.device == torch.device("meta")
         assert base.fine.index == "exact"
-        assert {tensor.device.type for tensor in base._tensors().values()} == {"meta"}
+        assert {tensor.device.type for tensor in tensors_of(base).values()} == {"meta"}
 
     def test_indexes_are_built_when_first_needed(self):
         base = make(index="auto")
@@ -295,18 +295,18 @@ class TestFingerprint:
         assert re.fullmatch("[0-9a-f]{16}", base.fingerprint)
         assert make().fingerprint == base.fingerprint
         assert make(index="exact").fingerprint == base.fingerprint
-        fine = Granularity(base.fine.audio.T.contiguous().T, base.fine.text.clone())
+        fine = StoredPairs(base.fine.audio.T.contiguous().T, base.fine.text.clone())
         assert KnowledgeBase(fine, base.coarse, base.ids).fingerprint == base.fingerprint
 
     @pytest.mark.parametrize("name", ["fine_audio", "fine_text", "coarse_audio", "coarse_text", "ids"])
     def test_one_other_number_changes_it(self, name):
         base = make()
-        tensors = {key: tensor.clone() for key, tensor in base._tensors().items()}
+        tensors = {key: tensor.clone() for key, tensor in tensors_of(base).items()}
         flat = tensors[name].view(-1)
         flat[-1] = flat[-1] + 1 if name == "ids" else torch.nextafter(flat[-1], torch.tensor(9.0))
         other = KnowledgeBase(
-            Granularity(tensors["fine_audio"], tensors["fine_text"]),
-            Granularity(tensors["coarse_audio"], tensors["coarse_text"]),
+            StoredPairs(tensors["fine_audio"], tensors["fine_text"]),
+            StoredPairs(tensors["coarse_audio"], tensors["coarse_text"]),
             tensors["ids"],
         )
         assert other.fingerprint != base.fingerprint
@@ -321,16 +321,13 @@ class TestFingerprint:
 def test_longest_row():
     assert make().fine.longest == pytest.approx(1, abs=1e-6)
     assert make(normalize_prototypes=False).coarse.longest > 1.1
-    text = torch.zeros(3, 2)
-    text[1] = torch.tensor([3.0, 4.0])
-    assert Granularity(torch.eye(3)[:, :2], text).longest == 5
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
 def test_on_a_gpu(device):
     audio, text = raw(600)
     base = KnowledgeBase.from_embeddings(audio.to(device), text.to(device), num_prototypes=9)
-    assert {tensor.device.type for tensor in base._tensors().values()} == {"cuda"}
+    assert {tensor.device.type for tensor in tensors_of(base).values()} == {"cuda"}
     here = base.to("cpu")
     assert here.device == torch.device("cpu")
     assert here.fingerprint == base.fingerprint

@@ -1,65 +1,26 @@
-"""A knowledge base whose rows are spread over real processes, against one process that has them all."""
+"""A knowledge base whose rows are sharded over real processes, against one process that has them all."""
 
 import pickle
 import re
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
-from ask_lightning.callbacks.snapshots import Snapshots
-from ask_lightning.knowledge.pairs import SpreadGranularity
-from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.knowledge.row_shard import RowShard
+from ask_lightning.knowledge.sharded_pairs import ShardedPairs
 from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.ranks import on_ranks
+from tests.helpers.sharded_bases import WIDTH, build, directions, shard_of, source
 
-WIDTH, K = 16, 10
+K = 10
 BATCHES = (7, 12, 9, 5)  # of the ranks
-
-
-def directions(rows: int, width: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(rows, width, generator=generator), dim=1)
-
-
-def source(rows: int, captions: int = 1) -> tuple[Tensor, Tensor, list[str]]:
-    """Pairs of which `captions` at a time share a clip and its audio, so that scores tie."""
-    clip = torch.arange(rows) // captions
-    audio = directions(rows, WIDTH, 0)[clip]
-    return audio, directions(rows, WIDTH, 1), [f"{number}.wav" for number in clip.tolist()]
 
 
 def queries(rank: int) -> tuple[Tensor, Tensor]:
     return directions(BATCHES[rank], WIDTH, 50 + rank), directions(BATCHES[rank], WIDTH, 60 + rank)
-
-
-def part_of(rows: int, kind: str) -> Part:
-    ranks = Ranks.current()
-    if kind == "in turn":
-        return Part.dealt(rows, ranks)
-    if kind == "five at a time":
-        return Part.dealt(rows // 5, ranks, 5)
-    counts = [rows // ranks.size] * ranks.size
-    counts[0] += 3
-    counts[-1] = rows - sum(counts[:-1])
-    return Part.brought(counts, ranks)
-
-
-def build(rows: int, kind: str, **options) -> KnowledgeBase:
-    audio, text, ids = source(rows, captions=5 if kind == "five at a time" else 1)
-    part = part_of(rows, kind)
-    own = part.rows()
-    return KnowledgeBase.from_embeddings(
-        audio[own],
-        text[own],
-        ids=[ids[row] for row in own.tolist()],
-        part=part,
-        **{"num_prototypes": min(8, rows), **options},
-    )
 
 
 def look_up(base: KnowledgeBase, rank: int) -> dict[str, Tensor]:
@@ -68,7 +29,7 @@ def look_up(base: KnowledgeBase, rank: int) -> dict[str, Tensor]:
     k = min(K, len(base.fine))
     found = base.lookup(audio, text, k)
     results = {
-        f"{name} {field}": value for name, hood in found.items() for field, value in hood._asdict().items()
+        f"{name} {field}": value for name, hood in found.items() for field, value in vars(hood).items()
     }
     if len(base.fine) > K + 5:
         own = [f"{number}.wav" for number in range(len(audio))]
@@ -103,14 +64,14 @@ def both_placements(rows: int, kind: str, options: dict) -> dict:
 @pytest.mark.parametrize(
     ("size", "rows", "kind", "options"),
     [
-        (2, 101, "in turn", {}),
-        (3, 100, "in turn", {"prototype_pairing": "joint"}),
-        (4, 102, "brought", {"prototype_pairing": "text"}),
+        (2, 101, "interleaved", {}),
+        (3, 100, "interleaved", {"prototype_pairing": "joint"}),
+        (4, 102, "contiguous", {"prototype_pairing": "text"}),
         (2, 100, "five at a time", {}),
-        (4, 3, "in turn", {}),  # fewer rows than ranks
-        (2, 101, "in turn", {"index": "Flat"}),
-        (2, 101, "in turn", {"storage": "float16"}),
-        (2, 101, "in turn", {"storage": "bfloat16", "index": "exact"}),
+        (4, 3, "interleaved", {}),  # fewer rows than ranks
+        (2, 101, "interleaved", {"index": "Flat"}),
+        (2, 101, "interleaved", {"storage": "float16"}),
+        (2, 101, "interleaved", {"storage": "bfloat16", "index": "exact"}),
     ],
     ids=str,
 )
@@ -139,7 +100,7 @@ def test_both_placements_are_one_process(size, rows, kind, options):
         # The two placements agree to the last bit.
         for name, value in result["replicated"]["found"].items():
             assert torch.equal(result["sharded"]["found"][name], value), name
-        share = -(-rows // size) if kind == "in turn" else None
+        share = -(-rows // size) if kind == "interleaved" else None
         if share:
             assert result["sharded"]["bytes"] <= share * WIDTH * 2 * alone.fine.audio.element_size()
     assert sum(result["sharded"]["bytes"] for result in results) == alone.fine.audio.nbytes * 2
@@ -151,7 +112,7 @@ def large_batches() -> list[bool]:
     audio, text = torch.nn.functional.normalize(torch.randn(2, 130, WIDTH, generator=generator), dim=2)
     one, other = (build(3005, "five at a time", placement=place) for place in ("replicated", "sharded"))
     found, same = one.lookup(audio, text, K)["fine"], other.lookup(audio, text, K)["fine"]
-    return [torch.equal(rows, others) for rows, others in zip(found, same, strict=True)]
+    return [torch.equal(rows, vars(same)[name]) for name, rows in vars(found).items()]
 
 
 def test_large_batches_agree_to_the_last_bit():
@@ -163,13 +124,13 @@ def drift() -> tuple[Tensor, Tensor]:
     drifts = []
     for placement in ("replicated", "sharded"):
         now, then = (
-            build(101, "in turn", placement=placement, num_prototypes=2),
+            build(101, "interleaved", placement=placement, num_prototypes=2),
             KnowledgeBase.from_embeddings(
-                directions(101, WIDTH, 8)[part_of(101, "in turn").rows()],
-                directions(101, WIDTH, 9)[part_of(101, "in turn").rows()],
+                directions(101, WIDTH, 8)[shard_of(101, "interleaved").global_rows()],
+                directions(101, WIDTH, 9)[shard_of(101, "interleaved").global_rows()],
                 num_prototypes=2,
                 placement=placement,
-                part=part_of(101, "in turn"),
+                shard=shard_of(101, "interleaved"),
             ),
         )
         assert now.has_rows_of(then)
@@ -185,14 +146,14 @@ def test_drift_is_the_same_wherever_the_rows_are():
 
 def spoil_and_build(which: str) -> str:
     rank = torch.distributed.get_rank()
-    part = Part.dealt(20, Ranks.current())
-    audio, text, _ = (side[part.rows()] if isinstance(side, Tensor) else side for side in source(20))
+    shard = RowShard.interleaved(20, Ranks.current())
+    audio, text, _ = (side[shard.global_rows()] if isinstance(side, Tensor) else side for side in source(20))
     if which == "nan" and rank == 1:
         audio[2, 3] = torch.nan  # source row 2 * 2 + 1
     if which == "width" and rank == 1:
         audio, text = audio[:, :8], text[:, :8]
     try:
-        KnowledgeBase.from_embeddings(audio, text, num_prototypes=3, part=part)
+        KnowledgeBase.from_embeddings(audio, text, num_prototypes=3, shard=shard)
     except ValueError as error:
         return str(error)
     return ""
@@ -210,50 +171,13 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(which, text):
         assert re.search(text, message), message
 
 
-def share() -> list[Tensor]:
-    """Some memory of which a view with strides is shared, and a tensor with its axes in another order."""
-    ranks = Ranks.current()
-    memory, turned = torch.arange(12.0) + 100 * ranks.rank, torch.arange(6.0) + 100 * ranks.rank
-    ranks.share(memory.view(3, 4)[:, ::2])
-    ranks.share(turned.view(2, 3).T)
-    return [memory, turned]
-
-
-def test_what_is_shared_may_have_strides():
-    first, second = on_ranks(2, share)
-    whole = torch.arange(12.0)
-    assert torch.equal(first[0], whole)
-    assert torch.equal(second[0], torch.where(whole % 2 == 0, whole, whole + 100))
-    for _, turned in (first, second):
-        assert torch.equal(turned, torch.arange(6.0))
-
-
-def fail_on_one() -> str:
-    ranks = Ranks.current()
-    try:
-        with ranks.together("reading"):
-            if ranks.rank == 1:
-                raise KeyError("clip 7")
-    except KeyError as error:
-        return f"own {error}"
-    except RuntimeError as error:
-        return str(error)
-    return "went on"
-
-
-def test_ranks_fail_together():
-    first, second = on_ranks(2, fail_on_one)
-    assert first == "Rank 1 failed while reading. KeyError: 'clip 7'"
-    assert second == "own 'clip 7'"
-
-
 def write(folder: str) -> str:
-    base = build(101, "in turn", placement="sharded")
+    base = build(101, "interleaved", placement="sharded")
     files = base.save(f"{folder}/sharded.safetensors")
     torch.distributed.barrier()
     assert all(file.is_file() for file in files)
     assert len(files) == 2
-    replicated = build(101, "in turn")
+    replicated = build(101, "interleaved")
     if torch.distributed.get_rank() == 0:
         replicated.save(f"{folder}/whole.safetensors")
     torch.distributed.barrier()
@@ -263,11 +187,13 @@ def write(folder: str) -> str:
 def few_queries() -> dict[str, Tensor]:
     """Neighbours of no, one and several queries among wide rows of which five at a time are equal."""
     rank = torch.distributed.get_rank()
-    part = Part.dealt(101, Ranks.current())
-    sides = [directions(21, 1024, seed).repeat_interleave(5, dim=0)[:101][part.rows()] for seed in (3, 4)]
+    shard = RowShard.interleaved(101, Ranks.current())
+    sides = [
+        directions(21, 1024, seed).repeat_interleave(5, dim=0)[:101][shard.global_rows()] for seed in (3, 4)
+    ]
     found = {}
     for placement in ("replicated", "sharded"):
-        base = KnowledgeBase.from_embeddings(*sides, num_prototypes=4, part=part, placement=placement)
+        base = KnowledgeBase.from_embeddings(*sides, num_prototypes=4, shard=shard, placement=placement)
         rows = []
         for seed, batches in enumerate([(0, 3), (0, 0), *[(1, 2), (1, 1)] * 5]):
             queries = [directions(batches[rank], 1024, 100 * seed + 10 * rank + side) for side in (0, 1)]
@@ -298,38 +224,12 @@ def test_what_one_process_has_written_is_searched_alike_by_many(tmp_path):
         assert found == ["exact", "exact"]
 
 
-def write_on_a_full_disk(folder: str) -> tuple[list[str], list[str]]:
-    """Two refreshes; the disk of rank 1 is full at the first."""
-    ranks, snapshots, told = Ranks.current(), Snapshots(), []
-    for epoch in (0, 1):
-        base = build(20 + epoch, "in turn", placement="sharded")
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if (ranks.rank, epoch) == (1, 0):
-                patch.setattr("ask_lightning.utilities.atomic_files.os.replace", _full)
-            snapshots.supersede()
-            snapshots.write(base, epoch, Path(folder))
-            told += [str(warning.message) for warning in caught]
-        ranks.exchange(None)
-    return sorted(path.name for path in Path(folder).iterdir()), told
-
-
-def _full(*_):
-    raise OSError(28, "No space left on device")
-
-
-def test_a_full_disk_of_one_rank_leaves_no_parts(tmp_path):
-    (left, told), (_, others) = on_ranks(2, write_on_a_full_disk, str(tmp_path))
-    assert [name[: len("knowledge-epoch=1")] for name in left] == ["knowledge-epoch=1"] * 2
-    assert len([text for text in told + others if "could not be written" in text]) == 1
-
-
 def read(folder: str) -> list[tuple]:
     found = []
     for name in ("sharded", "whole"):
         for ranks in (None, Ranks.current()):
             base = KnowledgeBase.load(f"{folder}/{name}.safetensors", ranks=ranks)
-            assert isinstance(base.fine, SpreadGranularity) == (ranks is not None)
+            assert isinstance(base.fine, ShardedPairs) == (ranks is not None)
             found.append((base.fingerprint, base.is_sharded, look_up(base, 0)["loss"]))
     return found
 
@@ -343,26 +243,26 @@ def test_snapshots_are_read_by_any_number_of_ranks(tmp_path):
         for found, _, loss in results:
             assert found == fingerprint
             assert torch.equal(loss, expected)
-    second = tmp_path / "sharded.part-1-of-2.safetensors"
+    second = tmp_path / "sharded.shard-1-of-2.safetensors"
     content = bytearray(second.read_bytes())
     content[-9] ^= 1
     second.write_bytes(content)
     with pytest.raises(
-        SnapshotError, match=r"part-1-of-2.*checksum of .* is another than when it was written"
+        SnapshotError, match=r"shard-1-of-2.*checksum of .* is another than when it was written"
     ):
         KnowledgeBase.load(tmp_path / "sharded.safetensors")
     second.unlink()
-    with pytest.raises(SnapshotError, match=r"lacks sharded\.part-1-of-2\.safetensors"):
+    with pytest.raises(SnapshotError, match=r"lacks sharded\.shard-1-of-2\.safetensors"):
         KnowledgeBase.load(tmp_path / "sharded.safetensors")
 
 
 def pickle_it() -> str:
     try:
-        pickle.dumps(build(20, "in turn", placement="sharded").fine)
+        pickle.dumps(build(20, "interleaved", placement="sharded").fine)
     except TypeError as error:
         return str(error)
     return ""
 
 
-def test_a_part_does_not_travel():
+def test_a_shard_does_not_travel():
     assert "Save it instead" in on_ranks(2, pickle_it)[0]

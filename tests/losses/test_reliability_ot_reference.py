@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.knowledge import Granularity, KnowledgeBase
+from ask_lightning.knowledge import KnowledgeBase, StoredPairs
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 from tests.helpers.loss_cases import Case, make_case, make_loss
 
@@ -108,7 +108,7 @@ def test_any_prototypes(prototype_pairing, normalize_prototypes):
 
 def test_vectors_too_long_for_exponentials_in_float32():
     case = make_case(dtype=torch.float32)
-    longer = Granularity(30 * case.base.coarse.audio, 30 * case.base.coarse.text)
+    longer = StoredPairs(30 * case.base.coarse.audio, 30 * case.base.coarse.text)
     case.base = KnowledgeBase(case.base.fine, longer, case.base.ids)
     options = {
         "granularities": ("coarse",),
