@@ -127,8 +127,8 @@ class AudioTextRetrieval(Metric):
             captions = integer_ids(caption_ids, name="caption_ids").to(audio.device)
             if captions.shape != clips.shape:
                 raise ValueError(
-                    f"Argument `caption_ids` has to be of shape {tuple(clips.shape)}, one for each row, but got "
-                    f"{tuple(captions.shape)}."
+                    f"Argument `caption_ids` has to be of shape {tuple(clips.shape)}, one for each row, but "
+                    f"got {tuple(captions.shape)}."
                 )
             self.caption_ids.append(captions)
         # A view (of the first token, say) would keep the whole tensor in memory until the reset, so copy.
