@@ -186,7 +186,7 @@ def test_a_resumed_run_goes_on_with_its_map_and_its_best_epoch(demo):
     mean = lambda row: sum(float(row[f"{way} R@{k}"]) for way in ("A2T", "T2A") for k in (1, 5, 10))  # noqa: E731
     assert mean(best) >= mean(first)
     (drift_map,) = [one for one in cli.trainer.callbacks if isinstance(one, DriftMap)]
-    assert list(drift_map._seen) == [0, 1, 2]
+    assert list(drift_map._embeddings) == [0, 1, 2]
 
 
 def test_what_is_missing_is_said(demo, capsys):

@@ -1,4 +1,4 @@
-"""`QueryTable`: what a few queries retrieve, Ψ and the factor (paper Tables 3 and 6). Axes: `Q` queries."""
+"""`QueryTable`: what queries retrieve from the knowledge, and Ψ (paper Tables 3, 6). Axes: `Q` queries."""
 
 from __future__ import annotations
 
@@ -35,29 +35,30 @@ _COLUMNS = (
 
 
 class QueryTable(Callback):
-    """Writes down what the knowledge answers to a few validation pairs, and what ASK makes of it.
+    """Tabulates which knowledge a few validation pairs retrieve, and how reliable ASK finds it.
 
-    A row for each pair and direction: its caption, the captions of the knowledge pairs that its audio and its
-    text retrieve (paper Table 3), the reliability potentials Ψ and the modulation factor (Table 6), and Ψ and
-    factor for neighbours drawn at random in place of the retrieved ones. `queries-epoch-N.csv` and the clips
-    as `query-N.wav` go to the folder of the run; Weights & Biases shows the table with clips to play,
-    TensorBoard both.
+    The table has a row for each pair and direction: the pair's caption, the captions of the knowledge pairs
+    that its audio and its text retrieve (paper Table 3), the reliability potentials Ψ and the modulation
+    factor (Table 6), and Ψ and factor for random neighbours in place of the retrieved ones. The table is
+    written as `queries-epoch-N.csv`, and the clips as `query-N.wav`, to the folder of the run. Weights &
+    Biases shows the table with clips to play, TensorBoard the table and the clips.
 
     Requirements:
-        `KnowledgeRefreshCallback`; validation data with an index. Captions need a knowledge source with an
-        index whose items are mappings with `"caption"`; without, row numbers stand in their place.
+        `KnowledgeRefreshCallback`, and validation data with an index. Captions are shown if the knowledge
+        source has an index and its items are mappings with `"caption"`; otherwise row numbers are.
 
     Args:
-        every_n_epochs: Epochs between tables, at least 1; the first and the last have one in any case.
-        num_queries: Validation pairs; all if there are fewer.
-        num_shown: Neighbours whose captions are shown. All K count for Ψ.
+        every_n_epochs: Number of epochs between tables, at least 1. The first and the last epoch always have
+            a table.
+        num_queries: Number of validation pairs, at least 1; all pairs if there are fewer.
+        num_shown: Number of neighbours whose captions are shown, at least 1. Ψ is computed from all K.
         audio: Name of the module's method that takes a batch and returns audio embeddings. None: found by
             the rule of `ASKModule`.
         text: Name of the module's method that takes a batch and returns text embeddings. None: found by the
             rule of `ASKModule`.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
 
     Examples:
         >>> QueryTable(num_queries=8).every_n_epochs
@@ -84,14 +85,14 @@ class QueryTable(Callback):
         self._sounds_written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that there is knowledge to ask, and who encodes the queries."""
+        """Checks that the trainer has knowledge and that the model has the two encoders."""
         if stage == "fit":
             find_refresher(trainer, self)
             check_encoders(pl_module, self, self.audio, self.text)
             self._sounds_written = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks the knowledge in use."""
+        """Writes the table with the knowledge in use."""
         if not is_due(trainer, self.every_n_epochs):
             return
         refresher = find_refresher(trainer, self)
@@ -103,28 +104,28 @@ class QueryTable(Callback):
                 "process holds as a whole."
             )
             return
-        items, like = probe
-        audio, text = encode_probe(trainer, pl_module, items, like, self.audio, self.text)
+        items, loader = probe
+        audio, text = encode_probe(trainer, pl_module, items, loader, self.audio, self.text)
         audio, text = audio.to(base.device), text.to(base.device)
         near = loss.retrieve(audio, text, base)
         folder = output_folder(trainer)
         if not trainer.is_global_zero:
             return
-        source = _dataset(refresher.loader(trainer), base)
+        source = _captioned_source(refresher.loader(trainer), base)
         pairs = [items[row] for row in range(len(items))]
-        table = _Answers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
-        sounds = [_sound(pair, pl_module) for pair in pairs]
+        table = _QueryAnswers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
+        sounds = [_waveform(pair, pl_module) for pair in pairs]
         name = f"queries-epoch-{trainer.current_epoch}"
-        doubled = [sound for sound in sounds for _ in DIRECTIONS]
-        heard = any(sound is not None for sound in sounds)
-        publish_table(trainer, folder, name, _COLUMNS, table, sounds=doubled if heard else None)
+        has_sounds = any(sound is not None for sound in sounds)
+        row_sounds = [sound for sound in sounds for _ in DIRECTIONS] if has_sounds else None
+        publish_table(trainer, folder, name, _COLUMNS, table, sounds=row_sounds)
         if not self._sounds_written:
             publish_sounds(trainer, folder, "query", [sound for sound in sounds if sound is not None])
             self._sounds_written = True
 
 
-class _Answers:
-    """What a base answers to Q queries under the options of a loss."""
+class _QueryAnswers:
+    """The neighbours of Q queries in a knowledge base, with Ψ and factor under the options of a loss."""
 
     def __init__(
         self,
@@ -159,8 +160,8 @@ class _Answers:
         return psi, factor
 
     def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
-        """The cells of the table."""
-        found = []
+        """The rows of the table, one for each query and direction."""
+        rows: list[tuple[str | float, ...]] = []
         fine = self.near.get("fine")
         for query, pair in enumerate(pairs):
             by_audio = self._captions(None if fine is None else fine.audio_rows[query, :num_shown])
@@ -177,10 +178,11 @@ class _Answers:
                     self.noise_factor[direction],
                 )
                 cells = ["" if one is None else round(float(one[query]), 4) for one in numbers]
-                found.append((caption, direction.upper(), by_audio, by_text, *cells))
-        return found
+                rows.append((caption, direction.upper(), by_audio, by_text, *cells))
+        return rows
 
     def _captions(self, rows: Tensor | None) -> str:
+        """The captions of knowledge pairs, in one cell."""
         if rows is None:
             return ""
         if self.source is None:
@@ -189,7 +191,7 @@ class _Answers:
 
 
 def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighborhood:
-    """As many pairs, drawn at random in place of the retrieved ones."""
+    """Random pairs, as many as were retrieved."""
     generator = torch.Generator().manual_seed(0)
     pairs: PairStore = getattr(base, name)
     by_audio, by_text = (
@@ -199,8 +201,8 @@ def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighbo
     return neighborhood(pairs, by_audio, by_text)
 
 
-def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
-    """The source, if its items are the pairs of the base and have captions."""
+def _captioned_source(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
+    """The dataset of the knowledge source, if its items are the pairs of the base and have captions."""
     if not (isinstance(loader, DataLoader) and has_index(loader)):
         return None
     dataset: Dataset[Any] = loader.dataset
@@ -210,8 +212,8 @@ def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
     return dataset if isinstance(first, dict) and "caption" in first else None
 
 
-def _sound(pair: Any, module: pl.LightningModule) -> Sound | None:
-    """The waveform of a pair, if there is one and its rate is known."""
+def _waveform(pair: Any, module: pl.LightningModule) -> Sound | None:
+    """The waveform of a pair and its sample rate, if both are known."""
     rate = module.hparams.get("sample_rate")
     waveform = pair.get("waveform") if isinstance(pair, dict) else None
     if rate is None or waveform is None:

@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend, told by the class of the error and by the phase in which it arises."""
+"""Which errors are the user's to mend, decided by their class and by the phase in which they arise."""
 
 import os
 from argparse import ArgumentError

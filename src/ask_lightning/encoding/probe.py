@@ -1,4 +1,4 @@
-"""A few validation pairs, always the same, by the current encoders."""
+"""The probe: a few fixed validation pairs, encoded by the current encoders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ask_lightning.functional import unit_length
 
 
 def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
-    """Evenly spaced items of the first validation dataset.
+    """Select evenly spaced items of the first validation dataset.
 
     Args:
         trainer: The running trainer.
-        count: How many; all if there are fewer.
+        count: Number of items; all items if there are fewer.
 
     Returns:
-        The items and the trainer's loader for such; None if there is no dataset with an index.
+        The items and their validation loader; None if there is no validation dataset with an index.
     """
     loaders = trainer.val_dataloaders
     loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
@@ -59,40 +59,43 @@ def encode_probe(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     items: Subset[Any],
-    like: DataLoader[Any],
+    loader: DataLoader[Any],
     audio: str | None,
     text: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Encode a few items without a trace in the run.
+    """Encode a few items without changing the state of the run.
 
     Args:
         trainer: The running trainer.
         module: A model with the two methods, or the `ASKModule` around it, which knows its encoders.
-        items: What to encode.
-        like: A loader with the collation for them.
+        items: The items to encode.
+        loader: A loader whose settings, such as the collate function, are used for the items.
         audio: Name of the module's method that takes a batch and returns audio embeddings. None: found as
             `find_encoders` does.
         text: Name of the module's method that returns text embeddings. None: found as `find_encoders` does.
 
     Returns:
-        Audio and text, `(n, d)` unit vectors each.
+        Audio and text embeddings, unit vectors `(n, d)`.
     """
     embed: Embed = (
         module.embed_pairs  # type: ignore[assignment]
         if _knows_its_encoders(module, audio, text)
         else _embed_by(module, *find_encoders(module, audio, text))
     )
-    # Every rank encodes all of it: it is small.
-    encoded = encode_source(trainer, module, source_loader(items, like), embed)
+    # The items are few, so every rank encodes all of them.
+    encoded = encode_source(trainer, module, source_loader(items, loader), embed)
     return unit_length(encoded.audio), unit_length(encoded.text)
 
 
 def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
-    """Whether the epoch that ends is the first, the last, or one of those between.
+    """Whether a callback is due after the epoch that ends: the first, the last, or every n-th epoch.
 
     Args:
         trainer: The running trainer.
-        every_n_epochs: Distance of those between.
+        every_n_epochs: Number n of epochs.
+
+    Returns:
+        True if the callback is due.
     """
     ended = trainer.current_epoch + 1
     return ended == 1 or ended % every_n_epochs == 0 or ended == trainer.max_epochs
