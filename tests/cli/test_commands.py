@@ -26,14 +26,6 @@ PLAIN_SONAR = (*PLAIN[:2], "--model.text_config.dropout", 0, "--model.text_confi
 
 
 @pytest.fixture(scope="module")
-def trained(demo, tmp_path_factory) -> Path:
-    """The folder of a finished run."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    ask_lightning("fit", "--config", ASK, demo, "--run", run)
-    return run
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(demo, tmp_path_factory) -> Callable[..., Path]:
     """Makes the folder of a run of so many epochs, once for all tests that compare with it."""
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -77,7 +69,7 @@ def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
 
 
 def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
-    run = uninterrupted(3, ASK, *PLAIN)
+    run = uninterrupted(1, ASK, *PLAIN)
     (config,) = (run / "logs").glob("*/config.yaml")
     before = sorted(run.rglob("*"))
     ask_lightning("fit", "--config", config, "--run", "two")
@@ -96,8 +88,8 @@ def test_a_run_that_was_stopped_goes_on(name, demo, uninterrupted):
     options = PLAIN if name == ASK else PLAIN_SONAR
     given = ("fit", "--config", name, demo, "--run", "stopped", *options)
     ask_lightning(*given, "--trainer.max_epochs", 1)
-    ask_lightning(*given, "--trainer.max_epochs", 3, "--ckpt_path", "last")
-    assert_same_weights(uninterrupted(3, name, *options), Path("stopped"))
+    ask_lightning(*given, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    assert_same_weights(uninterrupted(2, name, *options), Path("stopped"))
 
 
 def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
@@ -107,7 +99,7 @@ def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     done = torch.load("killed/checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
-    epochs = max(3, done + 1)
+    epochs = max(2, done + 1)
     ask_lightning(*given, epochs, "--ckpt_path", "last")
     assert_same_weights(uninterrupted(epochs, ASK, *PLAIN), Path("killed"))
 
@@ -249,7 +241,8 @@ def test_a_full_disk_leaves_the_file_of_before(demo, trained, capsys, monkeypatc
     ],
 )
 def test_transfer_tests_on_both_datasets(name, target, datasets, demo, capsys):
-    rows = ask_lightning("transfer", "--config", name, demo, "--run", "run", "--target", target)
+    given = ("--config", name, demo, "--run", "run", "--trainer.max_epochs", 1)
+    rows = ask_lightning("transfer", *given, "--target", target)
     assert list(rows) == datasets == list(json.loads(Path("run/transfer.json").read_text()))
     with Path("run/transfer.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
