@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.data import ClothoData, PublishedData, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
@@ -168,6 +169,19 @@ def test_training_clips_are_encoded_in_order_and_without_random_crops(demo, trai
         both.append(EncodedPairs.load(Path(run) / "encoded-train.safetensors"))
         assert both[-1].names == [clip.key for clip in cli.datamodule.datasets["train"].clips]
     assert torch.equal(both[0].audio, both[1].audio)
+
+
+def test_hits_are_printed_as_a_table(demo, trained, capsys):
+    ask_lightning("encode", "--config", ASK, demo, "--ckpt_path", last(trained), "--output", "a.safetensors")
+    capsys.readouterr()
+    hits = run_command(["search", "a.safetensors", "--text", "rain", "--top", "3"])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed if "rank" in line] == [["rank", "score", "clip", "caption"]]
+    for rank, hit in enumerate(hits, start=1):
+        (row,) = [line for line in printed if line.split()[:1] == [str(rank)]]
+        assert f"{hit.score:.3f}" in row
+        assert hit.clip in row
+        assert row.rstrip().endswith(hit.caption)
 
 
 def test_predict_encodes_the_test_split(demo, trained):
