@@ -45,8 +45,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(other)[name], value, rtol=0, atol=0, msg=name)
+    expected, found = weights(one), weights(other)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
 def last(run: Path) -> Path:
