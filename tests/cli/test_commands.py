@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.data import ClothoData, PublishedDataModule, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
@@ -23,14 +24,6 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, logged, ref
 # Without randomness of its own a resumed run is the same as one without a break.
 PLAIN = ("--model.spec_augment", "false", "--model.dropout", 0)
 PLAIN_SONAR = (*PLAIN[:2], "--model.text_config.dropout", 0, "--model.text_config.attention_dropout", 0)
-
-
-@pytest.fixture(scope="module")
-def trained(demo, tmp_path_factory) -> Path:
-    """The folder of a finished run."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    ask_lightning("fit", "--config", ASK, demo, "--run", run)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +45,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(other)[name], value, rtol=0, atol=0, msg=name)
+    expected, found = weights(one), weights(other)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
 def last(run: Path) -> Path:
@@ -77,7 +72,7 @@ def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
 
 
 def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
-    run = uninterrupted(3, ASK, *PLAIN)
+    run = uninterrupted(1, ASK, *PLAIN)
     (config,) = (run / "logs").glob("*/config.yaml")
     before = sorted(run.rglob("*"))
     ask_lightning("fit", "--config", config, "--run", "two")
@@ -96,8 +91,8 @@ def test_a_run_that_was_stopped_goes_on(name, demo, uninterrupted):
     options = PLAIN if name == ASK else PLAIN_SONAR
     given = ("fit", "--config", name, demo, "--run", "stopped", *options)
     ask_lightning(*given, "--trainer.max_epochs", 1)
-    ask_lightning(*given, "--trainer.max_epochs", 3, "--ckpt_path", "last")
-    assert_same_weights(uninterrupted(3, name, *options), Path("stopped"))
+    ask_lightning(*given, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    assert_same_weights(uninterrupted(2, name, *options), Path("stopped"))
 
 
 def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
@@ -107,7 +102,7 @@ def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     done = torch.load("killed/checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
-    epochs = max(3, done + 1)
+    epochs = max(2, done + 1)
     ask_lightning(*given, epochs, "--ckpt_path", "last")
     assert_same_weights(uninterrupted(epochs, ASK, *PLAIN), Path("killed"))
 
@@ -176,6 +171,19 @@ def test_training_clips_are_encoded_in_order_and_without_random_crops(demo, trai
         both.append(EncodedPairs.load(Path(run) / "encoded-train.safetensors"))
         assert both[-1].names == [clip.key for clip in cli.datamodule.datasets["train"].clips]
     assert torch.equal(both[0].audio, both[1].audio)
+
+
+def test_hits_are_printed_as_a_table(demo, trained, capsys):
+    ask_lightning("encode", "--config", ASK, demo, "--ckpt_path", last(trained), "--output", "a.safetensors")
+    capsys.readouterr()
+    hits = run_command(["search", "a.safetensors", "--text", "rain", "--top", "3"])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed if "rank" in line] == [["rank", "score", "clip", "caption"]]
+    for rank, hit in enumerate(hits, start=1):
+        (row,) = [line for line in printed if line.split()[:1] == [str(rank)]]
+        assert f"{hit.score:.3f}" in row
+        assert hit.clip in row
+        assert row.rstrip().endswith(hit.caption)
 
 
 def test_predict_encodes_the_test_split(demo, trained):
@@ -249,7 +257,8 @@ def test_a_full_disk_leaves_the_file_of_before(demo, trained, capsys, monkeypatc
     ],
 )
 def test_transfer_tests_on_both_datasets(name, target, datasets, demo, capsys):
-    rows = ask_lightning("transfer", "--config", name, demo, "--run", "run", "--target", target)
+    given = ("--config", name, demo, "--run", "run", "--trainer.max_epochs", 1)
+    rows = ask_lightning("transfer", *given, "--target", target)
     assert list(rows) == datasets == list(json.loads(Path("run/transfer.json").read_text()))
     with Path("run/transfer.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

@@ -25,15 +25,17 @@ def test_every_row_of_table_1_is_shipped():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_config_trains_and_is_tested(name, demo, tmp_path):
-    cli = ask_lightning("fit", "--config", name, demo, "--run", "run")
     with_ask = "ask" in name
+    # Drift is measured from the second refresh on.
+    epochs = 2 if with_ask else 1
+    cli = ask_lightning("fit", "--config", name, demo, "--run", "run", "--trainer.max_epochs", epochs)
     assert isinstance(cli.model, ASKModule) == with_ask
     assert type(cli.trainer.lightning_module if not with_ask else cli.model.model) is (
         ResNet38BERT if "resnet" in name else CEDSonar
     )
     curves = logged(Path("run"))
     losses = curves["ask/loss"] if with_ask else curves["train/loss_step"]
-    assert len(losses) >= 6
+    assert len(losses) >= 3 * epochs
     assert all(math.isfinite(value) for values in curves.values() for value in values)
     assert with_ask == ("ask/rdm_audio" in curves) == ("ask/obi_fine" in curves)
     if with_ask:
