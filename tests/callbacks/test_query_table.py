@@ -103,5 +103,5 @@ def test_potentials_are_those_of_float32_storage(tmp_path, storage):
         run = make_trainer(max_epochs=1, callbacks=callbacks, default_root_dir=tmp_path / kind)
         run.fit(wrap(Validated()), make_loader(), held_out())
         (path,) = (tmp_path / kind).glob("**/queries-epoch-0.csv")
-        tables.append([float(row["psi_fine"]) for row in csv.DictReader(path.open(newline=""))])
+        tables.append([float(row["psi_fine"]) for row in csv_rows(path)])
     assert tables[1] == pytest.approx(tables[0], abs=0.05)
