@@ -280,7 +280,7 @@ def read_to_death() -> None:
 
 
 def test_a_killed_rank_is_noticed_in_a_refresh():
-    noticed = r"rank 0:\n.*in exchange\n.*(Connection|closed|reset).*rank 1:\nended without a word"
+    noticed = r"rank 0:\n.*in all_gather_object\n.*(Connection|closed|reset).*rank 1:\nended without a word"
     with pytest.raises(AssertionError, match=f"(?s){noticed}"):
         on_ranks(2, read_to_death, grouped=False)
 
