@@ -96,6 +96,11 @@ def logged(folder: Path) -> dict[str, list[float]]:
     return curves
 
 
+def last_checkpoint(run: Path) -> Path:
+    """The checkpoint of the last epoch of a run."""
+    return run / "checkpoints" / "last.ckpt"
+
+
 def csv_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table that a run has written."""
     with path.open(newline="", encoding="utf-8") as file:
