@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ask_lightning.data import ClothoData, PublishedData, WavCaps, leaked_ids
+from ask_lightning.data import ClothoData, PublishedDataModule, WavCaps, leaked_ids
 from tests.helpers.command_line import ask_lightning, logged, refusal
 
 
@@ -36,9 +36,9 @@ def test_transfer_tests_on_both_datasets(name, target, datasets, demo, capsys):
 
 def test_transfer_keeps_the_clips_of_the_target_out_of_the_knowledge(demo, monkeypatch):
     sources = []
-    made = PublishedData.knowledge_dataset
+    made = PublishedDataModule.knowledge_dataset
     monkeypatch.setattr(
-        PublishedData, "knowledge_dataset", lambda data: sources.append(made(data)) or sources[-1]
+        PublishedDataModule, "knowledge_dataset", lambda data: sources.append(made(data)) or sources[-1]
     )
     name = "audiocaps_resnet38_bert_ask_wavcaps"
     given = ("--config", name, demo, "--run", "run", "--trainer.max_epochs", 1, "--target", "clotho")
