@@ -1,4 +1,4 @@
-"""Which of a model's hooks Lightning has to call on the module that wraps it."""
+"""The hooks of a model that Lightning has to call on the module that wraps it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def overridden_hooks(model: pl.LightningModule) -> dict[str, Callable[..., Any]]
 
 
 def _hook_names() -> set[str]:
+    """Names of the hooks that a wrapper forwards."""
     bases = (ModelHooks, DataHooks)
     named = {name for base in bases for name, value in vars(base).items() if inspect.isfunction(value)}
     return {name for name in named | _STEPS_AND_OPTIMIZERS if not name.startswith("_")} - _WRAPPER_HOOKS

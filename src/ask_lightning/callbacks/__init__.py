@@ -1,4 +1,4 @@
-"""What runs beside the training loop: the refresh of the knowledge, and what watches and shows it."""
+"""Callbacks: the refresh of the knowledge, and the monitors, tables and maps that report on a run."""
 
 from ask_lightning.callbacks.drift_map import DriftMap
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor

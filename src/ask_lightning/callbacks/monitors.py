@@ -86,10 +86,11 @@ class DriftMonitor(Callback):
 
 
 class InfluenceMonitor(Callback):
-    """Logs how strongly pairs outside the batch pull on the loss, every few steps.
+    """Logs how strongly pairs outside the batch influence the loss, every few steps.
 
     OBI (Eq. 2) per granularity as `ask/obi_fine` and `ask/obi_coarse`: 0 for a loss that sees its batch
-    only. Measured beside the training step on detached embeddings; gradients of the step are untouched.
+    only. It is measured on detached embeddings after the training step's own forward pass, so the gradients
+    of the step are untouched.
 
     Args:
         every_n_steps: Number of optimiser steps from one measurement to the next, at least 1; each costs

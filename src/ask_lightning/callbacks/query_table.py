@@ -1,4 +1,4 @@
-"""`QueryTable`: what queries retrieve from the knowledge, and Ψ (paper Tables 3, 6). Axes: `Q` queries."""
+"""`QueryTable`: knowledge that queries retrieve, and its Ψ (paper Tables 3, 6). Axes: `Q` queries."""
 
 from __future__ import annotations
 

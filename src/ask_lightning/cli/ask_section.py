@@ -26,7 +26,12 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
         parser: The parser of one command.
     """
     add = parser.add_argument
-    add("--ask.enabled", type=bool, default=False, help="Train with ASK; a section `ask` in a config does.")
+    add(
+        "--ask.enabled",
+        type=bool,
+        default=False,
+        help="Train with ASK; a section `ask` in a config turns it on.",
+    )
     for side in ("audio", "text"):
         help_text = f"The model's method that encodes {side}; null: found by its usual names."
         add(f"--ask.{side}", type=str | None, default=None, help=help_text)

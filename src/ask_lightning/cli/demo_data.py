@@ -1,4 +1,4 @@
-"""The synthetic datasets of `--demo`, written once and found again."""
+"""The synthetic datasets of `--demo`, which are written once and then reused."""
 
 import csv
 import getpass

@@ -18,7 +18,7 @@ from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.utilities.text_tables import print_table
 
 DATASETS = ("audiocaps", "clotho")
-"""Parts that can take each other's place."""
+"""Config parts of the datasets between which models can be transferred."""
 
 
 def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -49,8 +49,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     Args:
         clips: The clips with their captions.
-        store: Opens the audio of each clip.
-        audio: How the audio is read. None: `AudioOptions()`.
+        store: Store that opens the audio of each clip.
+        audio: Settings by which the audio is read. None: `AudioOptions()`.
 
     Attributes:
         clips: The clips in use.
@@ -84,13 +84,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def variant(
         self, *, crop: Crop | None = None, seconds: float | None = None, clips: Sequence[Clip] | None = None
     ) -> "ClipDataset":
-        """The same audio with other crops, fewer clips or other captions. Files are not examined again.
+        """A copy with other crops, fewer clips or other captions. Files are not examined again.
 
         Args:
-            crop: Place of the crops, see `AudioOptions`. None: as here.
-            seconds: Length of the crops. None: as here.
-            clips: Some of `clips`, perhaps with other captions; clips that this dataset does not have are
-                left out. None: all clips.
+            crop: Place of the crops, see `AudioOptions`. None: that of this dataset.
+            seconds: Length of the crops in seconds. None: that of this dataset.
+            clips: Clips of the result: clips of this dataset, whose captions may differ. Clips that this
+                dataset does not have are left out. None: all clips of this dataset.
 
         Returns:
             A dataset that shares the store and the cache with this one.

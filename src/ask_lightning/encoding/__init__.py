@@ -1,1 +1,1 @@
-"""From a source of pairs to embeddings by the current encoders, without a trace in the training run."""
+"""Encoding a source of pairs with the current encoders, without side effects on the training run."""

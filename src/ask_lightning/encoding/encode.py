@@ -1,4 +1,4 @@
-"""From the knowledge source to embeddings: every row once, in order, by the encoders as they are."""
+"""Encoding the knowledge source: every row once, in order, with the current encoders."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _assemble(
     device: torch.device,
     ranks: Ranks,
 ) -> Encoded:
-    """Put the batches of this rank, perhaps none, together and find their rows in the whole source."""
+    """Concatenate the batches of this rank, which may be none, and find their rows in the whole source."""
     batch_rows, batch_items = [len(batch) for batch in audio], items_per_batch(loader)
     own_ids = torch.cat(ids) if ids else None
     own = _RankSummary(

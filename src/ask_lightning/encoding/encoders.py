@@ -15,7 +15,7 @@ ENCODER_PAIRS = (
     ("get_audio_embedding", "get_text_embedding"),
     ("get_audio_features", "get_text_features"),
 )
-"""Names that are tried, in this order: the audio method and the text method."""
+"""Names of the audio and the text method, in the order in which pairs are tried."""
 
 _SIDES = ("audio", "text")
 
@@ -25,14 +25,14 @@ def find_encoders(
 ) -> tuple[Encoder, Encoder]:
     """Complete and check the encoders of a model.
 
-    If none is given, the first of `ENCODER_PAIRS` is taken of which the model has both methods; methods of
-    different pairs are never combined. If one is given and belongs to a pair, the other is its partner. If
+    If none is given, the result is the first of `ENCODER_PAIRS` of which the model has both methods; methods
+    of different pairs are never combined. If one is given and belongs to a pair, the other is its partner. If
     one is given that belongs to no pair, the other is the first name for its side that the model has.
 
     Args:
         model: The model that has the methods.
-        audio: Method name, or callable `(model, batch)`, that encodes audio. None: found.
-        text: Method name, or callable `(model, batch)`, that encodes text. None: found.
+        audio: Method name, or callable `(model, batch)`, that encodes audio. None: it is found as above.
+        text: Method name, or callable `(model, batch)`, that encodes text. None: it is found as above.
         caller: Class whose arguments `audio` and `text` are, for error messages.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Encoding without a trace: what a refresh touches is put back as it was, also after an error."""
+"""Isolation of a refresh from training: all state that it changes is restored, also after an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ask_lightning.utilities.distributed import Ranks
 
 @contextmanager
 def isolated_from_training(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """Evaluation mode that leaves the training run as it is; collective.
+    """Put the module into evaluation mode without side effects on the training run; collective.
 
     Random streams, training modes and buffers are restored, logging is muted, and the trainer is in its
     validation stage meanwhile.
@@ -61,7 +61,7 @@ def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each submodule has its own mode again."""
+    """Put the module into evaluation mode; afterwards each submodule has its own mode again."""
     # `train()` afterwards would un-freeze submodules that the user had put into evaluation mode.
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
@@ -74,7 +74,7 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _muted_logging(module: nn.Module) -> Iterator[None]:
-    """Encoders that call `self.log` do not log the source's batches as training batches."""
+    """Mute `self.log`, by which encoders would log batches of the source as training batches."""
     muted = [submodule for submodule in module.modules() if isinstance(submodule, pl.LightningModule)]
     before = [vars(submodule).get("log") for submodule in muted]
     for submodule in muted:

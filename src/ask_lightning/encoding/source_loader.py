@@ -1,4 +1,4 @@
-"""What a refresh reads: a loader over this rank's items of the knowledge source, in order."""
+"""The loader that a refresh reads: this rank's items of the knowledge source, in order."""
 
 from __future__ import annotations
 

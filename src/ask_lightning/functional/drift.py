@@ -15,8 +15,8 @@ def representation_drift(
 
         RDM = mean_i KL( softmax_j(u_i · U_j^now) ‖ softmax_j(u_i · U_j^stored) )
 
-    It is 0 right after a refresh (Eq. 14), and bounds the deviation of the softmax-weighted knowledge
-    `K(u) = Σ_j softmax_j(u · U_j) U_j`'s weights by Pinsker's inequality (Eq. 6).
+    It is 0 right after a refresh (Eq. 14). By Pinsker's inequality (Eq. 6) it bounds how far the softmax
+    weights of the knowledge `K(u) = Σ_j softmax_j(u · U_j) U_j` deviate.
 
     Args:
         queries: `(Q, d)`, embeddings by the current encoder.
@@ -73,12 +73,12 @@ def log_normalizers(current: Tensor, stored: Tensor) -> Tensor:
 
 
 def softmax_divergence(current: Tensor, stored: Tensor, normalizers: Tensor) -> Tensor:
-    """KL divergence of the softmax over the stored scores from that over the current ones, by query.
+    """`KL(softmax(current) ‖ softmax(stored))` of each query.
 
     Args:
         current: `(Q, N)`, scores of the current rows.
         stored: `(Q, N)`, scores of the stored rows.
-        normalizers: `(Q, 2)`, what `log_normalizers` returns for all rows.
+        normalizers: `(Q, 2)`, the result of `log_normalizers` for all rows.
 
     Returns:
         `(Q,)`. The shares of blocks of rows, each computed with the normalizers of all rows, add up to the

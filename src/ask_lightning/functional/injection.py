@@ -26,8 +26,8 @@ def unit_length(embeddings: Tensor) -> Tensor:
                 [0.0000, 0.0000]])
     """
     length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)  # (..., 1)
-    keep = (length == 0) | ((length - 1).abs() <= _UNIT_TOLERANCE)
-    unit: Tensor = embeddings / length.masked_fill(keep, 1.0)
+    is_unchanged = (length == 0) | ((length - 1).abs() <= _UNIT_TOLERANCE)
+    unit: Tensor = embeddings / length.masked_fill(is_unchanged, 1.0)
     return unit
 
 

@@ -1,4 +1,4 @@
-"""What is remembered: the knowledge base, how it is searched, condensed and stored."""
+"""The knowledge base: its pairs and prototypes, how they are searched, sharded and stored."""
 
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, StoredPairs

@@ -150,7 +150,7 @@ class CED(nn.Module):
             ValueError: The file holds other weights, or this encoder does not have the published sizes.
         """
         file = find_file(source, argument="audio_weights", remedy=_REMEDY, hub_file="model.safetensors")
-        load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_name_here)
+        load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_module_weight_name)
 
 
 class CEDSonar(ProjectedRetriever):
@@ -188,8 +188,7 @@ class CEDSonar(ProjectedRetriever):
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
         learning_rate: Learning rate of Adam at the start, above 0.
-        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
-            and again.
+        decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:
@@ -319,6 +318,6 @@ class _Attention(nn.Module):
         return projected
 
 
-def _name_here(published: str) -> str:
+def _module_weight_name(published: str) -> str:
     """The name in `CED` of a weight that the hub publishes with a prefix, or the authors inside a list."""
     return published.removeprefix("encoder.").replace("init_bn.1.", "init_bn.")

@@ -52,8 +52,7 @@ class CLAPRetriever(FineTunedRetriever):
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
         learning_rate: Learning rate of Adam at the start, above 0.
-        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
-            and again.
+        decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:

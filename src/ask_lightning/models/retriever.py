@@ -132,8 +132,7 @@ class FineTunedRetriever(Retriever):
             resampled on their device.
         temperature: τ of the loss, above 0.
         learning_rate: Learning rate of Adam at the start, above 0.
-        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
-            and again.
+        decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:

@@ -74,8 +74,8 @@ class TextEncoder(nn.Module):
             config: Entries that override those of the pretrained configuration, or, if the weights are
                 random, the defaults of the entry `"model_type"` (`"bert"` if it is missing).
             tokenizer: Argument `tokenizer` of `make_tokenizer`.
-            dropout: Dropout rate of hidden states and attention, if the encoder has such entries. None: as
-                configured.
+            dropout: Dropout rate of hidden states and attention, if the encoder has such entries. None: that
+                of the configuration.
             max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
         Raises:

@@ -194,7 +194,7 @@ class TinyRetriever(Retriever):
                 "The cosine schedule needs to know when training ends. Set `max_epochs` or `max_steps` of "
                 'the Trainer, or `schedule="constant"`.'
             )
-        scheduler = LambdaLR(optimizer, lambda step: _warm_cosine(step, int(steps)))
+        scheduler = LambdaLR(optimizer, lambda step: _warmup_cosine_factor(step, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _spectrogram(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -216,7 +216,7 @@ class TinyRetriever(Retriever):
         return log_mel(waveform), log_mel.num_frames(num_samples.clamp_max(waveform.shape[1]))
 
 
-def _warm_cosine(step: int, steps: int) -> float:
+def _warmup_cosine_factor(step: int, steps: int) -> float:
     """Factor of the learning rate at a step: a linear warm-up, then half a cosine."""
     warm_up = max(1, round(_WARM_UP * steps))
     if step < warm_up:

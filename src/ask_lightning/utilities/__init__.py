@@ -1,1 +1,1 @@
-"""What every room uses: checks of arguments, ids, whole files, ranks, optional packages. No Trainer."""
+"""Helpers of all rooms: argument checks, ids, atomic files, ranks, optional packages, text tables."""

@@ -7,23 +7,24 @@ from pathlib import Path
 from uuid import uuid4
 
 TEMPORARY = ".tmp"
-"""How the names end under which files are written."""
+"""Suffix of the temporary names under which files are written."""
 
 
 @contextmanager
 def written_whole(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """A name to write under, which becomes `path` when the context ends without an error.
+    """Write a file under a temporary name that is renamed to `path` when the context ends without an error.
 
-    Whoever reads `path`, at whatever moment this process is killed, finds the old file, the new one, or
-    none. The name is hidden, beside `path`, and of this call alone, whoever else writes the same file.
+    Even if this process is killed, a reader of `path` finds the old file, the complete new one, or none. The
+    temporary name is a hidden one in the folder of `path` and unique to this call, so that several processes
+    can write the same file.
 
     Args:
-        path: The file; its folder is made if need be.
-        flush: Whether the data shall be on the disk before the name is, so that a power failure leaves no
-            empty file. Not needed for what can be made again.
+        path: Path of the file; its folder is created if it does not exist.
+        flush: Whether to wait until the data are on the disk before the file is renamed, so that a power
+            failure leaves no empty file. Files that can be computed again do not need it.
 
     Yields:
-        The name to write under; nothing is there yet.
+        The temporary path; there is no file yet.
 
     Raises:
         OSError: The folder cannot be made or written to.

@@ -17,7 +17,7 @@ _INSTALL = (
 
 @cache
 def import_faiss() -> ModuleType:
-    """The faiss module.
+    """Import faiss and return the module.
 
     Raises:
         ImportError: It is absent or cannot be loaded, with what to install.
@@ -53,7 +53,7 @@ def faiss_is_available() -> bool:
 
 
 def faiss_has_gpu() -> bool:
-    """Whether Faiss is a GPU build that sees a device, beside a torch that sees one too."""
+    """Whether Faiss is a GPU build, and both Faiss and torch find a device."""
     if not torch.cuda.is_available() or not faiss_is_available():
         return False
     faiss = import_faiss()

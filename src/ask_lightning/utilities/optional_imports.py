@@ -1,4 +1,4 @@
-"""The packages of extras, imported at the moment they are needed."""
+"""Import of optional packages, which the extras install, at the moment when they are needed."""
 
 import importlib
 from typing import Any
@@ -23,7 +23,7 @@ def import_optional(name: str) -> Any:
     """Import a package of an extra, or one of its submodules.
 
     Args:
-        name: Such as `"soundfile"` or `"torchaudio.transforms"`.
+        name: Name of the module, such as `"soundfile"` or `"torchaudio.transforms"`.
 
     Raises:
         ImportError: The package is missing or does not load; the message says what it is needed for and

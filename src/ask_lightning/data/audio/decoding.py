@@ -82,6 +82,8 @@ class ArrayRecording:
 
 
 class _SoundFile:
+    """A file that soundfile has opened, as a `Recording`."""
+
     def __init__(self, name: str, file: Any) -> None:
         self.name = name
         self.frames: int = file.frames
@@ -218,7 +220,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
     total = resampled_length(recording.frames, rate, sample_rate)
     count = total - start if count is None else min(count, total - start)
     common = math.gcd(rate, sample_rate)
-    block, step = rate // common, sample_rate // common  # so many samples become so many
+    block, step = rate // common, sample_rate // common  # resampling turns `block` samples into `step`
     first = start // step * block
     reach = 0 if rate == sample_rate else math.ceil(_FILTER_REACH * max(rate, sample_rate) / sample_rate)
     margin = min(math.ceil(reach / block) * block, first)

@@ -1,4 +1,4 @@
-"""Where the audio of clips is."""
+"""Stores open the audio of clips, wherever it is; here from one file for each clip."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager

@@ -1,1 +1,1 @@
-"""AudioCaps, Clotho and WavCaps as they lie on people's disks."""
+"""AudioCaps, Clotho and WavCaps, in the layouts in which they are published and packed."""

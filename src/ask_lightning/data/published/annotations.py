@@ -106,8 +106,8 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
     Args:
         annotations: Path of the JSON: an object with a list `data` of objects with `id` and `caption`, or
             `caption_1` and so on.
-        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: told from
-            the name of the file and its entries.
+        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: inferred
+            from the name of the file and its entries.
 
     Returns:
         The clips, with keys of the namespaces `youtube`, `freesound`, `bbc`, `soundbible` or else `file`.

@@ -1,4 +1,4 @@
-"""Other captions for the clips of a published dataset, such as a re-annotated training set."""
+"""Enriched captions for the clips of a published dataset, such as those of a re-annotated training set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Finds the audio file of each clip in a folder, whatever tool named the files."""
+"""Finds the audio file of each clip in a folder, under the names that the usual tools give."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What the knowledge base of a published dataset is built from."""
+"""The source of the knowledge base of a published dataset."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class KnowledgeSource:
     """The clips that the knowledge base is built from: the training clips, or WavCaps.
 
     Args:
-        wavcaps: Folder of WavCaps, which is the source then. None: the training clips are.
+        wavcaps: Folder of WavCaps, if WavCaps is the source. None: the source is the training clips.
         collections: Names of the collections of WavCaps to use. None: all that are there.
         exclude: Clips to leave out, such as a published black list: path of a list, or ids; see `read_ids`.
         exclude_evaluation: Whether to leave validation and test clips out. If not, a warning says how many
@@ -46,7 +46,7 @@ class KnowledgeSource:
         """Make the dataset.
 
         Args:
-            training: Function that returns the training clips. It is called if they are the source.
+            training: Function that returns the training clips. It is called only if they are the source.
             evaluation: Validation and test clips of all datasets that the model is tested on.
             audio: How the audio of WavCaps is read.
             check_counts: Whether to warn of clip counts of WavCaps that were never published.

@@ -68,7 +68,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
         Leakage(by_id=['youtube:vfY_TJq7n_U'], by_title=[], by_caption=['bbc:1'], num_clips=2)
     """
     clips = [clip for part in evaluation for clip in clips_of(part)]
-    # The numbers of captions are left out: the video says as much.
+    # Ids of captions are left out, because the id of the video identifies the clip already.
     names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
     captions = frozenset(_plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}

@@ -1,4 +1,4 @@
-"""Finds the annotations of a split in a folder, and tells the layout of its audio."""
+"""Finds the annotations of a split in a folder, and the layout of its audio."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def find_split(root: Path, split: Split, layout: Layout = "auto") -> tuple[str, 
             first of HDF5, parquet and files that is there.
 
     Returns:
-        The layout and its files: none, one, or of parquet the parts in order.
+        The layout and its files: none, one, or, of a parquet dataset, all parts in order.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -77,7 +77,8 @@ def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
 
     Args:
         root: Folder of the dataset.
-        given: Path of a file, or of parquet files a folder or a pattern, relative to the root or absolute.
+        given: Path of a file, relative to the root or absolute. Of parquet files also a folder, or a pattern
+            such as `data/train-*.parquet`.
 
     Returns:
         The layout and its files.

@@ -1,4 +1,4 @@
-"""Reads the annotations of the splits of a published dataset, in whatever layout they are."""
+"""Reads the annotations of the splits of a published dataset, in each of the supported layouts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property

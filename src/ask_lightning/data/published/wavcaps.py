@@ -23,7 +23,7 @@ class WavCaps(ClipDataset):
         root: Folder that holds, at any depth, the published JSON files (`as_final.json`, `bbc_final.json`,
             `fsd_final.json`, `sb_final.json`) and audio files named by id, those of each collection in a
             folder with its name (`AudioSet_SL`, `BBC_Sound_Effects`, `FreeSound`, `SoundBible`).
-        audio: How the audio is read. None: `AudioOptions()`.
+        audio: Settings by which the audio is read. None: `AudioOptions()`.
         collections: Names of the collections to use. None: those whose JSON is there.
         audio_folder: Folder of the audio files, relative to `root` or absolute. None: `root`.
         exclude: Clips to leave out: path of a list such as the published black lists, or ids, for example

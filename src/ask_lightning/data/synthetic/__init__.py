@@ -1,1 +1,1 @@
-"""Soundscapes made on the spot, in memory or on disk in the layouts of the published datasets."""
+"""Synthetic soundscapes, in memory or on disk in the layouts of the published datasets."""

@@ -20,7 +20,7 @@ _START = 30  # seconds, of every clip of AudioCaps
 _CLOTHO_SPLITS: dict[Split, str] = {"train": "development", "val": "validation", "test": "evaluation"}
 _FIRST_SOUND: dict[Split, int] = {"train": 100_000, "val": 200_000, "test": 300_000}
 _CAPTIONS = 5
-# The worlds of the three datasets, so that each has recordings of its own.
+# Offsets of the seeds of the three datasets, so that each has recordings of its own.
 _AUDIOCAPS, _CLOTHO, _WAVCAPS = range(3)
 
 
@@ -38,9 +38,9 @@ def write_audiocaps(
 
     Args:
         folder: Folder to write to, made if missing.
-        num_train: Clips for training, each with one caption.
-        num_val: Clips for validation, each with five.
-        num_test: Clips for testing, each with five.
+        num_train: Number of training clips, each with one caption.
+        num_val: Number of validation clips, each with five captions.
+        num_test: Number of test clips, each with five captions.
         seconds: Length of the clips, at least 0.5.
         sample_rate: Rate of the audio in Hz, at least 16000.
         seed: Seed of the sounds, at least 0.
@@ -86,13 +86,13 @@ def write_clotho(
 ) -> Path:
     """Write the tables of captions and metadata of Clotho and `clotho_audio_files/{split}/{title}.wav`.
 
-    Clips differ in length, as there: the shortest has three quarters of `seconds`.
+    Clips differ in length, as those of Clotho do: the shortest takes three quarters of `seconds`.
 
     Args:
         folder: Folder to write to, made if missing.
-        num_train: Clips of the development split, each with five captions.
-        num_val: Clips of the validation split.
-        num_test: Clips of the evaluation split.
+        num_train: Number of clips of the development split, each with five captions.
+        num_val: Number of clips of the validation split, each with five captions.
+        num_test: Number of clips of the evaluation split, each with five captions.
         seconds: Length of the longest clips, at least 0.7.
         sample_rate: Rate of the audio in Hz, at least 16000.
         seed: Seed of the sounds, at least 0.
@@ -139,13 +139,13 @@ def write_wavcaps(
 ) -> Path:
     """Write the four JSON files of WavCaps and `audio/{collection}/{id}.flac`.
 
-    As in the real one, some clips are those of evaluation sets, so that leaving them out can be seen.
+    As in the real WavCaps, some clips are evaluation clips of the other datasets, which should be left out.
 
     Args:
         folder: Folder to write to, made if missing.
         num_clips: Number of clips of all collections together, at least 4.
-        overlap: Clips of AudioSet and of FreeSound, each, with the ids of validation clips of what
-            `write_audiocaps` and `write_clotho` write.
+        overlap: Number of AudioSet clips, and of FreeSound clips, that have the ids of validation clips of
+            `write_audiocaps` and `write_clotho`.
         seconds: Length of the clips, at least 0.5.
         sample_rate: Rate of the audio in Hz, at least 16000.
         seed: Seed of the sounds, at least 0.
@@ -196,10 +196,10 @@ def write_wavcaps(
 
 
 def _render(
-    size: int, split: Split, seconds: float, sample_rate: int, world: int, captions: int
+    size: int, split: Split, seconds: float, sample_rate: int, seed: int, captions: int
 ) -> Soundscapes:
     return Soundscapes(
-        size, split=split, seed=world, seconds=seconds, captions_per_clip=captions, sample_rate=sample_rate
+        size, split=split, seed=seed, seconds=seconds, captions_per_clip=captions, sample_rate=sample_rate
     )
 
 

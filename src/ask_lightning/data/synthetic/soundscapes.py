@@ -18,8 +18,8 @@ from ask_lightning.utilities.arguments import check_choice, check_count, check_r
 # captions or a longer clip leave the rest of the scene as it was.
 _LAYOUT, _NOISE, _CAPTIONS = range(3)
 
-# Octaves by which pitch and rate of an event leave those of its type: enough for close types to overlap.
-_BEND = 0.4
+# Octaves by which pitch and rate of an event may differ from its type's: enough for close types to overlap.
+_VARIATION_OCTAVES = 0.4
 
 _ALONE = ("{0}", "{0} alone", "the sound of {0}", "only {0} can be heard")
 _THEN = ("{0}, then {1}", "{0} followed by {1}", "first {0} and afterwards {1}", "{0} gives way to {1}")
@@ -36,7 +36,7 @@ _THEN_WHILE = (
     "{0} and afterwards {1}, all over {2}",
     "first {0} and later {1} in front of {2}",
 )
-# (events in turn, events in the background): how often, and the ways to say it
+# Number of foreground and of background events, probability, and caption templates.
 _LAYOUTS: tuple[tuple[int, int, float, tuple[str, ...]], ...] = (
     (1, 0, 0.10, _ALONE),
     (2, 0, 0.25, _THEN),
@@ -55,8 +55,8 @@ class Event:
 
     Attributes:
         name: Name of its type, a key of `EVENT_TYPES`.
-        start: When it starts, as a share of the clip in [0, 1).
-        duration: How long it lasts, as a share of the clip in (0, 1].
+        start: Time at which it starts, as a share of the clip in [0, 1).
+        duration: Length, as a share of the clip in (0, 1].
         pitch: Factor on the type's frequencies.
         speed: Factor on the type's rate.
         loudness: Root mean square of its waveform.
@@ -75,8 +75,8 @@ class Scene:
     """The events and the noise of one clip.
 
     Attributes:
-        foreground: One to three events, one after the other.
-        background: None or one softer event that sounds all the time.
+        foreground: One to three events in the order of time.
+        background: At most one event, softer than the others, that sounds throughout the clip.
         ambience: Root mean square of the noise of place and recorder.
 
     Examples:
@@ -210,7 +210,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
         split: `"train"`, `"val"` or `"test"`; they share no scene.
         seed: Seed of the scenes, at least 0.
         seconds: Length of every clip, at least 0.5.
-        captions_per_clip: 1 to 5. Every (clip, caption) is an item.
+        captions_per_clip: Number of captions of each clip, 1 to 5. Each pair of clip and caption is an item.
         features: None: items hold `"waveform"` and `"num_samples"`. `"log_mel"`: items hold `"log_mel"`
             instead, a spectrogram that is computed once.
         num_mels: Number of mel bins of the spectrogram.
@@ -305,8 +305,8 @@ def _draw_event(
         name=name,
         start=start,
         duration=duration,
-        pitch=2 ** random.uniform(-_BEND, _BEND),
-        speed=2 ** random.uniform(-_BEND, _BEND),
+        pitch=2 ** random.uniform(-_VARIATION_OCTAVES, _VARIATION_OCTAVES),
+        speed=2 ** random.uniform(-_VARIATION_OCTAVES, _VARIATION_OCTAVES),
         loudness=loudness * 2 ** random.uniform(-1, 1),
     )
 

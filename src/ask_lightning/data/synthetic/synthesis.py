@@ -32,7 +32,7 @@ _FADE_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class EventType:
-    """One kind of sound and the ways to say it.
+    """One kind of sound and the phrases that name it.
 
     Attributes:
         phrases: Noun phrases that name the sound; the first is its name.
@@ -147,16 +147,17 @@ EVENT_TYPES: dict[str, EventType] = {recipe[0][0]: EventType(*recipe) for recipe
 """All event types by name."""
 
 
-def _long_tail() -> dict[str, float]:
-    # A stride through the table deals out the ranks, so that every family has common and rare members.
+def _zipf_probabilities() -> dict[str, float]:
+    """Probabilities of the event types by the Zipf–Mandelbrot law."""
+    # Ranks are assigned in strides through the table, so that every family has common and rare members.
     stride = 27
     ranks = 1 + (np.arange(len(EVENT_TYPES)) * stride) % len(EVENT_TYPES)
     weights = 1 / (ranks + 1)
     return dict(zip(EVENT_TYPES, (weights / weights.sum()).tolist(), strict=True))
 
 
-EVENT_PROBABILITIES: dict[str, float] = _long_tail()
-"""How often each type is drawn first: the Zipf–Mandelbrot law, the r-th most common ∝ 1 / (r + 2)."""
+EVENT_PROBABILITIES: dict[str, float] = _zipf_probabilities()
+"""Probability of each type in a scene's first draw: ∝ 1 / (r + 2) for the r-th most common type."""
 
 
 def render(
@@ -204,7 +205,7 @@ def render(
         if end != start:
             # Noise has no pitch to bend: a glide is a cross-fade from one band to another.
             carrier = (1 - cycle) * carrier + cycle * _noise(end, octaves, num_samples, sample_rate, random)
-    signal = carrier * _loudness(kind.envelope, cycle)
+    signal = carrier * _envelope_curve(kind.envelope, cycle)
     signal /= np.sqrt(np.mean(np.square(signal)))
     ramp = np.arange(num_samples) / (_FADE_SECONDS * sample_rate)
     signal *= np.minimum(1, np.minimum(ramp, ramp[::-1]))  # no click where an event starts or stops
@@ -224,7 +225,7 @@ def _wavetable(timbre: Timbre) -> Curve:
 def _noise(
     centre: float, octaves: float, num_samples: int, sample_rate: int, random: np.random.Generator
 ) -> Curve:
-    """Noise between `octaves` below and above `centre`, drawn where it is needed: in its own bins."""
+    """Noise between `octaves` below and above `centre`, drawn in the frequency bins of that band alone."""
     size = 1 << (num_samples - 1).bit_length()  # other lengths can take ten times as long
     hz_per_bin = sample_rate / size
     lowest = int(centre * 2**-octaves / hz_per_bin)
@@ -237,7 +238,8 @@ def _noise(
     return noise
 
 
-def _loudness(envelope: Envelope, cycle: Curve) -> Curve:
+def _envelope_curve(envelope: Envelope, cycle: Curve) -> Curve:
+    """Loudness in [0, 1] by the position in the cycle, also in [0, 1)."""
     match envelope:
         case "steady":
             return np.ones_like(cycle)
