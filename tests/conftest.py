@@ -47,9 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The flag of the command line with a folder of synthetic datasets, written once."""
-    from ask_lightning.cli.demo_data import write_demo  # needs packages that the core does not
+    from ask_lightning.cli.demo_data import write_demo_data  # needs packages that the core does not
 
-    return f"--demo={write_demo(tmp_path_factory.mktemp('demo'))}"
+    return f"--demo={write_demo_data(tmp_path_factory.mktemp('demo'))}"
 
 
 @pytest.fixture(scope="session")

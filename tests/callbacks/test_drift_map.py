@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ask_lightning.callbacks import DriftMap
-from ask_lightning.callbacks.drift_map import project
+from ask_lightning.callbacks.drift_map import project_to_plane
 from tests.helpers.command_line import BASELINE, ask_lightning, csv_rows, log_folder, refusal
 
 
@@ -48,13 +48,13 @@ def test_the_map_keeps_as_much_of_the_distances_as_a_plane_can():
     generator = torch.Generator().manual_seed(0)
     flat = torch.randn(40, 2, generator=generator, dtype=torch.float64)
     turned, _ = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))
-    places = project(flat @ turned[:2] + 3)
+    places = project_to_plane(flat @ turned[:2] + 3)
     torch.testing.assert_close(
         torch.cdist(places.double(), places.double()), torch.cdist(flat, flat), atol=1e-4, rtol=0
     )
     rows = torch.randn(30, 6, generator=generator)
     centred = (rows - rows.mean(0)).numpy()
     singular = np.linalg.svd(centred, compute_uv=False)
-    np.testing.assert_allclose(project(rows).norm(dim=0).numpy(), singular[:2], rtol=1e-4)
-    torch.testing.assert_close(project(rows), project(rows.clone()))
-    assert project(torch.randn(5, 1)).shape == (5, 2)
+    np.testing.assert_allclose(project_to_plane(rows).norm(dim=0).numpy(), singular[:2], rtol=1e-4)
+    torch.testing.assert_close(project_to_plane(rows), project_to_plane(rows.clone()))
+    assert project_to_plane(torch.randn(5, 1)).shape == (5, 2)

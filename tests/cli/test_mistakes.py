@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ask_lightning.cli import main
-from ask_lightning.cli.demo_data import write_demo
+from ask_lightning.cli.demo_data import write_demo_data
 from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, started
 
 
@@ -132,7 +132,7 @@ def test_a_folder_that_is_locked(demo, capsys):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_is_named(workers, tmp_path, capsys):
-    root = write_demo(tmp_path) / "AudioCaps"
+    root = write_demo_data(tmp_path) / "AudioCaps"
     for file in root.glob("audio/train/*.wav"):
         file.write_bytes(b"no audio")
     message = refusal(

@@ -1,4 +1,4 @@
-"""`ExactSearch` and `first_largest` against a full sort by (-score, row)."""
+"""`ExactSearch` and `stable_topk` against a full sort by (-score, row)."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ask_lightning.knowledge import search
-from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search, first_largest
+from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search, stable_topk
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
@@ -109,7 +109,7 @@ def test_signed_zeros_are_equal_scores():
     queries = torch.tensor([[1.0, 0.0], [-1.0, -0.0], [0.0, 0.0], [-0.0, -0.0]])
     for k in range(1, 6):
         check(vectors, queries, k)
-    assert first_largest(torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1.0]]), 3).tolist() == [[0, 1, 2]]
+    assert stable_topk(torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1.0]]), 3).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -171,17 +171,17 @@ def test_first_largest_with_and_without_the_check_for_ties(data):
     scores = torch.tensor(data.draw(st.lists(row, min_size=batch, max_size=batch)))
     k = data.draw(st.integers(1, width))
     expected = [sorted(sorted(range(width), key=lambda j: (-row[j], j))[:k]) for row in scores.tolist()]
-    assert first_largest(scores, k).tolist() == expected
-    assert first_largest(scores.as_subclass(OnGPU), k).tolist() == expected
+    assert stable_topk(scores, k).tolist() == expected
+    assert stable_topk(scores.as_subclass(OnGPU), k).tolist() == expected
 
 
 def test_a_tie_in_one_row_does_not_disturb_the_others():
     untied = torch.rand(20, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tied = torch.ones(1, 50, dtype=torch.float64)
-    together = first_largest(torch.cat([untied, tied, -untied]), 7)
-    assert torch.equal(together[:20], first_largest(untied, 7))
+    together = stable_topk(torch.cat([untied, tied, -untied]), 7)
+    assert torch.equal(together[:20], stable_topk(untied, 7))
     assert torch.equal(together[20], torch.arange(7))
-    assert torch.equal(together[21:], first_largest(-untied, 7))
+    assert torch.equal(together[21:], stable_topk(-untied, 7))
 
 
 def test_exact_and_auto_on_a_cpu_search_without_a_copy():

@@ -12,7 +12,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ask_lightning.callbacks.publish import output_folder, publish_picture, publish_table
-from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
+from ask_lightning.callbacks.schedule import is_due_after_epoch
+from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -77,9 +78,9 @@ class DriftMap(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the clips and draws the map again."""
-        if not is_due(trainer, self.every_n_epochs):
+        if not is_due_after_epoch(trainer, self.every_n_epochs):
             return
-        probe = probe_of_validation(trainer, self.num_clips)
+        probe = select_probe(trainer, self.num_clips)
         if probe is None:
             rank_zero_warn("DriftMap draws nothing, because there are no validation data with an index.")
             return
@@ -96,7 +97,7 @@ class DriftMap(Callback):
         rows = []
         for side, modality in enumerate(("audio", "text")):
             stacked = torch.stack([self._embeddings[epoch][side] for epoch in epochs])  # (E, P, d)
-            maps[modality] = places = project(stacked.flatten(0, 1)).unflatten(
+            maps[modality] = places = project_to_plane(stacked.flatten(0, 1)).unflatten(
                 0, stacked.shape[:2]
             )  # (E, P, 2)
             rows += [
@@ -106,7 +107,7 @@ class DriftMap(Callback):
             ]
         publish_table(trainer, folder, "drift_map", _COLUMNS, rows)
         try:
-            figure = draw(maps, epochs)
+            figure = draw_map(maps, epochs)
         except ImportError:
             rank_zero_warn(
                 'DriftMap writes its table only; pictures need: pip install "ask-lightning[plot]".'
@@ -123,7 +124,7 @@ class DriftMap(Callback):
         self._embeddings = dict(zip(state_dict["epochs"], state_dict["embeddings"], strict=True))
 
 
-def project(embeddings: Tensor) -> Tensor:
+def project_to_plane(embeddings: Tensor) -> Tensor:
     """Project embeddings onto their two principal components.
 
     Args:
@@ -133,7 +134,7 @@ def project(embeddings: Tensor) -> Tensor:
         Centred coordinates `(n, 2)`. In each component the entry of largest magnitude is positive.
 
     Examples:
-        >>> project(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0], [-1.0, 0.0]])).abs().tolist()
+        >>> project_to_plane(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0], [-1.0, 0.0]])).abs().tolist()
         [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
     centred = embeddings.double() - embeddings.double().mean(dim=0)
@@ -145,7 +146,7 @@ def project(embeddings: Tensor) -> Tensor:
     return (places * torch.where(largest < 0, -1.0, 1.0)).float()
 
 
-def draw(maps: dict[str, Tensor], epochs: list[int]) -> Any:
+def draw_map(maps: dict[str, Tensor], epochs: list[int]) -> Any:
     """Draw the map.
 
     Args:

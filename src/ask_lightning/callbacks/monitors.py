@@ -190,22 +190,28 @@ def influence_of_knowledge(
             audio, text = _rows_of_all_ranks(audio), _rows_of_all_ranks(text)
             id_tensor = None if id_tensor is None else _rows_of_all_ranks(id_tensor)
             found = {
-                name: hood.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)
-                for name, hood in found.items()
+                name: neighbors.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)
+                for name, neighbors in found.items()
             }
-        near = {
-            name: hood.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
-            for name, hood in found.items()
+        neighborhoods = {
+            name: neighbors.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
+            for name, neighbors in found.items()
         }
-        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded)
+        value, _ = loss.from_neighborhoods(audio, text, neighborhoods, ids=id_tensor, bounded=bounded)
         return {
             name: out_of_batch_influence(
                 value,
-                [(hood.audio_rows, hood.audio_by_audio), (hood.text_rows, hood.audio_by_text)],
-                [(hood.audio_rows, hood.text_by_audio), (hood.text_rows, hood.text_by_text)],
+                [
+                    (neighbors.audio_rows, neighbors.audio_by_audio),
+                    (neighbors.text_rows, neighbors.audio_by_text),
+                ],
+                [
+                    (neighbors.audio_rows, neighbors.text_by_audio),
+                    (neighbors.text_rows, neighbors.text_by_text),
+                ],
                 num_rows=len(getattr(knowledge, name)),
             )
-            for name, hood in near.items()
+            for name, neighbors in neighborhoods.items()
         }
 
 

@@ -55,14 +55,14 @@ def publish_table(
     if not trainer.is_global_zero:
         return
     write_file(folder / f"{name}.csv", csv_table(columns, rows).encode())
-    for logger in _loggers(trainer, WandbLogger):
+    for logger in _loggers_of_type(trainer, WandbLogger):
         assert isinstance(logger, WandbLogger)
         headings, cells = list(columns), [list(row) for row in rows]
         if sounds is not None:
             headings = [*headings, "audio"]
             cells = [[*row, _wandb_audio(sound)] for row, sound in zip(cells, sounds, strict=True)]
         logger.log_table(key=name, columns=headings, data=cells)
-    for logger in _loggers(trainer, TensorBoardLogger):
+    for logger in _loggers_of_type(trainer, TensorBoardLogger):
         logger.experiment.add_text(name, markdown_table(columns, rows), trainer.global_step)
 
 
@@ -80,11 +80,11 @@ def publish_picture(trainer: pl.Trainer, folder: Path, name: str, figure: Any) -
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
     write_file(folder / f"{name}.png", content.getvalue())
-    pixels = _pixels(content)  # (H, W, 3)
-    for logger in _loggers(trainer, WandbLogger):
+    pixels = _read_pixels(content)  # (H, W, 3)
+    for logger in _loggers_of_type(trainer, WandbLogger):
         assert isinstance(logger, WandbLogger)
         logger.log_image(key=name, images=[pixels])
-    for logger in _loggers(trainer, TensorBoardLogger):
+    for logger in _loggers_of_type(trainer, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
@@ -103,9 +103,9 @@ def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequenc
         content = io.BytesIO()
         import_optional("soundfile").write(content, samples, rate, format="WAV")
         write_file(folder / f"{name}-{number}.wav", content.getvalue())
-        for logger in _loggers(trainer, TensorBoardLogger):
+        for logger in _loggers_of_type(trainer, TensorBoardLogger):
             logger.experiment.add_audio(f"{name}-{number}", samples[None], trainer.global_step, rate)
-    for logger in _loggers(trainer, WandbLogger):
+    for logger in _loggers_of_type(trainer, WandbLogger):
         assert isinstance(logger, WandbLogger)
         rates = [rate for _, rate in sounds]
         logger.log_audio(key=name, audios=[samples for samples, _ in sounds], sample_rate=rates)
@@ -125,7 +125,7 @@ def write_file(path: Path, content: bytes) -> None:
         warn(f"{path} could not be written ({error}). Training goes on without it.", stacklevel=3)
 
 
-def _loggers(trainer: pl.Trainer, kind: type[Logger]) -> Iterable[Any]:
+def _loggers_of_type(trainer: pl.Trainer, kind: type[Logger]) -> Iterable[Any]:
     """The trainer's loggers of a class."""
     return [logger for logger in trainer.loggers if isinstance(logger, kind)]
 
@@ -135,7 +135,7 @@ def _wandb_audio(sound: Sound | None) -> Any:
     return None if sound is None else import_optional("wandb").Audio(sound[0], sample_rate=sound[1])
 
 
-def _pixels(content: io.BytesIO) -> npt.NDArray[np.uint8]:
+def _read_pixels(content: io.BytesIO) -> npt.NDArray[np.uint8]:
     """The pixels `(H, W, 3)` of a PNG file."""
     imread = import_optional("matplotlib.image").imread
     content.seek(0)

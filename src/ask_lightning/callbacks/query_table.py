@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ask_lightning.callbacks.publish import Sound, output_folder, publish_sounds, publish_table
 from ask_lightning.callbacks.refresh import find_refresher
-from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
+from ask_lightning.callbacks.schedule import is_due_after_epoch
+from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
 from ask_lightning.encoding.source_loader import has_index
 from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
 from ask_lightning.knowledge.base import KnowledgeBase
@@ -93,11 +94,11 @@ class QueryTable(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the table with the knowledge in use."""
-        if not is_due(trainer, self.every_n_epochs):
+        if not is_due_after_epoch(trainer, self.every_n_epochs):
             return
         refresher = find_refresher(trainer, self)
         loss, base = refresher.target.loss, refresher.target.loss.knowledge
-        probe = probe_of_validation(trainer, self.num_queries)
+        probe = select_probe(trainer, self.num_queries)
         if probe is None or base is None or base.is_sharded:
             rank_zero_warn(
                 "QueryTable writes nothing: it needs validation data with an index, and knowledge that every "
@@ -107,13 +108,13 @@ class QueryTable(Callback):
         items, loader = probe
         audio, text = encode_probe(trainer, pl_module, items, loader, self.audio, self.text)
         audio, text = audio.to(base.device), text.to(base.device)
-        near = loss.retrieve(audio, text, base)
+        neighborhoods = loss.retrieve(audio, text, base)
         folder = output_folder(trainer)
         if not trainer.is_global_zero:
             return
         source = _captioned_source(refresher.loader(trainer), base)
         pairs = [items[row] for row in range(len(items))]
-        table = _QueryAnswers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
+        table = _QueryAnswers(loss, base, source, audio, text, neighborhoods).rows(pairs, self.num_shown)
         sounds = [_waveform(pair, pl_module) for pair in pairs]
         name = f"queries-epoch-{trainer.current_epoch}"
         has_sounds = any(sound is not None for sound in sounds)
@@ -134,26 +135,26 @@ class _QueryAnswers:
         source: Dataset[Any] | None,
         audio: Tensor,
         text: Tensor,
-        near: dict[Any, Neighborhood],
+        neighborhoods: dict[Any, Neighborhood],
     ) -> None:
-        self.source, self.near = source, near
+        self.source, self.neighborhoods = source, neighborhoods
         self.lambdas = {"fine": loss.lambda_fine, "coarse": loss.lambda_coarse}
-        noise = {name: _random_pairs(base, name, hood) for name, hood in near.items()}
-        self.psi, self.factor = self._reliability(audio, text, near)
+        noise = {name: _random_pairs(base, name, neighbors) for name, neighbors in neighborhoods.items()}
+        self.psi, self.factor = self._reliability(audio, text, neighborhoods)
         self.noise_psi, self.noise_factor = self._reliability(audio, text, noise)
 
     def _reliability(
-        self, audio: Tensor, text: Tensor, near: dict[Any, Neighborhood]
+        self, audio: Tensor, text: Tensor, neighborhoods: dict[Any, Neighborhood]
     ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
         psi = {}
-        for name, stored in near.items():
-            hood = stored.to(audio.dtype)
-            psi[name, "t2a"] = reliability_potential(audio, hood.audio_by_text, hood.audio_by_audio)
-            psi[name, "a2t"] = reliability_potential(text, hood.text_by_audio, hood.text_by_text)
+        for name, stored in neighborhoods.items():
+            neighbors = stored.to(audio.dtype)
+            psi[name, "t2a"] = reliability_potential(audio, neighbors.audio_by_text, neighbors.audio_by_audio)
+            psi[name, "a2t"] = reliability_potential(text, neighbors.text_by_audio, neighbors.text_by_text)
         factor = {
             direction: modulation_factor(
-                [(self.lambdas[name], disagreement(psi[name, direction])) for name in near]
+                [(self.lambdas[name], disagreement(psi[name, direction])) for name in neighborhoods]
             )
             for direction in DIRECTIONS
         }
@@ -162,7 +163,7 @@ class _QueryAnswers:
     def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
         """The rows of the table, one for each query and direction."""
         rows: list[tuple[str | float, ...]] = []
-        fine = self.near.get("fine")
+        fine = self.neighborhoods.get("fine")
         for query, pair in enumerate(pairs):
             by_audio = self._captions(None if fine is None else fine.audio_rows[query, :num_shown])
             by_text = self._captions(None if fine is None else fine.text_rows[query, :num_shown])
@@ -190,13 +191,13 @@ class _QueryAnswers:
         return " · ".join(str(self.source[row]["caption"]) for row in rows.tolist())
 
 
-def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighborhood:
+def _random_pairs(base: KnowledgeBase, name: Any, retrieved: Neighborhood) -> Neighborhood:
     """Random pairs, as many as were retrieved."""
     generator = torch.Generator().manual_seed(0)
     pairs: PairStore = getattr(base, name)
     by_audio, by_text = (
         torch.randint(len(pairs), rows.shape, generator=generator).to(rows.device)
-        for rows in (like.audio_rows, like.text_rows)
+        for rows in (retrieved.audio_rows, retrieved.text_rows)
     )
     return neighborhood(pairs, by_audio, by_text)
 

@@ -29,7 +29,7 @@ def default_demo_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"ask-lightning-demo-{getpass.getuser()}"
 
 
-def write_demo(folder: Path) -> Path:
+def write_demo_data(folder: Path) -> Path:
     """Write small synthetic copies of the datasets, with re-annotated captions.
 
     Datasets that exist are kept, unless another version of this code wrote them or files are missing.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ask_lightning.cli.compose import Composition, compose
-from ask_lightning.cli.demo_data import default_demo_folder, write_demo
+from ask_lightning.cli.demo_data import default_demo_folder, write_demo_data
 from ask_lightning.cli.errors import UsageError
 
 # Values of `--ckpt_path` that stand for a file in the run folder.
@@ -122,7 +122,7 @@ class RunOptions:
                     "--demo shrinks the shipped parts of a config, but the config names none of them. Begin "
                     "it with `compose:` and the name of a shipped config, see docs/cli.md."
                 )
-            write_demo(self.datasets_folder)
+            write_demo_data(self.datasets_folder)
         return composition
 
     def check_run_is_new(self, config: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
-from ask_lightning.data.audio.decoding import check_recording, open_audio, read_stretch
+from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
@@ -142,7 +142,7 @@ def find_captions(model: Any, pairs: EncodedPairs, path: Path, top: int) -> list
     rate = int(model.hparams.get("sample_rate", 32000))
     with open_audio(str(path), path) as recording:
         check_recording(recording, samples=False)
-        waveform = read_stretch(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
+        waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)  # (d,)
     return [

@@ -21,7 +21,7 @@ from ask_lightning.data.folder import AudioFolder
 from ask_lightning.data.published.annotations import read_audiocaps, read_clotho, read_wavcaps
 from ask_lightning.data.published.audiocaps import AudioCapsData
 from ask_lightning.data.published.clotho import ClothoData
-from ask_lightning.data.published.counts import PUBLISHED, SplitReport
+from ask_lightning.data.published.counts import PUBLISHED_COUNTS, SplitReport
 from ask_lightning.data.published.datamodule import PublishedDataModule
 from ask_lightning.data.published.enrichment import EnrichedCaptions
 from ask_lightning.data.published.knowledge import KnowledgeSource
@@ -35,7 +35,7 @@ from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TY
 __all__ = [
     "EVENT_PROBABILITIES",
     "EVENT_TYPES",
-    "PUBLISHED",
+    "PUBLISHED_COUNTS",
     "AudioCapsData",
     "AudioFileError",
     "AudioFolder",

@@ -16,7 +16,7 @@ from ask_lightning.data.audio.decoding import (
     AudioFileError,
     check_recording,
     crop_step,
-    read_stretch,
+    read_segment,
     resampled_length,
 )
 from ask_lightning.data.audio.features import SILENCE, log_mel, num_frames
@@ -27,7 +27,7 @@ from ask_lightning.utilities.clip_ids import integer_ids
 
 # Clips up to this length are kept whole, and any crop can be cut from them. Of longer clips only those crops
 # are kept that are the same in every epoch.
-_KEPT_WHOLE_SECONDS = 60
+_MAX_SECONDS_KEPT_WHOLE = 60
 _SHORTEST_SECONDS = 0.032
 _REASONS_SHOWN = 5
 
@@ -193,7 +193,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 len(whole), num_frames(audio.num_samples, audio.sample_rate), 1, index
             )
             return whole[start : start + count].clone()
-        frames, rate = self._length(clip)
+        frames, rate = self._frames_and_rate(clip)
         total = resampled_length(frames, rate, audio.sample_rate)
         start, count = self._place_crop(total, audio.num_samples, crop_step(rate, audio.sample_rate), index)
         if self._cache.active and short:
@@ -201,7 +201,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             return self._load_whole(clip)[start : start + count].clone()
         if audio.crop == "random":
             return self._read(clip, start, count)
-        return self._cached(clip, f"start={start} count={count}", lambda: self._read(clip, start, count))
+        return self._load_cached(clip, f"start={start} count={count}", lambda: self._read(clip, start, count))
 
     def _place_crop(self, total: int, wanted: int, step: int, index: int) -> tuple[int, int]:
         """Start and length of a crop. Starts are multiples of `step`."""
@@ -213,9 +213,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return place * step, min(wanted, total)
 
     def _load_whole(self, clip: Clip) -> Tensor:
-        return self._cached(clip, "whole", lambda: self._read(clip, 0, None), mapped=True)
+        return self._load_cached(clip, "whole", lambda: self._read(clip, 0, None), mapped=True)
 
-    def _cached(self, clip: Clip, part: str, read: Callable[[], Tensor], *, mapped: bool = False) -> Tensor:
+    def _load_cached(
+        self, clip: Clip, part: str, read: Callable[[], Tensor], *, mapped: bool = False
+    ) -> Tensor:
         path, place_in_file = self._store.origin(clip)
         features = "" if self.audio.features is None else f" {self.audio.features}={self.audio.num_mels}"
         settings = f"{place_in_file} rate={self.audio.sample_rate}{features} {part}"
@@ -225,16 +227,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
         """Decode a part of a clip, and compute its features if there are any."""
         audio = self.audio
         with self._store.open(clip) as recording:
-            if (recording.frames, recording.rate) != self._length(clip):
+            if (recording.frames, recording.rate) != self._frames_and_rate(clip):
                 raise AudioFileError(f"{recording.name}: the file has changed since the start. Start anew.")
-            waveform = read_stretch(recording, audio.sample_rate, start, count)
+            waveform = read_segment(recording, audio.sample_rate, start, count)
         if audio.features is None:
             return waveform
         # The transform mirrors half a window at either end, for which a shorter clip has too few samples.
         missing = max(0, round(_SHORTEST_SECONDS * audio.sample_rate) - len(waveform))
         return log_mel(F.pad(waveform, (0, missing)), sample_rate=audio.sample_rate, num_mels=audio.num_mels)
 
-    def _length(self, clip: Clip) -> tuple[int, int]:
+    def _frames_and_rate(self, clip: Clip) -> tuple[int, int]:
         """Samples and rate of a recording, remembered so that a cached one need not be opened."""
         if clip.key not in self._lengths:
             with self._store.open(clip) as recording:
@@ -244,8 +246,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _is_short(self, clip: Clip) -> bool:
         """Whether a clip is short enough to be kept whole."""
-        frames, rate = self._length(clip)
-        return frames <= _KEPT_WHOLE_SECONDS * rate
+        frames, rate = self._frames_and_rate(clip)
+        return frames <= _MAX_SECONDS_KEPT_WHOLE * rate
 
 
 def _describe_skipped(skipped: dict[str, str]) -> str:

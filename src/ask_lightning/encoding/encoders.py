@@ -57,9 +57,9 @@ def find_encoders(
     if audio is not None and text is not None:
         return audio, text
     if audio is not None:
-        return audio, _find_other(model, audio, 1, caller)
+        return audio, _find_partner(model, audio, 1, caller)
     if text is not None:
-        return _find_other(model, text, 0, caller), text
+        return _find_partner(model, text, 0, caller), text
     for pair in ENCODER_PAIRS:
         if all(_has_method(model, name) for name in pair):
             return pair
@@ -93,7 +93,7 @@ def _has_method(model: object, name: str) -> bool:
     return callable(getattr(model, name, None))
 
 
-def _find_other(model: object, given: Encoder, side: int, caller: str) -> str:
+def _find_partner(model: object, given: Encoder, side: int, caller: str) -> str:
     """The encoder of side 0 (audio) or 1 (text) that goes with the one that is given for the other side."""
     partners = [pair[side] for pair in ENCODER_PAIRS if pair[1 - side] == given]
     candidates = partners or [pair[side] for pair in ENCODER_PAIRS]

@@ -17,7 +17,7 @@ from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.functional import unit_length
 
 
-def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
+def select_probe(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
     """Select evenly spaced items of the first validation dataset.
 
     Args:
@@ -85,20 +85,6 @@ def encode_probe(
     # The items are few, so every rank encodes all of them.
     encoded = encode_source(trainer, module, source_loader(items, loader), embed)
     return unit_length(encoded.audio), unit_length(encoded.text)
-
-
-def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
-    """Whether a callback is due after the epoch that ends: the first, the last, or every n-th epoch.
-
-    Args:
-        trainer: The running trainer.
-        every_n_epochs: Number n of epochs.
-
-    Returns:
-        True if the callback is due.
-    """
-    ended = trainer.current_epoch + 1
-    return ended == 1 or ended % every_n_epochs == 0 or ended == trainer.max_epochs
 
 
 def _knows_its_encoders(module: pl.LightningModule, audio: str | None, text: str | None) -> bool:

@@ -60,9 +60,9 @@ def source_loader(
     """
     given = source() if callable(source) and not isinstance(source, Dataset) else source
     given = training if given is None else given
-    like = training if isinstance(training, DataLoader) else None
+    template = training if isinstance(training, DataLoader) else None
     if isinstance(given, DataLoader):
-        like, dataset = given, _selected_rows(given)
+        template, dataset = given, _selected_rows(given)
     elif isinstance(given, Dataset):
         dataset = given
     elif _is_iterable_of_batches(given):
@@ -74,10 +74,12 @@ def source_loader(
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
-    makes_batches = like is given and like is not None and like.batch_sampler is None
-    size = _items_per_batch(batch_size, like, dataset_makes_batches=makes_batches)
-    workers = num_workers if num_workers is not None else (like.num_workers if like is not None else 0)
-    settings = {} if like is None else _shared_settings(like, workers, is_source=like is given)
+    makes_batches = template is given and template is not None and template.batch_sampler is None
+    size = _items_per_batch(batch_size, template, dataset_makes_batches=makes_batches)
+    workers = (
+        num_workers if num_workers is not None else (template.num_workers if template is not None else 0)
+    )
+    settings = {} if template is None else _shared_settings(template, workers, is_source=template is given)
     return DataLoader(
         dataset,
         batch_size=size,
@@ -92,7 +94,7 @@ def source_loader(
 
 
 def _items_per_batch(
-    batch_size: int | None, like: DataLoader[Any] | None, *, dataset_makes_batches: bool
+    batch_size: int | None, template: DataLoader[Any] | None, *, dataset_makes_batches: bool
 ) -> int | None:
     """The batch size of the new loader; `None` if the items of the dataset are batches already."""
     if dataset_makes_batches:
@@ -102,7 +104,7 @@ def _items_per_batch(
                 "`batch_size=None`, so its dataset makes the batches."
             )
         return None
-    size = batch_size or _batch_size(like)
+    size = batch_size or _batch_size(template)
     if size is None:
         raise ValueError(
             "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
@@ -111,21 +113,21 @@ def _items_per_batch(
     return size
 
 
-def _shared_settings(like: DataLoader[Any], num_workers: int, *, is_source: bool) -> dict[str, Any]:
+def _shared_settings(template: DataLoader[Any], num_workers: int, *, is_source: bool) -> dict[str, Any]:
     """Settings of a loader that the new one takes over.
 
     Args:
-        like: The loader of the source or of the training data.
+        template: The loader of the source or of the training data.
         num_workers: Number of worker processes of the new loader.
-        is_source: Whether `like` is the loader of the source.
+        is_source: Whether `template` is the loader of the source.
     """
     names = ["pin_memory", "worker_init_fn"]
     # Without a batch sampler, the training loader's collation is one of whole batches.
-    if is_source or like.batch_sampler is not None:
+    if is_source or template.batch_sampler is not None:
         names.append("collate_fn")
-    if num_workers > 0 and like.num_workers > 0:
+    if num_workers > 0 and template.num_workers > 0:
         names += ["timeout", "multiprocessing_context", "prefetch_factor"]
-    return {name: getattr(like, name) for name in names}
+    return {name: getattr(template, name) for name in names}
 
 
 def _own_items(dataset: Dataset[Any], batch_size: int | None, ranks: Ranks) -> range | None:

@@ -101,7 +101,7 @@ class ExactSearch:
             block = self.vectors[first : first + height].to(dtype)  # (height, d)
             # Tall times thin runs faster than thin times tall on a CPU.
             block_scores = (block @ queries.T).T.contiguous()  # (B, height)
-            block_rows = first_largest(block_scores, min(k, len(block)))  # (B, k)
+            block_rows = stable_topk(block_scores, min(k, len(block)))  # (B, k)
             # Rows ascend from block to block and within each, so a stable sort orders ties by row.
             scores = torch.cat([scores, block_scores.gather(1, block_rows)], dim=1)
             rows = torch.cat([rows, block_rows + first], dim=1)
@@ -110,7 +110,7 @@ class ExactSearch:
         return scores, rows
 
 
-def first_largest(scores: Tensor, k: int) -> Tensor:
+def stable_topk(scores: Tensor, k: int) -> Tensor:
     """Columns of the k largest scores of each row, ascending; of equal scores the first columns.
 
     `torch.topk` chooses arbitrarily among equal scores, and equal scores are common: a clip with five
@@ -124,7 +124,7 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
         `(B, k)`, int64.
 
     Examples:
-        >>> first_largest(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), 2)
+        >>> stable_topk(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), 2)
         tensor([[0, 1]])
     """
     width = scores.shape[1]
@@ -163,13 +163,13 @@ class FastestExactSearch:
         found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
         scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)
         tied = scores[:, k - 1] == scores[:, k]
-        scores, rows = ordered(scores[:, :k], rows[:, :k])
+        scores, rows = sort_candidates(scores[:, :k], rows[:, :k])
         if bool(tied.any()):
             scores[tied], rows[tied] = self._exact(queries[tied], k)
         return scores, rows
 
 
-def ordered(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def sort_candidates(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Order candidates by (-score, row).
 
     Args:
@@ -257,4 +257,4 @@ class FaissSearch:
         if not self._exhaustive and bool((incomplete := (rows < 0).any(dim=1)).any()):
             exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
             scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
-        return ordered(scores, rows)
+        return sort_candidates(scores, rows)

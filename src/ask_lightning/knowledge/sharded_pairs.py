@@ -16,7 +16,7 @@ from ask_lightning.functional.drift import log_normalizers, softmax_divergence
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached, score_dtype
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
-from ask_lightning.knowledge.search import Search, build_search, ordered
+from ask_lightning.knowledge.search import Search, build_search, sort_candidates
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class ShardedSearch:
         scores, rows = (
             side.view(ranks.size, len(queries), k).transpose(0, 1).flatten(1) for side in (scores, rows)
         )  # (B, R K)
-        scores, rows = ordered(scores, rows)
+        scores, rows = sort_candidates(scores, rows)
         return scores[:, :k], rows[:, :k]
 
     def _find_local(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class ConvolutionalAudioEncoder(nn.Module):
             ]
             incoming, bins = outgoing, (bins + 1) // 2
         self.convolutions = nn.Sequential(*stages)
-        self.order = nn.GRU(incoming * bins, time_width, batch_first=True, bidirectional=True)
+        self.recurrent = nn.GRU(incoming * bins, time_width, batch_first=True, bidirectional=True)
         self.project = nn.Linear(2 * time_width, width)
 
     def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
@@ -79,11 +79,11 @@ class ConvolutionalAudioEncoder(nn.Module):
             maps = layer(maps)  # at last (B, channels, F / 16, num_mels / 16)
         frames = maps.transpose(1, 2).flatten(2)  # (B, F / 16, channels * num_mels / 16)
         if num_frames is None:
-            states, _ = self.order(frames)  # (B, F / 16, 2 time_width)
+            states, _ = self.recurrent(frames)  # (B, F / 16, 2 time_width)
         else:
             packed = pack_padded_sequence(frames, num_frames.cpu(), batch_first=True, enforce_sorted=False)
             states, _ = pad_packed_sequence(
-                self.order(packed)[0], batch_first=True, padding_value=-torch.inf
+                self.recurrent(packed)[0], batch_first=True, padding_value=-torch.inf
             )  # (B, F / 16, 2 time_width)
         projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
         return projected

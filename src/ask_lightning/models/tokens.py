@@ -87,13 +87,13 @@ class HashedTokenizer(Tokenizer):
         Returns:
             Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is padded.
         """
-        rows = [self._ids(caption) for caption in captions]
+        rows = [self._token_ids(caption) for caption in captions]
         length = max(map(len, rows))
         ids = [row + [self.pad_id] * (length - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _ids(self, caption: str) -> list[int]:
+    def _token_ids(self, caption: str) -> list[int]:
         buckets = self.vocab_size - self._RESERVED
         words = split_words(caption)[: self.max_tokens - 1]
         return [self.start_id] + [zlib.crc32(word.encode()) % buckets + self._RESERVED for word in words]

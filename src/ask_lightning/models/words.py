@@ -67,7 +67,7 @@ class HashedWordEncoder(nn.Module):
         super().__init__()
         self.num_buckets = num_buckets
         self.pieces = nn.EmbeddingBag(num_buckets, word_width, mode="mean")
-        self.order = nn.GRU(word_width, word_width, batch_first=True, bidirectional=True)
+        self.recurrent = nn.GRU(word_width, word_width, batch_first=True, bidirectional=True)
         self.project = nn.Linear(2 * word_width, width)
         self._buckets_of_word: dict[str, list[int]] = {}
 
@@ -92,7 +92,7 @@ class HashedWordEncoder(nn.Module):
         padded = pad_sequence(vectors.split(lengths.tolist()), batch_first=True)  # (B, W, word_width)
         packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(
-            self.order(packed)[0], batch_first=True, padding_value=-torch.inf
+            self.recurrent(packed)[0], batch_first=True, padding_value=-torch.inf
         )  # (B, W, 2 word_width)
         projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
         return projected

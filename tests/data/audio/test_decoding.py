@@ -10,7 +10,7 @@ from ask_lightning.data.audio.decoding import (
     ArrayRecording,
     crop_step,
     open_audio,
-    read_stretch,
+    read_segment,
     resampled_length,
 )
 
@@ -23,11 +23,11 @@ def test_a_stretch_is_what_one_would_cut_from_the_whole(tmp_path, rate, channels
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (rate, channels))
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
     with open_audio("a.wav", tmp_path / "a.wav") as recording:
-        whole = read_stretch(recording, 32000)
+        whole = read_segment(recording, 32000)
         assert len(whole) == resampled_length(recording.frames, rate, 32000) == 32000
         step = crop_step(rate, 32000)
         for start in (0, step, 5 * step, 17 * step, 32000 - 4000 // step * step):
-            part = read_stretch(recording, 32000, start, 4000)
+            part = read_segment(recording, 32000, start, 4000)
             torch.testing.assert_close(part, whole[start : start + 4000], rtol=0, atol=1e-6)
 
 
@@ -37,10 +37,10 @@ def test_headers_that_promise_more_than_there_is(tmp_path):
             return super().read(start, count)[: max(0, 950 - start)]
 
     recording = Short("a", np.arange(1000) / 1000, frames=1000, rate=100)
-    assert read_stretch(recording, 100, 900, 100)[-1] == pytest.approx(0.949), "the last that can be read"
+    assert read_segment(recording, 100, 900, 100)[-1] == pytest.approx(0.949), "the last that can be read"
     broken = Short("a", np.arange(2000) / 2000, frames=2000, rate=100)
     with pytest.raises(AudioFileError, match=r"a: the file is damaged: 950 of 2000 samples can be read"):
-        read_stretch(broken, 100, 900, 100)
+        read_segment(broken, 100, 900, 100)
 
 
 def test_integers_are_scaled():

@@ -3,7 +3,7 @@
 import pytest
 
 from ask_lightning.data import (
-    PUBLISHED,
+    PUBLISHED_COUNTS,
     SplitReport,
 )
 from ask_lightning.data.published.counts import log_report
@@ -31,8 +31,11 @@ def test_published_counts_are_recognised(split, clips, captions, publication, re
 
 
 def test_published_counts_agree_with_each_other():
-    for (dataset, split), publications in PUBLISHED.items():
+    for (dataset, split), publications in PUBLISHED_COUNTS.items():
         for clips, captions in publications.values():
             several = 1 if dataset == "WavCaps" or (dataset, split) == ("AudioCaps", "train") else 5
             assert clips is None or captions == several * clips
-    assert sum(PUBLISHED["WavCaps", name]["WavCaps"][1] for _, name in PUBLISHED if _ == "WavCaps") == 403_050
+    assert (
+        sum(PUBLISHED_COUNTS["WavCaps", name]["WavCaps"][1] for _, name in PUBLISHED_COUNTS if _ == "WavCaps")
+        == 403_050
+    )

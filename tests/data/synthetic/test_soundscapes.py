@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, EVENT_TYPES, Soundscapes, log_mel
-from ask_lightning.data.synthetic.soundscapes import _BEND, draw_scene
-from ask_lightning.data.synthetic.synthesis import _PARTIALS, render
+from ask_lightning.data.synthetic.soundscapes import _VARIATION_OCTAVES, draw_scene
+from ask_lightning.data.synthetic.synthesis import _PARTIALS, render_event
 
 SPLITS = ("train", "val", "test")
 
@@ -99,7 +99,7 @@ def test_captions_of_a_clip_differ_and_an_event_has_several_phrasings():
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_every_type_can_be_heard(name):
     random = np.random.default_rng(0)
-    played = render(EVENT_TYPES[name], 8000, pitch=1.3, speed=0.8, sample_rate=16000, random=random)
+    played = render_event(EVENT_TYPES[name], 8000, pitch=1.3, speed=0.8, sample_rate=16000, random=random)
     assert played.dtype == np.float32
     assert np.isfinite(played).all()
     assert 0.5 < np.sqrt(np.mean(played**2)) < 1.1
@@ -109,7 +109,7 @@ def test_every_type_can_be_heard(name):
 def test_no_partial_is_above_half_the_lowest_sample_rate():
     for kind in EVENT_TYPES.values():
         highest = max(_PARTIALS.get(kind.timbre, {1: 1.0}))
-        assert highest * max(kind.start_hz, kind.end_hz) * 2**_BEND < 8000
+        assert highest * max(kind.start_hz, kind.end_hz) * 2**_VARIATION_OCTAVES < 8000
 
 
 def test_log_mel_is_that_of_the_waveform():

@@ -20,7 +20,7 @@ Samples = npt.NDArray[np.float32]
 _SMALLEST_SHARE = 0.9
 # Samples to each side on which torchaudio's resampling filter depends, in samples of the lower rate.
 _FILTER_REACH = 8
-_CHECKED_AT_ONCE = 1_000_000
+_SAMPLES_PER_CHECK = 1_000_000
 _REMEDY = 'Replace it; datasets with `check="decode"` find and leave out all such files at the start.'
 
 
@@ -152,7 +152,7 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
         raise AudioFileError(f"{recording.name}: the file holds no samples. Replace it or remove its rows.")
     position = 0
     while samples and position < recording.frames:
-        piece = recording.read(position, _CHECKED_AT_ONCE)
+        piece = recording.read(position, _SAMPLES_PER_CHECK)
         _check_finite(recording, piece)
         position += len(piece)
         if not len(piece):
@@ -192,7 +192,7 @@ def crop_step(rate: int, sample_rate: int) -> int:
     return sample_rate // math.gcd(rate, sample_rate)
 
 
-def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: int | None = None) -> Tensor:
+def read_segment(recording: Recording, sample_rate: int, start: int = 0, count: int | None = None) -> Tensor:
     """Read a part of a recording, mono and resampled.
 
     Only the samples that are needed are read. Up to rounding the result equals the same part of the whole
@@ -213,7 +213,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
 
     Examples:
         >>> tone = ArrayRecording("a", np.ones(44100), frames=44100, rate=44100)
-        >>> read_stretch(tone, 32000, start=320, count=3200).shape
+        >>> read_segment(tone, 32000, start=320, count=3200).shape
         torch.Size([3200])
     """
     rate = recording.rate
@@ -228,7 +228,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
     samples = recording.read(first - margin, margin + needed)  # (T, C)
     expected = min(margin + needed, recording.frames - first + margin)
     if len(samples) < _SMALLEST_SHARE * expected:
-        samples, margin = _read_short(recording, first, needed), 0
+        samples, margin = _read_truncated(recording, first, needed), 0
     _check_finite(recording, samples)
     waveform = torch.from_numpy(samples.mean(axis=1))  # (T,)
     if rate != sample_rate:
@@ -237,7 +237,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
     return waveform[skipped : skipped + count]
 
 
-def _read_short(recording: Recording, first: int, needed: int) -> Samples:
+def _read_truncated(recording: Recording, first: int, needed: int) -> Samples:
     """The wanted samples of a recording that ends before its header says, or its last samples."""
     whole = recording.read(0, recording.frames)
     _check_end(recording, len(whole))

@@ -217,8 +217,8 @@ def num_frames(num_samples: int, sample_rate: int = 16000) -> int:
         >>> num_frames(16000)
         63
     """
-    shortest = _samples(_WINDOW_SECONDS, sample_rate) // 2 + 1
-    return max(num_samples, shortest) // _samples(_HOP_SECONDS, sample_rate) + 1
+    shortest = _num_samples(_WINDOW_SECONDS, sample_rate) // 2 + 1
+    return max(num_samples, shortest) // _num_samples(_HOP_SECONDS, sample_rate) + 1
 
 
 @lru_cache(maxsize=8)
@@ -235,8 +235,8 @@ def log_mel_transform(sample_rate: int, num_mels: int, device: torch.device) -> 
     """
     transform = LogMel(
         sample_rate,
-        window=_samples(_WINDOW_SECONDS, sample_rate),
-        hop=_samples(_HOP_SECONDS, sample_rate),
+        window=_num_samples(_WINDOW_SECONDS, sample_rate),
+        hop=_num_samples(_HOP_SECONDS, sample_rate),
         lowest=_LOWEST_HERTZ,
         num_mels=num_mels,
         scale="htk",
@@ -246,5 +246,5 @@ def log_mel_transform(sample_rate: int, num_mels: int, device: torch.device) -> 
     return transform.to(device)
 
 
-def _samples(seconds: float, sample_rate: int) -> int:
+def _num_samples(seconds: float, sample_rate: int) -> int:
     return round(seconds * sample_rate)

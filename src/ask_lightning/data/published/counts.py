@@ -9,7 +9,7 @@ from ask_lightning.data.clips import abbreviate
 from ask_lightning.utilities.text_tables import Cell, markdown_table
 
 # For each dataset and split the numbers of clips and captions by publication. None: not published.
-PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
+PUBLISHED_COUNTS: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
     ("AudioCaps", "train"): {
         "version 1": (49_838, 49_838),
         "ML-ACT": (49_274, 49_274),
@@ -61,7 +61,7 @@ class SplitReport:
     @property
     def publication(self) -> str | None:
         """The publication with the counts of the annotation file, if there is one."""
-        for name, (clips, captions) in PUBLISHED.get((self.dataset, self.split), {}).items():
+        for name, (clips, captions) in PUBLISHED_COUNTS.get((self.dataset, self.split), {}).items():
             if captions == self.listed_captions and clips in (None, self.listed_clips):
                 return name
         return None
@@ -92,7 +92,7 @@ def log_report(report: SplitReport, *, check_counts: bool = True) -> None:
         warnings.insert(
             0, f"{len(report.missing)} clips have no audio ({abbreviate(report.missing)}) and are left out"
         )
-    published = PUBLISHED.get((report.dataset, report.split))
+    published = PUBLISHED_COUNTS.get((report.dataset, report.split))
     if check_counts and published and report.publication is None:
         known = "; ".join(
             f"{name} {f'{clips:,} clips with ' if clips else ''}{captions:,} captions"

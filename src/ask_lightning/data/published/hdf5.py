@@ -34,7 +34,7 @@ class HDF5Store:
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
         """Open a row; see `AudioStore`."""
-        file = self._file()
+        file = self._open_file()
         frames = min(int(file["audio_length"][clip.row]), file["waveform"].shape[1])
         name = f"{self._path}, {clip.name!r}"
         yield ArrayRecording(name, _HDF5Row(file["waveform"], clip.row), frames, self._sample_rate)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ class HDF5Store:
         """The file and the row of a clip; see `AudioStore`."""
         return self._path, f"row {clip.row}"
 
-    def _file(self) -> Any:
+    def _open_file(self) -> Any:
         # HDF5 handles cannot be shared with a forked worker.
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), import_optional("h5py").File(self._path, "r")

@@ -72,7 +72,7 @@ def find_split(root: Path, split: Split, layout: Layout = "auto") -> tuple[str, 
     return layout, []
 
 
-def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
+def resolve_given_split(root: Path, given: str) -> tuple[str, list[Path]]:
     """The layout and the files of a split whose path was given.
 
     Args:
@@ -90,7 +90,7 @@ def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
     Examples:
         >>> root = getfixture("tmp_path")
         >>> (root / "val.csv").touch()
-        >>> given_split(root, "val.csv")[0]
+        >>> resolve_given_split(root, "val.csv")[0]
         'files'
     """
     path = root / given

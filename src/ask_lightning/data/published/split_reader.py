@@ -9,7 +9,7 @@ from ask_lightning.data.audio.stores import AudioStore
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.published.hdf5 import HDF5Store, read_hdf5
-from ask_lightning.data.published.locate import SPLIT_WORDS, Layout, find_split, given_split
+from ask_lightning.data.published.locate import SPLIT_WORDS, Layout, find_split, resolve_given_split
 from ask_lightning.data.published.parquet import load_hub, read_hub, read_parquet
 from ask_lightning.data.splits import SPLITS, Split
 
@@ -129,7 +129,9 @@ class SplitReader:
     def _find(self, split: Split) -> tuple[str, list[Path]]:
         given = self._given.get(split)
         return (
-            find_split(self._root, split, self._layout) if given is None else given_split(self._root, given)
+            find_split(self._root, split, self._layout)
+            if given is None
+            else resolve_given_split(self._root, given)
         )
 
     @cached_property

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from ask_lightning.data.audio.features import log_mel
 from ask_lightning.data.audio.options import Features
 from ask_lightning.data.splits import SPLITS, Split
-from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, Waveform, render
+from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, Waveform, render_event
 from ask_lightning.utilities.arguments import check_choice, check_count, check_range
 
 # Each scene draws its layout, its noise and its captions from three streams of their own, so that more
@@ -153,7 +153,7 @@ def render_scene(
     for event in scene.foreground + scene.background:
         first = int(event.start * num_samples)
         length = min(int(event.duration * num_samples), num_samples - first)
-        waveform[first : first + length] += np.float32(event.loudness) * render(
+        waveform[first : first + length] += np.float32(event.loudness) * render_event(
             EVENT_TYPES[event.name],
             length,
             pitch=event.pitch,

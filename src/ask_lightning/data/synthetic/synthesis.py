@@ -160,7 +160,7 @@ EVENT_PROBABILITIES: dict[str, float] = _zipf_probabilities()
 """Probability of each type in a scene's first draw: ∝ 1 / (r + 2) for the r-th most common type."""
 
 
-def render(
+def render_event(
     kind: EventType,
     num_samples: int,
     *,
@@ -185,7 +185,7 @@ def render(
     Examples:
         >>> random = np.random.default_rng(0)
         >>> hum = EVENT_TYPES["a low hum"]
-        >>> render(hum, 16000, pitch=1.0, speed=1.0, sample_rate=16000, random=random).shape
+        >>> render_event(hum, 16000, pitch=1.0, speed=1.0, sample_rate=16000, random=random).shape
         (16000,)
     """
     seconds = np.arange(num_samples) / sample_rate
