@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from ask_lightning.encoding.encoders import Encoder, encoder_name
 from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.utilities.arguments import check_choice
 
-Step = Literal["auto", "capture", "encode"]
+Step = Literal["auto", "capture", "encode", "criterion"]
+"""Ways to take the embeddings of a training step; `"auto"` stands for the one that fits the model."""
+
 Objective = Callable[[Tensor, Tensor], Tensor]
+"""Loss of audio and text embeddings `(B, d)`."""
 
 
 def choose_step(
     step: Step, criterion: str | None, audio: Encoder, text: Encoder, model: pl.LightningModule
-) -> Literal["capture", "encode", "criterion"]:
+) -> Step:
     """Decide how the loss of a model is replaced, and check that the model allows it.
 
     Args:
@@ -31,16 +35,15 @@ def choose_step(
         model: The model that is trained.
 
     Returns:
-        `"criterion"` if one is named, else `step`, where `"auto"` has become one of the other two.
+        `"criterion"` if one is named, else `"capture"` or `"encode"`.
 
     Raises:
         ValueError: The options exclude each other, or the model lacks what they need.
     """
-    if step not in get_args(Step):
-        raise ValueError(f"Argument `step` has to be one of {get_args(Step)}, but got {step!r}.")
+    check_choice("step", step, get_args(Step))
     name, has_step = type(model).__name__, is_overridden("training_step", model)
     if criterion is not None:
-        if step != "auto":
+        if step not in ("auto", "criterion"):
             raise ValueError(
                 f"Arguments `step` and `criterion` exclude each other, but got {step!r} and {criterion!r}. "
                 "Leave one out."
@@ -51,6 +54,10 @@ def choose_step(
                 f"no {'callable ' + repr(criterion) if has_step else 'training_step'}."
             )
         return "criterion"
+    if step == "criterion":
+        raise ValueError(
+            'step="criterion" needs the name of the attribute to replace: pass `criterion="..."`, too.'
+        )
     if step == "encode" or (step == "auto" and not has_step):
         return "encode"
     if not has_step:

@@ -71,6 +71,24 @@ def test_layout_of_batches():
     assert batch["log_mel"].shape == (4, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_val": 0}, "`num_val` has to be an integer of at least 1, but got 0"),
+        ({"scenes_seed": -1}, "`scenes_seed` has to be an integer of at least 0, but got -1"),
+        ({"eval_captions_per_clip": 6}, r"`eval_captions_per_clip` has to be in \[1, 5\], but got 6"),
+    ],
+)
+def test_sizes_are_checked_under_their_own_names(options, message):
+    with pytest.raises(ValueError, match=message):
+        soundscapes(**options)
+
+
+def test_audio_settings_of_a_folder_are_checked_before_files_are_read(tmp_path):
+    with pytest.raises(ValueError, match="`seconds` has to be at least"):
+        FolderData(tmp_path, tmp_path / "no.csv", seconds=0)
+
+
 def test_two_runs_see_the_same_batches_whatever_else_they_draw():
     one, other, third = Listener(), Listener(draws=3), Listener()
     fit(one, soundscapes())

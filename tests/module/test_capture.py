@@ -368,6 +368,17 @@ def test_options_that_exclude_each_other():
         ASKModule(CriterionClient(), criterion="loss_fn", step="capture")
 
 
+def test_the_criterion_may_be_named_twice():
+    """What `.step` says can be passed as `step`."""
+    step = ASKModule(CriterionClient(), criterion="loss_fn").step
+    assert step == ASKModule(CriterionClient(), criterion="loss_fn", step=step).step == "criterion"
+
+
+def test_criterion_without_its_name():
+    with pytest.raises(ValueError, match=r'step="criterion" needs the name of the attribute'):
+        ASKModule(CriterionClient(), step="criterion")
+
+
 def test_unknown_step():
     with pytest.raises(ValueError, match=r"Argument `step` has to be one of .*, but got 'catch'"):
         ASKModule(PlainTowers(), step="catch")

@@ -182,36 +182,30 @@ def influence_of_knowledge(
         dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
-        found = loss.retrieve(audio, text, knowledge, ids=id_tensor)
+        retrieved = loss.retrieve(audio, text, knowledge, ids=id_tensor)
         bounded = loss.is_bounded(knowledge)
         if loss.gather:  # every rank measures the batch of all ranks, as one process would
             loss = copy(loss)
             loss.gather = False
             audio, text = _rows_of_all_ranks(audio), _rows_of_all_ranks(text)
             id_tensor = None if id_tensor is None else _rows_of_all_ranks(id_tensor)
-            found = {
-                name: neighbors.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)
-                for name, neighbors in found.items()
+            retrieved = {
+                name: found.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)
+                for name, found in retrieved.items()
             }
         neighborhoods = {
-            name: neighbors.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
-            for name, neighbors in found.items()
+            name: found.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
+            for name, found in retrieved.items()
         }
         value, _ = loss.from_neighborhoods(audio, text, neighborhoods, ids=id_tensor, bounded=bounded)
         return {
             name: out_of_batch_influence(
                 value,
-                [
-                    (neighbors.audio_rows, neighbors.audio_by_audio),
-                    (neighbors.text_rows, neighbors.audio_by_text),
-                ],
-                [
-                    (neighbors.audio_rows, neighbors.text_by_audio),
-                    (neighbors.text_rows, neighbors.text_by_text),
-                ],
+                audio=[(found.audio_rows, found.audio_by_audio), (found.text_rows, found.audio_by_text)],
+                text=[(found.audio_rows, found.text_by_audio), (found.text_rows, found.text_by_text)],
                 num_rows=len(getattr(knowledge, name)),
             )
-            for name, neighbors in neighborhoods.items()
+            for name, found in neighborhoods.items()
         }
 
 

@@ -80,6 +80,7 @@ def run(arguments: Sequence[str]) -> Any:
     """
     from ask_lightning.cli.compose import shipped_configs
     from ask_lightning.cli.errors import UsageError
+    from ask_lightning.utilities.optional_imports import import_optional
 
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if command in ("-h", "--help"):
@@ -89,11 +90,9 @@ def run(arguments: Sequence[str]) -> Any:
     if command not in commands:
         raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
     try:
-        import jsonargparse  # noqa: F401
+        import_optional("jsonargparse")
     except ImportError as error:
-        raise UsageError(
-            f'The command line needs jsonargparse: pip install "ask-lightning[cli]" ({error}).'
-        ) from error
+        raise UsageError(str(error)) from error
     if command == "search":
         from ask_lightning.cli.search import search
 

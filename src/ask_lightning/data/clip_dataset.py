@@ -218,6 +218,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _load_cached(
         self, clip: Clip, part: str, read: Callable[[], Tensor], *, mapped: bool = False
     ) -> Tensor:
+        """A part of a clip from the cache; what is not there yet is read and cached."""
         path, place_in_file = self._store.origin(clip)
         features = "" if self.audio.features is None else f" {self.audio.features}={self.audio.num_mels}"
         settings = f"{place_in_file} rate={self.audio.sample_rate}{features} {part}"

@@ -11,12 +11,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ask_lightning.data.audio.options import Check, Features
+from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
-from ask_lightning.data.synthetic.soundscapes import Soundscapes
-from ask_lightning.utilities.arguments import check_count
+from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
+from ask_lightning.utilities.arguments import check_count, check_range
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
@@ -270,9 +270,9 @@ class SoundscapeData(RetrievalDataModule):
     """Synthetic soundscapes: a retrieval task that needs no download and trains in seconds on a CPU.
 
     Args:
-        num_train: Number of training clips.
-        num_val: Number of validation clips.
-        num_test: Number of test clips.
+        num_train: Number of training clips, at least 1.
+        num_val: Number of validation clips, at least 1.
+        num_test: Number of test clips, at least 1.
         scenes_seed: Seed of the scenes, at least 0.
         sample_rate: Rate of the waveforms in Hz, at least 16000.
         seconds: Length of the clips, at least 0.5.
@@ -308,6 +308,11 @@ class SoundscapeData(RetrievalDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        for name, count in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
+            check_count(name, count)
+        check_count("scenes_seed", scenes_seed, 0)
+        check_count("eval_captions_per_clip", eval_captions_per_clip)
+        check_range("eval_captions_per_clip", eval_captions_per_clip, 1, MAX_CAPTIONS)
         self._num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self._eval_captions_per_clip = eval_captions_per_clip
         self._options: dict[str, Any] = {
@@ -404,25 +409,27 @@ class FolderData(RetrievalDataModule):
         self._split_seed = split_seed
         self._root = root
         self._annotations = annotations
-        self._options: dict[str, Any] = {
+        self._columns: dict[str, Any] = {
             "filename_column": filename_column,
             "caption_columns": caption_columns,
             "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
-            "sample_rate": sample_rate,
-            "seconds": seconds,
-            "features": features,
-            "num_mels": num_mels,
-            "strict": strict,
-            "check": check,
-            "cache": cache,
-            "seed": seed,
         }
+        self._audio = AudioOptions(
+            sample_rate=sample_rate,
+            seconds=seconds,
+            features=features,
+            num_mels=num_mels,
+            seed=seed,
+            strict=strict,
+            check=check,
+            cache=cache,
+        )
 
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the CSV, examine the files, divide the clips."""
-        whole = AudioFolder(self._root, self._annotations, **self._options)
+        whole = AudioFolder(self._root, self._annotations, **self._columns, **vars(self._audio))
         # By numbers in the order of the table, so that the names of files do not matter.
         recordings = dict.fromkeys(clip.recording for clip in whole.clips)
         numbers = {recording: number for number, recording in enumerate(recordings)}

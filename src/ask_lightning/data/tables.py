@@ -151,7 +151,7 @@ def check_width(path: Path, line: int, fields: Sequence[str], header: Sequence[s
     if len(fields) != len(header):
         raise ValueError(
             f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}. "
-            f"Put double quotes around a caption that contains {delimiter!r}."
+            f"Put double quotes around a field that contains {delimiter!r}."
         )
 
 
@@ -173,7 +173,7 @@ def read_header(path: Path) -> list[str]:
     """
     _, header = next(numbered_rows(path, read_text(path), ","), (0, []))
     if not header:
-        raise ValueError(f"{path} is empty. It needs a header line and a row for each audio file.")
+        raise ValueError(f"{path} is empty. It needs a header line and rows below it.")
     return header
 
 
@@ -201,7 +201,7 @@ def read_rows(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tu
     rows = numbered_rows(path, read_text(path), ",")
     _, header = next(rows, (0, []))
     if not header:
-        raise ValueError(f"{path} is empty. It needs a header line and a row for each audio file.")
+        raise ValueError(f"{path} is empty. It needs a header line and rows below it.")
     check_columns(path, header, columns, ",", remedy, published=True)
     for line, fields in rows:
         check_width(path, line, fields, header, ",")

@@ -76,9 +76,9 @@ def source_loader(
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
     makes_batches = template is given and template is not None and template.batch_sampler is None
     size = _items_per_batch(batch_size, template, dataset_makes_batches=makes_batches)
-    workers = (
-        num_workers if num_workers is not None else (template.num_workers if template is not None else 0)
-    )
+    workers = num_workers
+    if workers is None:
+        workers = 0 if template is None else template.num_workers
     settings = {} if template is None else _shared_settings(template, workers, is_source=template is given)
     return DataLoader(
         dataset,

@@ -14,7 +14,13 @@ from ask_lightning.data.audio.features import SILENCE, log_mel_transform
 from ask_lightning.models.retriever import Batch, Retriever, batch_waveforms
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.words import HashedWordEncoder
-from ask_lightning.utilities.arguments import check_choice, check_fraction
+from ask_lightning.utilities.arguments import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_positive,
+    check_range,
+)
 
 _WARM_UP = 0.05
 
@@ -104,7 +110,7 @@ class TinyRetriever(Retriever):
     Args:
         width: d, width of the embeddings.
         temperature: τ of the loss, above 0.
-        learning_rate: Highest learning rate of AdamW.
+        learning_rate: Highest learning rate of AdamW, above 0.
         weight_decay: Weight decay of AdamW, at least 0.
         schedule: `"cosine"`: the learning rate rises over the first twentieth of the steps and falls to 0
             until the last. `"constant"`: it stays.
@@ -137,8 +143,12 @@ class TinyRetriever(Retriever):
         num_mels: int = 64,
     ) -> None:
         super().__init__(temperature)
+        check_positive("learning_rate", learning_rate)
+        check_range("weight_decay", weight_decay, 0)
         check_choice("schedule", schedule, ("cosine", "constant"))
         check_fraction("masked_share", masked_share)
+        check_count("sample_rate", sample_rate)
+        check_count("num_mels", num_mels)
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay

@@ -35,7 +35,5 @@ def test_published_counts_agree_with_each_other():
         for clips, captions in publications.values():
             several = 1 if dataset == "WavCaps" or (dataset, split) == ("AudioCaps", "train") else 5
             assert clips is None or captions == several * clips
-    assert (
-        sum(PUBLISHED_COUNTS["WavCaps", name]["WavCaps"][1] for _, name in PUBLISHED_COUNTS if _ == "WavCaps")
-        == 403_050
-    )
+    collections = [counts for (dataset, _), counts in PUBLISHED_COUNTS.items() if dataset == "WavCaps"]
+    assert sum(counts["WavCaps"][1] for counts in collections) == 403_050

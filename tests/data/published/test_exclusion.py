@@ -68,3 +68,13 @@ def test_what_is_no_list(write, tmp_path):
         read_ids(write("a.json", {"AudioSet": "a"}))
     with pytest.raises(FileNotFoundError, match=r"There is no file at .*none"):
         read_ids(tmp_path / "none.txt")
+
+
+def test_a_column_tells_which_ids_it_holds(write):
+    """The number of a caption of AudioCaps is no FreeSound id."""
+    freesound = Clip("freesound:97151", ("rain",), "rain.wav")
+    for column, excluded in (("audiocap_id", CLIPS[0]), ("sound_id", freesound)):
+        path = write("a.csv", f"{column}\n97151\n")
+        assert exclude_clips([CLIPS[0], freesound], path, "train") == [
+            clip for clip in (CLIPS[0], freesound) if clip is not excluded
+        ]

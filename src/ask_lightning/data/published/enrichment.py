@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.keys import possible_keys
-from ask_lightning.data.published.exclusion import ID_COLUMNS
+from ask_lightning.data.published.exclusion import ID_COLUMNS, keys_of_id
 from ask_lightning.data.tables import caption_columns, read_header, read_json, read_rows
 from ask_lightning.utilities.arguments import check_choice
 
@@ -126,13 +126,13 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
     for number, entry in enumerate(content if isinstance(content, list) else [None]):
         column = next((name for name in ID_COLUMNS if isinstance(entry, Mapping) and name in entry), None)
         captions = [entry[name] for name in caption_columns(entry)] if column else []
-        if not captions:
+        if column is None or not captions:
             raise ValueError(
                 f"{path}, entry {number}: it has to be an object with an 'id' and a 'caption'. Or write one "
                 "object from ids to captions."
             )
         texts = [text for given in captions for text in _as_texts(given)]
-        entries.append((str(entry[column]), _keys_of_id(str(entry[column]), column), texts))
+        entries.append((str(entry[column]), keys_of_id(str(entry[column]), column), texts))
     return entries
 
 
@@ -143,15 +143,10 @@ def _read_captions_csv(path: Path) -> list[tuple[str, frozenset[str], list[str]]
     remedy = f"It needs one of {', '.join(ID_COLUMNS)}, and caption or caption_1 and so on."
     rows = list(read_rows(path, [column or "id", *(captions or ["caption"])], remedy=remedy))
     return [
-        (row[column], _keys_of_id(row[column], column), [row[name] for name in captions])
+        (row[column], keys_of_id(row[column], column), [row[name] for name in captions])
         for _, row in rows
         if column is not None
     ]
-
-
-def _keys_of_id(name: str, column: str | None) -> frozenset[str]:
-    spaces = {"audiocap_id": "audiocap", "youtube_id": "youtube", "sound_id": "freesound", "file_name": None}
-    return possible_keys(name, spaces.get(column or ""))
 
 
 def _as_texts(given: object) -> list[str]:

@@ -22,6 +22,8 @@ ID_COLUMNS = (
 )
 """Names of the columns that may hold ids, the preferred ones first."""
 
+_NAMESPACE_OF_COLUMN = {"audiocap_id": "audiocap", "youtube_id": "youtube", "sound_id": "freesound"}
+
 
 def read_ids(source: str | Path | Iterable[str]) -> list[frozenset[str]]:
     """Read a list of ids.
@@ -55,10 +57,23 @@ def read_ids(source: str | Path | Iterable[str]) -> list[frozenset[str]]:
         column = next((name for name in read_header(path) if name in ID_COLUMNS), None)
         if column is not None:
             rows = read_rows(path, [column], remedy="")
-            collection = "youtube" if column == "youtube_id" else None
-            return [possible_keys(row[column], collection) for _, row in rows if row[column]]
+            return [keys_of_id(row[column], column) for _, row in rows if row[column]]
     lines = (line.strip() for line in read_text(path).splitlines())
     return [possible_keys(line) for line in lines if line]
+
+
+def keys_of_id(name: str, column: str) -> frozenset[str]:
+    """The keys that an id in a column of a table may stand for.
+
+    Args:
+        name: Id as the table has it.
+        column: Name of the column, which tells the namespace of some ids.
+
+    Examples:
+        >>> keys_of_id("180913", "sound_id")
+        frozenset({'freesound:180913'})
+    """
+    return possible_keys(name, _NAMESPACE_OF_COLUMN.get(column))
 
 
 def exclude_clips(clips: Sequence[Clip], excluded: str | Path | Iterable[str], where: str) -> list[Clip]:

@@ -128,11 +128,9 @@ class SplitReader:
 
     def _find(self, split: Split) -> tuple[str, list[Path]]:
         given = self._given.get(split)
-        return (
-            find_split(self._root, split, self._layout)
-            if given is None
-            else resolve_given_split(self._root, given)
-        )
+        if given is None:
+            return find_split(self._root, split, self._layout)
+        return resolve_given_split(self._root, given)
 
     @cached_property
     def _hub_splits(self) -> dict[str, Any]:

@@ -45,7 +45,9 @@ _LAYOUTS: tuple[tuple[int, int, float, tuple[str, ...]], ...] = (
     (2, 1, 0.20, _THEN_WHILE),
 )
 
-_MAX_CAPTIONS = 5
+MAX_CAPTIONS = 5
+"""Largest number of captions of a clip."""
+
 _BLOCK = 64
 
 
@@ -249,7 +251,8 @@ class Soundscapes(Dataset[dict[str, Any]]):
         check_choice("split", split, SPLITS)
         check_count("seed", seed, 0)
         check_range("seconds", seconds, 0.5)
-        check_range("captions_per_clip", captions_per_clip, 1, _MAX_CAPTIONS)
+        check_count("captions_per_clip", captions_per_clip)
+        check_range("captions_per_clip", captions_per_clip, 1, MAX_CAPTIONS)
         check_choice("features", features, (None, *get_args(Features)))
         check_count("num_mels", num_mels)
         check_count("sample_rate", sample_rate, 16000)
