@@ -1,5 +1,6 @@
-"""Small audio files, and the three published datasets in small."""
+"""Small audio files and tables, and the three published datasets in small."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import ask_lightning.data.audio.decoding as decoding_module
 import ask_lightning.data.published.counts as counts_module
 import ask_lightning.data.published.knowledge as knowledge_module
 from ask_lightning.data import write_audiocaps, write_clotho, write_wavcaps
@@ -28,6 +30,34 @@ def record(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a text, bytes, or what JSON can hold, into the folder of the test."""
+
+    def write(name: str, content: str | bytes | list | dict) -> Path:
+        path = tmp_path / name
+        if isinstance(content, list | dict):
+            content = json.dumps(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files whose samples were read, in order."""
+    names = []
+    read = decoding_module._SoundFile.read
+
+    def spy(recording, start, count):
+        names.append(recording.name.rpartition("/")[2])
+        return read(recording, start, count)
+
+    monkeypatch.setattr(decoding_module._SoundFile, "read", spy)
+    return names
 
 
 @pytest.fixture(scope="session")

@@ -7,31 +7,9 @@ import pytest
 import soundfile
 import torch
 
-import ask_lightning.data.audio.cache as cache_module
-import ask_lightning.data.audio.decoding as decoding_module
 from ask_lightning.data import AudioFileError, AudioFolder, Soundscapes, log_mel
 from ask_lightning.data.audio.features import SILENCE
-
-
-def folder_of(root, *names, **options) -> AudioFolder:
-    """The files of a folder, each with a caption and listed in a CSV."""
-    rows = ["filename,caption", *(f"{name},what {name} sounds like" for name in names)]
-    (root / "clips.csv").write_text("\n".join(rows))
-    return AudioFolder(root, root / "clips.csv", **options)
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Names of the files whose samples were read, in order."""
-    names = []
-    read = decoding_module._SoundFile.read
-
-    def spy(recording, start, count):
-        names.append(recording.name.rpartition("/")[2])
-        return read(recording, start, count)
-
-    monkeypatch.setattr(decoding_module._SoundFile, "read", spy)
-    return names
+from tests.helpers.audio_folder import folder_of
 
 
 def test_items_have_the_layout_of_soundscapes(tmp_path, record):
@@ -227,103 +205,6 @@ def test_arguments_outside_their_range(tmp_path, options, message):
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder of audio files at .*none"):
         AudioFolder(tmp_path / "none", "clips.csv")
-
-
-@pytest.mark.parametrize("features", [None, "log_mel"])
-@pytest.mark.parametrize("place", ["memory", "folder"])
-def test_the_second_read_hits(tmp_path, record, decoded, place, features):
-    record("a.wav", seconds=2)
-    cache = "memory" if place == "memory" else tmp_path / "new" / "cache"
-    options = {"seconds": 1, "features": features, "crop": "random"}
-    clips = folder_of(tmp_path, "a.wav", cache=cache, **options)
-    key = features or "waveform"
-    first, second = clips[0][key], clips[0][key]
-    assert decoded == ["a.wav"]
-    assert torch.equal(first, second)
-    assert torch.equal(first, folder_of(tmp_path, "a.wav", **options)[0][key])
-
-
-def test_without_a_cache_every_read_decodes(tmp_path, record, decoded):
-    record("a.wav")
-    clips = folder_of(tmp_path, "a.wav", crop="random")
-    _ = clips[0], clips[0]
-    assert decoded == ["a.wav", "a.wav"]
-
-
-def test_a_folder_serves_other_datasets_lengths_and_crops(tmp_path, record, decoded):
-    record("a.wav", seconds=3)
-    for options in ({"seconds": 1}, {"seconds": 2, "crop": "random"}, {"seconds": 4, "seed": 3}):
-        _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", **options)[0]
-    assert decoded == ["a.wav"]
-
-
-@pytest.mark.parametrize("change", [{"sample_rate": 8000}, {"features": "log_mel"}])
-def test_other_settings_miss(tmp_path, record, decoded, change):
-    record("a.wav")
-    _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache")[0]
-    _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", **change)[0]
-    assert decoded == ["a.wav", "a.wav"]
-
-
-@pytest.mark.parametrize("place", ["memory", "folder"])
-def test_a_changed_file_misses(tmp_path, record, place):
-    record("a.wav", pitch=440)
-    cache = "memory" if place == "memory" else tmp_path / "cache"
-    clips = folder_of(tmp_path, "a.wav", cache=cache, seconds=0.9, crop="random")
-    before = clips[0]["waveform"]
-    record("a.wav", pitch=880)
-    assert not torch.equal(clips[0]["waveform"], before)
-
-
-@pytest.mark.parametrize("kept", [0, 5, 100, 1000])
-def test_a_truncated_cache_file_is_written_anew(tmp_path, record, decoded, kept):
-    record("a.wav")
-    clips = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", seconds=1, crop="random")
-    whole = clips[0]["waveform"]
-    (stored,) = (tmp_path / "cache").iterdir()
-    stored.write_bytes(stored.read_bytes()[:kept])
-    assert torch.equal(clips[0]["waveform"], whole)
-    assert torch.equal(clips[0]["waveform"], whole)
-    assert decoded == ["a.wav", "a.wav"]
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, record, monkeypatch):
-    record("a.wav")
-    clips = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", seconds=1, crop="random")
-
-    def interrupted(file, *_, **__):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache_module.np, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            _ = clips[0]
-    assert list((tmp_path / "cache").iterdir()) == []
-    assert clips[0]["waveform"].abs().max() > 0.4
-
-
-def test_decoding_at_the_start_fills_the_cache(tmp_path, record, decoded):
-    record("a.wav")
-    clips = folder_of(tmp_path, "a.wav", cache="memory", check="decode")
-    decoded.clear()
-    _ = clips.variant(crop="random")[0]
-    assert decoded == []
-
-
-def test_spectrograms_are_the_same_with_and_without_a_cache(tmp_path, record):
-    record("long.wav", seconds=3, rate=22050)
-    record("short.wav", seconds=0.4)
-    soundfile.write(tmp_path / "one.wav", np.array([0.5]), 16000, subtype="FLOAT")
-    names = ("long.wav", "short.wav", "one.wav")
-    options = {"seconds": 1, "features": "log_mel", "crop": "random"}
-    plain = folder_of(tmp_path, *names, **options)
-    kept = folder_of(tmp_path, *names, cache=tmp_path / "cache", **options)
-    for _ in range(2):
-        for item, same in zip(plain, kept, strict=True):
-            assert torch.equal(item["log_mel"], same["log_mel"])
-            assert item["log_mel"].shape == (63, 64)
-    assert set(plain[0]) == {"log_mel", "caption", "clip_id"}
 
 
 def test_spectrograms_of_long_recordings_are_those_of_the_crop(tmp_path, decoded):

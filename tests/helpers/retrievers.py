@@ -5,6 +5,7 @@ from torch.utils.data import Dataset
 
 from ask_lightning.models import CEDSonar, CLAPRetriever, ResNet38BERT
 
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "rain", "wind", "a", "dog", "##s", "barking", ","]
 BERT = {
     "vocab_size": 200,
     "hidden_size": 16,

@@ -1,7 +1,5 @@
 """Captions by id, in every form in which people have them."""
 
-import json
-
 import pytest
 
 from ask_lightning.data import Clip, EnrichedCaptions
@@ -11,16 +9,6 @@ CLIPS = [
     Clip("freesound:180913", ("a ringtone", "a phone"), "Rain 1.wav", aliases=("file:rain 1",)),
     Clip("soundbible:2219", ("a plane",), "2219"),
 ]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
 
 
 ENRICHED = [

@@ -1,7 +1,5 @@
 """Exclusion lists, in every form in which people have them."""
 
-import json
-
 import pytest
 
 from ask_lightning.data import Clip
@@ -16,16 +14,6 @@ CLIPS = [
 
 def names(clips):
     return [clip.key.partition(":")[0] for clip in clips]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,11 @@
 """Synthetic soundscapes: the same on every run, rare and common events, captions that tell the truth."""
 
 import itertools
-from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, EVENT_TYPES, Soundscapes, log_mel
-from ask_lightning.data.synthetic.soundscapes import _VARIATION_OCTAVES, draw_scene
-from ask_lightning.data.synthetic.synthesis import _PARTIALS, render_event
 
 SPLITS = ("train", "val", "test")
 
@@ -48,23 +44,6 @@ def test_splits_share_no_scene_and_no_sound():
     assert len(set(sounds)) == len(sounds)
 
 
-def test_there_are_many_types_and_no_two_share_a_phrase():
-    assert len(EVENT_TYPES) >= 60
-    phrases = [phrase for kind in EVENT_TYPES.values() for phrase in kind.phrases]
-    assert len(set(phrases)) == len(phrases) == 3 * len(EVENT_TYPES)
-
-
-def test_events_have_a_long_tail():
-    scenes = [draw_scene(seed=0, split="train", index=index) for index in range(1500)]
-    counts = Counter(name for scene in scenes for name in scene.events)
-    assert set(counts) == set(EVENT_TYPES)
-    assert sum(EVENT_PROBABILITIES.values()) == pytest.approx(1)
-    assert max(EVENT_PROBABILITIES.values()) > 30 * min(EVENT_PROBABILITIES.values())
-    by_frequency = sorted(counts.values(), reverse=True)
-    assert sum(by_frequency[:10]) > 0.4 * sum(by_frequency)
-    assert sum(by_frequency[-35:]) < 0.3 * sum(by_frequency)
-
-
 def test_captions_name_all_events_in_their_order():
     clips = Soundscapes(200, seconds=0.5, captions_per_clip=5)
     for scene, captions in zip(clips.scenes, clips.captions, strict=True):
@@ -94,22 +73,6 @@ def test_captions_of_a_clip_differ_and_an_event_has_several_phrasings():
     words = " ".join(itertools.chain.from_iterable(clips.captions))
     most_common = max(EVENT_PROBABILITIES, key=EVENT_PROBABILITIES.__getitem__)
     assert all(phrase in words for phrase in EVENT_TYPES[most_common].phrases)
-
-
-@pytest.mark.parametrize("name", EVENT_TYPES)
-def test_every_type_can_be_heard(name):
-    random = np.random.default_rng(0)
-    played = render_event(EVENT_TYPES[name], 8000, pitch=1.3, speed=0.8, sample_rate=16000, random=random)
-    assert played.dtype == np.float32
-    assert np.isfinite(played).all()
-    assert 0.5 < np.sqrt(np.mean(played**2)) < 1.1
-    assert played[0] == played[-1] == 0
-
-
-def test_no_partial_is_above_half_the_lowest_sample_rate():
-    for kind in EVENT_TYPES.values():
-        highest = max(_PARTIALS.get(kind.timbre, {1: 1.0}))
-        assert highest * max(kind.start_hz, kind.end_hz) * 2**_VARIATION_OCTAVES < 8000
 
 
 def test_log_mel_is_that_of_the_waveform():

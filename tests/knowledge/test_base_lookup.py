@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ask_lightning.knowledge import KnowledgeBase, Neighborhood, StoredPairs, search
-from ask_lightning.utilities.clip_ids import integer_ids
 from tests.helpers import reference
 from tests.helpers.vectors import directions, generator, tensors_in, whole_numbers
 
@@ -298,8 +297,3 @@ class TestRefused:
     def test_ids_that_are_no_identifiers(self, ids):
         with pytest.raises(ValueError, match=r"`exclude_ids` has to .* integers"):
             make().lookup(*query(), 3, exclude_ids=ids)
-
-
-def test_string_and_integer_ids_do_not_meet_by_chance():
-    strings = integer_ids([str(number) for number in range(1000)])
-    assert not bool(torch.isin(strings, torch.arange(1000)).any())

@@ -1,0 +1,10 @@
+"""A folder of audio files as a dataset."""
+
+from ask_lightning.data import AudioFolder
+
+
+def folder_of(root, *names, **options) -> AudioFolder:
+    """The files of a folder, each with a caption and listed in a CSV."""
+    rows = ["filename,caption", *(f"{name},what {name} sounds like" for name in names)]
+    (root / "clips.csv").write_text("\n".join(rows))
+    return AudioFolder(root, root / "clips.csv", **options)
