@@ -63,9 +63,7 @@ def test_unknown_clips_have_their_own_pair_only(teacher):
         torch.testing.assert_close(side[~known], torch.eye(6, dtype=torch.float64)[~known])
         torch.testing.assert_close(side[:, ~known], torch.eye(6, dtype=torch.float64)[:, ~known])
     # The others are what they would be without them.
-    few = teacher_targets(
-        audio[known], text[known], ALL[known], teacher=teacher, teacher_temperature=0.5
-    )
+    few = teacher_targets(audio[known], text[known], ALL[known], teacher=teacher, teacher_temperature=0.5)
     for side, alone in zip(
         teacher_targets(audio, text, known, teacher=teacher, teacher_temperature=0.5), few, strict=True
     ):

@@ -85,9 +85,9 @@ class RetrievalLoss(nn.Module, ABC):
         names = inspect.signature(type(self)).parameters
         values = {name: getattr(self, name) for name in names if name != "temperature"}
         (temperature,) = self._temperature
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()} | {
-            "temperature": temperature if isinstance(temperature, int | float) else None
-        }
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+        } | {"temperature": temperature if isinstance(temperature, int | float) else None}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:

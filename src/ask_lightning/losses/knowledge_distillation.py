@@ -82,7 +82,9 @@ class KnowledgeDistillationLoss(RetrievalLoss):
                 f"Argument `distillation_weight` has to be in [0, 1], but got {distillation_weight}."
             )
         if not teacher_temperature > 0:
-            raise ValueError(f"Argument `teacher_temperature` has to be positive, but got {teacher_temperature}.")
+            raise ValueError(
+                f"Argument `teacher_temperature` has to be positive, but got {teacher_temperature}."
+            )
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
