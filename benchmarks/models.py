@@ -72,7 +72,7 @@ def main() -> None:
 
     def step(objective) -> None:
         optimizer.zero_grad()
-        objective(model.forward_audio(batch), model.forward_text(batch)).backward()
+        objective(model.encode_audio(batch), model.encode_text(batch)).backward()
         optimizer.step()
 
     u, v = (side[: options.batch].clone().requires_grad_() for side in sides)

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.data import RetrievalData
+from ask_lightning.data import DatasetsDataModule
 from ask_lightning.models import CEDSonar, Retriever
 
 
@@ -58,7 +58,7 @@ class TimedRefresh(KnowledgeRefreshCallback):
         pl_module.eval()
         with torch.no_grad():
             for batch in self.loader(trainer):
-                pl_module.model.forward_audio(batch), pl_module.model.forward_text(batch)
+                pl_module.model.encode_audio(batch), pl_module.model.encode_text(batch)
         pl_module.train()
         trainer.strategy.barrier()
         self.bare.append(time.perf_counter() - started)
@@ -97,7 +97,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, results) 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     L.seed_everything(0, verbose=False)
-    data = RetrievalData(Clips(options.pairs, options.seconds), Clips(8, options.seconds), batch_size=32)
+    data = DatasetsDataModule(Clips(options.pairs, options.seconds), Clips(8, options.seconds), batch_size=32)
     callback = TimedRefresh(num_prototypes=options.prototypes, save_knowledge=False)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -112,7 +112,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, results) 
         enable_model_summary=False,
         callbacks=[callback],
     )
-    module = ASKModule(encoders(), ReliabilityOTLoss(), audio="forward_audio", text="forward_text")
+    module = ASKModule(encoders(), ReliabilityOTLoss())
     trainer.fit(module, datamodule=data)
     if rank == 0:
         results.put((min(callback.bare), min(callback.whole)))

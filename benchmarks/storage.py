@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ask_lightning import KnowledgeBase
-from ask_lightning.knowledge.row_shard import Part
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -61,9 +61,9 @@ def work(rank: int, size: int, port: int, placement: str, options: argparse.Name
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    part = Part.dealt(options.pairs, Ranks.current())
-    sides = [embeddings(options.pairs, options.width, seed)[part.rows()] for seed in (0, 1)]
-    base = KnowledgeBase.from_embeddings(*sides, num_prototypes=64, placement=placement, part=part)
+    shard = RowShard.interleaved(options.pairs, Ranks.current())
+    sides = [embeddings(options.pairs, options.width, seed)[shard.global_rows()] for seed in (0, 1)]
+    base = KnowledgeBase.from_embeddings(*sides, num_prototypes=64, placement=placement, shard=shard)
     few = [embeddings(32, options.width, 2 + rank) for _ in range(2)]
     milliseconds = fastest(5, lambda: base.lookup(*few, 10))
     if rank == 0:

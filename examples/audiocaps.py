@@ -50,8 +50,6 @@ def main() -> None:
         module = ASKModule(
             model,
             ReliabilityOTLoss(temperature=model.temperature),
-            audio="forward_audio",
-            text="forward_text",
             ids="clip_id",
         )
         refresh = KnowledgeRefreshCallback(T=1 if options.demo else 15, source=data.knowledge_dataset)

@@ -15,7 +15,14 @@ import lightning as L
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.callbacks import RecallTable
-from ask_lightning.data import AudioCapsData, ClothoData, write_audiocaps, write_clotho, write_wavcaps
+from ask_lightning.data import (
+    AudioCapsData,
+    ClothoData,
+    KnowledgeSource,
+    write_audiocaps,
+    write_clotho,
+    write_wavcaps,
+)
 from ask_lightning.models import CEDSonar
 
 RATE = 16000  # of CED
@@ -38,7 +45,8 @@ def main() -> None:
     L.seed_everything(options.seed, verbose=False)
     folder = write_demo() if options.demo else options.datasets
     short: dict[str, Any] = {"batch_size": 8, "check_counts": False} if options.demo else {}
-    clotho = ClothoData(folder / "Clotho", knowledge=str(folder / "WavCaps"), sample_rate=RATE, **short)
+    knowledge = KnowledgeSource(wavcaps=folder / "WavCaps")
+    clotho = ClothoData(folder / "Clotho", knowledge=knowledge, sample_rate=RATE, **short)
     audiocaps = AudioCapsData(folder / "AudioCaps", sample_rate=RATE, **short)
     if options.demo:
         model = CEDSonar(None, None, **SMALL_MODEL)
@@ -48,8 +56,6 @@ def main() -> None:
     module = ASKModule(
         model,
         ReliabilityOTLoss(temperature=model.temperature),
-        audio="forward_audio",
-        text="forward_text",
         ids="clip_id",
     )
     # WavCaps holds most of Clotho; `knowledge_dataset` leaves the evaluation clips out and says how many.

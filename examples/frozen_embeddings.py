@@ -1,4 +1,4 @@
-"""Compare NT-Xent and ASK on embeddings that others made: projection heads over two frozen encoders.
+"""Compare NT-Xent and ASK on precomputed embeddings: projection heads over two frozen encoders.
 
     python examples/frozen_embeddings.py --audio audio.npy --text text.npy --pairs pairs.csv --seeds 5
 
@@ -19,16 +19,16 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.data import RetrievalData, split_by_clip
+from ask_lightning.data import DatasetsDataModule, split_by_clip
 from ask_lightning.functional import nt_xent
-from ask_lightning.metrics import retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.reproduce import (
     Run,
     compare,
-    hush,
-    markdown_table,
+    comparison_markdown,
     mean_recall,
-    train_and_judge,
+    silence_lightning,
+    train_and_evaluate,
     training_picture,
 )
 
@@ -36,7 +36,7 @@ METHODS = ("NT-Xent", "ASK", "ASK-detached")
 
 
 class FrozenPairs(Dataset):
-    """Rows of the two arrays."""
+    """Audio–text pairs: rows of the two arrays."""
 
     def __init__(self, audio: Tensor, text: Tensor, clip_id: Tensor) -> None:
         self.audio, self.text, self.clip_id = audio, text, clip_id
@@ -49,7 +49,7 @@ class FrozenPairs(Dataset):
 
 
 class ProjectionHeads(L.LightningModule):
-    """Two small heads trained with plain NT-Xent: a complete model that knows nothing of ASK."""
+    """Two small heads trained with plain NT-Xent: a complete model without any code for ASK."""
 
     def __init__(
         self, audio_width: int, text_width: int, *, width: int, temperature: float, learning_rate: float
@@ -58,37 +58,42 @@ class ProjectionHeads(L.LightningModule):
         self.save_hyperparameters()
         self.audio_head = self.head(audio_width, width)
         self.text_head = self.head(text_width, width)
-        self.val_metrics = retrieval_metrics("val/")
-        self.test_metrics = retrieval_metrics("test/")
+        self.val_metrics = AudioTextRetrieval()
+        self.test_metrics = AudioTextRetrieval()
 
     @staticmethod
     def head(incoming: int, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(incoming, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, width))
 
-    def forward_audio(self, batch: dict) -> Tensor:
+    def encode_audio(self, batch: dict) -> Tensor:
         return normalize(self.audio_head(batch["audio"]), dim=1)
 
-    def forward_text(self, batch: dict) -> Tensor:
+    def encode_text(self, batch: dict) -> Tensor:
         return normalize(self.text_head(batch["text"]), dim=1)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        similarity = self.forward_text(batch) @ self.forward_audio(batch).T
+        similarity = self.encode_text(batch) @ self.encode_audio(batch).T
         temperature = self.hparams["temperature"]
         loss = 0.5 * (nt_xent(similarity, temperature) + nt_xent(similarity.T, temperature))
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self.val_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
-        scores = {key.removeprefix("val/"): value for key, value in self.val_metrics.compute().items()}
-        self.log("val/mean_recall", mean_recall(scores))
-        self.log_dict(self.val_metrics)
+        scores = self.val_metrics.compute()
+        self.val_metrics.reset()
+        scores["mean_recall"] = mean_recall(scores)
+        self.log_dict({f"val/{name}": score for name, score in scores.items()})
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        self.test_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
-        self.log_dict(self.test_metrics)
+        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
+
+    def on_test_epoch_end(self) -> None:
+        scores = self.test_metrics.compute()
+        self.test_metrics.reset()
+        self.log_dict({f"test/{name}": score for name, score in scores.items()})
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=1e-2)
@@ -101,7 +106,7 @@ def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    hush()
+    silence_lightning()
     started = time.perf_counter()
     datasets = load(options)
     print("Pairs: " + ", ".join(f"{len(part)} {name}" for name, part in datasets.items()), flush=True)
@@ -119,12 +124,12 @@ def main() -> None:
             modulation_gradient=method == "ASK",
         )
         refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
-        return ASKModule(heads, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
+        return ASKModule(heads, loss), [refresh, DriftMonitor()]
 
     def train(method: str, temperature: float, seed: int) -> Run:
-        return train_and_judge(
+        return train_and_evaluate(
             lambda: build(method, temperature),
-            RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed),
+            DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed),
             method=method,
             temperature=temperature,
             seed=seed,
@@ -134,14 +139,14 @@ def main() -> None:
 
     runs = compare(train, options.methods, options.tune, range(options.seeds))
     training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
-    table = markdown_table(runs)
+    table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")
 
 
 def load(options: argparse.Namespace) -> dict[str, FrozenPairs]:
-    """The arrays, split so that no clip is in two parts."""
+    """Read the arrays and split them so that no clip is in two parts."""
     audio, text = (torch.from_numpy(np.load(path)).float() for path in (options.audio, options.text))
     with open(options.pairs, newline="", encoding="utf-8") as lines:
         clips = [row[options.clip_id_column] for row in csv.DictReader(lines)]
@@ -168,18 +173,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--audio", type=Path, required=True, help="audio embeddings, .npy of shape (pairs, width)")
     add("--text", type=Path, required=True, help="text embeddings, .npy of shape (pairs, width)")
     add("--pairs", type=Path, required=True, help="CSV with a row for each pair, in the arrays' order")
-    add("--clip-id-column", default="clip_id", help="its column of clip ids")
-    add("--split-seed", type=int, default=0, help="which division into train, validation and test")
-    add("--width", type=int, default=256, help="of the shared space")
+    add("--clip-id-column", default="clip_id", help="column of clip ids in the CSV")
+    add("--split-seed", type=int, default=0, help="seed of the split into train, validation and test")
+    add("--width", type=int, default=256, help="width of the shared embedding space")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="ASK-detached: constant factor")
-    add("--epochs", type=int, default=30, help="of each run")
+    add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=5, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
     add("--plan-scaling", choices=("marginal", "row"), default="marginal", help="scaling of ASK's plan")
     add("--tune", type=float, nargs="+", default=[0.03, 0.05, 0.07, 0.1, 0.2], help="temperatures to try")
     add("--seeds", type=int, default=5, help="runs of each method with its chosen temperature")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
-    add("--learning-rate", type=float, default=1e-3, help="of both methods")
+    add("--learning-rate", type=float, default=1e-3, help="learning rate of both methods")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--output", type=Path, default=Path("runs/frozen"), help="where logs, checkpoints, picture go")
     return parser.parse_args()

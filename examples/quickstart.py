@@ -1,7 +1,7 @@
 """Train a small retrieval model with plain NT-Xent and with ASK, and compare the two fairly.
 
     python examples/quickstart.py                        # synthetic soundscapes, no download
-    python examples/quickstart.py --data folder --root DIR --captions clips.csv --caption-column title
+    python examples/quickstart.py --data folder --root DIR --annotations clips.csv --caption-columns title
 
 Both methods get the same weights, batches and epochs, and choose their temperature from the same grid on
 the validation part. Prints test recalls; writes CSV logs, checkpoints and comparison.png to the output.
@@ -17,14 +17,14 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.data import AudioFolder, FolderData, PairData, RetrievalData, SoundscapeData
+from ask_lightning.data import DatasetsDataModule, FolderData, RetrievalDataModule, SoundscapeData
 from ask_lightning.models import TinyRetriever
 from ask_lightning.reproduce import (
     Run,
     compare,
-    hush,
-    markdown_table,
-    train_and_judge,
+    comparison_markdown,
+    silence_lightning,
+    train_and_evaluate,
     training_picture,
 )
 
@@ -35,16 +35,16 @@ def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    hush()
+    silence_lightning()
     started = time.perf_counter()
     datasets = make_data(options).datasets
     sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
     print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
 
     def train(method: str, temperature: float, seed: int) -> Run:
-        data = RetrievalData(*datasets.values(), batch_size=options.batch_size, seed=seed)
+        data = DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
         extra = extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options)
-        run = train_and_judge(
+        run = train_and_evaluate(
             lambda: build(method, temperature, data, options),
             data,
             method=method,
@@ -62,50 +62,45 @@ def main() -> None:
     runs = compare(train, options.methods, options.tune, range(options.seed, options.seed + options.seeds))
     picture = options.output / "comparison.png"
     training_picture(runs, picture, refresh_every=options.T)
-    table = markdown_table(runs)
+    table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
     print(f"{picture} shows how it came about. {time.perf_counter() - started:.0f} s in all.")
 
 
 def build(
-    method: str, temperature: float, data: PairData, options: argparse.Namespace
+    method: str, temperature: float, data: RetrievalDataModule, options: argparse.Namespace
 ) -> tuple[L.LightningModule, list[L.Callback]]:
     """The model as it is, or the same model in an `ASKModule`."""
     model = TinyRetriever(temperature=temperature, learning_rate=options.learning_rate)
     if method == "NT-Xent":
         return model, []
     loss = ReliabilityOTLoss(temperature=temperature, modulation_gradient=method == "ASK")
-    refresh = KnowledgeRefreshCallback(
-        options.T, without_random_crops(data), num_prototypes=options.prototypes
-    )
-    return ASKModule(model, loss, audio="forward_audio", text="forward_text"), [refresh, DriftMonitor()]
+    refresh = KnowledgeRefreshCallback(options.T, data.knowledge_dataset, num_prototypes=options.prototypes)
+    return ASKModule(model, loss), [refresh, DriftMonitor()]
 
 
-def make_data(options: argparse.Namespace) -> PairData:
+def make_data(options: argparse.Namespace) -> RetrievalDataModule:
     """The pairs to train and judge on."""
     if options.data == "soundscapes":
         held_out = max(options.scenes // 5, options.batch_size)
-        return SoundscapeData(options.scenes, held_out, held_out, batch_size=options.batch_size)
-    if options.root is None or options.captions is None:
-        sys.exit("--data folder needs --root (the folder of audio files) and --captions (the CSV).")
+        return SoundscapeData(
+            options.scenes, held_out, held_out, features="log_mel", batch_size=options.batch_size
+        )
+    if options.root is None or options.annotations is None:
+        sys.exit("--data folder needs --root (the folder of audio files) and --annotations (the CSV).")
     return FolderData(
         options.root,
-        options.captions,
-        filename=options.filename_column,
-        captions=options.caption_column,
-        clip_id=options.clip_id_column,
+        options.annotations,
+        filename_column=options.filename_column,
+        caption_columns=options.caption_columns,
+        clip_id_column=options.clip_id_column,
         seconds=options.seconds,
+        features="log_mel",
         fractions=(0.7, 0.15, 0.15),
         cache="memory",
         batch_size=options.batch_size,
     )
-
-
-def without_random_crops(data: PairData) -> AudioFolder | None:
-    """The training pairs as the knowledge shall see them; `None`: as training sees them."""
-    pairs = data.datasets["train"]
-    return pairs.part(range(len(pairs)), train=False) if isinstance(pairs, AudioFolder) else None
 
 
 def extra_loggers(name: str, options: argparse.Namespace) -> list[WandbLogger]:
@@ -127,9 +122,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", choices=("soundscapes", "folder"), default="soundscapes", help="synthetic or your own")
     add("--scenes", type=int, default=1500, help="training soundscapes; a fifth each to validate and test")
     add("--root", type=Path, help="folder of audio files")
-    add("--captions", type=Path, help="CSV with a row for each audio–caption pair")
+    add("--annotations", type=Path, help="CSV with a row for each audio–caption pair")
     add("--filename-column", default="filename", help="its column of file names, relative to --root")
-    add("--caption-column", default="caption", help="its column of captions")
+    add("--caption-columns", nargs="+", default=["caption"], help="its columns of captions")
     add("--clip-id-column", help="its column of clip ids, which splits keep together (default: the file)")
     add("--seconds", type=float, default=5.0, help="length that clips are cropped or filled up to")
     add("--methods", nargs="+", choices=METHODS, default=METHODS[:2], help="ASK-detached: constant factor")

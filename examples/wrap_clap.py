@@ -1,6 +1,6 @@
 """Fine-tune a CLAP checkpoint with ASK on recordings of your own; recalls before and after.
 
-    python examples/wrap_clap.py --root recordings --captions clips.csv
+    python examples/wrap_clap.py --root recordings --annotations clips.csv
     python examples/wrap_clap.py --demo          # synthetic data, a small random CLAP, seconds on a CPU
 
 The CSV has the columns `filename` and `caption`.
@@ -11,11 +11,10 @@ import sys
 from typing import Any
 
 import lightning as L
-from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.callbacks import RecallTable
-from ask_lightning.data import FolderData, PairData, SoundscapeData
+from ask_lightning.data import FolderData, RetrievalDataModule, SoundscapeData
 from ask_lightning.models import CLAPRetriever
 
 RATE = 16000  # of the waveforms; the model resamples them
@@ -41,26 +40,25 @@ def main() -> None:
     options = parse_arguments()
     L.seed_everything(0, verbose=False)
     if options.demo:
-        data: PairData = SoundscapeData(64, 16, 16, seconds=1, num_mels=None, batch_size=16)
+        data: RetrievalDataModule = SoundscapeData(64, 16, 16, seconds=1, batch_size=16)
         model = CLAPRetriever(
             None, config=SMALL, tokenizer="hashed", max_seconds=1, sample_rate=RATE, learning_rate=1e-3
         )
     else:
-        if options.root is None or options.captions is None:
-            sys.exit("Pass --root (the folder of audio files) and --captions (the CSV), or --demo.")
-        data = FolderData(
-            options.root, options.captions, sample_rate=RATE, num_mels=None, batch_size=options.batch_size
-        )
+        if options.root is None or options.annotations is None:
+            sys.exit("Pass --root (the folder of audio files) and --annotations (the CSV), or --demo.")
+        data = FolderData(options.root, options.annotations, sample_rate=RATE, batch_size=options.batch_size)
         model = CLAPRetriever(options.weights, sample_rate=RATE)
 
     # ASK's temperature is the model's own, so that what differs from plain fine-tuning is ASK alone.
     loss = ReliabilityOTLoss(temperature=model.temperature)
-    module = ASKModule(model, loss, audio="forward_audio", text="forward_text", ids="clip_id")
+    module = ASKModule(model, loss, ids="clip_id")
+    refresh = KnowledgeRefreshCallback(T=1 if options.demo else 5, source=data.knowledge_dataset)
     trainer = L.Trainer(
         accelerator="cpu" if options.demo else "auto",
         devices=1,
         max_epochs=2 if options.demo else options.epochs,
-        callbacks=[KnowledgeRefreshCallback(T=1 if options.demo else 5, source=still(data)), RecallTable()],
+        callbacks=[refresh, RecallTable()],
         default_root_dir=options.output,
         log_every_n_steps=1 if options.demo else 50,
     )
@@ -71,12 +69,6 @@ def main() -> None:
     trainer.test(module, datamodule=data, verbose=False)
 
 
-def still(data: PairData) -> Dataset:
-    """The training pairs without random crops."""
-    train = data.datasets["train"]
-    return train.part(range(len(train)), train=False) if isinstance(data, FolderData) else train
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -84,9 +76,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--root", help="folder of audio files")
-    add("--captions", help="CSV with a row for each audio–caption pair")
+    add("--annotations", help="CSV with a row for each audio–caption pair")
     add("--weights", default="laion/clap-htsat-unfused", help="folder or hub name of a CLAP checkpoint")
-    add("--epochs", type=int, default=10, help="of fine-tuning")
+    add("--epochs", type=int, default=10, help="epochs of fine-tuning")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
     add("--demo", action="store_true", help="synthetic data and a small random CLAP")
     add("--output", default="runs/clap", help="where logs and checkpoints go")

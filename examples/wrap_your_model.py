@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback
 from ask_lightning.data import SoundscapeData
-from ask_lightning.metrics import retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 
 WORDS, WIDTH = 4096, 64
 
@@ -31,7 +31,7 @@ class Towers(L.LightningModule):
         super().__init__()
         self.audio = nn.Sequential(nn.Conv1d(64, 128, 5, stride=2), nn.ReLU(), nn.Conv1d(128, WIDTH, 5))
         self.text = nn.EmbeddingBag(WORDS, WIDTH, mode="mean")
-        self.metrics = retrieval_metrics("val/")
+        self.metrics = AudioTextRetrieval()
 
     def encode_audio(self, batch: dict) -> Tensor:
         frames = self.audio(batch["log_mel"].transpose(1, 2))  # (B, width, frames)
@@ -54,7 +54,7 @@ class Towers(L.LightningModule):
         self.metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute())
+        self.log_dict({f"val/{name}": score for name, score in self.metrics.compute().items()})
         self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ def before(data: L.LightningDataModule, settings: dict) -> L.Trainer:
 
 def after(data: L.LightningDataModule, settings: dict) -> L.Trainer:
     """The script with ASK."""
-    model = ASKModule(Towers(), audio="encode_audio", text="encode_text")
+    model = ASKModule(Towers())
     trainer = L.Trainer(**settings, callbacks=[KnowledgeRefreshCallback(T=2, num_prototypes=64)])
     trainer.fit(model, datamodule=data)
     return trainer
@@ -82,14 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=6, help="of each run")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each run")
     parser.add_argument("--clips", type=int, default=384, help="soundscapes to train on")
     parser.add_argument("--output", default="runs/wrap", help="where logs and checkpoints go")
     options = parser.parse_args()
     print(difference(), flush=True)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = SoundscapeData(options.clips, 64, 64, batch_size=32)
+    data = SoundscapeData(options.clips, 64, 64, features="log_mel", batch_size=32)
     settings = {
         "max_epochs": options.epochs,
         "accelerator": "cpu",

@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The flag of the command line with a folder of synthetic datasets, written once."""
-    from ask_lightning.cli.demo import write_demo  # needs packages that the core does not
+    from ask_lightning.cli.demo_data import write_demo  # needs packages that the core does not
 
     return f"--demo={write_demo(tmp_path_factory.mktemp('demo'))}"
 

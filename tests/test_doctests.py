@@ -17,7 +17,6 @@ MODULES = sorted(
 # What is only held or raised.
 WITHOUT_BEHAVIOUR = {
     "AudioFileError",
-    "CaptionedFile",
     "Event",
     "Leakage",
     "Neighborhood",

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.hooks import DataHooks, ModelHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
+from ask_lightning.capture import Step, choose_step, step_with_capture, step_with_criterion
 from ask_lightning.encoding.compatibility import check_model, check_trainer
+from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.hooks import overridden_hooks
 from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
-
-Encoder = str | Callable[[pl.LightningModule, Any], Tensor]
-Step = Literal["auto", "capture", "encode"]
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
 
-# Hooks that the wrapper has itself, because it adds to what the model's own does.
-_OWN_HOOKS = {"setup"}
-_STEPS_AND_OPTIMIZERS = {
-    "validation_step",
-    "test_step",
-    "predict_step",
-    "configure_callbacks",
-    "configure_optimizers",
-    "configure_gradient_clipping",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "lr_scheduler_step",
-    "backward",
-}
 
-
-def _hook_names() -> set[str]:
-    bases = (ModelHooks, DataHooks)
-    named = {name for base in bases for name, value in vars(base).items() if inspect.isfunction(value)}
-    return {name for name in named | _STEPS_AND_OPTIMIZERS if not name.startswith("_")} - _OWN_HOOKS
-
-
-def _shared(name: str) -> Any:
-    """An attribute of every LightningModule that wrapper and model have in common: the model's."""
+def _model_attribute(name: str) -> Any:
+    """A property that reads and writes the attribute of this name of the model."""
 
     def read(self: ASKModule) -> Any:
         return getattr(self.model, name)
@@ -72,33 +48,41 @@ def _model_of(wrapper: nn.Module) -> pl.LightningModule | None:
 class ASKModule(pl.LightningModule):
     """Trains any audio–text retrieval model with ASK, without an edit to the model.
 
-    The model's hooks, logs, optimisers, schedules, hyper-parameters and loops are its own; only the loss
-    of its training step is another. Attributes that the wrapper does not have are read from and written
-    to the model, so callbacks that were written for it go on working. Checkpoints have the model's keys
-    and load in its class without this library.
+    The model keeps its hooks, logs, optimisers, schedules, hyper-parameters and loops; only the loss of its
+    training step is replaced. Attributes that the wrapper does not have are read from and written to the
+    model, so callbacks that were written for the model keep working. Checkpoints have the model's keys and
+    load in its class without this library.
+
+    The embeddings come from two methods of the model. Unless they are named, the wrapper takes the first of
+    these pairs that the model has, and logs at the start of `fit` which one: `encode_audio`/`encode_text`,
+    `forward_audio`/`forward_text`, `get_audio_embedding`/`get_text_embedding`,
+    `get_audio_features`/`get_text_features`. Methods of different pairs are never combined. If only one of
+    the two is named, the other is its partner in the pair, or, if the name belongs to no pair, the first of
+    these names for its side that the model has.
 
     Requirements:
         `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
         `loss.knowledge`.
 
     Args:
-        model: The retrieval model; `.model` afterwards, untouched.
-        loss: The loss; default `ReliabilityOTLoss()` with the paper's settings.
-        audio: Name of the model's method that takes a batch and returns audio embeddings `(B, d)`, or a
-            callable `(model, batch)`. A `transformers` output with a `pooler_output` is taken as that.
-        text: The same for text embeddings.
-        ids: Key of the batch (a mapping) under which clip ids are, or a callable `(model, batch)`. Needed
-            by `exclude_self` and `positives="ids"`.
-        step: `"capture"` runs the model's own `training_step`, takes the embeddings that its audio and
-            text methods returned inside it, and replaces the loss that it returned: its schedules, logs
-            and side effects stay. `"encode"` calls only the two methods. `"auto"`: capture if the model
-            has a `training_step`, else encode.
-        criterion: Name of the attribute that the model's `training_step` calls as
-            `self.criterion(audio, text)`; it is replaced while the step runs, for a step that adds other
-            losses to the contrastive one.
+        model: Retrieval model to train. It is available as `.model` and is not modified.
+        loss: Loss to train with. None: `ReliabilityOTLoss()` with the paper's settings.
+        audio: Name of the model's method that takes a batch and returns audio embeddings `(B, d)` (a tensor,
+            or an output of `transformers` with a `pooler_output`), or a callable `(model, batch)` that does.
+            None: a method is found as described above.
+        text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
+            callable `(model, batch)` that does. None: a method is found as described above.
+        ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
+            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+        step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
+            embeddings that its audio and text methods return inside it, and replaces the loss that it
+            returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
+            methods. `"auto"` is `"capture"` if the model has a `training_step`, else `"encode"`.
+        criterion: Name of an attribute that the model's `training_step` calls with `(audio, text)`. It is
+            replaced while the step runs, for steps that add other losses to the contrastive one.
 
     Raises:
-        TypeError: `model` is no `lightning.pytorch` module, `loss` no `ReliabilityOTLoss`.
+        TypeError: `model` is not a `lightning.pytorch` module, or `loss` is not a `ReliabilityOTLoss`.
         ValueError: A method, attribute or id that an option needs is missing.
 
     Examples:
@@ -116,15 +100,15 @@ class ASKModule(pl.LightningModule):
         'encode'
     """
 
-    _current_fx_name = _shared("_current_fx_name")
-    _hparams = _shared("_hparams")
-    _hparams_initial = _shared("_hparams_initial")
-    _log_hyperparams = _shared("_log_hyperparams")
-    _example_input_array = _shared("_example_input_array")
-    _automatic_optimization = _shared("_automatic_optimization")
-    _strict_loading = _shared("_strict_loading")
-    prepare_data_per_node = _shared("prepare_data_per_node")
-    allow_zero_length_dataloader_with_multiple_devices = _shared(
+    _current_fx_name = _model_attribute("_current_fx_name")
+    _hparams = _model_attribute("_hparams")
+    _hparams_initial = _model_attribute("_hparams_initial")
+    _log_hyperparams = _model_attribute("_log_hyperparams")
+    _example_input_array = _model_attribute("_example_input_array")
+    _automatic_optimization = _model_attribute("_automatic_optimization")
+    _strict_loading = _model_attribute("_strict_loading")
+    prepare_data_per_node = _model_attribute("prepare_data_per_node")
+    allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
         "allow_zero_length_dataloader_with_multiple_devices"
     )
 
@@ -133,9 +117,9 @@ class ASKModule(pl.LightningModule):
         model: pl.LightningModule,
         loss: ReliabilityOTLoss | None = None,
         *,
-        audio: Encoder = "encode_audio",
-        text: Encoder = "encode_text",
-        ids: Encoder | None = None,
+        audio: Encoder | None = None,
+        text: Encoder | None = None,
+        ids: str | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
     ) -> None:
@@ -143,35 +127,18 @@ class ASKModule(pl.LightningModule):
         check_model(model)
         loss = ReliabilityOTLoss() if loss is None else loss
         _check_loss(loss, model, ids)
-        _check_encoder("audio", audio, model)
-        _check_encoder("text", text, model)
-        self._audio, self._text, self._ids = audio, text, ids
+        self._found_encoders = audio is None or text is None
+        self._audio, self._text = find_encoders(model, audio, text)
+        self._ids = ids
         self._criterion = criterion
-        self.step = _choose_step(step, criterion, audio, text, model)
+        self.step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
         # Last, because from here on attributes that the model has are set on the model.
         self.model = model
-        self._bind_hooks()
+        # On the instance: Lightning decides by what a module overrides how it trains.
+        self.__dict__.update(overridden_hooks(model))
         # A module that holds this one loads it through its submodules, not through `load_state_dict`.
-        self.register_load_state_dict_pre_hook(_add_wrapper)  # type: ignore[no-untyped-call]
-
-    def _bind_hooks(self) -> None:
-        """Take over the hooks that the model overrides, and no others.
-
-        Lightning calls hooks of its own module only and decides by what is overridden how it trains, so
-        they are bound to this instance one by one.
-        """
-        for name in sorted(_hook_names()):
-            if not is_overridden(name, self.model):
-                continue
-            hook = getattr(self.model, name)
-            if _takes_arguments_of(hook, getattr(pl.LightningModule, name)):
-                self.__dict__[name] = hook
-            else:
-                rank_zero_info(
-                    f"{type(self.model).__name__}.{name}{inspect.signature(hook)} shares its name with a "
-                    "Lightning hook, but cannot take the hook's arguments; it stays the model's own."
-                )
+        self.register_load_state_dict_pre_hook(_add_submodule_prefixes)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -192,86 +159,51 @@ class ASKModule(pl.LightningModule):
             setattr(model, name, value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own, which may leave weights out."""
+        """Return the model's state dict, which may leave weights out."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own."""
+        """Load a state dict into the model."""
         return self.model.load_state_dict(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward."""
+        """Call the model's `forward`."""
         return self.model(*args, **kwargs)
 
     def training_step(self, batch: Any, *args: Any) -> Any:
-        """One step of training: the model's, with the ASK loss in place of the contrastive one."""
+        """The model's training step, with the ASK loss in place of the contrastive one."""
         if self.step == "encode":
             audio, text, ids = self.embed_pairs(batch)
             return self.loss(audio, text, ids=ids)
         if not is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2):
             args = ()
+
+        def objective(audio: Tensor, text: Tensor) -> Tensor:
+            return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
+
         if self.step == "criterion":
-            return self._step_with_criterion(batch, *args)
-        return self._step_with_capture(batch, *args)
-
-    def _step_with_capture(self, batch: Any, *args: Any) -> Any:
-        outputs: dict[str, list[Any]] = {str(self._audio): [], str(self._text): []}
-        recorders = {name: _recording(getattr(self.model, name), record) for name, record in outputs.items()}
-        with _shadowing(self.model, recorders):
-            result = self.model.training_step(batch, *args)
-        if result is None:  # Lightning's way to skip a batch
-            return None
-        for name, record in outputs.items():
-            if len(record) != 1:
-                raise RuntimeError(
-                    f'step="capture" needs `{type(self.model).__name__}.training_step` to call '
-                    f"`self.{name}` once, but it was called {len(record)} times. Use ASKModule(..., "
-                    'step="encode"), which calls both methods itself and leaves `training_step` out.'
-                )
-        (audio,), (text,) = outputs.values()
-        loss = self.loss(
-            as_embeddings(audio, str(self._audio)),
-            as_embeddings(text, str(self._text)),
-            ids=self._ids_of(batch),
-        )
-        return {**result, "loss": loss} if isinstance(result, Mapping) else loss
-
-    def _step_with_criterion(self, batch: Any, *args: Any) -> Any:
-        assert self._criterion is not None
-        calls = 0
-
-        def criterion(*embeddings: Tensor, **named: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if len(embeddings) != 2 or named:
-                raise TypeError(
-                    f"`self.{self._criterion}` was called with {len(embeddings)} positional and "
-                    f"{sorted(named) or 'no'} named arguments, but ASKModule(..., criterion="
-                    f'"{self._criterion}") can replace only a call with (audio, text). Use step="capture".'
-                )
-            return self.loss(*embeddings, ids=self._ids_of(batch))  # type: ignore[no-any-return]
-
-        with _shadowing(self.model, {self._criterion: criterion}):
-            result = self.model.training_step(batch, *args)
-        if calls != 1 and result is not None:
-            raise RuntimeError(
-                f"ASKModule(..., criterion={self._criterion!r}) needs `{type(self.model).__name__}."
-                f"training_step` to call `self.{self._criterion}(audio, text)` once, but it was called "
-                f'{calls} times. Use step="capture" or step="encode" without `criterion`.'
-            )
-        return result
+            assert self._criterion is not None
+            return step_with_criterion(self.model, self._criterion, objective, batch, *args)
+        return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
-        """Audio embeddings `(B, d)`, text embeddings `(B, d)` and clip ids of a batch."""
+        """Embed a batch.
+
+        Args:
+            batch: Batch as the model's encoders take it.
+
+        Returns:
+            Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
+
+        Raises:
+            TypeError: An encoder does not return a tensor.
+            ValueError: The batch does not have the key of the clip ids.
+        """
         audio, text = (
-            as_embeddings(self._call(encoder, batch), _name(encoder)) for encoder in (self._audio, self._text)
+            as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
+            for encoder in (self._audio, self._text)
         )
         return audio, text, self._ids_of(batch)
-
-    def _call(self, encoder: Encoder, batch: Any) -> Any:
-        if isinstance(encoder, str):
-            return getattr(self.model, encoder)(batch)
-        return encoder(self.model, batch)
 
     def _ids_of(self, batch: Any) -> Ids | None:
         if self._ids is None:
@@ -288,7 +220,7 @@ class ASKModule(pl.LightningModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Checks that ASK can train here, then the model's own setup."""
+        """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
             refreshed = any(isinstance(item, KnowledgeRefreshCallback) for item in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -298,20 +230,26 @@ class ASKModule(pl.LightningModule):
                     "Trainer(..., callbacks=[KnowledgeRefreshCallback(T=15)]), or set "
                     "`loss.knowledge` to a KnowledgeBase that shall stay as it is."
                 )
+            if self._found_encoders:
+                rank_zero_info(
+                    f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
+                    f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
+                )
         self.model.setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The model's own, then the loss's options under a key of their own."""
+        """Call the model's own hook, then add the options of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The model's own; a warning where the loss resumes with other options."""
+        """Call the model's own hook; warn if training resumes with other options of the loss."""
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("loss", {})
         changed = [
             f"{name} {value!r} → {self.loss.options[name]!r}"
             for name, value in stored.items()
-            if name in self.loss.options and _lasting(value) != _lasting(self.loss.options[name])
+            if name in self.loss.options
+            and _without_address(value) != _without_address(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
@@ -329,22 +267,22 @@ class ASKModule(pl.LightningModule):
         weights_only: bool = True,
         **options: Any,
     ) -> ASKModule:
-        """A wrapped model with the weights of a checkpoint.
+        """Wrap a model and load the weights of a checkpoint into it.
 
         Args:
-            checkpoint_path: A checkpoint of `Trainer`, with or without ASK.
-            model: A fresh model of the class that was trained.
-            loss: Default: one with the options in the checkpoint.
-            map_location: As in `torch.load`.
-            strict: Whether the weights' names have to match; default the model's `strict_loading`.
-            weights_only: As in `torch.load`; `False` only for files that you trust.
-            options: `audio`, `text`, `ids`, `step`, `criterion` as for `ASKModule`.
+            checkpoint_path: Path of a checkpoint of `Trainer`, trained with or without ASK.
+            model: New model of the class that was trained.
+            loss: Loss to train on with. None: a loss with the options in the checkpoint.
+            map_location: Argument `map_location` of `torch.load`.
+            strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
+            weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
+            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes.
 
         Raises:
-            ValueError: The loss had options that a file cannot hold and `loss` is not given.
+            ValueError: The loss had options that a file cannot hold, and `loss` is not given.
         """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
@@ -358,120 +296,13 @@ class ASKModule(pl.LightningModule):
         return wrapped
 
 
-def _name(encoder: Encoder) -> str:
-    return encoder if isinstance(encoder, str) else getattr(encoder, "__name__", repr(encoder))
-
-
-class _StandIn:
-    """Called in place of a method or submodule of the model, and that one in everything else."""
-
-    def __init__(self, original: Any, call: Callable[..., Any]) -> None:
-        vars(self).update(_original=original, _call=call)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._original, name, value)
-
-
-def _lasting(option: Any) -> Any:
-    """An option without the memory address that is part of a function's representation."""
+def _without_address(option: Any) -> Any:
+    """An option as stored in a checkpoint, without memory addresses in the representation of functions."""
     return re.sub(r" at 0x[0-9a-f]+", "", option) if isinstance(option, str) else option
 
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., Any]:
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        output = method(*args, **kwargs)
-        record.append(output)
-        return output
-
-    return recorded
-
-
-@contextmanager
-def _shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Put functions in place of a model's methods or submodules for a while.
-
-    Entries of the instance's `__dict__` are found before methods of its class and before registered
-    submodules, so nothing of the model is overwritten.
-    """
-    before = {name: vars(model)[name] for name in replacements if name in vars(model)}
-    vars(model).update({name: _StandIn(getattr(model, name), call) for name, call in replacements.items()})
-    try:
-        yield
-    finally:
-        for name in replacements:
-            del vars(model)[name]
-        vars(model).update(before)
-
-
-def _takes_arguments_of(hook: Callable[..., Any], base: Callable[..., Any]) -> bool:
-    """Whether a method can be called as Lightning calls the hook of that name."""
-    expected = list(inspect.signature(base).parameters.values())[1:]
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in expected):
-        return True
-    required = [parameter for parameter in expected if parameter.default is parameter.empty]
-    signature = inspect.signature(hook)
-    for count in {len(expected), len(required)}:
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return True
-    return False
-
-
-def _choose_step(
-    step: Step, criterion: str | None, audio: Encoder, text: Encoder, model: pl.LightningModule
-) -> Literal["capture", "encode", "criterion"]:
-    if step not in get_args(Step):
-        raise ValueError(f"Argument `step` has to be one of {get_args(Step)}, but got {step!r}.")
-    name, has_step = type(model).__name__, is_overridden("training_step", model)
-    if criterion is not None:
-        if step != "auto":
-            raise ValueError(
-                f"Arguments `step` and `criterion` exclude each other, but got {step!r} and {criterion!r}. "
-                "Leave one out."
-            )
-        if not has_step or not callable(getattr(model, criterion, None)):
-            raise ValueError(
-                f"Argument `criterion` has to name something that {name}.training_step calls, but {name} has "
-                f"no {'callable ' + repr(criterion) if has_step else 'training_step'}."
-            )
-        return "criterion"
-    if step == "encode" or (step == "auto" and not has_step):
-        return "encode"
-    if not has_step:
-        raise ValueError(f'step="capture" needs a training_step, but {name} has none. Use step="encode".')
-    if not (isinstance(audio, str) and isinstance(text, str)):
-        raise ValueError(
-            'step="capture" records what methods of the model return inside its training_step, so `audio` '
-            f"and `text` have to be method names, but got {_name(audio)} and {_name(text)}. "
-            'Name methods, or use step="encode".'
-        )
-    if is_param_in_hook_signature(model.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(
-            f"{name}.training_step takes `dataloader_iter` and fetches batches itself, which cannot be "
-            'captured. Use step="encode".'
-        )
-    return "capture"
-
-
-def _check_encoder(argument: str, encoder: Encoder, model: pl.LightningModule) -> None:
-    if callable(encoder) or callable(getattr(model, encoder, None)):
-        return
-    raise ValueError(
-        f"Argument `{argument}` has to name a method of {type(model).__name__} that takes a batch, but it "
-        f"has no method {encoder!r}. Name another one or pass a callable (model, batch)."
-    )
 
 
 def _check_loss(loss: ReliabilityOTLoss, model: pl.LightningModule, ids: object) -> None:
@@ -493,8 +324,10 @@ def _check_loss(loss: ReliabilityOTLoss, model: pl.LightningModule, ids: object)
         )
 
 
-def _add_wrapper(wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Name the weights as the submodules do, before they are handed down to them."""
+def _add_submodule_prefixes(
+    wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Prefix the names of weights with those of the wrapper's submodules, which load them afterwards."""
     stored = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     # All at once: the model may have a submodule that is called `model` as well.
     state_dict.update({f"{prefix}model.{key[len(prefix) :]}": value for key, value in stored.items()})

@@ -89,7 +89,7 @@ def test_a_table_of_queries_holds_what_the_loss_computes(demo):
         "caption": [pair["caption"] for pair in pairs],
     }
     with torch.no_grad():
-        audio, text = model.forward_audio(batch), model.forward_text(batch)
+        audio, text = model.encode_audio(batch), model.encode_text(batch)
         near = loss.retrieve(audio, text, loss.knowledge)
         _, terms = loss.from_neighborhoods(audio, text, near)
     source = data.knowledge_dataset()
@@ -153,7 +153,7 @@ def test_a_logger_that_is_not_installed(demo, capsys, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", missing)
     message = refusal(capsys, "fit", "--config", ASK, "--config", "wandb", demo)
     assert message.startswith(
-        "Problem with given class_path 'lightning.pytorch.loggers.WandbLogger': Requirement"
+        "lightning.pytorch.loggers.wandb.WandbLogger needs a package that is missing: Requirement"
     )
     assert message.endswith('Install what loggers need: pip install "ask-lightning[track]".')
 
@@ -186,7 +186,7 @@ def test_a_resumed_run_goes_on_with_its_map_and_its_best_epoch(demo):
     mean = lambda row: sum(float(row[f"{way} R@{k}"]) for way in ("A2T", "T2A") for k in (1, 5, 10))  # noqa: E731
     assert mean(best) >= mean(first)
     (drift_map,) = [one for one in cli.trainer.callbacks if isinstance(one, DriftMap)]
-    assert list(drift_map._seen) == [0, 1, 2]
+    assert list(drift_map._embeddings) == [0, 1, 2]
 
 
 def test_what_is_missing_is_said(demo, capsys):
@@ -198,14 +198,14 @@ def test_what_is_missing_is_said(demo, capsys):
     ):
         QueryTable().setup(trainer, L.LightningModule(), "fit")
     trainer.callbacks.append(KnowledgeRefreshCallback())
-    with pytest.raises(ValueError, match="Argument `text` of QueryTable has to name a method of the model"):
-        QueryTable(audio="forward").setup(trainer, L.LightningModule(), "fit")
+    with pytest.raises(ValueError, match="Argument `audio` of QueryTable has to name a method of Lightning"):
+        QueryTable(audio="listen").setup(trainer, L.LightningModule(), "fit")
     Path("mine.yaml").write_text(
         f"compose: [{BASELINE}]\ntrainer: {{callbacks+: [{{class_path: ask_lightning.callbacks.DriftMap, "
         "init_args: {audio: listen}}]}\n"
     )
     message = refusal(capsys, "fit", "--config", "mine.yaml", demo)
-    assert message.startswith("Argument `audio` of DriftMap has to name a method of the model")
+    assert message.startswith("Argument `audio` of DriftMap has to name a method of ")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ask_lightning.callbacks.snapshots import SnapshotRecord, SnapshotWriter
+from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import PlainTowers, Watcher, make_loader, make_refresh, make_trainer, wrap
 from tests.helpers.interrupted_run import fit as fit_and_keep_last
+from tests.helpers.ranks import on_ranks
+from tests.helpers.sharded_bases import build
 
 
 def fit(
@@ -209,3 +213,29 @@ def test_one_flipped_bit_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"newly encoded knowledge.*damaged: the checksum of .* is another"):
         fit_and_keep_last(tmp_path / "again", resume=tmp_path / "last.ckpt", epochs=3)
+
+
+def write_on_a_full_disk(folder: str) -> tuple[list[str], list[str]]:
+    """Two refreshes; the disk of rank 1 is full at the first."""
+    ranks, record, told = Ranks.current(), SnapshotRecord(), []
+    for epoch in (0, 1):
+        base = build(20 + epoch, "interleaved", placement="sharded")
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if (ranks.rank, epoch) == (1, 0):
+                patch.setattr("ask_lightning.utilities.atomic_files.os.replace", _full)
+            record.supersede()
+            SnapshotWriter(record).write(base, epoch, Path(folder))
+            told += [str(warning.message) for warning in caught]
+        ranks.all_gather_object(None)
+    return sorted(path.name for path in Path(folder).iterdir()), told
+
+
+def _full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_of_one_rank_leaves_no_shards(tmp_path):
+    (left, told), (_, others) = on_ranks(2, write_on_a_full_disk, str(tmp_path))
+    assert [name[: len("knowledge-epoch=1")] for name in left] == ["knowledge-epoch=1"] * 2
+    assert len([text for text in told + others if "could not be written" in text]) == 1

@@ -1,12 +1,13 @@
 """What each command leaves behind, and that runs which were stopped go on."""
 
 import csv
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import soundfile
 import torch
 
-from ask_lightning.cli.encoded import EncodedPairs
-from ask_lightning.data import ClothoData, PublishedData, WavCaps, leaked_ids
+from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.data import ClothoData, PublishedDataModule, WavCaps, leaked_ids
 from ask_lightning.models import ResNet38BERT
-from tests.helpers.command_line import ASK, BASELINE, ask_lightning, logged, refusal
+from tests.helpers.command_line import ASK, BASELINE, ask_lightning, logged, refusal, started, wait_for
 
 # Without randomness of its own a resumed run is the same as one without a break.
 PLAIN = ("--model.spec_augment", "false", "--model.dropout", 0)
@@ -32,6 +33,20 @@ def trained(demo, tmp_path_factory) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(demo, tmp_path_factory) -> Callable[..., Path]:
+    """Makes the folder of a run of so many epochs, once for all tests that compare with it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+
+    @functools.cache
+    def make(epochs: int, name: str, *options: object) -> Path:
+        run = folder / f"{name}-{epochs}"
+        ask_lightning("fit", "--config", name, demo, "--run", run, *options, "--trainer.max_epochs", epochs)
+        return run
+
+    return make
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
@@ -41,14 +56,14 @@ def assert_same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(weights(other)[name], value, rtol=0, atol=0, msg=name)
 
 
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
 def test_validate_repeats_what_fit_has_logged(demo, trained):
     cli = ask_lightning("validate", "--config", ASK, demo, "--run", "again", "--ckpt_path", last(trained))
     expected = logged(trained)["val/mean_recall"][-1]
     assert cli.trainer.callback_metrics["val/mean_recall"].item() == pytest.approx(expected)
-
-
-def last(run: Path) -> Path:
-    return run / "checkpoints" / "last.ckpt"
 
 
 def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
@@ -61,61 +76,52 @@ def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
     assert cli.model.audio_head[-1].out_features == 12
 
 
-def test_the_config_of_a_run_repeats_it(demo, capsys):
-    ask_lightning("fit", "--config", ASK, demo, "--run", "one", *PLAIN, "--trainer.max_epochs", 1)
-    (config,) = Path("one/logs").glob("*/config.yaml")
-    before = sorted(Path("one").rglob("*"))
+def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
+    run = uninterrupted(3, ASK, *PLAIN)
+    (config,) = (run / "logs").glob("*/config.yaml")
+    before = sorted(run.rglob("*"))
     ask_lightning("fit", "--config", config, "--run", "two")
-    assert_same_weights(Path("one"), Path("two"))
-    assert sorted(Path("one").rglob("*")) == before
-    assert refusal(capsys, "fit", "--config", config, "--run", "one").startswith("one/checkpoints holds the")
+    assert_same_weights(run, Path("two"))
+    assert sorted(run.rglob("*")) == before
+    message = refusal(capsys, "fit", "--config", config, "--run", run)
+    assert message.startswith(f"{run}/checkpoints holds the checkpoints of a run.")
     # A config that names the folder itself is refused wherever `--run` points.
-    Path("fixed.yaml").write_text(config.read_text().replace("{run}", "one"))
+    Path("fixed.yaml").write_text(config.read_text().replace("{run}", str(run)))
     message = refusal(capsys, "fit", "--config", "fixed.yaml", "--run", "three")
-    assert message.startswith("one/checkpoints holds the checkpoints of a run.")
+    assert message.startswith(f"{run}/checkpoints holds the checkpoints of a run.")
 
 
 @pytest.mark.parametrize("name", [ASK, "clotho_ced_sonar_baseline"])
-def test_a_run_that_was_stopped_goes_on(name, demo):
+def test_a_run_that_was_stopped_goes_on(name, demo, uninterrupted):
     options = PLAIN if name == ASK else PLAIN_SONAR
-    ask_lightning("fit", "--config", name, demo, "--run", "whole", *options, "--trainer.max_epochs", 3)
     given = ("fit", "--config", name, demo, "--run", "stopped", *options)
     ask_lightning(*given, "--trainer.max_epochs", 1)
     ask_lightning(*given, "--trainer.max_epochs", 3, "--ckpt_path", "last")
-    assert_same_weights(Path("whole"), Path("stopped"))
+    assert_same_weights(uninterrupted(3, name, *options), Path("stopped"))
 
 
-def test_a_run_that_was_killed_goes_on(demo):
-    given = ("fit", "--config", ASK, demo, *map(str, PLAIN), "--trainer.max_epochs")
-    command = [sys.executable, "-m", "ask_lightning", *given, "500", "--run", "killed"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not Path("killed/checkpoints/last.ckpt").exists():
-            assert process.poll() is None, "it ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
+    given = ("fit", "--config", ASK, demo, "--run", "killed", *PLAIN, "--trainer.max_epochs")
+    with started(Path("printed"), *given, 500) as process:
+        wait_for(Path("killed/checkpoints/last.ckpt"), process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
     done = torch.load("killed/checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
-    ask_lightning(*given, done + 1, "--run", "killed", "--ckpt_path", "last")
-    ask_lightning(*given, done + 1, "--run", "whole")
-    assert_same_weights(Path("whole"), Path("killed"))
+    epochs = max(3, done + 1)
+    ask_lightning(*given, epochs, "--ckpt_path", "last")
+    assert_same_weights(uninterrupted(epochs, ASK, *PLAIN), Path("killed"))
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_ctrl_c_says_how_to_go_on(epochs, demo):
-    given = ("fit", "--config", ASK, demo, "--run", "run", "--trainer.max_epochs", "500")
-    command = [sys.executable, "-m", "ask_lightning", *given]
-    started = Path("run/checkpoints/last.ckpt") if epochs else Path("run/logs/version_0/config.yaml")
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, **options) as process:
-        deadline = time.monotonic() + 120
-        while not started.exists():
-            assert process.poll() is None, "it ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        written = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
+    given = ("fit", "--config", ASK, demo, "--run", "run", "--trainer.max_epochs", 500)
+    with started(Path("printed"), *given) as process:
+        begun = Path("run/checkpoints/last.ckpt") if epochs else Path("run/logs/version_0/config.yaml")
+        wait_for(begun, process)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    written = Path("printed").read_text()
+    assert process.exitcode == 130, written
     assert "Traceback" not in written
     assert ("with `--ckpt_path last` goes on" in written) == bool(epochs)
 
@@ -214,7 +220,7 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(demo, capsys, monkeypatch):
-    monkeypatch.setattr("ask_lightning.cli.training.encode_pairs", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("ask_lightning.cli.retrieval_cli.encode_pairs", lambda *_: pytest.fail("encoded"))
     Path("file").touch()
     message = refusal(capsys, "encode", "--config", ASK, demo, "--output", "file/a.safetensors")
     assert message.startswith("file/a.safetensors cannot be written: ")
@@ -260,9 +266,9 @@ def test_transfer_tests_on_both_datasets(name, target, datasets, demo, capsys):
 
 def test_transfer_keeps_the_clips_of_the_target_out_of_the_knowledge(demo, monkeypatch):
     sources = []
-    made = PublishedData.knowledge_dataset
+    made = PublishedDataModule.knowledge_dataset
     monkeypatch.setattr(
-        PublishedData, "knowledge_dataset", lambda data: sources.append(made(data)) or sources[-1]
+        PublishedDataModule, "knowledge_dataset", lambda data: sources.append(made(data)) or sources[-1]
     )
     name = "audiocaps_resnet38_bert_ask_wavcaps"
     given = ("--config", name, demo, "--run", "run", "--trainer.max_epochs", 1, "--target", "clotho")
@@ -302,7 +308,7 @@ def test_a_run_on_two_ranks(demo):
     command = [sys.executable, "-m", "ask_lightning", "fit", "--config", ASK, demo, "--run", "run", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| validation, best epoch (") == 1
+    assert done.stdout.count("validation, best epoch (") == 1
     (folder,) = Path("run/logs").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert {

@@ -8,7 +8,7 @@ import pytest
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback
 from ask_lightning.cli.compose import CONFIGS, compose, shipped_configs
-from ask_lightning.cli.demo import write_demo
+from ask_lightning.cli.demo_data import write_demo
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.models import CEDSonar, ResNet38BERT
 from tests.helpers.command_line import ask_lightning, logged
@@ -54,7 +54,7 @@ def test_the_rows_of_a_comparison_differ_in_ask_alone(dataset, backbone):
         compose([f"{dataset}_{backbone}_{method}"], PLACES).config | {} for method in METHODS
     )
     assert "ask" not in baseline
-    knowledge = ("knowledge", "enriched", "enriched_in")
+    knowledge = ("knowledge", "enriched")
     for config in others:
         assert config["ask"]["enabled"]
         for name in knowledge:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ask_lightning.cli import main
-from ask_lightning.cli.demo import write_demo
+from ask_lightning.cli.demo_data import write_demo
 from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
 
 
@@ -38,7 +38,10 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
         (["fit", "DEMO", "--modle.width", "3"], "nrecognized arguments: --modle.width 3"),
         (["fit", "DEMO", "--trainer.max_epoch", "3"], "nrecognized arguments: --trainer.max_epoch 3"),
         (["fit", "DEMO", "--data.batch_size", "q"], "\"batch_size\": Expected a <class 'int'>. Got value: q"),
-        (["fit", "DEMO", "--data.batch_size", "1"], "`batch_size` has to be at least 2, but got 1"),
+        (
+            ["fit", "DEMO", "--data.batch_size", "1"],
+            "`batch_size` has to be an integer of at least 2, but got 1",
+        ),
         (
             ["fit", "DEMO", "--ask.loss.injection_ratio", "3"],
             "`injection_ratio` has to be in [0, 1], but got",
@@ -150,7 +153,7 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback(demo, monkeypatch):
     def broken(*_):
         return 1 / 0
 
-    monkeypatch.setattr("ask_lightning.models.ResNet38BERT.forward_audio", broken)
+    monkeypatch.setattr("ask_lightning.models.ResNet38BERT.encode_audio", broken)
     with pytest.raises(ZeroDivisionError):
         main(["fit", "--config", ASK, demo])
 

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback
-from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
 from ask_lightning.data.clips import Clip
 from ask_lightning.models import CLAPRetriever, TinyRetriever
 from tests.helpers.command_line import ASK, Numbers, Towers, ask_lightning, refusal
@@ -103,7 +103,9 @@ def test_encoding_a_model_with_other_methods(capsys):
         "trainer: {accelerator: cpu, logger: false}\n"
     )
     message = refusal(capsys, "encode", "--config", "mine.yaml", "--output", "a.safetensors")
-    assert message == "Towers has no method `forward_audio` to encode with."
+    assert message == (
+        "Towers has no methods to encode with. Add `encode_audio(batch)` and `encode_text(batch)`."
+    )
 
 
 def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():
@@ -111,7 +113,9 @@ def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():
     cli._held_out = [Clip("freesound:1", ("rain",), "1")]
     cli.datamodule = Numbers()
     cli.model = ASKModule(Towers(), audio="listen", text="read")
-    with pytest.warns(UserWarning, match="Numbers is no PublishedData: nobody checks whether its knowledge"):
+    with pytest.warns(
+        UserWarning, match="Numbers is no PublishedDataModule: nobody checks whether its knowledge"
+    ):
         cli.before_fit()
     cli.model = Towers()
     with warnings.catch_warnings():

@@ -9,14 +9,8 @@ import soundfile
 import torch
 
 import ask_lightning.data.audio.stores as stores_module
-from ask_lightning.data import AudioFileError, Clip, ClipDataset, collate_pairs
-from ask_lightning.data.audio.decoding import (
-    ArrayRecording,
-    crop_step,
-    open_audio,
-    read_stretch,
-    resampled_length,
-)
+from ask_lightning.data import AudioFileError, AudioOptions, Clip, ClipDataset, collate_pairs
+from ask_lightning.data.audio.decoding import open_audio
 from ask_lightning.data.audio.stores import FileStore
 from ask_lightning.utilities.clip_ids import integer_ids
 
@@ -30,9 +24,8 @@ def clips_of(*names, captions=1):
 
 def dataset(folder, *names, captions=1, **options):
     store = FileStore(folder, {f"file:{name}": name for name in names})
-    return ClipDataset(
-        clips_of(*names, captions=captions), store, **{"sample_rate": RATE, "seconds": 1, **options}
-    )
+    audio = AudioOptions(**{"sample_rate": RATE, "seconds": 1, **options})
+    return ClipDataset(clips_of(*names, captions=captions), store, audio)
 
 
 @pytest.fixture
@@ -106,19 +99,6 @@ def test_random_crops_depend_on_seed_epoch_and_index_alone(tmp_path, noise):
     assert crops(check="none") == first
     assert crops(cache="memory") == first
     assert first[0] not in [first[1], *crops(epoch=1), *crops(seed=1)]
-
-
-@pytest.mark.parametrize("rate", [96000, 44100, 22050, 16000, 8000])
-@pytest.mark.parametrize("channels", [1, 6])
-def test_a_stretch_is_what_one_would_cut_from_the_whole(tmp_path, noise, rate, channels):
-    noise("a.wav", seconds=1, rate=rate, channels=channels)
-    with open_audio("a.wav", tmp_path / "a.wav") as recording:
-        whole = read_stretch(recording, 32000)
-        assert len(whole) == resampled_length(recording.frames, rate, 32000) == 32000
-        step = crop_step(rate, 32000)
-        for start in (0, step, 5 * step, 17 * step, 32000 - 4000 // step * step):
-            part = read_stretch(recording, 32000, start, 4000)
-            torch.testing.assert_close(part, whole[start : start + 4000], rtol=0, atol=1e-6)
 
 
 def test_six_channels_at_96_khz(tmp_path, noise):
@@ -304,23 +284,6 @@ def test_a_file_that_vanishes_or_changes(tmp_path, noise):
         noise("a.wav")
 
 
-def test_headers_that_promise_more_than_there_is(tmp_path):
-    class Short(ArrayRecording):
-        def read(self, start, count):
-            return super().read(start, count)[: max(0, 950 - start)]
-
-    recording = Short("a", np.arange(1000) / 1000, frames=1000, rate=100)
-    assert read_stretch(recording, 100, 900, 100)[-1] == pytest.approx(0.949), "the last that can be read"
-    broken = Short("a", np.arange(2000) / 2000, frames=2000, rate=100)
-    with pytest.raises(AudioFileError, match=r"a: the file is damaged: 950 of 2000 samples can be read"):
-        read_stretch(broken, 100, 900, 100)
-
-
-def test_integers_are_scaled():
-    samples = np.array([-32768, 0, 16384], dtype=np.int16)
-    assert ArrayRecording("a", samples, 3, RATE).read(0, 3)[:, 0].tolist() == [-1, 0, 0.5]
-
-
 def test_variants_share_the_audio_and_crop_otherwise(tmp_path, noise, opened):
     noise("a.wav")
     noise("b.wav")
@@ -333,10 +296,10 @@ def test_variants_share_the_audio_and_crop_otherwise(tmp_path, noise, opened):
     assert other[1]["waveform"].shape == (32000,)
     assert len(clips) == 2
     with pytest.raises(
-        ValueError, match="`crop` has to be one of 'random', 'center', 'full', but got 'left'"
+        ValueError, match=r"`crop` has to be one of .*'random', 'center', 'full'.* but got 'left'"
     ):
         clips.variant(crop="left")
-    with pytest.raises(ValueError, match="`seconds` has to be at least one sample long, but got 0"):
+    with pytest.raises(ValueError, match=r"`seconds` has to be at least 6.25e-05, but got 0"):
         clips.variant(seconds=0)
 
 
@@ -344,21 +307,6 @@ def test_a_dataset_can_be_pickled(tmp_path, noise):
     noise("a.wav")
     clips = dataset(tmp_path, "a.wav")
     assert torch.equal(pickle.loads(pickle.dumps(clips))[0]["waveform"], clips[0]["waveform"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sample_rate": 0}, "`sample_rate` has to be positive, but got 0"),
-        ({"seconds": 0}, "`seconds` has to be at least one sample long, but got 0"),
-        ({"seed": -1}, "`seed` has to be at least 0, but got -1"),
-        ({"crop": "left"}, "`crop` has to be one of 'random', 'center', 'full', but got 'left'"),
-        ({"check": "all"}, "`check` has to be one of 'header', 'decode', 'none', but got 'all'"),
-    ],
-)
-def test_arguments_outside_their_range(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        dataset(tmp_path, "a.wav", **options)
 
 
 def test_iteration_ends(tmp_path, noise):

@@ -1,4 +1,4 @@
-"""A folder of audio files: lengths, rates, channels, crops, bad files and the cache."""
+"""A folder of audio files with a CSV: lengths, rates, channels, crops, features, bad files and the cache."""
 
 import warnings
 
@@ -8,92 +8,114 @@ import soundfile
 import torch
 
 import ask_lightning.data.audio.cache as cache_module
-import ask_lightning.data.folder as folder_module
-from ask_lightning.data import AudioFileError, AudioFolder, CaptionedFile, log_mel
+import ask_lightning.data.audio.decoding as decoding_module
+from ask_lightning.data import AudioFileError, AudioFolder, Soundscapes, log_mel
 from ask_lightning.data.audio.features import SILENCE
 
 
-def pairs_of(*names):
-    return [CaptionedFile(name, f"what {name} sounds like", index) for index, name in enumerate(names)]
+def folder_of(root, *names, **options) -> AudioFolder:
+    """The files of a folder, each with a caption and listed in a CSV."""
+    rows = ["filename,caption", *(f"{name},what {name} sounds like" for name in names)]
+    (root / "clips.csv").write_text("\n".join(rows))
+    return AudioFolder(root, root / "clips.csv", **options)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the files that were decoded, in order."""
+    """Names of the files whose samples were read, in order."""
     names = []
-    decode = folder_module._decode
+    read = decoding_module._SoundFile.read
 
-    def spy(path, sample_rate):
-        names.append(path.name)
-        return decode(path, sample_rate)
+    def spy(recording, start, count):
+        names.append(recording.name.rpartition("/")[2])
+        return read(recording, start, count)
 
-    monkeypatch.setattr(folder_module, "_decode", spy)
+    monkeypatch.setattr(decoding_module._SoundFile, "read", spy)
     return names
 
 
 def test_items_have_the_layout_of_soundscapes(tmp_path, record):
     record("a.wav")
-    item = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=1)[0]
-    assert set(item) == {"waveform", "caption", "clip_id"}
+    item = folder_of(tmp_path, "a.wav", seconds=1)[0]
+    assert set(item) == {"waveform", "num_samples", "caption", "clip_id"}
     assert item["waveform"].shape == (16000,)
     assert item["waveform"].dtype == torch.float32
     assert item["caption"] == "what a.wav sounds like"
-    assert item["clip_id"] == 0
+    assert item["num_samples"] == 16000
+    assert set(Soundscapes(1, seconds=1)[0]) == set(item)
+
+
+def test_takes_of_one_recording_share_its_clip_id_and_so_do_captions(tmp_path, record):
+    rows = ["file,recording,first,second"]
+    for name, recording in (("a.wav", 7), ("b.wav", 8), ("c.wav", 7)):
+        record(name)
+        rows.append(f"{name},{recording},{name} once,{name} again")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    clips = AudioFolder(
+        tmp_path,
+        tmp_path / "clips.csv",
+        filename_column="file",
+        caption_columns=["first", "second"],
+        clip_id_column="recording",
+    )
+    ids = [item["clip_id"] for item in clips]
+    assert ids == [ids[0], ids[0], ids[2], ids[2], ids[0], ids[0]]
+    assert ids[0] != ids[2]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 2), (44100, 1), (8000, 3)])
 def test_rates_channels_and_formats_are_brought_together(tmp_path, record, name, rate, channels):
     record(name, rate=rate, channels=channels)
-    heard = AudioFolder(tmp_path, pairs_of(name), seconds=1)[0]["waveform"]
+    heard = folder_of(tmp_path, name, seconds=1)[0]["waveform"]
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert np.abs(heard.numpy() - expected)[1000:-1000].max() < 0.02
 
 
 def test_channels_are_averaged(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.tile([0.5, 0.25], (1600, 1)), 16000, subtype="FLOAT")
-    heard = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=0.1)[0]["waveform"]
+    heard = folder_of(tmp_path, "a.wav", seconds=0.1)[0]["waveform"]
     torch.testing.assert_close(heard, torch.full((1600,), 0.375))
 
 
 def test_short_files_end_in_silence(tmp_path, record):
     record("a.wav", seconds=1)
-    heard = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=1.5)[0]["waveform"]
+    heard = folder_of(tmp_path, "a.wav", seconds=1.5)[0]["waveform"]
     assert heard.shape == (24000,)
     assert heard[:16000].abs().max() > 0.4
     assert heard[16000:].abs().max() == 0
-    seen = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=1.5, num_mels=32)[0]["log_mel"]
+    seen = folder_of(tmp_path, "a.wav", seconds=1.5, features="log_mel", num_mels=32)[0]["log_mel"]
     assert seen.shape == log_mel(heard, num_mels=32).shape
     assert torch.equal(seen[-1], torch.full((32,), SILENCE))
 
 
 def test_long_files_are_cropped_in_the_middle(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.arange(3200) / 3200, 16000, subtype="FLOAT")
-    heard = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=0.1)[0]["waveform"]
+    heard = folder_of(tmp_path, "a.wav", seconds=0.1)[0]["waveform"]
     torch.testing.assert_close(heard, torch.arange(800, 2400) / 3200)
 
 
-@pytest.mark.parametrize("num_mels", [None, 32])
-def test_random_crops_depend_on_seed_epoch_and_index_alone(tmp_path, num_mels):
+@pytest.mark.parametrize("features", [None, "log_mel"])
+def test_random_crops_depend_on_seed_epoch_and_index_alone(tmp_path, features):
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 330000), 16000)
-    pairs = pairs_of("a.wav") * 2
 
     def crops(epoch=0, **options):
-        clips = AudioFolder(tmp_path, pairs, seconds=1, num_mels=num_mels, **options)
+        clips = folder_of(tmp_path, "a.wav", "a.wav", seconds=1, features=features, **options)
         clips.set_epoch(epoch)
-        key = "waveform" if num_mels is None else "log_mel"
+        key = features or "waveform"
         return [item[key].numpy().tobytes() for item in clips]
 
-    first = crops(train=True)
+    first = crops(crop="random")
     torch.rand(10)
-    assert crops(train=True) == first
-    others = [first[1], *crops(train=True, epoch=1), *crops(train=True, seed=1), *crops()]
+    assert crops(crop="random") == first
+    assert crops(crop="random", cache="memory") == first
+    others = [first[1], *crops(crop="random", epoch=1), *crops(crop="random", seed=1), *crops()]
     assert first[0] not in others
 
 
 def test_reading_does_not_draw_from_the_global_generator(tmp_path, record):
     record("a.wav", seconds=3)
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), seconds=1, train=True)
+    clips = folder_of(tmp_path, "a.wav", seconds=1, crop="random")
     before = torch.get_rng_state()
     _ = clips[0]
     assert torch.equal(torch.get_rng_state(), before)
@@ -119,33 +141,35 @@ BAD = {
 @pytest.mark.parametrize(("name", "message"), BAD.items())
 def test_strict_names_the_file(bad_folder, name, message):
     with pytest.raises(AudioFileError, match=message):
-        AudioFolder(bad_folder, pairs_of("good.wav", name), strict=True)
+        folder_of(bad_folder, "good.wav", name, strict=True)
 
 
 def test_bad_files_are_left_out_and_named_once(bad_folder):
-    with pytest.warns(UserWarning, match="left out 4 of the audio files") as caught:
-        clips = AudioFolder(bad_folder, pairs_of("missing.wav", "good.wav", *BAD), seconds=1)
+    with pytest.warns(UserWarning, match="Left out 4 clips whose audio cannot be used") as caught:
+        clips = folder_of(bad_folder, "missing.wav", "good.wav", *BAD, seconds=1)
     assert len(caught) == 1
     for message in BAD.values():
         assert message in str(caught[0].message)
-    assert list(clips.skipped) == list(BAD)
+    assert set(clips.skipped) == {f"file:{name}" for name in BAD}
     assert len(clips) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert clips[0]["clip_id"] == 1
-        clips.part([0], train=True)
+        assert clips[0]["caption"] == "what good.wav sounds like"
+        clips.variant(crop="random")
 
 
 def test_of_many_bad_files_the_first_are_named(tmp_path, record):
     record("good.wav")
-    with pytest.warns(UserWarning, match="left out 12 .*5.wav.*And 7 more") as caught:
-        AudioFolder(tmp_path, pairs_of("good.wav", *(f"{index}.wav" for index in range(1, 13))))
+    with pytest.warns(UserWarning, match="Left out 12 .*5.wav.*And 7 more") as caught:
+        folder_of(tmp_path, "good.wav", *(f"{index}.wav" for index in range(1, 13)))
     assert "6.wav" not in str(caught[0].message)
 
 
 def test_no_usable_file(tmp_path):
-    with pytest.raises(AudioFileError, match=r"no audio file can be used. .*a.wav: the file does not exist"):
-        AudioFolder(tmp_path, pairs_of("a.wav"))
+    with pytest.raises(
+        AudioFileError, match=r"No clip is left that can be used. .*a.wav: the file does not exist"
+    ):
+        folder_of(tmp_path, "a.wav")
 
 
 def damaged(path):
@@ -156,8 +180,8 @@ def damaged(path):
 
 def test_a_damaged_file_with_a_good_header_is_an_error_when_read(tmp_path, record):
     damaged(record("a.flac", seconds=2))
-    clips = AudioFolder(tmp_path, pairs_of("a.flac"))
-    with pytest.raises(AudioFileError, match=r'a.flac: the file is damaged .*pass `check="decode"`'):
+    clips = folder_of(tmp_path, "a.flac")
+    with pytest.raises(AudioFileError, match=r'a.flac: the file is damaged .*with `check="decode"` find'):
         _ = clips[0]
 
 
@@ -165,23 +189,23 @@ def test_decoding_at_the_start_finds_damaged_files(tmp_path, record):
     record("good.wav")
     damaged(record("bad.flac", seconds=2))
     damaged(record("short.mp3", seconds=4, pitch=1000))
-    with pytest.warns(UserWarning, match=r"left out 2 .*bad.flac: the file is damaged.*short.mp3"):
-        clips = AudioFolder(tmp_path, pairs_of("good.wav", "bad.flac", "short.mp3"), check="decode")
-    assert [pair.filename for pair in clips.pairs] == ["good.wav"]
+    with pytest.warns(UserWarning, match=r"Left out 2 .*bad.flac: the file is damaged.*short.mp3"):
+        clips = folder_of(tmp_path, "good.wav", "bad.flac", "short.mp3", check="decode")
+    assert [clip.name for clip in clips.clips] == ["good.wav"]
     with pytest.raises(AudioFileError, match=r"bad.flac: the file is damaged"):
-        AudioFolder(tmp_path, pairs_of("good.wav", "bad.flac"), check="decode", strict=True)
+        folder_of(tmp_path, "good.wav", "bad.flac", check="decode", strict=True)
 
 
 def test_samples_that_are_not_numbers(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.array([0.0, np.nan]), 16000, subtype="FLOAT")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"))
+    clips = folder_of(tmp_path, "a.wav")
     with pytest.raises(AudioFileError, match=r"a.wav: the file holds samples that are NaN or infinite"):
         _ = clips[0]
 
 
 def test_a_file_that_vanishes(tmp_path, record):
     path = record("a.wav")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache="memory")
+    clips = folder_of(tmp_path, "a.wav", cache="memory")
     path.unlink()
     with pytest.raises(AudioFileError, match=r"a.wav: the file was there at the start and does not exist"):
         _ = clips[0]
@@ -190,55 +214,54 @@ def test_a_file_that_vanishes(tmp_path, record):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sample_rate": 0}, "`sample_rate` has to be positive, but got 0"),
-        ({"seconds": 0}, "`seconds` has to be at least one sample long, but got 0"),
-        ({"seed": -1}, "`seed` has to be at least 0, but got -1"),
-        ({"check": "none"}, "`check` has to be 'header' or 'decode', but got 'none'"),
+        ({"sample_rate": 0}, "`sample_rate` has to be an integer of at least 1, but got 0"),
+        ({"check": "all"}, r"`check` has to be one of .*'header', 'decode'.* but got 'all'"),
+        ({"caption_columns": []}, "`caption_columns` has to name at least one column"),
     ],
 )
 def test_arguments_outside_their_range(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        AudioFolder(tmp_path, pairs_of("a.wav"), **options)
+        folder_of(tmp_path, "a.wav", **options)
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder of audio files at .*none"):
-        AudioFolder(tmp_path / "none", pairs_of("a.wav"))
+        AudioFolder(tmp_path / "none", "clips.csv")
 
 
-@pytest.mark.parametrize("num_mels", [None, 32])
+@pytest.mark.parametrize("features", [None, "log_mel"])
 @pytest.mark.parametrize("place", ["memory", "folder"])
-def test_the_second_read_hits(tmp_path, record, decoded, place, num_mels):
+def test_the_second_read_hits(tmp_path, record, decoded, place, features):
     record("a.wav", seconds=2)
     cache = "memory" if place == "memory" else tmp_path / "new" / "cache"
-    options = {"seconds": 1, "num_mels": num_mels}
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache=cache, **options)
-    key = "waveform" if num_mels is None else "log_mel"
+    options = {"seconds": 1, "features": features, "crop": "random"}
+    clips = folder_of(tmp_path, "a.wav", cache=cache, **options)
+    key = features or "waveform"
     first, second = clips[0][key], clips[0][key]
     assert decoded == ["a.wav"]
     assert torch.equal(first, second)
-    assert torch.equal(first, AudioFolder(tmp_path, pairs_of("a.wav"), **options)[0][key])
+    assert torch.equal(first, folder_of(tmp_path, "a.wav", **options)[0][key])
 
 
 def test_without_a_cache_every_read_decodes(tmp_path, record, decoded):
     record("a.wav")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"))
+    clips = folder_of(tmp_path, "a.wav", crop="random")
     _ = clips[0], clips[0]
     assert decoded == ["a.wav", "a.wav"]
 
 
 def test_a_folder_serves_other_datasets_lengths_and_crops(tmp_path, record, decoded):
     record("a.wav", seconds=3)
-    for options in ({"seconds": 1}, {"seconds": 2, "train": True}, {"seconds": 4, "seed": 3}):
-        _ = AudioFolder(tmp_path, pairs_of("a.wav"), cache=tmp_path / "cache", **options)[0]
+    for options in ({"seconds": 1}, {"seconds": 2, "crop": "random"}, {"seconds": 4, "seed": 3}):
+        _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", **options)[0]
     assert decoded == ["a.wav"]
 
 
-@pytest.mark.parametrize("change", [{"sample_rate": 8000}, {"num_mels": 32}])
+@pytest.mark.parametrize("change", [{"sample_rate": 8000}, {"features": "log_mel"}])
 def test_other_settings_miss(tmp_path, record, decoded, change):
     record("a.wav")
-    _ = AudioFolder(tmp_path, pairs_of("a.wav"), cache=tmp_path / "cache")[0]
-    _ = AudioFolder(tmp_path, pairs_of("a.wav"), cache=tmp_path / "cache", **change)[0]
+    _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache")[0]
+    _ = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", **change)[0]
     assert decoded == ["a.wav", "a.wav"]
 
 
@@ -246,7 +269,7 @@ def test_other_settings_miss(tmp_path, record, decoded, change):
 def test_a_changed_file_misses(tmp_path, record, place):
     record("a.wav", pitch=440)
     cache = "memory" if place == "memory" else tmp_path / "cache"
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache=cache, seconds=1)
+    clips = folder_of(tmp_path, "a.wav", cache=cache, seconds=0.9, crop="random")
     before = clips[0]["waveform"]
     record("a.wav", pitch=880)
     assert not torch.equal(clips[0]["waveform"], before)
@@ -255,7 +278,7 @@ def test_a_changed_file_misses(tmp_path, record, place):
 @pytest.mark.parametrize("kept", [0, 5, 100, 1000])
 def test_a_truncated_cache_file_is_written_anew(tmp_path, record, decoded, kept):
     record("a.wav")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache=tmp_path / "cache", seconds=1)
+    clips = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", seconds=1, crop="random")
     whole = clips[0]["waveform"]
     (stored,) = (tmp_path / "cache").iterdir()
     stored.write_bytes(stored.read_bytes()[:kept])
@@ -266,7 +289,7 @@ def test_a_truncated_cache_file_is_written_anew(tmp_path, record, decoded, kept)
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, record, monkeypatch):
     record("a.wav")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache=tmp_path / "cache", seconds=1)
+    clips = folder_of(tmp_path, "a.wav", cache=tmp_path / "cache", seconds=1, crop="random")
 
     def interrupted(file, *_, **__):
         file.write(b"half")
@@ -282,6 +305,36 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, record, monkeypatch):
 
 def test_decoding_at_the_start_fills_the_cache(tmp_path, record, decoded):
     record("a.wav")
-    clips = AudioFolder(tmp_path, pairs_of("a.wav"), cache="memory", check="decode")
-    _ = clips.part([0], train=True)[0]
-    assert decoded == ["a.wav"]
+    clips = folder_of(tmp_path, "a.wav", cache="memory", check="decode")
+    decoded.clear()
+    _ = clips.variant(crop="random")[0]
+    assert decoded == []
+
+
+def test_spectrograms_are_the_same_with_and_without_a_cache(tmp_path, record):
+    record("long.wav", seconds=3, rate=22050)
+    record("short.wav", seconds=0.4)
+    soundfile.write(tmp_path / "one.wav", np.array([0.5]), 16000, subtype="FLOAT")
+    names = ("long.wav", "short.wav", "one.wav")
+    options = {"seconds": 1, "features": "log_mel", "crop": "random"}
+    plain = folder_of(tmp_path, *names, **options)
+    kept = folder_of(tmp_path, *names, cache=tmp_path / "cache", **options)
+    for _ in range(2):
+        for item, same in zip(plain, kept, strict=True):
+            assert torch.equal(item["log_mel"], same["log_mel"])
+            assert item["log_mel"].shape == (63, 64)
+    assert set(plain[0]) == {"log_mel", "caption", "clip_id"}
+
+
+def test_spectrograms_of_long_recordings_are_those_of_the_crop(tmp_path, decoded):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 61 * 8000), 8000)
+    options = {"seconds": 1, "sample_rate": 8000}
+    heard = folder_of(tmp_path, "a.wav", **options)[0]["waveform"]
+    seen = folder_of(tmp_path, "a.wav", features="log_mel", **options)[0]["log_mel"]
+    torch.testing.assert_close(seen, log_mel(heard, sample_rate=8000))
+
+
+def test_spectrograms_cannot_be_padded_in_batches(tmp_path, record):
+    record("a.wav")
+    with pytest.raises(ValueError, match=r'`crop` has to be "random" or "center" with `features`'):
+        folder_of(tmp_path, "a.wav", features="log_mel", crop="full")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from ask_lightning import DriftMonitor, InfluenceMonitor
+from ask_lightning.knowledge.pairs import StoredPairs
 from ask_lightning.knowledge.prototypes import build_prototypes
 from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import InlineClient, Pairs, PlainTowers, make_refresh, make_trainer, wrap
@@ -292,10 +293,10 @@ class MoveOne(pl.Callback):
             pl_module.model.audio_encoder.weight[0, 0] += trainer.global_rank
 
 
-def moved_prototypes(*sides, **settings) -> tuple:
-    audio, text = build_prototypes(*sides, **settings)
-    audio[0, 0] += Ranks.current().rank
-    return audio, text
+def moved_prototypes(*arguments, **settings) -> StoredPairs:
+    prototypes = build_prototypes(*arguments, **settings)
+    prototypes.audio[0, 0] += Ranks.current().rank
+    return prototypes
 
 
 def disagree() -> list[str]:

@@ -1,6 +1,7 @@
 """The examples run in their short form and print what they promise."""
 
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+TEST_ROW = re.compile(r"^\W*test +\d", re.MULTILINE)
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("flags", [(), ("--baseline",)])
 def test_audiocaps(run, flags):
     out = run("audiocaps", "--demo", *flags)
-    assert "| validation, best epoch (" in out
-    assert "| test | " in out
+    assert "validation, best epoch (" in out
+    assert len(TEST_ROW.findall(out)) == 1
     assert len(list(Path("runs/audiocaps").glob("**/queries-*.csv"))) == (0 if flags else 2)
 
 
@@ -37,13 +39,13 @@ def test_clotho(run):
     out = run("clotho", "--demo")
     assert "Trained on Clotho, tested on Clotho:" in out
     assert "Trained on Clotho, tested on AudioCaps:" in out
-    assert out.count("| test | ") == 2
+    assert len(TEST_ROW.findall(out)) == 2
 
 
 def test_wrap_clap(run):
     out = run("wrap_clap", "--demo")
     assert out.index("As it was pretrained:") < out.index("Fine-tuned with ASK:")
-    assert out.count("| test | ") == 2
+    assert len(TEST_ROW.findall(out)) == 2
     with pytest.raises(SystemExit, match="Pass --root"):
         run("wrap_clap")
 
@@ -51,7 +53,7 @@ def test_wrap_clap(run):
 def test_wrap_your_model(run):
     out = run("wrap_your_model", "--clips", "64", "--epochs", "1")
     assert "-    model = Towers()\n" in out
-    assert '+    model = ASKModule(Towers(), audio="encode_audio", text="encode_text")\n' in out
+    assert "+    model = ASKModule(Towers())\n" in out
     changed = [line for line in out.splitlines() if line.startswith(("+ ", "- "))]
     assert len(changed) == 4, "two lines, each before and after"
     assert "after   validation R@10: a2t 0." in out

@@ -98,3 +98,10 @@ def test_gradcheck(plan_scaling):
         lambda s, q: realign_similarity(s, q, 0.3, plan_scaling=plan_scaling),
         (similarity.requires_grad_(), plan.requires_grad_()),
     )
+
+
+def test_unknown_plan_scaling():
+    with pytest.raises(
+        ValueError, match=r"`plan_scaling` has to be one of \('marginal', 'row'\), but got 'rows'"
+    ):
+        realign_similarity(torch.eye(3), torch.eye(3) / 3, plan_scaling="rows")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ask_lightning.functional import representation_drift, unit_length
+from ask_lightning.functional.drift import log_normalizers, softmax_divergence
 from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
@@ -103,3 +104,42 @@ def test_a_base_of_another_shape_is_refused():
 def test_gradcheck():
     inputs = [x.requires_grad_() for x in sample(0)]
     assert torch.autograd.gradcheck(lambda *x: representation_drift(*x, block_size=2), inputs)
+
+
+def test_drift_survives_half_precision():
+    generator = torch.Generator().manual_seed(0)
+    current = torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=1).bfloat16()
+    stored = (current.float() + 0.02 * torch.randn(200, 16, generator=generator)).bfloat16()
+    expected = representation_drift(current.double(), current.double(), stored.double())
+    assert representation_drift(current, current, stored).item() == pytest.approx(expected.item(), rel=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drift = representation_drift(current.float(), current.float(), stored.float())
+    assert drift.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_drift_without_queries():
+    with pytest.raises(ValueError, match="`queries` has to hold at least one embedding"):
+        representation_drift(torch.ones(0, 3), torch.ones(4, 3), torch.ones(4, 3))
+
+
+def test_shares_of_blocks_of_rows_add_up():
+    """With the normalizers of all rows, as ranks compute it that hold some rows each."""
+    generator = torch.Generator().manual_seed(1)
+    current, stored = torch.nn.functional.normalize(
+        torch.randn(2, 40, 6, generator=generator, dtype=torch.float64), dim=2
+    )
+    queries = current[::3]
+    scores = [
+        (queries @ now.T, queries @ before.T)
+        for now, before in zip(current.split([0, 7, 33]), stored.split([0, 7, 33]), strict=True)
+    ]
+    normalizers = torch.stack([log_normalizers(*block) for block in scores]).logsumexp(dim=0)
+    shares = [softmax_divergence(*block, normalizers).sum() for block in scores]
+    total = torch.stack(shares).sum() / len(queries)
+    torch.testing.assert_close(total, representation_drift(queries, current, stored))
+
+
+@pytest.mark.parametrize("block_size", [0, -1, 2.5])
+def test_block_size_out_of_range(block_size):
+    with pytest.raises(ValueError, match="`block_size` has to be an integer of at least 1"):
+        representation_drift(torch.eye(3), torch.eye(3), torch.eye(3), block_size=block_size)

@@ -330,6 +330,6 @@ class TestErrors:
 
     @pytest.mark.parametrize("iterations", [0, -5])
     def test_iterations_below_one(self, iterations):
-        message = rf"Argument `iterations` has to be at least 1, but got {iterations}\."
+        message = rf"Argument `iterations` has to be an integer of at least 1, but got {iterations}\."
         with pytest.raises(ValueError, match=message):
             sinkhorn_plan(torch.eye(3), iterations=iterations)

@@ -1,9 +1,14 @@
-"""The command in this process, on demo data that are written once for all tests."""
+"""The command in this process or in one of its own, on demo data that are written once for all tests."""
 
 import contextlib
 import csv
 import io
+import multiprocessing
+import os
+import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
 
 from ask_lightning.cli import main, run
-from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
 
 ASK = "audiocaps_resnet38_bert_ask"
 BASELINE = "audiocaps_resnet38_bert_baseline"
@@ -35,6 +40,45 @@ def refusal(capsys, *arguments: object) -> str:
     (line,) = [line for line in written if line.startswith("ask-lightning: error: ")]
     assert not [line for line in written if "Traceback" in line]
     return line.removeprefix("ask-lightning: error: ")
+
+
+@contextlib.contextmanager
+def started(output: Path, *arguments: object) -> Iterator[multiprocessing.Process]:
+    """A command in a process of its own, forked from one that has imported the library: that takes seconds.
+
+    What it prints goes to the file `output`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ask_lightning.cli.commands", "tests.helpers.command_line"])
+    process = context.Process(
+        target=_run_in_process, args=(os.getcwd(), output, [str(argument) for argument in arguments])
+    )
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_in_process(folder: str, output: Path, arguments: list[str]) -> None:
+    os.chdir(folder)
+    with output.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def wait_for(file: Path, process: multiprocessing.Process, seconds: float = 120) -> None:
+    """Until a running command has written a file."""
+    deadline = time.monotonic() + seconds
+    while not file.exists():
+        assert process.is_alive(), "it ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def logged(folder: Path) -> dict[str, list[float]]:

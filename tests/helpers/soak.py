@@ -19,7 +19,8 @@ import torch
 from fsspec.implementations.local import LocalFileOpener
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ask_lightning.knowledge import encoding, snapshot
+from ask_lightning.encoding import encode
+from ask_lightning.knowledge import snapshot_file
 from tests.helpers.clients import PlainTowers, make_refresh, make_trainer, wrap
 from tests.helpers.distributed_run import PairData
 
@@ -46,16 +47,16 @@ def arm(kind: str, count: int) -> Countdown | None:
     if kind == "step":
         return die
     if kind == "refresh":
-        original = encoding._check_batch
-        encoding._check_batch = lambda *batch: (die(), original(*batch))
+        original = encode._check_batch
+        encode._check_batch = lambda *batch: (die(), original(*batch))
     if kind == "snapshot":
-        save = snapshot.save_file
+        save = snapshot_file.save_file
 
         def save_half(tensors: Any, path: Path, metadata: Any) -> None:
             die(lambda: Path(path).write_bytes(b"half of it"))
             save(tensors, path, metadata=metadata)
 
-        snapshot.save_file = save_half
+        snapshot_file.save_file = save_half
     if kind == "checkpoint":
         # Lightning's way to write: all of it is in a file of another name, which is moved in the end.
         commit = LocalFileOpener.commit

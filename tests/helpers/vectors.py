@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ask_lightning.knowledge import KnowledgeBase, Neighborhood
+from ask_lightning.knowledge.kmeans import kmeans
+from ask_lightning.knowledge.row_shard import ShardedRows
 from ask_lightning.utilities import faiss_import
 
 needs_gpu = [
@@ -51,6 +54,27 @@ def same_partition(one: Tensor, other: Tensor) -> bool:
     """Whether two numberings group the rows in the same way."""
     pairs = {(int(a), int(b)) for a, b in zip(one, other, strict=True)}
     return len(pairs) == len(one.unique()) == len(other.unique())
+
+
+def cluster(vectors: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
+    """K-means by one process that has all rows."""
+    return kmeans(ShardedRows.unsharded(vectors), num_clusters, seed)
+
+
+def tensors_of(base: KnowledgeBase) -> dict[str, Tensor]:
+    """All tensors of a replicated base, by their names in a snapshot."""
+    return {
+        "fine_audio": base.fine.audio,
+        "fine_text": base.fine.text,
+        "coarse_audio": base.coarse.audio,
+        "coarse_text": base.coarse.text,
+        "ids": base.ids,
+    }
+
+
+def tensors_in(hood: Neighborhood) -> tuple[Tensor, ...]:
+    """Both tensors of row numbers, then the four of vectors."""
+    return tuple(vars(hood).values())
 
 
 @contextmanager

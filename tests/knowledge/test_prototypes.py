@@ -9,11 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ask_lightning.knowledge import prototypes
-from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes, cluster, match_clusters, max_pool
-from ask_lightning.knowledge.row_shard import Part
-from tests.helpers.vectors import directions, generator, needs_gpu, planted, same_partition
+from ask_lightning.knowledge.pairs import StoredPairs
+from ask_lightning.knowledge.prototypes import PAIRINGS, match_clusters, max_pool
+from ask_lightning.knowledge.prototypes import build_prototypes as build_from_pairs
+from ask_lightning.knowledge.row_shard import ShardedRows
+from tests.helpers.vectors import cluster, directions, generator, needs_gpu, planted, same_partition
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def build_prototypes(
+    audio: torch.Tensor, text: torch.Tensor, num_prototypes: int, **options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    prototypes = build_from_pairs(StoredPairs(audio, text), num_prototypes, **options)
+    return prototypes.audio, prototypes.text
 
 
 def pool_by_loop(vectors: torch.Tensor, assignment: torch.Tensor, num_clusters: int) -> np.ndarray:
@@ -127,12 +136,13 @@ def corresponding(audio_prototypes: torch.Tensor, text_prototypes: torch.Tensor)
 def test_prototypes_of_planted_topics_correspond(monkeypatch, planted_pairs, pairing):
     audio, text = planted_pairs
 
-    def ideal(rows: torch.Tensor, num_clusters: int, seed: int, part: Part) -> torch.Tensor:
+    def ideal(sharded: ShardedRows, num_clusters: int, seed: int) -> torch.Tensor:
         """The right groups, numbered in an order of its own for each modality."""
+        rows = sharded.local
         largest = rows[:, :8].argmax(dim=1)
         return largest * (3 if torch.equal(rows, text) else 5) % num_clusters
 
-    monkeypatch.setattr(prototypes, "cluster", ideal)
+    monkeypatch.setattr(prototypes, "kmeans", ideal)
     found = corresponding(*build_prototypes(audio, text, 8, pairing=pairing))
     assert found < 8 if pairing == "index" else found == 8
 

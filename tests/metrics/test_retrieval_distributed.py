@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ask_lightning.metrics import retrieval_metrics
+from ask_lightning.metrics import AudioTextRetrieval
 from tests.helpers.retrieval_reference import noisy_pairs
 
 # Which rows each of the two processes sees. "padded" deals out 91 rows in turn and repeats the first one, as
@@ -27,7 +27,7 @@ def work(rank, folder):
     audio, text, clip_ids = all_rows()
     results = {}
     for name, shares in SHARES.items():
-        metrics = retrieval_metrics("val/")
+        metrics = AudioTextRetrieval()
         for rows in (list(shares[rank])[:20], list(shares[rank])[20:]):
             caption_ids = rows if name == "padded" else None
             metrics.update(audio[rows], text[rows], [clip_ids[row] for row in rows], caption_ids)
@@ -37,7 +37,7 @@ def work(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    alone = retrieval_metrics("val/")
+    alone = AudioTextRetrieval()
     alone.update(*all_rows())
     expected = alone.compute()
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)

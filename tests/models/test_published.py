@@ -293,8 +293,8 @@ def test_another_published_model():
         (lambda: ResNet38(channels=(4, 4)), r"`channels` has to be four positive numbers, but got \(4, 4\)"),
         (lambda: ResNet38(blocks=(1, 1, 0, 1)), r"`blocks` has to be four positive numbers"),
         (lambda: ResNet38(dropout=1.0), r"`dropout` has to be in \[0, 1\), but got 1.0"),
-        (lambda: CED(10, 1, heads=4), "`heads` has to divide the width of CED, but got 4 for a width of 10"),
-        (lambda: CED(8, 1, 2, max_frames=15), "`max_frames` has to be at least 16, but got 15"),
+        (lambda: CED(10, 1, heads=4), "has to divide its width, but got 4 heads for a width of 10"),
+        (lambda: CED(8, 1, 2, max_frames=15), "`max_frames` has to be an integer of at least 16, but got 15"),
     ],
 )
 def test_arguments_outside_their_range(make, message):

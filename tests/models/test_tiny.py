@@ -6,8 +6,8 @@ import torch
 
 from ask_lightning.data import SoundscapeData, Soundscapes, collate_pairs
 from ask_lightning.models import TinyRetriever
-from ask_lightning.models.tiny import mask_spectrogram
 from ask_lightning.models.words import HashedWordEncoder, word_pieces
+from tests.helpers.retrievers import noise
 
 
 class Losses(L.Callback):
@@ -35,7 +35,8 @@ def make_trainer(epochs: int, **options) -> L.Trainer:
 
 def small_data(**options) -> SoundscapeData:
     return SoundscapeData(
-        **({"num_train": 16, "num_val": 4, "num_test": 4, "seconds": 1, "batch_size": 8} | options)
+        **{"num_train": 16, "num_val": 4, "num_test": 4, "seconds": 1, "features": "log_mel", "batch_size": 8}
+        | options
     )
 
 
@@ -43,7 +44,9 @@ def small_data(**options) -> SoundscapeData:
 def trained():
     """A short run: small enough for every test session, long enough to learn something."""
     L.seed_everything(0, verbose=False)
-    data = SoundscapeData(700, 100, 10, seconds=1.5, eval_captions_per_clip=1, batch_size=16)
+    data = SoundscapeData(
+        700, 100, 10, seconds=1.5, eval_captions_per_clip=1, features="log_mel", batch_size=16
+    )
     model, losses = TinyRetriever(), Losses()
     run = make_trainer(5, callbacks=[losses])
     run.fit(model, datamodule=data)
@@ -77,8 +80,8 @@ def test_a_checkpoint_loads_with_its_hyperparameters(tmp_path):
     run.save_checkpoint(tmp_path / "last.ckpt")
     loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
     assert (loaded.temperature, loaded.num_mels) == (0.2, 32)
-    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=32)))
-    for encode in ("forward_audio", "forward_text"):
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=32)))
+    for encode in ("encode_audio", "encode_text"):
         with torch.no_grad():
             torch.testing.assert_close(
                 getattr(loaded.eval(), encode)(batch), getattr(model.eval(), encode)(batch)
@@ -108,8 +111,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
 
 def test_embeddings_have_length_one_and_the_chosen_width():
     model = TinyRetriever(width=24)
-    batch = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
-    for embeddings in (model.forward_audio(batch), model.forward_text(batch)):
+    batch = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=64)))
+    for embeddings in (model.encode_audio(batch), model.encode_text(batch)):
         assert embeddings.shape == (3, 24)
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
 
@@ -117,9 +120,9 @@ def test_embeddings_have_length_one_and_the_chosen_width():
 def test_waveforms_and_their_spectrograms_are_the_same_to_the_model():
     model = TinyRetriever(width=8).eval()
     heard = collate_pairs(list(Soundscapes(3, seconds=1)))
-    seen = collate_pairs(list(Soundscapes(3, seconds=1, num_mels=64)))
+    seen = collate_pairs(list(Soundscapes(3, seconds=1, features="log_mel", num_mels=64)))
     with torch.no_grad():
-        torch.testing.assert_close(model.forward_audio(heard), model.forward_audio(seen))
+        torch.testing.assert_close(model.encode_audio(heard), model.encode_audio(seen))
 
 
 def test_the_spectrogram_is_no_part_of_the_checkpoint():
@@ -130,10 +133,10 @@ def test_order_counts_for_words_and_for_sounds():
     torch.manual_seed(0)
     model = TinyRetriever().eval()
     captions = ["rain, then wind", "wind, then rain"]
-    sound = Soundscapes(1, seconds=1, num_mels=64)[0]["log_mel"]
+    sound = Soundscapes(1, seconds=1, features="log_mel")[0]["log_mel"]
     with torch.no_grad():
-        text = model.forward_text({"caption": captions})
-        audio = model.forward_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
+        text = model.encode_text({"caption": captions})
+        audio = model.encode_audio({"log_mel": torch.stack([sound, sound.flip(0)])})
     assert (text[0] - text[1]).norm() > 0.01
     assert (audio[0] - audio[1]).norm() > 0.01
 
@@ -141,7 +144,7 @@ def test_order_counts_for_words_and_for_sounds():
 def test_training_tells_first_from_then(trained):
     """Captions with their two events exchanged are farther from their clips."""
     model, _, _, _ = trained
-    clips = Soundscapes(300, split="train", seconds=1.5, num_mels=64)
+    clips = Soundscapes(300, split="train", seconds=1.5, features="log_mel")
     rows = [
         row
         for row, caption in enumerate(clips.captions)
@@ -151,9 +154,9 @@ def test_training_tells_first_from_then(trained):
     turned = {"caption": [", then ".join(text.split(", then ")[::-1]) for text in batch["caption"]]}
     model.eval()
     with torch.no_grad():
-        audio = model.forward_audio(batch)
-        right = (audio * model.forward_text(batch)).sum(dim=1)
-        wrong = (audio * model.forward_text(turned)).sum(dim=1)
+        audio = model.encode_audio(batch)
+        right = (audio * model.encode_text(batch)).sum(dim=1)
+        wrong = (audio * model.encode_text(turned)).sum(dim=1)
     assert len(rows) >= 10
     assert (right > wrong).float().mean() > 0.7
 
@@ -174,24 +177,43 @@ def test_pieces_of_related_words_are_shared_and_case_is_not():
 
 def test_a_caption_without_words():
     with pytest.raises(ValueError, match="at least one word, but got '  '"):
-        TinyRetriever(width=8).forward_text({"caption": ["rain", "  "]})
+        TinyRetriever(width=8).encode_text({"caption": ["rain", "  "]})
 
 
-def test_masks_silence_stretches_of_training_examples_alone():
-    torch.manual_seed(0)
-    spectrogram = torch.zeros(16, 50, 40)
-    masked = mask_spectrogram(spectrogram, largest_share=0.5) != 0
-    assert torch.equal(spectrogram, torch.zeros(16, 50, 40))
-    silent_frames, silent_bins = masked.all(dim=2), masked.all(dim=1)
-    assert silent_frames.any(dim=1).float().mean() > 0.8
-    for silent in (silent_frames, silent_bins):
-        assert silent.float().mean(dim=1).max() <= 0.52
-        assert (silent.int().diff(dim=1).abs().sum(dim=1) <= 2).all(), "one stretch"
-
+def test_spec_augment_in_training_only():
     model = TinyRetriever(width=8, masked_share=0.5)
     batch = {"log_mel": torch.rand(2, 50, 64)}
-    assert not torch.equal(model.train().forward_audio(batch), model.forward_audio(batch))
-    assert torch.equal(model.eval().forward_audio(batch), model.forward_audio(batch))
+    assert not torch.equal(model.train().encode_audio(batch), model.encode_audio(batch))
+    assert torch.equal(model.eval().encode_audio(batch), model.encode_audio(batch))
+    model = TinyRetriever(width=8).train()
+    assert torch.equal(model.encode_audio(batch), model.encode_audio(batch))
+
+
+def test_padding_is_not_heard():
+    torch.manual_seed(0)
+    model = TinyRetriever(width=8).eval()
+    clips = noise(3, 1.0, 16000)
+    lengths = torch.tensor([16000, 9000, 0])
+    # The end of a clip is reflected in its spectrogram, the end of a row is: silence looks the same in both.
+    clips[1, 8400:] = 0
+    with torch.no_grad():
+        marked = model.encode_audio({"waveform": clips, "num_samples": lengths})
+        torch.testing.assert_close(marked[:1], model.encode_audio({"waveform": clips[:1]}))
+        torch.testing.assert_close(marked[1:2], model.encode_audio({"waveform": clips[1:2, :9000]}))
+        assert (marked[1:2] - model.encode_audio({"waveform": clips[1:2]})).norm() > 1e-3
+    assert marked.isfinite().all()
+
+
+def test_very_short_clips():
+    model = TinyRetriever(width=8).eval()
+    for samples in (1, 100, 700):
+        assert model.encode_audio({"waveform": noise(2, samples / 16000, 16000)}).isfinite().all(), samples
+
+
+def test_waveforms_of_another_rate():
+    torch.manual_seed(0)
+    batch = {"waveform": noise(2, 1.0, 32000), "num_samples": torch.tensor([32000, 20000])}
+    assert TinyRetriever(width=8, sample_rate=32000).encode_audio(batch).shape == (2, 8)
 
 
 def test_schedules():
@@ -222,7 +244,7 @@ def test_a_schedule_without_end():
     ("options", "message"),
     [
         ({"temperature": 0.0}, "`temperature` has to be positive, but got 0.0"),
-        ({"schedule": "linear"}, "`schedule` has to be 'cosine' or 'constant', but got 'linear'"),
+        ({"schedule": "linear"}, r"`schedule` has to be one of \('cosine', 'constant'\), but got 'linear'"),
         ({"masked_share": 1.0}, r"`masked_share` has to be in \[0, 1\), but got 1.0"),
     ],
 )
@@ -234,6 +256,8 @@ def test_arguments_outside_their_range(options, message):
 def test_batches_that_do_not_fit():
     model = TinyRetriever(width=8)
     with pytest.raises(ValueError, match=r"'log_mel' or 'waveform', but got the keys \['caption'\]"):
-        model.forward_audio({"caption": ["rain"]})
+        model.encode_audio({"caption": ["rain"]})
     with pytest.raises(ValueError, match="The batch has 32 mel bins, but the model 64"):
-        model.forward_audio({"log_mel": torch.zeros(2, 50, 32)})
+        model.encode_audio({"log_mel": torch.zeros(2, 50, 32)})
+    with pytest.raises(ValueError, match=r"of shape \(B, T\), but got \(2, 1, 100\)"):
+        model.encode_audio({"waveform": torch.zeros(2, 1, 100)})

@@ -94,13 +94,20 @@ def test_weights_that_are_not_there(tmp_path, monkeypatch):
         ced_sonar(text_weights="some/sonar")
     with pytest.raises(FileNotFoundError, match="`weights`.*" + offline.format("'laion/clap',")):
         clap(weights="laion/clap", config=None)
-    with pytest.raises(FileNotFoundError, match="`tokenizer`.*" + offline.format("'some/words',") + "Pass a"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="`tokenizer` names a tokenizer that is not there: "
+        + offline.format("'some/words',")
+        + "Pass a",
+    ):
         resnet38_bert(tokenizer="some/words")
     empty = str(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no file 'model.safetensors' in the folder '{empty}'"):
         ced_sonar(audio_weights=empty)
     with pytest.raises(FileNotFoundError, match=f"the folder '{empty}' does not hold them"):
         resnet38_bert(text_weights=empty, tokenizer=None)
+    with pytest.raises(FileNotFoundError, match=f"`tokenizer` .* the folder '{empty}' does not hold it"):
+        resnet38_bert(tokenizer=empty)
 
 
 def test_random_weights_and_tokenizers_have_to_be_asked_for():
@@ -267,9 +274,9 @@ def test_captions_are_cut_where_positions_end():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HashedTokenizer(7), "`vocab_size` has to be at least 8, but got 7"),
-        (lambda: HashedTokenizer(99, pad_id=3), "`pad_id` has to be 0, 1 or 2, but got 3"),
-        (lambda: resnet38_bert(max_tokens=2), "`max_tokens` has to be at least 3, but got 2"),
+        (lambda: HashedTokenizer(7), "`vocab_size` has to be an integer of at least 8, but got 7"),
+        (lambda: HashedTokenizer(99, pad_id=3), "`pad_id` has to be one of (0, 1, 2), but got 3"),
+        (lambda: resnet38_bert(max_tokens=2), "`max_tokens` has to be an integer of at least 3, but got 2"),
     ],
 )
 def test_arguments_outside_their_range(make, message):

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import nn
 
-import ask_lightning.module
+import ask_lightning.hooks
 from ask_lightning import ASKModule
 from tests.helpers.clients import (
     CriterionClient,
@@ -142,7 +142,7 @@ def test_hooks_that_the_model_has_not_stay_lightnings():
 
 def test_method_that_shares_its_name_with_a_hook_is_not_taken_for_it(monkeypatch):
     said = []
-    monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
+    monkeypatch.setattr(ask_lightning.hooks, "rank_zero_info", said.append)
     module = wrap(InlineClient())
     assert said == [
         "InlineClient.lr_scheduler_step(batch_idx) shares its name with a Lightning hook, but cannot take "

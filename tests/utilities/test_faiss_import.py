@@ -6,8 +6,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from ask_lightning.knowledge import KnowledgeBase, faiss_import
+from ask_lightning.knowledge import KnowledgeBase
 from ask_lightning.knowledge.search import ExactSearch, build_search
+from ask_lightning.utilities import faiss_import
 from tests.helpers.vectors import directions, faiss_as
 
 INSTALL = r"`pip install faiss-gpu`.*`pip install faiss-cpu`.*`index=\"exact\"`"

@@ -1,7 +1,8 @@
-"""`DriftMap`: where the same clips lie in successive epochs (paper Figure 6). Axes: `E` epochs, `P` clips."""
+"""`DriftMap`: the embeddings of the same clips over epochs (paper Figure 6). Axes: `E` epochs, `P` clips."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,22 +22,24 @@ _COLUMNS = ("epoch", "modality", "clip", "x", "y")
 class DriftMap(Callback):
     """Draws how the embeddings of the same clips move while the encoders train.
 
-    The embeddings of a few validation pairs after the first epoch, after each `every_n_epochs` and after the
-    last are projected together onto their two principal components. `drift_map.png` and `drift_map.csv` go to
-    the folder of the run, both also to Weights & Biases and TensorBoard. The paper uses t-SNE, which keeps
-    neighbourhoods; a linear projection keeps distances, which is what drift is about.
+    A few validation pairs are encoded after the first epoch, after every `every_n_epochs` epochs and after
+    the last one. All these embeddings are projected onto their two principal components. `drift_map.png` and
+    `drift_map.csv` are written to the folder of the run and shown in Weights & Biases and TensorBoard. The
+    paper uses t-SNE, which preserves neighbourhoods; a linear projection preserves the distances by which
+    drift is measured.
 
-    Needs no ASK: a baseline drifts as well. Without validation data or matplotlib a warning says what is
-    missing.
+    The callback works with and without ASK. If there are no validation data, or no matplotlib, it warns.
 
     Args:
-        every_n_epochs: Epochs between maps, at least 1.
-        num_clips: Pairs on the map; all if there are fewer.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        every_n_epochs: Number of epochs between maps, at least 1.
+        num_clips: Number of pairs on the map, at least 2; all pairs if there are fewer.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found by
+            the rule of `ASKModule`.
+        text: Name of the module's method that takes a batch and returns text embeddings. None: found by the
+            rule of `ASKModule`.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
 
     Examples:
         >>> DriftMap(every_n_epochs=5).num_clips
@@ -48,8 +51,8 @@ class DriftMap(Callback):
         every_n_epochs: int = 10,
         num_clips: int = 64,
         *,
-        audio: str = "forward_audio",
-        text: str = "forward_text",
+        audio: str | None = None,
+        text: str | None = None,
     ) -> None:
         check_count("every_n_epochs", every_n_epochs, 1)
         check_count("num_clips", num_clips, 2)
@@ -57,23 +60,23 @@ class DriftMap(Callback):
         self.num_clips = num_clips
         self.audio = audio
         self.text = text
-        self._seen: dict[int, Tensor] = {}  # epoch → (2, P, d), audio and text
+        self._embeddings: dict[int, Tensor] = {}  # epoch → (2, P, d), audio and text
 
     @property
     def state_key(self) -> str:
-        """What tells this map from another one in a checkpoint."""
+        """The key of this map in a checkpoint, which distinguishes it from other maps."""
         return self._generate_state_key(audio=self.audio, text=self.text, every_n_epochs=self.every_n_epochs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that the model can be asked for embeddings."""
+        """Checks that the model has the two encoders."""
         if stage != "fit":
             return
         check_encoders(pl_module, self, self.audio, self.text)
         if trainer.current_epoch == 0:
-            self._seen = {}
+            self._embeddings = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Encodes the clips and draws the map anew."""
+        """Encodes the clips and draws the map again."""
         if not is_due(trainer, self.every_n_epochs):
             return
         probe = probe_of_validation(trainer, self.num_clips)
@@ -81,17 +84,18 @@ class DriftMap(Callback):
             rank_zero_warn("DriftMap draws nothing, because there are no validation data with an index.")
             return
         sides = encode_probe(trainer, pl_module, *probe, self.audio, self.text)
-        self._seen[trainer.current_epoch] = torch.stack(sides).cpu()  # (2, P, d)
+        self._embeddings[trainer.current_epoch] = torch.stack(sides).cpu()  # (2, P, d)
         folder = output_folder(trainer)
-        if len(self._seen) > 1:
+        if len(self._embeddings) > 1:
             self._publish(trainer, folder)
 
-    def _publish(self, trainer: pl.Trainer, folder: Any) -> None:
-        epochs = list(self._seen)
+    def _publish(self, trainer: pl.Trainer, folder: Path) -> None:
+        """Project all embeddings, and write the table and the picture."""
+        epochs = list(self._embeddings)
         maps = {}
         rows = []
         for side, modality in enumerate(("audio", "text")):
-            stacked = torch.stack([self._seen[epoch][side] for epoch in epochs])  # (E, P, d)
+            stacked = torch.stack([self._embeddings[epoch][side] for epoch in epochs])  # (E, P, d)
             maps[modality] = places = project(stacked.flatten(0, 1)).unflatten(
                 0, stacked.shape[:2]
             )  # (E, P, 2)
@@ -111,22 +115,22 @@ class DriftMap(Callback):
         publish_picture(trainer, folder, "drift_map", figure)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen, so that a resumed run goes on with its map."""
-        return {"epochs": list(self._seen), "embeddings": list(self._seen.values())}
+        """The embeddings of past epochs, so that a resumed run continues its map."""
+        return {"epochs": list(self._embeddings), "embeddings": list(self._embeddings.values())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what an interrupted run had seen."""
-        self._seen = dict(zip(state_dict["epochs"], state_dict["embeddings"], strict=True))
+        """Restores the embeddings of an interrupted run."""
+        self._embeddings = dict(zip(state_dict["epochs"], state_dict["embeddings"], strict=True))
 
 
 def project(embeddings: Tensor) -> Tensor:
-    """The two principal components.
+    """Project embeddings onto their two principal components.
 
     Args:
-        embeddings: `(n, d)`.
+        embeddings: Embeddings `(n, d)`.
 
     Returns:
-        `(n, 2)`, centred; the sign of each component is such that its largest entry is positive.
+        Centred coordinates `(n, 2)`. In each component the entry of largest magnitude is positive.
 
     Examples:
         >>> project(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0], [-1.0, 0.0]])).abs().tolist()
@@ -136,20 +140,20 @@ def project(embeddings: Tensor) -> Tensor:
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     places = centred @ directions[:2].T  # (n, 2) or fewer columns
     places = torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
-    # Otherwise the map could be mirrored from one epoch to the next.
+    # Fix the signs, or the map could be mirrored from one epoch to the next.
     largest = places.gather(0, places.abs().argmax(dim=0, keepdim=True))  # (1, 2)
     return (places * torch.where(largest < 0, -1.0, 1.0)).float()
 
 
 def draw(maps: dict[str, Tensor], epochs: list[int]) -> Any:
-    """The map as a figure.
+    """Draw the map.
 
     Args:
-        maps: `(E, P, 2)` by modality.
-        epochs: E numbers, counted from 0.
+        maps: Coordinates `(E, P, 2)` by modality.
+        epochs: Numbers of the E epochs, counted from 0.
 
     Returns:
-        A figure of matplotlib.
+        A matplotlib figure.
 
     Raises:
         ImportError: matplotlib is missing.

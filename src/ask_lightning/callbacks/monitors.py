@@ -1,4 +1,4 @@
-"""The two quantities that the paper defines, watched while a model trains: RDM and OBI."""
+"""Monitors of the two quantities that the paper defines, RDM and OBI, while a model trains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.hooks import RemovableHandle
 
 from ask_lightning.callbacks.refresh import find_refresher
-from ask_lightning.encoding.encode import encode_source, has_index, source_loader
+from ask_lightning.encoding.encode import encode_source
+from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.encoding.target import find_target
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.pairs import Neighborhood
 from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
@@ -36,7 +36,7 @@ class DriftMonitor(Callback):
         `KnowledgeRefreshCallback` with a map-style source.
 
     Args:
-        num_probes: Pairs in the probe; all pairs if the source has fewer.
+        num_probes: Number of pairs in the probe, at least 2; all pairs if the source has fewer.
 
     Raises:
         RuntimeError: At the start of training, without the refresh callback or a map-style source.
@@ -51,19 +51,19 @@ class DriftMonitor(Callback):
         self.num_probes = num_probes
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that there is a refresh to follow."""
+        """Checks that the trainer has a refresh callback."""
         if stage == "fit":
             find_refresher(trainer, self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks that the source has rows that can be read again."""
-        _map_style(find_refresher(trainer, self).loader(trainer))
+        """Checks that single rows of the source can be read again."""
+        _map_style_dataset(find_refresher(trainer, self).loader(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the probe and logs its drift."""
         refresher = find_refresher(trainer, self)
         target, whole = refresher.target, refresher.loader(trainer)
-        dataset = _map_style(whole)
+        dataset = _map_style_dataset(whole)
         base = target.loss.knowledge
         assert base is not None
         if len(base.fine) != (items := len(dataset)):  # type: ignore[arg-type]
@@ -92,8 +92,8 @@ class InfluenceMonitor(Callback):
     only. Measured beside the training step on detached embeddings; gradients of the step are untouched.
 
     Args:
-        every_n_steps: Optimiser steps between measurements; each costs about one more evaluation of the
-            loss.
+        every_n_steps: Number of optimiser steps from one measurement to the next, at least 1; each costs
+            about one more evaluation of the loss.
 
     Examples:
         >>> InfluenceMonitor(every_n_steps=50).every_n_steps
@@ -109,12 +109,12 @@ class InfluenceMonitor(Callback):
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listens to the loss."""
+        """Registers a forward hook on the loss."""
         self._last_step = -1
         self._hook = find_target(pl_module).loss.register_forward_hook(self._measure, with_kwargs=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stops listening."""
+        """Removes the hook."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -122,13 +122,13 @@ class InfluenceMonitor(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Stops listening; `teardown` is not called after an error."""
+        """Removes the hook; Lightning does not call `teardown` after an error."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Decides whether this step is measured."""
+        """Decides whether to measure this step."""
         # Several batches belong to one optimiser step when gradients are accumulated.
         step = trainer.global_step
         self._due = step % self.every_n_steps == 0 and step != self._last_step
@@ -146,6 +146,7 @@ class InfluenceMonitor(Callback):
     def _measure(
         self, loss: nn.Module, embeddings: tuple[Tensor, ...], named: dict[str, Any], value: Tensor
     ) -> None:
+        """Measure one evaluation of the loss; a forward hook."""
         if not self._due or not loss.training:
             return
         assert isinstance(loss, ReliabilityOTLoss)
@@ -165,14 +166,14 @@ def influence_of_knowledge(
     """OBI (Eq. 2) of a batch under a loss, for each granularity.
 
     Args:
-        loss: The loss, with knowledge unless it is passed.
-        audio: `(B, d)`.
-        text: `(B, d)`.
-        ids: B clip identifiers, as for the loss.
-        knowledge: The base to look up; default that of the loss.
+        loss: The loss whose dependence on knowledge is measured.
+        audio: `(B, d)`, audio embeddings; normalised here.
+        text: `(B, d)`, text embeddings; row i of both is pair i.
+        ids: B clip identifiers, where the loss needs them.
+        knowledge: The base to look up; default: that of the loss.
 
     Returns:
-        0-d influence by granularity.
+        The influence of each granularity, 0-d.
     """
     knowledge = knowledge if knowledge is not None else loss.knowledge
     assert knowledge is not None
@@ -182,17 +183,17 @@ def influence_of_knowledge(
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
         found = loss.retrieve(audio, text, knowledge, ids=id_tensor)
         bounded = loss.is_bounded(knowledge)
-        if loss.gather:  # every rank measures the batch of all as one process would
-            loss, everyone = copy(loss), Ranks.current().gather
+        if loss.gather:  # every rank measures the batch of all ranks, as one process would
+            loss = copy(loss)
             loss.gather = False
-            audio, text = torch.cat(everyone(audio)), torch.cat(everyone(text))
-            id_tensor = None if id_tensor is None else torch.cat(everyone(id_tensor))
+            audio, text = _rows_of_all_ranks(audio), _rows_of_all_ranks(text)
+            id_tensor = None if id_tensor is None else _rows_of_all_ranks(id_tensor)
             found = {
-                name: Neighborhood(*(torch.cat(everyone(rows)) for rows in hood))
+                name: hood.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)
                 for name, hood in found.items()
             }
         near = {
-            name: Neighborhood(*hood[:2], *(rows.detach().to(dtype).requires_grad_() for rows in hood[2:]))
+            name: hood.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
             for name, hood in found.items()
         }
         value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded)
@@ -207,7 +208,13 @@ def influence_of_knowledge(
         }
 
 
-def _map_style(loader: Iterable[Any]) -> Dataset[Any]:
+def _rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """The rows of all ranks in the order of ranks, without gradient."""
+    return torch.cat(Ranks.current().all_gather(rows))
+
+
+def _map_style_dataset(loader: Iterable[Any]) -> Dataset[Any]:
+    """The dataset that a loader reads pairs from by number."""
     if isinstance(loader, DataLoader) and has_index(loader) and loader.batch_sampler is not None:
         dataset: Dataset[Any] = loader.dataset
         return dataset

@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 @contextmanager
 def progress_bar(trainer: pl.Trainer, description: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """A bar while the context lasts; nothing where the trainer shows none.
+    """Show a progress bar while the context lasts, if the trainer shows one itself.
 
     Args:
         trainer: The running trainer.
         description: Text before the bar.
-        total: Number of steps; `None` if unknown.
+        total: Number of steps; `None` if it is unknown.
 
     Yields:
-        The function to call after each step.
+        A function to call after each step.
     """
     display = trainer.progress_bar_callback
     if isinstance(display, RichProgressBar) and display.is_enabled and display.progress is not None:
@@ -32,7 +32,7 @@ def progress_bar(trainer: pl.Trainer, description: str, total: int | None) -> It
         try:
             yield lambda: progress.update(task, advance=1, refresh=True)
         finally:
-            # Not removed: Lightning 2.5 takes the number of a task for its place in the list of tasks.
+            # Hidden, not removed: Lightning 2.5 uses the number of a task as its index in the list of tasks.
             progress.update(task, visible=False)
     elif isinstance(display, TQDMProgressBar) and display.is_enabled:
         with Tqdm(desc=description, total=total, leave=False, dynamic_ncols=True, file=sys.stdout) as bar:

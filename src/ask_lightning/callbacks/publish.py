@@ -1,8 +1,7 @@
-"""Tables and pictures of a run: as files in its folder, and in the loggers that can show them."""
+"""Tables, pictures and sounds of a run: as files in its folder, and in loggers that can show them."""
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,20 +15,20 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ask_lightning.utilities.atomic_files import written_whole
 from ask_lightning.utilities.optional_imports import import_optional
+from ask_lightning.utilities.text_tables import Cell, csv_table, markdown_table
 
-Cell = str | float | int
 Sound = tuple[npt.NDArray[np.float32], int]
-"""Samples `(T,)` and their rate in Hz."""
+"""Samples `(T,)` and their sample rate in Hz."""
 
 
 def output_folder(trainer: pl.Trainer) -> Path:
-    """Where a run writes; to be asked for on every rank.
+    """The folder to which a run writes. Has to be called on every rank, since ranks agree on the folder.
 
     Args:
-        trainer: The trainer.
+        trainer: The trainer of the run.
 
     Returns:
-        The folder of its first logger, or its own if there is none.
+        The folder of the first logger, or the trainer's root folder if there is no logger.
     """
     return Path(trainer.log_dir or trainer.default_root_dir)
 
@@ -46,35 +45,35 @@ def publish_table(
     """Write `{name}.csv`, and show the table in Weights & Biases and TensorBoard.
 
     Args:
-        trainer: The trainer; only its first rank writes.
-        folder: Where the file goes.
-        name: Of the table.
-        columns: Headings.
-        rows: As many cells each.
-        sounds: What can be heard of each row, for Weights & Biases, as one more column.
+        trainer: The trainer of the run, of which only the first rank writes.
+        folder: Folder to write to.
+        name: Name of the table.
+        columns: Headings of the columns.
+        rows: Rows of as many cells.
+        sounds: Sound of each row, which Weights & Biases shows as one more column.
     """
     if not trainer.is_global_zero:
         return
-    write_file(folder / f"{name}.csv", _as_csv(columns, rows).encode())
+    write_file(folder / f"{name}.csv", csv_table(columns, rows).encode())
     for logger in _loggers(trainer, WandbLogger):
         assert isinstance(logger, WandbLogger)
         headings, cells = list(columns), [list(row) for row in rows]
         if sounds is not None:
             headings = [*headings, "audio"]
-            cells = [[*row, _playable(sound)] for row, sound in zip(cells, sounds, strict=True)]
+            cells = [[*row, _wandb_audio(sound)] for row, sound in zip(cells, sounds, strict=True)]
         logger.log_table(key=name, columns=headings, data=cells)
     for logger in _loggers(trainer, TensorBoardLogger):
-        logger.experiment.add_text(name, _as_markdown(columns, rows), trainer.global_step)
+        logger.experiment.add_text(name, markdown_table(columns, rows), trainer.global_step)
 
 
 def publish_picture(trainer: pl.Trainer, folder: Path, name: str, figure: Any) -> None:
     """Write `{name}.png`, and show the picture in Weights & Biases and TensorBoard.
 
     Args:
-        trainer: The trainer; only its first rank writes.
-        folder: Where the file goes.
-        name: Of the picture.
-        figure: Of matplotlib.
+        trainer: The trainer of the run, of which only the first rank writes.
+        folder: Folder to write to.
+        name: Name of the picture.
+        figure: A matplotlib figure.
     """
     if not trainer.is_global_zero:
         return
@@ -93,10 +92,10 @@ def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequenc
     """Write `{name}-{number}.wav`, and make them playable in Weights & Biases and TensorBoard.
 
     Args:
-        trainer: The trainer; only its first rank writes.
-        folder: Where the files go.
-        name: Of the files, before their number.
-        sounds: Clips.
+        trainer: The trainer of the run, of which only the first rank writes.
+        folder: Folder to write to.
+        name: Name of the files, to which their number is appended.
+        sounds: The sounds.
     """
     if not trainer.is_global_zero:
         return
@@ -113,11 +112,11 @@ def publish_sounds(trainer: pl.Trainer, folder: Path, name: str, sounds: Sequenc
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all; training goes on where that is not possible.
+    """Write a file as a whole or not at all. If that fails, a warning says so and training goes on.
 
     Args:
-        path: Of the file; its folder is made if need be.
-        content: What it shall hold.
+        path: Path of the file; its folder is created if it does not exist.
+        content: Content of the file.
     """
     try:
         with written_whole(path) as temporary:
@@ -127,28 +126,17 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _loggers(trainer: pl.Trainer, kind: type[Logger]) -> Iterable[Any]:
+    """The trainer's loggers of a class."""
     return [logger for logger in trainer.loggers if isinstance(logger, kind)]
 
 
-def _playable(sound: Sound | None) -> Any:
+def _wandb_audio(sound: Sound | None) -> Any:
+    """A sound that Weights & Biases can play."""
     return None if sound is None else import_optional("wandb").Audio(sound[0], sample_rate=sound[1])
 
 
 def _pixels(content: io.BytesIO) -> npt.NDArray[np.uint8]:
+    """The pixels `(H, W, 3)` of a PNG file."""
     imread = import_optional("matplotlib.image").imread
     content.seek(0)
     return np.asarray(255 * imread(content, format="png")[..., :3], dtype=np.uint8)
-
-
-def _as_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    # A bar in a caption would begin another cell.
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)

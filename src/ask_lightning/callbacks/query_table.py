@@ -1,4 +1,4 @@
-"""`QueryTable`: what a few queries retrieve, Ψ and the factor (paper Tables 3 and 6). Axes: `Q` queries."""
+"""`QueryTable`: what queries retrieve from the knowledge, and Ψ (paper Tables 3, 6). Axes: `Q` queries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ask_lightning.callbacks.publish import Sound, output_folder, publish_sounds, publish_table
 from ask_lightning.callbacks.refresh import find_refresher
-from ask_lightning.encoding.encode import has_index
 from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
-from ask_lightning.functional import reliability_potential
+from ask_lightning.encoding.source_loader import has_index
+from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.pairs import Neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, PairStore, neighborhood
 from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 
@@ -35,27 +35,30 @@ _COLUMNS = (
 
 
 class QueryTable(Callback):
-    """Writes down what the knowledge answers to a few validation pairs, and what ASK makes of it.
+    """Tabulates which knowledge a few validation pairs retrieve, and how reliable ASK finds it.
 
-    A row for each pair and direction: its caption, the captions of the knowledge pairs that its audio and its
-    text retrieve (paper Table 3), the reliability potentials Ψ and the modulation factor (Table 6), and Ψ and
-    factor for neighbours drawn at random in place of the retrieved ones. `queries-epoch-N.csv` and the clips
-    as `query-N.wav` go to the folder of the run; Weights & Biases shows the table with clips to play,
-    TensorBoard both.
+    The table has a row for each pair and direction: the pair's caption, the captions of the knowledge pairs
+    that its audio and its text retrieve (paper Table 3), the reliability potentials Ψ and the modulation
+    factor (Table 6), and Ψ and factor for random neighbours in place of the retrieved ones. The table is
+    written as `queries-epoch-N.csv`, and the clips as `query-N.wav`, to the folder of the run. Weights &
+    Biases shows the table with clips to play, TensorBoard the table and the clips.
 
     Requirements:
-        `KnowledgeRefreshCallback`; validation data with an index. Captions need a knowledge source with an
-        index whose items are mappings with `"caption"`; without, row numbers stand in their place.
+        `KnowledgeRefreshCallback`, and validation data with an index. Captions are shown if the knowledge
+        source has an index and its items are mappings with `"caption"`; otherwise row numbers are.
 
     Args:
-        every_n_epochs: Epochs between tables, at least 1; the first and the last have one in any case.
-        num_queries: Validation pairs; all if there are fewer.
-        num_shown: Neighbours whose captions are shown. All K count for Ψ.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        every_n_epochs: Number of epochs between tables, at least 1. The first and the last epoch always have
+            a table.
+        num_queries: Number of validation pairs, at least 1; all pairs if there are fewer.
+        num_shown: Number of neighbours whose captions are shown, at least 1. Ψ is computed from all K.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found by
+            the rule of `ASKModule`.
+        text: Name of the module's method that takes a batch and returns text embeddings. None: found by the
+            rule of `ASKModule`.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
 
     Examples:
         >>> QueryTable(num_queries=8).every_n_epochs
@@ -68,8 +71,8 @@ class QueryTable(Callback):
         num_queries: int = 6,
         num_shown: int = 3,
         *,
-        audio: str = "forward_audio",
-        text: str = "forward_text",
+        audio: str | None = None,
+        text: str | None = None,
     ) -> None:
         check_count("every_n_epochs", every_n_epochs, 1)
         check_count("num_queries", num_queries, 1)
@@ -82,14 +85,14 @@ class QueryTable(Callback):
         self._sounds_written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that there is knowledge to ask, and who encodes the queries."""
+        """Checks that the trainer has knowledge and that the model has the two encoders."""
         if stage == "fit":
             find_refresher(trainer, self)
             check_encoders(pl_module, self, self.audio, self.text)
             self._sounds_written = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks the knowledge in use."""
+        """Writes the table with the knowledge in use."""
         if not is_due(trainer, self.every_n_epochs):
             return
         refresher = find_refresher(trainer, self)
@@ -101,28 +104,28 @@ class QueryTable(Callback):
                 "process holds as a whole."
             )
             return
-        items, like = probe
-        audio, text = encode_probe(trainer, pl_module, items, like, self.audio, self.text)
+        items, loader = probe
+        audio, text = encode_probe(trainer, pl_module, items, loader, self.audio, self.text)
         audio, text = audio.to(base.device), text.to(base.device)
         near = loss.retrieve(audio, text, base)
         folder = output_folder(trainer)
         if not trainer.is_global_zero:
             return
-        source = _dataset(refresher.loader(trainer), base)
+        source = _captioned_source(refresher.loader(trainer), base)
         pairs = [items[row] for row in range(len(items))]
-        table = _Answers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
-        sounds = [_sound(pair, pl_module) for pair in pairs]
+        table = _QueryAnswers(loss, base, source, audio, text, near).rows(pairs, self.num_shown)
+        sounds = [_waveform(pair, pl_module) for pair in pairs]
         name = f"queries-epoch-{trainer.current_epoch}"
-        doubled = [sound for sound in sounds for _ in DIRECTIONS]
-        heard = any(sound is not None for sound in sounds)
-        publish_table(trainer, folder, name, _COLUMNS, table, sounds=doubled if heard else None)
+        has_sounds = any(sound is not None for sound in sounds)
+        row_sounds = [sound for sound in sounds for _ in DIRECTIONS] if has_sounds else None
+        publish_table(trainer, folder, name, _COLUMNS, table, sounds=row_sounds)
         if not self._sounds_written:
             publish_sounds(trainer, folder, "query", [sound for sound in sounds if sound is not None])
             self._sounds_written = True
 
 
-class _Answers:
-    """What a base answers to Q queries under the options of a loss."""
+class _QueryAnswers:
+    """The neighbours of Q queries in a knowledge base, with Ψ and factor under the options of a loss."""
 
     def __init__(
         self,
@@ -144,19 +147,21 @@ class _Answers:
     ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
         psi = {}
-        for name, hood in near.items():
+        for name, stored in near.items():
+            hood = stored.to(audio.dtype)
             psi[name, "t2a"] = reliability_potential(audio, hood.audio_by_text, hood.audio_by_audio)
             psi[name, "a2t"] = reliability_potential(text, hood.text_by_audio, hood.text_by_text)
         factor = {
-            direction: 1
-            + torch.stack([-self.lambdas[name] * psi[name, direction].log() for name in near]).sum(0)
+            direction: modulation_factor(
+                [(self.lambdas[name], disagreement(psi[name, direction])) for name in near]
+            )
             for direction in DIRECTIONS
         }
         return psi, factor
 
     def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
-        """The cells of the table."""
-        found = []
+        """The rows of the table, one for each query and direction."""
+        rows: list[tuple[str | float, ...]] = []
         fine = self.near.get("fine")
         for query, pair in enumerate(pairs):
             by_audio = self._captions(None if fine is None else fine.audio_rows[query, :num_shown])
@@ -173,10 +178,11 @@ class _Answers:
                     self.noise_factor[direction],
                 )
                 cells = ["" if one is None else round(float(one[query]), 4) for one in numbers]
-                found.append((caption, direction.upper(), by_audio, by_text, *cells))
-        return found
+                rows.append((caption, direction.upper(), by_audio, by_text, *cells))
+        return rows
 
     def _captions(self, rows: Tensor | None) -> str:
+        """The captions of knowledge pairs, in one cell."""
         if rows is None:
             return ""
         if self.source is None:
@@ -185,22 +191,18 @@ class _Answers:
 
 
 def _random_pairs(base: KnowledgeBase, name: Any, like: Neighborhood) -> Neighborhood:
-    """As many pairs, drawn at random in place of the retrieved ones."""
+    """Random pairs, as many as were retrieved."""
     generator = torch.Generator().manual_seed(0)
-    granularity = getattr(base, name)
+    pairs: PairStore = getattr(base, name)
     by_audio, by_text = (
-        torch.randint(len(granularity), rows.shape, generator=generator).to(rows.device)
+        torch.randint(len(pairs), rows.shape, generator=generator).to(rows.device)
         for rows in (like.audio_rows, like.text_rows)
     )
-    audio, text = granularity.pairs(torch.cat([by_audio, by_text]).flatten())
-    shape = (2, *by_audio.shape, -1)
-    audio_by_audio, audio_by_text = audio.to(like.audio_by_audio).view(shape)
-    text_by_audio, text_by_text = text.to(like.text_by_text).view(shape)
-    return Neighborhood(by_audio, by_text, audio_by_audio, audio_by_text, text_by_audio, text_by_text)
+    return neighborhood(pairs, by_audio, by_text)
 
 
-def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
-    """The source, if its items are the pairs of the base and have captions."""
+def _captioned_source(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
+    """The dataset of the knowledge source, if its items are the pairs of the base and have captions."""
     if not (isinstance(loader, DataLoader) and has_index(loader)):
         return None
     dataset: Dataset[Any] = loader.dataset
@@ -210,8 +212,8 @@ def _dataset(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:
     return dataset if isinstance(first, dict) and "caption" in first else None
 
 
-def _sound(pair: Any, module: pl.LightningModule) -> Sound | None:
-    """The waveform of a pair, if there is one and its rate is known."""
+def _waveform(pair: Any, module: pl.LightningModule) -> Sound | None:
+    """The waveform of a pair and its sample rate, if both are known."""
     rate = module.hparams.get("sample_rate")
     waveform = pair.get("waveform") if isinstance(pair, dict) else None
     if rate is None or waveform is None:

@@ -8,19 +8,20 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ask_lightning.callbacks.publish import Cell, output_folder, publish_table
-from ask_lightning.metrics.table import COLUMNS, percentages, scores_markdown
+from ask_lightning.callbacks.publish import output_folder, publish_table
+from ask_lightning.metrics.table import percentages, score_table
+from ask_lightning.utilities.text_tables import print_table
 
 
 class RecallTable(Callback):
-    """Prints and writes recalls in percent at the end of a run, of a validation and of a test.
+    """Prints and writes recalls in percent at the end of `fit`, `validate` and `test`.
 
-    After `fit` there is a row for the epoch with the highest mean recall on the validation data and one for
-    the last; after `validate` and `test` one for the split. The table is `recall.csv` in the folder of the
-    run, and in Weights & Biases and TensorBoard.
+    After `fit` there is a row for the epoch with the highest mean recall on the validation data and a row for
+    the last epoch; after `validate` and `test` there is one row for the split. The table is written to
+    `recall.csv` in the folder of the run, and shown in Weights & Biases and TensorBoard.
 
     Requirements:
-        A model that logs what `ask_lightning.metrics.retrieval_metrics` computes, under `val/` and `test/`.
+        A model that logs the scores of `ask_lightning.metrics.AudioTextRetrieval` under `val/` and `test/`.
 
     Examples:
         >>> RecallTable().best
@@ -34,15 +35,15 @@ class RecallTable(Callback):
         self._last_epoch = -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers the epoch, or publishes where validation was all there was to do."""
-        scores = percentages(_metrics(trainer), "val/")
+        """Remembers the scores of the epoch; publishes them if validation was run on its own."""
+        scores = percentages(_logged_metrics(trainer), "val/")
         if trainer.sanity_checking or not scores:
             return
         if trainer.state.fn == TrainerFn.VALIDATING:
             _publish(trainer, {"validation": scores})
             return
         self._last, self._last_epoch = scores, trainer.current_epoch
-        if not self.best or _mean(scores) > _mean(self.best):
+        if not self.best or _mean_recall(scores) > _mean_recall(self.best):
             self.best, self._best_epoch = scores, trainer.current_epoch
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,8 +56,8 @@ class RecallTable(Callback):
             _publish(trainer, rows)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Publishes the test."""
-        if scores := percentages(_metrics(trainer), "test/"):
+        """Publishes the scores of the test."""
+        if scores := percentages(_logged_metrics(trainer), "test/"):
             _publish(trainer, {"test": scores})
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,23 +65,23 @@ class RecallTable(Callback):
         return {"best": self.best, "epoch": self._best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the best epoch of an interrupted run."""
+        """Restores the best epoch of an interrupted run."""
         self.best, self._best_epoch = state_dict["best"], state_dict["epoch"]
 
 
-def _metrics(trainer: pl.Trainer) -> dict[str, float]:
+def _logged_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _mean(scores: dict[str, float]) -> float:
+def _mean_recall(scores: dict[str, float]) -> float:
     recalls = [value for name, value in scores.items() if "recall_at" in name]
     return sum(recalls) / len(recalls) if recalls else 0.0
 
 
 def _publish(trainer: pl.Trainer, rows: dict[str, dict[str, float]]) -> None:
+    """Print the table and publish it."""
     folder = output_folder(trainer)
+    columns, cells = score_table(rows, "% of")
     if trainer.is_global_zero:
-        print(f"\n{scores_markdown(rows)}\n")
-    names = [name for name in COLUMNS if all(name in scores for scores in rows.values())]
-    cells: list[list[Cell]] = [[row, *(scores[name] for name in names)] for row, scores in rows.items()]
-    publish_table(trainer, folder, "recall", ["% of", *(COLUMNS[name] for name in names)], cells)
+        print_table(columns, cells, float_format=".1f")
+    publish_table(trainer, folder, "recall", columns, cells)

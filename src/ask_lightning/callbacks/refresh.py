@@ -14,19 +14,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
-    Snapshots,
+    SnapshotCollector,
+    SnapshotRecord,
+    SnapshotRestorer,
+    SnapshotWriter,
     checkpoint_directories,
     knowledge_directory,
     local_path,
 )
 from ask_lightning.encoding.compatibility import check_finders, check_gradients, check_trainer
-from ask_lightning.encoding.encode import (
-    Source,
-    encode_source,
-    has_index,
-    random_streams_kept,
-    source_loader,
-)
+from ask_lightning.encoding.encode import encode_source
+from ask_lightning.encoding.isolation import preserved_random_state
+from ask_lightning.encoding.source_loader import Source, has_index, source_loader
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.knowledge.base import PLACEMENTS, STORAGES, KnowledgeBase, Placement, Storage
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
@@ -35,7 +34,7 @@ from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.faiss_import import import_faiss
 
-# Mean cosine of trained embeddings to each other from which on they tell hardly anything apart.
+# Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
@@ -44,7 +43,7 @@ _DRIFT_QUERIES = 1024
 class KnowledgeRefreshCallback(Callback):
     """Encodes the knowledge source before the first step and again whenever `epoch % T == 0`.
 
-    The source is read by a loader of its own, by the current encoders in evaluation mode and without
+    The source is read by a loader of its own and encoded by the current encoders in evaluation mode, without
     gradient. Random streams, training modes, logs and the order of training batches stay what they would
     be without it. On several ranks each encodes its share; all end with the same base, which is checked by a
     fingerprint.
@@ -58,26 +57,27 @@ class KnowledgeRefreshCallback(Callback):
         loader's collation unless the source is a loader itself.
 
     Recommendations:
-        Augmentation inside the dataset cannot be seen from here; pass `source=` without it.
+        The callback cannot see augmentation inside the dataset: pass `source=` a dataset without it.
 
     Args:
-        T: Epochs between refreshes, at least 1. From `max_epochs` on the base is never renewed, the
-            paper's "static" ablation.
-        source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a callable that
-            returns one.
-        num_prototypes: M, number of coarse prototypes.
-        prototype_pairing: `"matched"`, `"joint"`, `"audio"`, `"text"` or `"index"`.
-        normalize_prototypes: Bring max-pooled prototypes back to unit length.
-        index: `"auto"`, `"exact"` or a Faiss factory string.
-        placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its part, for
+        T: Number of epochs from one refresh to the next, at least 1. From `max_epochs` on the base is never
+            renewed, the paper's "static" ablation.
+        source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
+            callable that returns one.
+        num_prototypes: M, the number of coarse prototypes, at least 1.
+        prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
+            `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
+        normalize_prototypes: Whether to bring max-pooled prototypes back to unit length.
+        index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string.
+        placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
-        storage: `"float32"`, or `"float16"` or `"bfloat16"`, which halve the base's memory; scores are
-            float32 in any case.
-        batch_size: Pairs per batch of a refresh; default that of the loader.
-        num_workers: Worker processes of a refresh; default that of the loader.
-        save_knowledge: Write the base beside the checkpoints, so that a resumed run goes on with the very
-            knowledge that it had. Snapshots that no checkpoint needs any more are removed.
-        seed: Of K-means.
+        storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
+            scores are float32 in any case.
+        batch_size: Number of pairs per batch of a refresh; default: that of the loader.
+        num_workers: Number of worker processes of a refresh; default: that of the loader.
+        save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
+            the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
+        seed: Seed of the K-means initialisation.
 
     Raises:
         ValueError: An argument out of range.
@@ -127,20 +127,21 @@ class KnowledgeRefreshCallback(Callback):
         self.seed = seed
         self._target: Target | None = None
         self._built_at: int | None = None  # the epoch whose encoders made the base in use
-        self._snapshots = Snapshots()
-        self._warned = False  # of a collapse, once a run
+        self._snapshots = SnapshotRecord()
+        self._collector = SnapshotCollector(self._snapshots)
+        self._warned_of_collapse = False
         self._checked_gradients = False
         self._to_restore: dict[str, Any] | None = None
 
     @property
     def target(self) -> Target:
-        """The loss and the encoders that are served; known from the start of `fit` on."""
+        """The loss that looks the knowledge up and the encoders; known from the start of `fit` on."""
         if self._target is None:
             raise RuntimeError("KnowledgeRefreshCallback knows its module from the start of `fit` on.")
         return self._target
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that ASK can train here."""
+        """Checks that ASK can train this module with this trainer."""
         if stage != "fit":
             return
         check_trainer(trainer, pl_module)
@@ -151,7 +152,9 @@ class KnowledgeRefreshCallback(Callback):
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
             self._built_at = self._to_restore = self.target.loss.knowledge = None
-            self._snapshots, self._warned, self._checked_gradients = Snapshots(), False, False
+            self._snapshots = SnapshotRecord()
+            self._collector = SnapshotCollector(self._snapshots)
+            self._warned_of_collapse = self._checked_gradients = False
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
@@ -159,15 +162,17 @@ class KnowledgeRefreshCallback(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Brings back the base that a resumed run had in use."""
-        self._snapshots.watch(checkpoint_directories(trainer), local_path(trainer.default_root_dir))
+        """Restores the base that a resumed run had in use."""
+        self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
+        self._snapshots.root = local_path(trainer.default_root_dir)
         state, self._to_restore = self._to_restore, None
         if state is None or state["built_at"] is None:
             return
         ranks = Ranks.current()
         beside = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
-            base = self._snapshots.restore(state, beside, ranks, sharded=self.placement == "sharded")
+            restorer = SnapshotRestorer(self._snapshots)
+            base = restorer.restore(state, beside, ranks, sharded=self.placement == "sharded")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -191,29 +196,29 @@ class KnowledgeRefreshCallback(Callback):
             )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refreshes when it is time."""
+        """Refreshes the knowledge if it is due."""
         epoch = trainer.current_epoch
         due = epoch % self.T == 0 and self._built_at != epoch
         if due or self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
         assert self._built_at is not None
-        self._snapshots.remove_unneeded()
+        self._collector.collect()
         if not trainer.barebones:
             pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1, sync_dist=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Removes the snapshots that the last checkpoints made superfluous."""
-        self._snapshots.remove_unneeded()
+        """Removes the snapshots that the last checkpoints do not need."""
+        self._collector.collect()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks once that every parameter has a part in the loss, where DDP demands it."""
+        """Checks once that every parameter has a gradient, where DDP demands it."""
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Builds the base after a resume inside an epoch, which does not start its epoch anew."""
+        """Builds the base after a resume inside an epoch, where `on_train_epoch_start` is skipped."""
         if self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
 
@@ -239,16 +244,14 @@ class KnowledgeRefreshCallback(Callback):
         """
         started = time.perf_counter()
         ranks = Ranks.current()
-        with ranks.together("opening the knowledge source"):
+        with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
-        with progress_bar(trainer, "Refreshing knowledge", _length(loader)) as advance:
-            audio, text, ids, part = encode_source(
-                trainer, pl_module, loader, self.target.embed, advance, ranks=ranks
-            )
+        with progress_bar(trainer, "Refreshing knowledge", _num_batches(loader)) as advance:
+            encoded = encode_source(trainer, pl_module, loader, self.target.embed, advance, ranks=ranks)
         base = KnowledgeBase.from_embeddings(
-            audio,
-            text,
-            ids=ids,
+            encoded.audio,
+            encoded.text,
+            ids=encoded.ids,
             num_prototypes=self.num_prototypes,
             prototype_pairing=self.prototype_pairing,
             normalize_prototypes=self.normalize_prototypes,
@@ -256,16 +259,16 @@ class KnowledgeRefreshCallback(Callback):
             seed=self.seed,
             storage=self.storage,
             placement=self.placement,
-            part=part,
+            shard=encoded.shard,
         )
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
         self._built_at = trainer.current_epoch
         self._snapshots.supersede()
         seconds = time.perf_counter() - started
-        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": part.total / seconds}
+        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(base.fine) / seconds}
         report |= (similarity := mean_similarity(base))
         if old is not None:
-            self._warned |= not self._warned and _warn_of_collapse(similarity)
+            self._warned_of_collapse = self._warned_of_collapse or _warn_of_collapse(similarity)
             if has_index(loader) and base.has_rows_of(old):
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
@@ -273,12 +276,12 @@ class KnowledgeRefreshCallback(Callback):
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
-        """A new loader over this rank's part of the source, in order.
+        """Make a new loader over this rank's items of the source, in order.
 
         Args:
             trainer: The running trainer, whose training data are the default source.
         """
-        with random_streams_kept():  # a callable that makes the source may draw
+        with preserved_random_state():  # a callable that makes the source may draw
             return source_loader(
                 self.source,
                 trainer.train_dataloader,
@@ -295,7 +298,7 @@ class KnowledgeRefreshCallback(Callback):
         if base is None or self._built_at is None:
             return
         if self.save_knowledge:
-            self._snapshots.write(base, self._built_at, knowledge_directory(trainer))
+            SnapshotWriter(self._snapshots).write(base, self._built_at, knowledge_directory(trainer))
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -309,20 +312,24 @@ class KnowledgeRefreshCallback(Callback):
         }
 
     def _settings(self) -> dict[str, Any]:
+        """The arguments that the content of the base depends on."""
         names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage", "seed")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until devices are known, at the start of training."""
+        """Keeps the state until training starts, when devices are known."""
         self._to_restore = state_dict
 
 
 def find_refresher(trainer: pl.Trainer, wanted_by: Callback) -> KnowledgeRefreshCallback:
-    """The callback that holds the knowledge.
+    """Find the callback that refreshes the knowledge.
 
     Args:
-        trainer: A trainer.
-        wanted_by: Who asks, for the message.
+        trainer: The trainer to search.
+        wanted_by: The callback that needs it, for the error message.
+
+    Returns:
+        The refresh callback.
 
     Raises:
         RuntimeError: The trainer has none.
@@ -340,11 +347,11 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
     """RDM of each modality between two bases of the same rows, over evenly spaced queries.
 
     Args:
-        current: The base by the current encoders.
-        stored: The older one.
+        current: The base that the current encoders made.
+        stored: The base that older encoders made.
 
     Returns:
-        `rdm_audio` and `rdm_text`, 0-d.
+        The drifts `rdm_audio` and `rdm_text`, 0-d.
     """
     rows = len(current.fine)
     queries = torch.linspace(0, rows - 1, min(rows, _DRIFT_QUERIES), device=current.device).long()
@@ -353,13 +360,13 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
 
 
 def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
-    """Mean cosine of all pairs of rows of each modality: 0 for directions all over, 1 for a single one.
+    """Mean cosine between all rows of each modality: near 0 if they are spread out, 1 if they are all equal.
 
     Args:
-        base: The base.
+        base: The base to examine.
 
     Returns:
-        `mean_similarity_audio` and `mean_similarity_text`, 0-d.
+        The means `mean_similarity_audio` and `mean_similarity_text`, 0-d.
     """
     # The mean of all u_i · u_j is the squared length of the mean.
     audio, text = (mean.square().sum() for mean in base.fine.mean)
@@ -367,7 +374,7 @@ def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
 
 
 def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
-    """Whether there was something to warn of."""
+    """Warn if the embeddings of both modalities have collapsed; whether they have."""
     audio, text = (float(value) for value in similarity.values())
     collapsed = min(audio, text) > _COLLAPSED
     if collapsed:
@@ -380,7 +387,8 @@ def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
     return collapsed
 
 
-def _length(loader: object) -> int | None:
+def _num_batches(loader: object) -> int | None:
+    """The length of a loader, if it has one."""
     if not isinstance(loader, Sized):
         return None
     try:

@@ -1,12 +1,13 @@
-"""The knowledge on disk: written beside the checkpoints, kept as long as one of them needs it."""
+"""The knowledge of a run on disk: written beside the checkpoints, restored, and removed when not needed."""
 
 from __future__ import annotations
 
 import os
 import time
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -16,64 +17,85 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.snapshot_file import SnapshotError, part_path, snapshot_files
+from ask_lightning.knowledge.snapshot_file import SnapshotError, find_snapshot, snapshot_paths
 from ask_lightning.utilities.atomic_files import TEMPORARY
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
-# A file under a temporary name that nobody has written to for so long was left by a process that was killed.
+# A temporary file that has not been written to for so long was left by a process that was killed.
 _ABANDONED_SECONDS = 3600.0
 
 
-class Snapshots:
-    """The snapshots of a run; the last one is that of the knowledge in use, once that has been written."""
+@dataclass
+class SnapshotRecord:
+    """What a run knows of its snapshots on disk, shared by the writer, the restorer and the collector.
 
-    def __init__(self) -> None:
-        self._directories: set[Path] = set()
-        self._root: Path | None = None
-        self._written: list[Path] = []
-        self._current: Path | None = None
-        # The directory for which the knowledge in use was last written, if it was.
-        self._seen_to: tuple[Path | None] | None = None
-        self._mentions: dict[tuple[Path, int, int], bytes] = {}
+    Attributes:
+        checkpoint_directories: Directories of the callbacks that write checkpoints; if there is none, no
+            snapshot is ever removed.
+        root: Directory into which Lightning itself writes a checkpoint when a cluster takes the machine
+            away, if it is local.
+        written: Snapshots of this run that are on disk, the one in use among them.
+        current: Snapshot of the knowledge in use, once it is written.
+        is_handled: Whether the knowledge in use has been written to `handled_directory`, or cannot be.
+        handled_directory: Directory that `is_handled` speaks of; `None` for a place that is not local.
+    """
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the snapshot of the knowledge in use by its name, others without suffix.
+    checkpoint_directories: set[Path] = field(default_factory=set)
+    root: Path | None = None
+    written: list[Path] = field(default_factory=list)
+    current: Path | None = None
+    is_handled: bool = False
+    handled_directory: Path | None = None
 
-        So the name of a file occurs in the checkpoints that need it, and in no other.
-        """
-        others = [str(path.with_suffix("")) for path in self._written if path != self._current]
-        return {
-            "snapshot": str(self._current) if self._current else None,
-            "other_snapshots": others,
-            "checkpoint_directories": sorted(map(str, self._directories)),
-        }
-
-    def watch(self, directories: Collection[Path], root: Path | None) -> None:
-        """Say where the run's checkpoints go.
-
-        Args:
-            directories: Of the callbacks that write them; without any, nothing is ever removed.
-            root: Where Lightning itself writes one when a cluster takes the machine away, if that is local.
-        """
-        self._directories, self._root = set(directories), root
+    @property
+    def superseded(self) -> list[Path]:
+        """Snapshots on disk of knowledge that is no longer in use."""
+        return [path for path in self.written if path != self.current]
 
     def supersede(self) -> None:
-        """New knowledge is in use, which is not on disk yet."""
-        self._current = self._seen_to = None
+        """Note that new knowledge is in use, which is not on disk yet."""
+        self.current, self.is_handled, self.handled_directory = None, False, None
+
+    def mark_handled(self, directory: Path | None) -> None:
+        """Note that the knowledge in use has been written to a directory, or cannot be."""
+        self.is_handled, self.handled_directory = True, directory
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the file name of the current snapshot, other names without their suffix.
+
+        So the file name of a snapshot occurs in the checkpoints that need it, and in no other.
+        """
+        return {
+            "snapshot": str(self.current) if self.current else None,
+            "other_snapshots": [str(path.with_suffix("")) for path in self.superseded],
+            "checkpoint_directories": sorted(map(str, self.checkpoint_directories)),
+        }
+
+
+class SnapshotWriter:
+    """Writes the knowledge in use beside the checkpoints.
+
+    Args:
+        record: The snapshots of the run.
+    """
+
+    def __init__(self, record: SnapshotRecord) -> None:
+        self.record = record
 
     def write(self, base: KnowledgeBase, epoch: int, directory: Path | None) -> None:
-        """Put the knowledge in use beside the checkpoints, once; a warning where that is not possible.
+        """Write the knowledge in use, once for each directory; where that fails there is a warning.
 
         Args:
-            base: The knowledge.
-            epoch: Whose encoders made it.
-            directory: Where the checkpoints go; `None` if that is not a local directory.
+            base: The knowledge in use.
+            epoch: The epoch whose encoders made it.
+            directory: The directory of the checkpoints; `None` if it is not local.
         """
+        record = self.record
         # A resumed run may write to another directory than the run that wrote the snapshot.
-        if self._seen_to == (directory,):
+        if record.is_handled and record.handled_directory == directory:
             return
-        self._seen_to = (directory,)
+        record.mark_handled(directory)
         consequence = "Training goes on; a run resumed from this checkpoint will encode its knowledge anew."
         if directory is None:
             warn(
@@ -83,130 +105,175 @@ class Snapshots:
             )
             return
         path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
+        failure = self._save(base, path)
+        if failure is None:
+            record.current = path
+            record.written += [path] if path not in record.written else []
+            return
+        if Ranks.current().rank == 0:
+            warn(
+                f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
+                stacklevel=3,
+            )
+        record.current = record.current or path  # so that a resumed run can say what it misses
+
+    def _save(self, base: KnowledgeBase, path: Path) -> str | None:
+        """Save the base; the error message if that fails. Collective for a sharded base."""
         ranks, failure = Ranks.current(), None
         try:
-            # Of a replicated base one copy is enough; of a sharded one each rank writes its part.
+            # One copy of a replicated base is enough; of a sharded one each rank writes its shard.
             if base.is_sharded or ranks.rank == 0:
                 base.save(path)
         except OSError as error:
             failure = str(error)
-        if base.is_sharded:  # the checkpoint is written when all parts are there
-            failure = next((text for text in ranks.exchange(failure) if text is not None), None)
-        if failure is not None:
-            if base.is_sharded and path not in self._written:
-                with suppress(OSError):  # of a snapshot that is not whole
-                    part_path(path, ranks.rank, ranks.size).unlink(missing_ok=True)
-            if ranks.rank == 0:
-                warn(
-                    f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
-                    stacklevel=3,
-                )
-            self._current = self._current or path  # a resumed run shall say what it misses
-        else:
-            self._current = path
-            self._written += [path] if path not in self._written else []
+        if base.is_sharded:  # no checkpoint is written before all shards are there
+            failure = next((text for text in ranks.all_gather_object(failure) if text is not None), None)
+            if failure is not None and path not in self.record.written:
+                with suppress(OSError):  # a shard of a snapshot that is not whole is of no use
+                    snapshot_paths(path, ranks.size)[ranks.rank].unlink(missing_ok=True)
+        return failure
+
+
+class SnapshotRestorer:
+    """Reads the knowledge that a resumed run had in use.
+
+    Args:
+        record: The snapshots of the run.
+    """
+
+    def __init__(self, record: SnapshotRecord) -> None:
+        self.record = record
 
     def restore(
         self, state: Mapping[str, Any], beside: Path | None, ranks: Ranks, *, sharded: bool
     ) -> KnowledgeBase:
-        """The knowledge that a checkpoint names; collective.
+        """Read the knowledge that a checkpoint names; collective.
 
         Args:
-            state: What `state` returned, and the knowledge's `fingerprint`.
-            beside: The directory of the checkpoint, with which its snapshots may have moved.
-            ranks: The processes; whatever their number was when the snapshot was written.
-            sharded: Whether each shall hold a part.
+            state: The `state` of the record of the run that wrote the checkpoint, and the `fingerprint` of
+                the knowledge.
+            beside: The directory of the checkpoint, to which its snapshots may have moved together with it.
+            ranks: The processes of this run; there may be more or fewer than wrote the snapshot.
+            sharded: Whether each rank shall hold a shard.
 
         Returns:
             The base, on the CPU.
 
         Raises:
-            SnapshotError: It is missing, damaged or another one, on this rank or on another.
+            SnapshotError: The snapshot is missing, damaged or another one, on this rank or on another.
         """
         if state["snapshot"] is None:
             raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
-        path = _moved(Path(state["snapshot"]), beside)
+        path = _present_location(Path(state["snapshot"]), beside)
         base, failure = None, None
         try:
             base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
         except SnapshotError as error:
             failure = str(error)
-        _raise_first(ranks.exchange(failure))
+        _raise_first(ranks.all_gather_object(failure))
         assert base is not None
         if base.fingerprint != state["fingerprint"]:
             failure = f"{path} holds {base}, which is not the knowledge that the checkpoint names."
-        _raise_first(ranks.exchange(failure))
-        self._current, self._seen_to = path, (path.parent,)
-        # Where checkpoints may need them that are not looked at from here, the old run's snapshots stay.
-        if self._directories >= set(map(Path, state["checkpoint_directories"])):
-            others = (_moved(Path(f"{name}.safetensors"), beside) for name in state["other_snapshots"])
-            self._written = [path, *(other for other in others if snapshot_files(other))]
+        _raise_first(ranks.all_gather_object(failure))
+        self._adopt(path, state, beside)
         return base
 
-    def remove_unneeded(self) -> None:
-        """Remove the snapshots that no checkpoint mentions, but for that of the knowledge in use."""
-        superseded = [path for path in self._written if path != self._current]
-        if not superseded or not self._directories:
+    def _adopt(self, path: Path, state: Mapping[str, Any], beside: Path | None) -> None:
+        """Make the snapshots of the earlier run those of this one."""
+        record = self.record
+        record.current = path
+        record.mark_handled(path.parent)
+        # Snapshots stay as they are if checkpoints may need them in a directory that this run does not watch.
+        if record.checkpoint_directories >= set(map(Path, state["checkpoint_directories"])):
+            others = (
+                _present_location(Path(f"{name}.safetensors"), beside) for name in state["other_snapshots"]
+            )
+            record.written = [path, *(other for other in others if find_snapshot(other))]
+
+
+class SnapshotCollector:
+    """Removes the snapshots that no checkpoint needs any more.
+
+    Args:
+        record: The snapshots of the run.
+    """
+
+    def __init__(self, record: SnapshotRecord) -> None:
+        self.record = record
+        self._contents: dict[tuple[Path, int, int], bytes] = {}
+
+    def collect(self) -> None:
+        """Remove the snapshots that no checkpoint names, except that of the knowledge in use."""
+        record = self.record
+        superseded = record.superseded
+        if not superseded or not record.checkpoint_directories:
             return
         if Ranks.current().rank > 0:  # rank 0 writes the checkpoints and sees them first
-            self._written = [path for path in self._written if path == self._current]
+            record.written = [path for path in record.written if path == record.current]
             return
         self._remove_abandoned({path.parent for path in superseded})
         try:
-            files = [file for place in self._directories for file in place.glob("**/*.ckpt")]
-            files += self._root.glob("hpc_ckpt_*.ckpt") if self._root else []
-            mentions = [self._mention(file) for file in files]
+            contents = self._contents_of_checkpoints()
         except (OSError, zipfile.BadZipFile, ValueError):
-            return  # one that cannot be read may need any of them
-        self._mentions = {key: text for key, text in self._mentions.items() if key[0] in files}
+            return  # a checkpoint that cannot be read may need any of them
         for path in superseded:
-            if any(path.name.encode() in mention for mention in mentions):
+            if any(path.name.encode() in content for content in contents):
                 continue
             try:
-                for file in snapshot_files(path):
+                for file in find_snapshot(path):
                     file.unlink()
             except OSError as error:
                 warn(f"The superseded knowledge {path} could not be removed ({error}).", stacklevel=3)
-            self._written.remove(path)
+            record.written.remove(path)
 
-    def _mention(self, checkpoint: Path) -> bytes:
-        """The part of a checkpoint in which its texts are; nothing of it is executed."""
+    def _contents_of_checkpoints(self) -> list[bytes]:
+        """The relevant content of every checkpoint of the run."""
+        record = self.record
+        files = [file for folder in record.checkpoint_directories for file in folder.glob("**/*.ckpt")]
+        files += record.root.glob("hpc_ckpt_*.ckpt") if record.root else []
+        contents = [self._content(file) for file in files]
+        self._contents = {key: content for key, content in self._contents.items() if key[0] in files}
+        return contents
+
+    def _content(self, checkpoint: Path) -> bytes:
+        """The bytes of a checkpoint in which snapshot names can occur; nothing in it is unpickled."""
         state = checkpoint.stat()
         key = (checkpoint, state.st_mtime_ns, state.st_size)
-        if key not in self._mentions:
+        if key not in self._contents:
             with zipfile.ZipFile(checkpoint) as archive:
                 (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
                 content = archive.read(name)
-            # Of a large checkpoint only what can matter is remembered.
+            # Of a large checkpoint only the end that can name snapshots is kept in memory.
             start = content.find(_PREFIX.encode())
-            self._mentions[key] = b"" if start < 0 else content[start:]
-        return self._mentions[key]
+            self._contents[key] = b"" if start < 0 else content[start:]
+        return self._contents[key]
 
     @staticmethod
-    def _remove_abandoned(places: Iterable[Path]) -> None:
-        for place in places:
-            for file in place.glob(f".{_PREFIX}*{TEMPORARY}"):
-                with suppress(OSError):  # it is not in the way
+    def _remove_abandoned(folders: Iterable[Path]) -> None:
+        """Remove temporary files that processes left when they were killed."""
+        for folder in folders:
+            for file in folder.glob(f".{_PREFIX}*{TEMPORARY}"):
+                with suppress(OSError):  # it does no harm
                     if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
                         file.unlink()
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
-    """The directories of the trainer's checkpoints; none if not all of them can be watched from here."""
+    """The directories of all checkpoints of a trainer; empty if one of them cannot be watched from here."""
     if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-        return []  # a checkpoint may be on its way that nobody can read yet
-    places: list[Path] = []
+        return []  # a checkpoint may be half written, and unreadable until it is whole
+    directories: list[Path] = []
     for callback in trainer.checkpoint_callbacks:
         directory = getattr(callback, "dirpath", None)
-        place = local_path(directory) if directory else None
-        if place is None or getattr(callback, "FILE_EXTENSION", ".ckpt") != ".ckpt":
+        path = local_path(directory) if directory else None
+        if path is None or getattr(callback, "FILE_EXTENSION", ".ckpt") != ".ckpt":
             return []
-        places.append(place)
-    return places
+        directories.append(path)
+    return directories
 
 
 def knowledge_directory(trainer: pl.Trainer) -> Path | None:
-    """Beside the checkpoints; absolute, because a resumed run may start elsewhere. `None` if not local."""
+    """The directory for snapshots, beside the checkpoints; `None` if it is not local."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             return local_path(callback.dirpath)
@@ -214,18 +281,19 @@ def knowledge_directory(trainer: pl.Trainer) -> Path | None:
 
 
 def local_path(directory: str | os.PathLike[str]) -> Path | None:
-    """Absolute, because a resumed run may start elsewhere; `None` for a place that is not on a disk here."""
+    """The absolute path of a directory, since a resumed run may start elsewhere; `None` if it is remote."""
     return None if "://" in str(directory) else Path(directory).absolute()
 
 
-def _moved(recorded: Path, beside: Path | None) -> Path:
-    """Checkpoints move between machines together with what lies beside them."""
-    if beside is not None and snapshot_files(beside / recorded.name):
+def _present_location(recorded: Path, beside: Path | None) -> Path:
+    """Where a snapshot is now: checkpoints may be moved together with the files beside them."""
+    if beside is not None and find_snapshot(beside / recorded.name):
         return beside / recorded.name
     return recorded
 
 
 def _raise_first(failures: Iterable[str | None]) -> None:
+    """Raise the first failure of any rank, on every rank."""
     for failure in failures:
         if failure is not None:
             raise SnapshotError(failure)

@@ -32,28 +32,27 @@ flags of all commands but search:
 shipped configs:
 """
 
-_INTERRUPTED = 130  # as shells say it
+_INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
     Args:
-        arguments: Of the command line. None: those of the process.
+        arguments: The arguments of the command line; None for those of the process.
 
     Returns:
-        0; 2 where the command line is at fault, 1 where something else is that the user can mend, 130 after
-        Ctrl-C. Other errors are raised.
+        0 after success, 2 after an error in the command line or in what it names, 1 after another error that
+        the user can mend, 130 after Ctrl-C. Other errors are raised.
     """
     from ask_lightning.cli.errors import UsageError, explain
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(given)
+        run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as end:
-        # Lightning's way out after Ctrl-C.
+        # Lightning ends the process this way after Ctrl-C.
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         return _INTERRUPTED
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         print(f"ask-lightning: error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) or type(error).__name__ == "ArgumentError" else 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

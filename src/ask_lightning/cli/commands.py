@@ -1,12 +1,12 @@
-"""From a command line to LightningCLI: the composed config first, then the flags, which win."""
+"""The commands of LightningCLI: the composed config is passed first, then the flags, which win."""
 
 import json
 import os
 import warnings
 from collections.abc import Sequence
 
-from ask_lightning.cli.flags import Invocation
-from ask_lightning.cli.training import RetrievalCLI
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
+from ask_lightning.cli.run_options import RunOptions
 from ask_lightning.data.clips import Clip
 
 
@@ -15,7 +15,7 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
 
     Args:
         command: `"fit"`, `"validate"`, `"test"`, `"predict"` or `"encode"`.
-        arguments: What follows it.
+        arguments: What follows the command.
 
     Returns:
         Model, data and trainer after the command.
@@ -23,35 +23,38 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     Raises:
         UsageError: The command line cannot be used.
     """
-    return run_invocation(command, Invocation.parse(arguments))
+    return run_with_options(command, RunOptions.parse(arguments))
 
 
-def run_invocation(command: str, invocation: Invocation, held_out: Sequence[Clip] = ()) -> RetrievalCLI:
-    """Run a command whose flags have been read.
+def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip] = ()) -> RetrievalCLI:
+    """Run a command of LightningCLI whose own flags have been parsed.
 
     Args:
-        command: See `run_command`.
-        invocation: The flags.
-        held_out: See `RetrievalCLI`.
+        command: `"fit"`, `"validate"`, `"test"`, `"predict"` or `"encode"`.
+        options: The parsed flags.
+        held_out: Evaluation clips of other datasets, to be kept out of the knowledge.
 
     Returns:
-        See `run_command`.
+        Model, data and trainer after the command.
+
+    Raises:
+        UsageError: The command line cannot be used.
     """
-    _hush()
-    config = invocation.compose().config
-    if command == "fit" and not {"--help", "-h"} & set(invocation.rest):
-        invocation.check_run_is_new(config)
-    given = [command]
+    _silence_warnings()
+    config = options.compose().config
+    if command == "fit" and not {"--help", "-h"} & set(options.lightning_arguments):
+        options.check_run_is_new(config)
+    arguments = [command]
     if config:
-        given += ["--config", json.dumps(config)]
-    if invocation.checkpoint is not None:
-        given += ["--ckpt_path", invocation.checkpoint]
-    return RetrievalCLI([*given, *invocation.rest], held_out)
+        arguments += ["--config", json.dumps(config)]
+    if options.checkpoint is not None:
+        arguments += ["--ckpt_path", options.checkpoint]
+    return RetrievalCLI([*arguments, *options.lightning_arguments], held_out)
 
 
-def _hush() -> None:
-    """Leave out what is no news to users."""
+def _silence_warnings() -> None:
+    """Silence warnings about what the user of a command line cannot change."""
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
-    # What Lightning calls of jsonargparse is not for users to change.
+    # Lightning calls functions of jsonargparse that are deprecated.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

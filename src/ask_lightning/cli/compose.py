@@ -1,4 +1,4 @@
-"""Configs made of parts: shipped ones by name, the user's by path, merged in order."""
+"""Configs composed of parts: shipped ones by name, the user's by path, merged in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ import yaml
 from ask_lightning.cli.errors import UsageError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-"""Where the shipped configs are; their parts are below in `parts`, what shrinks a part in `demo`."""
+"""Folder of the shipped configs, with their parts in `parts` and what shrinks a part in `demo`."""
 
 COMPOSE = "compose"
-"""The key under which a config lists what it is made of."""
+"""The key under which a config lists the configs that it is composed of."""
 
 
 @dataclass
 class Composition:
-    """A config and what it was made of.
+    """A merged config and the parts that it was composed of.
 
     Attributes:
-        config: The sections for LightningCLI.
+        config: The sections that LightningCLI reads.
         parts: Names of the shipped parts, in the order in which they were merged.
     """
 
@@ -30,7 +30,7 @@ class Composition:
 
 
 def shipped_configs() -> list[str]:
-    """The names that `--config` takes.
+    """The names of shipped configs, which `--config` takes.
 
     Examples:
         >>> "audiocaps_resnet38_bert_ask" in shipped_configs()
@@ -40,7 +40,7 @@ def shipped_configs() -> list[str]:
 
 
 def shipped_parts() -> list[str]:
-    """The names that `compose` takes besides those of whole configs.
+    """The names of parts, which `compose` takes besides those of whole configs.
 
     Examples:
         >>> "clotho" in shipped_parts()
@@ -51,66 +51,73 @@ def shipped_parts() -> list[str]:
 
 def compose(
     names: Sequence[str],
-    places: Mapping[str, str],
+    placeholders: Mapping[str, str],
     *,
     demo: bool = False,
-    instead: Mapping[str, str] | None = None,
+    replacements: Mapping[str, str] | None = None,
 ) -> Composition:
     """Read configs and merge them, the later over the earlier.
 
-    A config may begin with `compose:`, a list of names and paths that it is laid over. Sections are merged
-    key by key; lists are replaced, but appended to under a key that ends with `+`; a section with another
-    `class_path` replaces the arguments of the class before. Paths in `compose` are relative to the file.
+    A config may begin with `compose:`, a list of names and paths of configs that are merged before it.
+    Sections are merged key by key. A list replaces the list before; under a key that ends with `+` it is
+    appended. A section with another `class_path` drops the arguments of the class before. Paths in `compose`
+    are relative to the file.
 
     Args:
         names: Shipped names or paths of YAML files.
-        places: What stands for `{run}` and the like in texts.
-        demo: Whether to lay over each shipped part, in the end, what shrinks it.
-        instead: Parts by the name of the part that they take the place of.
+        placeholders: Texts by the name under which they stand in configs, `run` for `{run}`.
+        demo: Whether to merge, in the end, the config that shrinks each shipped part.
+        replacements: Names of parts, by the name of the part that each one replaces.
 
     Returns:
         The merged config and its parts.
 
     Raises:
-        UsageError: A name is unknown, a file is no YAML mapping, or configs are made of each other.
+        UsageError: A name is unknown, a file is no YAML mapping, or a config includes itself.
 
     Examples:
-        >>> made = compose(["audiocaps_ced_sonar_ask"], {"run": "runs/1", "datasets": "data", "weights": "w"})
-        >>> made.parts
+        >>> places = {"run": "runs/1", "datasets": "data", "weights": "w"}
+        >>> composition = compose(["audiocaps_ced_sonar_ask"], places)
+        >>> composition.parts
         ['run', 'audiocaps', 'ced_sonar', 'ask']
-        >>> made.config["data"]["init_args"]["sample_rate"], made.config["trainer"]["max_epochs"]
-        (16000, 10)
+        >>> composition.config["data"]["init_args"]["sample_rate"]
+        16000
     """
-    made = Composition()
+    composition = Composition()
     for name in names:
-        _lay_over(made, _find(name, None), instead or {}, ())
+        _merge_file(composition, _find_config(name, None), replacements or {}, ())
     if demo:
-        for part in list(made.parts):
-            overlay = CONFIGS / "demo" / f"{part}.yaml"
-            if overlay.is_file():
-                _merge(made.config, _read(overlay))
-    made.config = _filled(made.config, places)
-    return made
+        for part in list(composition.parts):
+            shrunken = CONFIGS / "demo" / f"{part}.yaml"
+            if shrunken.is_file():
+                _merge(composition.config, _read_yaml(shrunken))
+    composition.config = _fill_placeholders(composition.config, placeholders)
+    return composition
 
 
-def _lay_over(made: Composition, path: Path, instead: Mapping[str, str], above: tuple[Path, ...]) -> None:
-    if path in above:
-        raise UsageError(f"{path} is made of itself: {' → '.join(str(one) for one in (*above, path))}.")
+def _merge_file(
+    composition: Composition, path: Path, replacements: Mapping[str, str], included_by: tuple[Path, ...]
+) -> None:
+    """Merge a file, and before it the configs that it is composed of, into a composition."""
+    if path in included_by:
+        chain = " → ".join(str(file) for file in (*included_by, path))
+        raise UsageError(f"{path} is made of itself: {chain}.")
     if path.parent == CONFIGS / "parts":
-        path = path.with_stem(instead.get(path.stem, path.stem))
-        made.parts.append(path.stem)
-    content = _read(path)
+        path = path.with_stem(replacements.get(path.stem, path.stem))
+        composition.parts.append(path.stem)
+    content = _read_yaml(path)
     listed = content.pop(COMPOSE, [])
     if not isinstance(listed, list):
         raise UsageError(f"{path}: `{COMPOSE}` has to be a list of names and paths, but got {listed!r}.")
     for name in listed:
-        _lay_over(made, _find(str(name), path), instead, (*above, path))
+        _merge_file(composition, _find_config(str(name), path), replacements, (*included_by, path))
     if "ask" in content:
-        content["ask"] = _switched(content["ask"])
-    _merge(made.config, content)
+        content["ask"] = _with_ask_enabled(content["ask"])
+    _merge(composition.config, content)
 
 
-def _find(name: str, named_in: Path | None) -> Path:
+def _find_config(name: str, named_in: Path | None) -> Path:
+    """The file of a config that is named on the command line or in another config."""
     folder = named_in.parent if named_in is not None else Path()
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = folder / name
@@ -132,7 +139,8 @@ def _find(name: str, named_in: Path | None) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a config file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -145,36 +153,38 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _switched(section: Any) -> Any:
-    """A section `ask` that is there switches ASK on, an empty one off."""
+def _with_ask_enabled(section: Any) -> Any:
+    """The section `ask` with its switch: a section turns ASK on, `ask: null` off."""
     if section is None:
         return {"enabled": False}
     return {"enabled": True, **section} if isinstance(section, dict) else section
 
 
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    for key, value in above.items():
+def _merge(config: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Merge `update` into `config`, in place, by the rules that `compose` states."""
+    for key, value in update.items():
         if key.endswith("+"):
             key = key[:-1]
-            before = below.get(key) or []
-            below[key] = (before if isinstance(before, list) else [before]) + value
-        elif isinstance(value, Mapping) and isinstance(below.get(key), dict):
-            if "class_path" in value and value["class_path"] != below[key].get("class_path"):
-                below[key] = {}
-            _merge(below[key], value)
+            before = config.get(key) or []
+            config[key] = (before if isinstance(before, list) else [before]) + value
+        elif isinstance(value, Mapping) and isinstance(config.get(key), dict):
+            if "class_path" in value and value["class_path"] != config[key].get("class_path"):
+                config[key] = {}
+            _merge(config[key], value)
         elif isinstance(value, Mapping):
-            below[key] = {}
-            _merge(below[key], value)
+            config[key] = {}
+            _merge(config[key], value)
         else:
-            below[key] = value
+            config[key] = value
 
 
-def _filled(value: Any, places: Mapping[str, str]) -> Any:
+def _fill_placeholders(value: Any, placeholders: Mapping[str, str]) -> Any:
+    """A config with texts in place of `{run}` and the like, at any depth."""
     if isinstance(value, dict):
-        return {key: _filled(entry, places) for key, entry in value.items()}
+        return {key: _fill_placeholders(entry, placeholders) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_filled(entry, places) for entry in value]
+        return [_fill_placeholders(entry, placeholders) for entry in value]
     if isinstance(value, str):
-        for name, place in places.items():
-            value = value.replace(f"{{{name}}}", place)
+        for name, text in placeholders.items():
+            value = value.replace(f"{{{name}}}", text)
     return value

@@ -1,36 +1,106 @@
-"""Mistakes of the user in one readable line; everything else with its traceback."""
+"""Which errors are the user's to mend, decided by their class and by the phase in which they arise."""
 
-import linecache
 import os
-import re
 from argparse import ArgumentError
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+
+from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.knowledge.snapshot_file import SnapshotError
 
 TRACEBACK_VARIABLE = "ASK_LIGHTNING_TRACEBACK"
 """Environment variable that shows the traceback of every error."""
 
-_PACKAGE = Path(__file__).parents[1]
-_IN_WORKER = "in DataLoader worker process"
-# What jsonargparse writes around the reason.
-_WRAPPING = re.compile(
-    r"\s*(Does not validate against|Subtypes:|Errors:|Given value|- Expected a <class 'None)"
+# Errors that the user can mend whenever they arise: files, folders and packages are missing or damaged.
+_ALWAYS_MENDABLE = (AudioFileError, ImportError, MisconfigurationException, OSError, SnapshotError)
+# While a command is being set up, these come from checks of what the user has passed. Once batches run, a
+# RuntimeError or a ValueError is as likely a bug, whose traceback is needed.
+_MENDABLE_IN_SETUP = (*_ALWAYS_MENDABLE, RuntimeError, TypeError, ValueError)
+
+# Lines of jsonargparse that repeat the whole value or name types that were tried besides.
+_PARSER_NOISE = (
+    "Does not validate against",
+    "- Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "- Expected a <class 'NoneType'>",
 )
 
 
 class UsageError(Exception):
-    """The command line asks for something that cannot be done; the message says what and what to do."""
+    """The command line asks for something that cannot be done; the message says what, and what to do."""
 
 
-def explain(error: BaseException) -> str | None:
-    """The message of an error that the user can mend, as one line.
+class _ConstructorError(BaseException):
+    """Carries what a constructor raised through jsonargparse, which replaces each `Exception` by its own."""
 
-    Mendable are what the parser refuses, what the operating system refuses, and what this library raises on
-    purpose; an error that arises by itself somewhere in the code is none of them.
+
+@contextmanager
+def usage_errors(is_setup: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turn errors that the user can mend into `UsageError`, for a phase in which a command is set up.
 
     Args:
-        error: As caught, with its traceback.
+        is_setup: Whether the command is still being set up, asked when an error arises. Afterwards errors
+            pass unchanged.
+
+    Raises:
+        UsageError: The parser, a constructor or a check refuses what the user has passed.
+
+    Examples:
+        >>> with usage_errors():
+        ...     raise ValueError("Argument `T` has to be at least 1.")
+        Traceback (most recent call last):
+            ...
+        ask_lightning.cli.errors.UsageError: Argument `T` has to be at least 1.
+    """
+    try:
+        yield
+    except _ConstructorError as carrier:
+        error = carrier.__cause__
+        assert error is not None
+        if isinstance(error, _MENDABLE_IN_SETUP):
+            raise UsageError(str(carrier)) from error
+        raise error from error.__cause__
+    except ArgumentError as error:
+        raise UsageError(_parser_message(error)) from error
+    except _MENDABLE_IN_SETUP as error:
+        if not is_setup():
+            raise
+        raise UsageError(_message(error)) from error
+
+
+def construct(kind: type, *arguments: Any, **options: Any) -> Any:
+    """Make an object for jsonargparse, so that what its constructor raises keeps its class and message.
+
+    Args:
+        kind: The class of the object.
+        *arguments: Positional arguments of the constructor.
+        **options: Keyword arguments of the constructor.
+
+    Returns:
+        The object.
+    """
+    try:
+        return kind(*arguments, **options)
+    except ImportError as error:
+        message = f"{kind.__module__}.{kind.__qualname__} needs a package that is missing: {_message(error)}"
+        if issubclass(kind, Logger):
+            message += ' Install what loggers need: pip install "ask-lightning[track]".'
+        raise _ConstructorError(message) from error
+    except Exception as error:
+        raise _ConstructorError(_message(error)) from error
+
+
+def explain(error: Exception) -> str | None:
+    """The message of an error that the user can mend, as one line.
+
+    Args:
+        error: An error that ended a command.
 
     Returns:
         One line; None for an error whose traceback is needed.
@@ -43,57 +113,34 @@ def explain(error: BaseException) -> str | None:
     """
     if os.environ.get(TRACEBACK_VARIABLE):
         return None
-    if isinstance(error, ArgumentError):
-        return _of_parser(str(error))
-    # The parser makes its own of what a constructor raises.
-    wrapped = str(error)
-    while error.__cause__ is not None and _is_of_parser(error):
-        error = error.__cause__
-    if _is_of_parser(error):
-        return _of_parser(wrapped)
-    if _IN_WORKER in str(error):
-        return _of_worker(error)
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, UsageError | OSError | MisconfigurationException) or _raised_on_purpose(error):
-        return message
-    return None
+    return _message(error) if isinstance(error, (UsageError, *_ALWAYS_MENDABLE)) else None
 
 
-def _of_parser(message: str) -> str:
-    """The reason in what the parser says, without the ways that it tried in vain."""
-    tried = re.split(r"^\s*- ", message, flags=re.MULTILINE)
-    reasons = [one for one in tried if one.startswith("Problem with given class_path")]
-    if reasons:
-        message = tried[0] + "\n" + reasons[0]
-    lines = [line.strip() for line in message.splitlines() if not _WRAPPING.match(line)]
-    reason = " ".join(line for line in lines if line)
-    if any(package in reason for package in ("wandb", "tensorboard")) and "Requirement" in reason:
-        reason += ' Install what loggers need: pip install "ask-lightning[track]".'
-    return reason
+def _message(error: Exception) -> str:
+    """The message of an error as one line.
+
+    A process that loads data sends the class of its error and, as the message, its whole traceback, in which
+    the class stands before the message proper.
+    """
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(text.split()) or type(error).__name__
 
 
-def _of_worker(error: BaseException) -> str | None:
-    """What a process that loads data could not do, without the traceback that its message holds."""
-    ours = type(error).__module__.partition(".")[0] == _PACKAGE.name
-    reason = str(error).strip().splitlines()[-1].partition(": ")[2]
-    return reason if ours or isinstance(error, OSError) else None
+def _parser_message(error: ArgumentError) -> str:
+    """What the parser refuses, as one line.
 
-
-def _is_of_parser(error: BaseException) -> bool:
-    return "jsonargparse" in Path(_file_and_line(error)[0]).parts
-
-
-def _raised_on_purpose(error: BaseException) -> bool:
-    """Whether a `raise` statement of this package made the error."""
-    path, line = _file_and_line(error)
-    return Path(path).is_relative_to(_PACKAGE) and linecache.getline(path, line).strip().startswith("raise")
-
-
-def _file_and_line(error: BaseException) -> tuple[str, int]:
-    """Where an error arose."""
-    trace = error.__traceback__
-    if trace is None:
-        return "", 0
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename, trace.tb_lineno
+    jsonargparse tries every type that an argument may have, and puts the reasons for which each one failed
+    into one text. Where a class was named but one of its arguments is wrong, an `ArgumentError` for that
+    argument is among the causes, and what wraps it names the class: that is the reason. Other texts have no
+    exception of their own for each reason, so the lines that explain nothing are left out of them.
+    """
+    reason: BaseException = error
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause.__cause__, ArgumentError) and not isinstance(cause, ArgumentError):
+            reason = cause
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(reason).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(_PARSER_NOISE))

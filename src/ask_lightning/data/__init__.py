@@ -5,14 +5,15 @@ Synthetic soundscapes, any folder of audio files with captions, and AudioCaps, C
 
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.audio.features import log_mel
-from ask_lightning.data.captions import CaptionedFile, read_captions, split_by_clip
+from ask_lightning.data.audio.options import AudioOptions
+from ask_lightning.data.captions import read_captions
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.datamodules import (
+    DatasetsDataModule,
     EpochSampler,
     FolderData,
-    PairData,
-    RetrievalData,
+    RetrievalDataModule,
     SoundscapeData,
     collate_pairs,
 )
@@ -21,9 +22,12 @@ from ask_lightning.data.published.annotations import read_audiocaps, read_clotho
 from ask_lightning.data.published.audiocaps import AudioCapsData
 from ask_lightning.data.published.clotho import ClothoData
 from ask_lightning.data.published.counts import PUBLISHED, SplitReport
-from ask_lightning.data.published.datamodule import PublishedData
+from ask_lightning.data.published.datamodule import PublishedDataModule
+from ask_lightning.data.published.enrichment import EnrichedCaptions
+from ask_lightning.data.published.knowledge import KnowledgeSource
 from ask_lightning.data.published.leakage import Leakage, check_leakage, find_leakage, leaked_ids
 from ask_lightning.data.published.wavcaps import WavCaps
+from ask_lightning.data.splits import split_by_clip
 from ask_lightning.data.synthetic.published_layouts import write_audiocaps, write_clotho, write_wavcaps
 from ask_lightning.data.synthetic.soundscapes import Event, Scene, Soundscapes
 from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, EventType
@@ -35,18 +39,20 @@ __all__ = [
     "AudioCapsData",
     "AudioFileError",
     "AudioFolder",
-    "CaptionedFile",
+    "AudioOptions",
     "Clip",
     "ClipDataset",
     "ClothoData",
+    "DatasetsDataModule",
+    "EnrichedCaptions",
     "EpochSampler",
     "Event",
     "EventType",
     "FolderData",
+    "KnowledgeSource",
     "Leakage",
-    "PairData",
-    "PublishedData",
-    "RetrievalData",
+    "PublishedDataModule",
+    "RetrievalDataModule",
     "Scene",
     "SoundscapeData",
     "Soundscapes",

@@ -1,16 +1,16 @@
-"""Clips of a published dataset, and how its rows become clips."""
+"""Captioned clips, and how the rows of a dataset become clips."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ask_lightning.data.keys import stem
+from ask_lightning.data.keys import file_stem
 
 LONG_CAPTION = 200
-"""Words from which on a caption is reported: most often a quotation mark was lost."""
+"""Number of words above which a caption is reported: most often a quotation mark was lost."""
 
-_SHOWN = 3
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,16 @@ class Clip:
     """One recording with all its captions.
 
     Attributes:
-        key: What it is called in every dataset; see `ask_lightning.data.keys`. Same key, same recording.
-        captions: At least one.
-        name: How its own dataset calls it: a YouTube id, the name of a file, a number.
-        aliases: Other keys under which it may be listed.
-        start: Where it starts in its video, in seconds, if the dataset says so.
-        collection: Of a dataset that has several: which.
-        path: Of its file, if the dataset says so.
-        row: Its number in the file that holds the audio, if that is one file.
+        key: Name of the recording that is the same in every dataset; see `ask_lightning.data.keys`.
+        captions: At least one caption.
+        name: Name of the clip in its own dataset: a YouTube id, the name of a file, a number.
+        aliases: Other keys under which the recording may be listed.
+        group: Name that clips share if they are takes of one recording, so that the captions of each are
+            correct for all. Empty: the key.
+        start: Start of the clip in its video in seconds, if the dataset has it.
+        collection: Name of the collection, in a dataset that has several.
+        path: Path of the audio file, if the dataset has it.
+        row: Number of the row in a file that holds the audio of many clips, otherwise -1.
 
     Examples:
         >>> Clip("youtube:vfY_TJq7n_U", ("ducks quack",), name="vfY_TJq7n_U").keys
@@ -36,6 +38,7 @@ class Clip:
     captions: tuple[str, ...]
     name: str
     aliases: tuple[str, ...] = ()
+    group: str = ""
     start: int | None = None
     collection: str = ""
     path: str = ""
@@ -43,18 +46,23 @@ class Clip:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Its key and its aliases."""
+        """The key and the aliases."""
         return frozenset((self.key, *self.aliases))
+
+    @property
+    def recording(self) -> str:
+        """What `clip_id` is computed from: the group if there is one, otherwise the key."""
+        return self.group or self.key
 
 
 class ClipCollector:
     """Takes the rows of a dataset one by one and makes clips of them.
 
-    Rows of one key become one clip. What is odd but no reason to stop is counted, and one warning names it:
-    an empty caption, which is left out; a very long one and a repeated id, which are kept.
+    Rows with the same key become one clip. Oddities that do not prevent training are counted and named in one
+    warning: empty captions, which are left out; very long captions and repeated ids, which are kept.
 
     Args:
-        where: What is read, for the warning.
+        source: Name of the file that is read, for the warning.
 
     Examples:
         >>> collector = ClipCollector("val.csv")
@@ -65,8 +73,8 @@ class ClipCollector:
         [('ducks quack', 'a duck')]
     """
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self, source: str) -> None:
+        self._source = source
         self._captions: dict[str, list[str]] = {}
         self._aliases: dict[str, dict[str, None]] = {}
         self._first: dict[str, Clip] = {}
@@ -91,25 +99,27 @@ class ClipCollector:
         """Take a row.
 
         Args:
-            place: Which row, for the warning.
-            key: Of its clip.
-            captions: Of the row.
-            name: How the dataset calls the clip.
+            place: Place of the row in the file, for the warning.
+            key: Key of the clip.
+            captions: Captions in this row.
+            name: Name of the clip in its dataset.
             aliases: Other keys of the clip.
-            repeated: Whether an id that should be there once was there before. None: whether the key was.
-            start: Of the clip in its video, in seconds.
-            collection: Of a dataset that has several: which.
-            path: Of its file.
-            row: Its number in the file that holds the audio.
+            repeated: Whether the row repeats an id that should occur once. None: whether the key occurred
+                before.
+            start: Start of the clip in its video, in seconds.
+            collection: Name of the collection, in a dataset that has several.
+            path: Path of the audio file.
+            row: Number of the row in the file that holds the audio.
         """
-        if key in self._first and stem(self._first[key].name) != stem(name) and key.startswith("file:"):
-            # Titles that differ in signs only.
-            key, aliases = f"file:{stem(name)}", [key, *aliases]
+        first = self._first.get(key)
+        if first and key.startswith("file:") and file_stem(first.name) != file_stem(name):
+            # Two titles that differ in punctuation or case alone.
+            key, aliases = f"file:{file_stem(name)}", [key, *aliases]
         repeated = key in self._first if repeated is None else repeated
         if repeated:
             self._repeated.append(f"{place} ({name!r})")
-        first = Clip(key, (), name, start=start, collection=collection, path=path, row=row)
-        self._first.setdefault(key, first)
+        clip = Clip(key, (), name, start=start, collection=collection, path=path, row=row)
+        self._first.setdefault(key, clip)
         self._aliases.setdefault(key, {}).update(dict.fromkeys(aliases))
         texts = self._captions.setdefault(key, [])
         for caption in captions:
@@ -123,7 +133,7 @@ class ClipCollector:
                     self._long.append(f"{place} ({words} words)")
 
     def clips(self) -> list[Clip]:
-        """The clips in the order in which they first appeared.
+        """Return the clips in the order in which they first appeared, and warn of oddities.
 
         Raises:
             ValueError: There is no clip with a caption.
@@ -134,23 +144,25 @@ class ClipCollector:
             if captions
         ]
         if not clips:
-            raise ValueError(f"{self._where} has no clip with a caption. Is it the right file, and complete?")
-        problems = [
-            _problem("captions are empty and left out", self._empty),
-            _problem(f"captions have more than {LONG_CAPTION} words (a lost quotation mark?)", self._long),
-            _problem("rows repeat an id, and their captions are put together", self._repeated),
+            raise ValueError(
+                f"{self._source} has no clip with a caption. Is it the right file, and complete?"
+            )
+        oddities = [
+            ("captions are empty and left out", self._empty),
+            (f"captions have more than {LONG_CAPTION} words (a lost quotation mark?)", self._long),
+            ("rows repeat an id, and their captions are put together", self._repeated),
         ]
-        found = [problem for problem in problems if problem]
+        found = [f"{len(places)} {text}: {abbreviate(places)}" for text, places in oddities if places]
         if found:
-            rank_zero_warn(f"{self._where}: {'; '.join(found)}.")
+            rank_zero_warn(f"{self._source}: {'; '.join(found)}.")
         return clips
 
 
 def count_captions(clips: Sequence[Clip]) -> int:
-    """How many captions the clips have together.
+    """Number of captions of all clips together.
 
     Args:
-        clips: Any.
+        clips: Clips with their captions.
 
     Examples:
         >>> count_captions([Clip("file:a", ("rain", "it rains"), name="a.wav")])
@@ -159,20 +171,16 @@ def count_captions(clips: Sequence[Clip]) -> int:
     return sum(len(clip.captions) for clip in clips)
 
 
-def some(names: Sequence[str], shown: int = _SHOWN) -> str:
-    """The first few names, and how many more there are.
+def abbreviate(names: Sequence[str], shown: int = _NAMES_SHOWN) -> str:
+    """The first names of a list, and how many more there are.
 
     Args:
-        names: Of anything.
-        shown: How many to name.
+        names: Names to list.
+        shown: Number of names that are written out.
 
     Examples:
-        >>> some(["a", "b", "c", "d", "e"])
+        >>> abbreviate(["a", "b", "c", "d", "e"])
         'a, b, c and 2 more'
     """
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def _problem(what: str, places: Sequence[str]) -> str:
-    return f"{len(places)} {what}: {some(places)}" if places else ""

@@ -11,25 +11,29 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ask_lightning.data.captions import read_captions, split_by_clip
+from ask_lightning.data.audio.options import Check, Features
+from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
-from ask_lightning.data.synthetic.soundscapes import Soundscapes, Split
+from ask_lightning.data.splits import SPLITS, Split, split_by_clip
+from ask_lightning.data.synthetic.soundscapes import Soundscapes
+from ask_lightning.utilities.arguments import check_count
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
 
 
 def collate_pairs(items: Sequence[Item]) -> Batch:
-    """Items of a dataset as one batch.
+    """Make a batch of items of a dataset.
 
     Args:
-        items: Dicts with the same keys: tensors that differ at most in their first length, a text, a number.
+        items: Dicts with the same keys. Values are numbers, texts, or tensors that differ at most in the
+            length of the first axis.
 
     Returns:
-        A dict with the same keys: tensors stacked, shorter ones filled up with zeros at the end; numbers as
-        an int64 tensor; texts as a list. For the datasets here: `"waveform"` `(B, T)` or `"log_mel"`
-        `(B, F, num_mels)`, perhaps `"num_samples"` `(B,)`, `"caption"` a list of `B` texts, `"clip_id"`
-        `(B,)`.
+        A dict with the same keys: tensors stacked, shorter ones padded with zeros at the end; numbers as an
+        int64 tensor; texts as a list. For the datasets here these are `"waveform"` `(B, T)` and
+        `"num_samples"` `(B,)`, or `"log_mel"` `(B, F, num_mels)`; `"caption"`, a list of `B` texts; and
+        `"clip_id"` `(B,)`.
 
     Examples:
         >>> collate_pairs([{"caption": "rain", "clip_id": 3}, {"caption": "wind", "clip_id": 4}])
@@ -49,17 +53,16 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
 
 
 class EpochSampler(DistributedSampler[Item]):
-    """A shuffle that depends on a seed and the epoch alone, and tells the dataset which epoch it is.
+    """Shuffles by seed and epoch alone, and tells the dataset which epoch it is.
 
-    torch's own sampler for several processes already shuffles by seed and epoch, and Lightning calls its
-    `set_epoch`, also after a resume, and leaves it in place on several devices. It serves one process
-    as well.
+    torch's sampler for several processes already shuffles by seed and epoch. Lightning calls its `set_epoch`,
+    also after a resume, and does not replace it on several devices. Here it serves a single process as well.
 
     Args:
-        dataset: What to shuffle. If it has a `set_epoch`, that is called too.
+        dataset: Dataset to shuffle. If it has a method `set_epoch`, that is called too.
         num_replicas: Number of processes.
-        rank: Which of them this is.
-        seed: Which sequence of shuffles.
+        rank: Number of this process.
+        seed: Seed of the shuffles.
 
     Examples:
         >>> sampler = EpochSampler(Soundscapes(4, seconds=0.5), num_replicas=1, rank=0, seed=0)
@@ -77,7 +80,7 @@ class EpochSampler(DistributedSampler[Item]):
         """Move to another epoch.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Number of the epoch, counted from 0.
         """
         super().set_epoch(epoch)
         set_epoch = getattr(self.dataset, "set_epoch", None)
@@ -85,23 +88,23 @@ class EpochSampler(DistributedSampler[Item]):
             set_epoch(epoch)
 
 
-class PairData(L.LightningDataModule, ABC):
-    """Loaders over audio–caption pairs; a subclass says which pairs.
+class RetrievalDataModule(L.LightningDataModule, ABC):
+    """Loaders over audio–caption pairs. Subclasses define the datasets in `build`.
 
     The training loader shuffles and drops the last, smaller batch. Its order depends on `seed` and the
     epoch, and no loader draws from torch's global random generator: two runs see the same batches
     whatever else they draw. The other loaders keep the order of their dataset.
 
     Args:
-        batch_size: Pairs in a batch of each process, at least 2.
-        num_workers: Worker processes of each loader.
-        seed: Of the shuffles, at least 0.
+        batch_size: Number of pairs in a batch of each process, at least 2.
+        num_workers: Number of worker processes of each loader.
+        seed: Seed of the shuffles, at least 0.
 
     Raises:
         ValueError: An argument is outside its range.
 
     Examples:
-        >>> class Tiny(PairData):
+        >>> class Tiny(RetrievalDataModule):
         ...     def build(self):
         ...         return {name: Soundscapes(4, seconds=1, split=name) for name in ("train", "val")}
         >>> next(iter(Tiny(batch_size=4).train_dataloader()))["waveform"].shape
@@ -110,10 +113,9 @@ class PairData(L.LightningDataModule, ABC):
 
     def __init__(self, *, batch_size: int = 32, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise ValueError(f"Argument `batch_size` has to be at least 2, but got {batch_size}.")
-        if seed < 0:
-            raise ValueError(f"Argument `seed` has to be at least 0, but got {seed}.")
+        check_count("batch_size", batch_size, 2)
+        check_count("num_workers", num_workers, 0)
+        check_count("seed", seed, 0)
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._seed = seed
@@ -123,8 +125,8 @@ class PairData(L.LightningDataModule, ABC):
         """Make the datasets. Called once, when they are first needed.
 
         Returns:
-            Datasets by name: `"train"`, `"val"` and perhaps `"test"`. Items are as `collate_pairs` takes
-            them.
+            Datasets by name: `"train"`, `"val"` and perhaps `"test"`. Their items have to be as
+            `collate_pairs` takes them.
         """
 
     @cached_property
@@ -146,7 +148,7 @@ class PairData(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no training dataset, or its pairs do not fill a batch.
         """
-        train = self._part("train")
+        train = self._dataset("train")
         trainer = self.trainer
         sampler = EpochSampler(
             train,
@@ -162,23 +164,23 @@ class PairData(L.LightningDataModule, ABC):
         return self._loader(train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Item]:
-        """Batches in the order of the dataset.
+        """Validation batches in the order of the dataset.
 
         Raises:
             ValueError: There is no validation dataset.
         """
-        return self._loader(self._part("val"))
+        return self._loader(self._dataset("val"))
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """Batches in the order of the dataset.
+        """Test batches in the order of the dataset.
 
         Raises:
             ValueError: There is no test dataset.
         """
-        return self._loader(self._part("test"))
+        return self._loader(self._dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Item]:
-        """The same as for testing.
+        """Test batches in the order of the dataset.
 
         Raises:
             ValueError: There is no test dataset.
@@ -186,7 +188,7 @@ class PairData(L.LightningDataModule, ABC):
         return self.test_dataloader()
 
     def ordered_dataloader(self, split: str) -> DataLoader[Item]:
-        """All batches of a split in the order of its dataset, to encode it.
+        """All batches of a split in the order of its dataset and without random crops, to encode it.
 
         Args:
             split: `"train"`, `"val"` or `"test"`.
@@ -194,11 +196,21 @@ class PairData(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no such dataset.
         """
-        return self._loader(self._part(split))
+        return self._loader(_without_random_crops(self._dataset(split)))
 
-    def _part(self, name: str) -> Dataset[Item]:
+    def knowledge_dataset(self) -> Dataset[Item]:
+        """The training pairs without random crops, to build the knowledge base from.
+
+        Pass the method itself: `KnowledgeRefreshCallback(source=data.knowledge_dataset)`.
+
+        Raises:
+            ValueError: There is no training dataset.
+        """
+        return _without_random_crops(self._dataset("train"))
+
+    def _dataset(self, name: str) -> Dataset[Item]:
         if name not in self.datasets:
-            raise ValueError(f"There is no {name} dataset. Pass one as `{name}`.")
+            raise ValueError(f"There is no {name} dataset, only {', '.join(self.datasets)}.")
         return self.datasets[name]
 
     def _loader(self, dataset: Dataset[Item], **options: Any) -> DataLoader[Item]:
@@ -213,20 +225,24 @@ class PairData(L.LightningDataModule, ABC):
         )
 
 
-class RetrievalData(PairData):
-    """Loaders over datasets that exist already, such as the published parts of a benchmark.
+def _without_random_crops(dataset: Dataset[Item]) -> Dataset[Item]:
+    return dataset.without_random_crops() if isinstance(dataset, ClipDataset) else dataset
+
+
+class DatasetsDataModule(RetrievalDataModule):
+    """Loaders over datasets that exist already, such as the published splits of a benchmark.
 
     Args:
-        train: Items as `collate_pairs` takes them.
-        val: The same, for validation.
-        test: The same, for testing. None: there is no test.
-        batch_size: Pairs in a batch of each process, at least 2.
-        num_workers: Worker processes of each loader.
-        seed: Of the shuffles, at least 0.
+        train: Dataset for training, with items as `collate_pairs` takes them.
+        val: Dataset for validation.
+        test: Dataset for testing. None: there is no test.
+        batch_size: Number of pairs in a batch of each process, at least 2.
+        num_workers: Number of worker processes of each loader.
+        seed: Seed of the shuffles, at least 0.
 
     Examples:
         >>> train, val = Soundscapes(8, seconds=1), Soundscapes(4, seconds=1, split="val")
-        >>> data = RetrievalData(train, val, batch_size=4)
+        >>> data = DatasetsDataModule(train, val, batch_size=4)
         >>> batch = next(iter(data.train_dataloader()))
         >>> batch["waveform"].shape, len(batch["caption"]), batch["clip_id"].dtype
         (torch.Size([4, 16000]), 4, torch.int64)
@@ -246,30 +262,33 @@ class RetrievalData(PairData):
         self._given = {"train": train, "val": val} | ({} if test is None else {"test": test})
 
     def build(self) -> Mapping[str, Dataset[Item]]:
-        """The datasets that were passed."""
+        """Return the datasets that were passed."""
         return self._given
 
 
-class SoundscapeData(PairData):
+class SoundscapeData(RetrievalDataModule):
     """Synthetic soundscapes: a retrieval task that needs no download and trains in seconds on a CPU.
 
     Args:
         num_train: Number of training clips.
         num_val: Number of validation clips.
         num_test: Number of test clips.
-        scenes_seed: Which world of scenes, at least 0.
+        scenes_seed: Seed of the scenes, at least 0.
+        sample_rate: Rate of the waveforms in Hz, at least 16000.
         seconds: Length of the clips, at least 0.5.
-        eval_captions_per_clip: Captions of each validation and test clip, 1 to 5. Training clips have 1.
-        num_mels: None: batches hold waveforms. A number: log-mel spectrograms with so many bins, computed
-            once.
-        batch_size: Pairs in a batch of each process, at least 2.
-        num_workers: Worker processes of each loader.
-        seed: Of the shuffles, at least 0.
+        eval_captions_per_clip: Number of captions of each validation and test clip, 1 to 5. Training clips
+            have one.
+        features: None: batches hold waveforms. `"log_mel"`: they hold log-mel spectrograms, which are
+            computed once.
+        num_mels: Number of mel bins of the spectrograms.
+        batch_size: Number of pairs in a batch of each process, at least 2.
+        num_workers: Number of worker processes of each loader.
+        seed: Seed of the shuffles, at least 0.
 
     Examples:
         >>> data = SoundscapeData(num_train=8, num_val=4, num_test=4, seconds=1, batch_size=4)
-        >>> next(iter(data.train_dataloader()))["log_mel"].shape
-        torch.Size([4, 63, 64])
+        >>> next(iter(data.train_dataloader()))["waveform"].shape
+        torch.Size([4, 16000])
     """
 
     def __init__(
@@ -279,9 +298,11 @@ class SoundscapeData(PairData):
         num_test: int = 300,
         *,
         scenes_seed: int = 0,
+        sample_rate: int = 16000,
         seconds: float = 2.5,
         eval_captions_per_clip: int = 3,
-        num_mels: int | None = 64,
+        features: Features | None = None,
+        num_mels: int = 64,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
@@ -289,9 +310,13 @@ class SoundscapeData(PairData):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self._num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self._eval_captions_per_clip = eval_captions_per_clip
-        self._scenes_seed = scenes_seed
-        self._seconds = seconds
-        self._num_mels = num_mels
+        self._options: dict[str, Any] = {
+            "seed": scenes_seed,
+            "sample_rate": sample_rate,
+            "seconds": seconds,
+            "features": features,
+            "num_mels": num_mels,
+        }
 
     def build(self) -> Mapping[str, Soundscapes]:
         """Render the clips."""
@@ -299,39 +324,39 @@ class SoundscapeData(PairData):
             split: Soundscapes(
                 num_clips,
                 split=split,
-                seed=self._scenes_seed,
-                seconds=self._seconds,
                 captions_per_clip=1 if split == "train" else self._eval_captions_per_clip,
-                num_mels=self._num_mels,
+                **self._options,
             )
             for split, num_clips in self._num_clips.items()
         }
 
 
-class FolderData(PairData):
-    r"""A folder of audio files and one CSV, divided so that no clip is in two parts.
+class FolderData(RetrievalDataModule):
+    r"""A folder of audio files and one CSV, divided so that no clip is in two splits.
 
-    Where the division is given, make an `AudioFolder` for each part and pass them to `RetrievalData`.
+    Where each split has a CSV of its own, make an `AudioFolder` for each and pass them to
+    `DatasetsDataModule`.
 
     Args:
-        folder: Where the audio files are.
-        table: Path of the CSV.
-        filename: Name of its column of audio files, relative to `folder`.
-        captions: Name of its column of captions, or of several.
-        clip_id: Name of its column of clip ids. None: a file is a clip.
-        delimiter: What separates its fields.
-        encoding: Of the CSV.
+        root: Folder of the audio files.
+        annotations: Path of the CSV.
+        filename_column: Name of the column of audio files, which are relative to `root` or absolute.
+        caption_columns: Name of the column of captions, or names of several columns.
+        clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
+        delimiter: Character between the fields of the CSV.
+        encoding: Encoding of the CSV.
         fractions: Share of the clips for training and validation, or for training, validation and test.
-        split_seed: Which division.
-        sample_rate: Of the clips, in Hz.
-        seconds: Length of the clips: at random places of longer files in training, else in their middle.
-        num_mels: None: batches hold waveforms. A number: log-mel spectrograms with so many bins.
+        split_seed: Seed of the division.
+        sample_rate: Rate of the waveforms in Hz.
+        seconds: Length of the crops, at random places in training and in the middle otherwise.
+        features: None for waveforms, `"log_mel"` for spectrograms; see `AudioOptions`.
+        num_mels: Number of mel bins of the spectrograms.
         strict: Whether a file that cannot be used is an error, or left out with a warning.
-        check: `"header"` or `"decode"`: how files are examined at the start; see `AudioFolder`.
-        cache: None, `"memory"` or a folder; see `AudioFolder`.
-        batch_size: Pairs in a batch of each process, at least 2.
-        num_workers: Worker processes of each loader.
-        seed: Of the shuffles and the random crops, at least 0.
+        check: `"header"`, `"decode"` or `"none"`: how files are examined; see `AudioOptions`.
+        cache: None, `"memory"` or a folder; see `AudioOptions`.
+        batch_size: Number of pairs in a batch of each process, at least 2.
+        num_workers: Number of worker processes of each loader.
+        seed: Seed of the shuffles and the random crops, at least 0.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -345,27 +370,28 @@ class FolderData(PairData):
         ...     rows.append(f"{index}.wav,silence number {index}")
         >>> _ = (folder / "clips.csv").write_text("\n".join(rows))
         >>> data = FolderData(folder, folder / "clips.csv", fractions=(0.5, 0.5), seconds=1, batch_size=4)
-        >>> next(iter(data.val_dataloader()))["log_mel"].shape
-        torch.Size([4, 63, 64])
+        >>> next(iter(data.val_dataloader()))["waveform"].shape
+        torch.Size([4, 16000])
     """
 
     def __init__(
         self,
-        folder: str | Path,
-        table: str | Path,
+        root: str | Path,
+        annotations: str | Path,
         *,
-        filename: str = "filename",
-        captions: str | Sequence[str] = "caption",
-        clip_id: str | None = None,
+        filename_column: str = "filename",
+        caption_columns: str | Sequence[str] = "caption",
+        clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         sample_rate: int = 16000,
         seconds: float = 10.0,
-        num_mels: int | None = 64,
+        features: Features | None = None,
+        num_mels: int = 64,
         strict: bool = False,
-        check: Literal["header", "decode"] = "header",
+        check: Check = "header",
         cache: Literal["memory"] | str | Path | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
@@ -376,18 +402,17 @@ class FolderData(PairData):
             raise ValueError(f"Argument `fractions` has to be 2 or 3 numbers, but got {fractions}.")
         self._fractions = fractions
         self._split_seed = split_seed
-        self._folder = folder
-        self._table = table
-        self._table_options: dict[str, Any] = {
-            "filename": filename,
-            "captions": captions,
-            "clip_id": clip_id,
+        self._root = root
+        self._annotations = annotations
+        self._options: dict[str, Any] = {
+            "filename_column": filename_column,
+            "caption_columns": caption_columns,
+            "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
-        }
-        self._audio_options: dict[str, Any] = {
             "sample_rate": sample_rate,
             "seconds": seconds,
+            "features": features,
             "num_mels": num_mels,
             "strict": strict,
             "check": check,
@@ -395,12 +420,19 @@ class FolderData(PairData):
             "seed": seed,
         }
 
-    def build(self) -> Mapping[str, AudioFolder]:
-        """Read the CSV, examine the files, divide them."""
-        pairs = read_captions(self._table, **self._table_options)
-        whole = AudioFolder(self._folder, pairs, **self._audio_options)
-        parts = split_by_clip([pair.clip_id for pair in whole.pairs], self._fractions, self._split_seed)
+    def build(self) -> Mapping[str, ClipDataset]:
+        """Read the CSV, examine the files, divide the clips."""
+        whole = AudioFolder(self._root, self._annotations, **self._options)
+        # By numbers in the order of the table, so that the names of files do not matter.
+        recordings = dict.fromkeys(clip.recording for clip in whole.clips)
+        numbers = {recording: number for number, recording in enumerate(recordings)}
+        parts = split_by_clip(
+            [numbers[clip.recording] for clip in whole.clips], self._fractions, self._split_seed
+        )
         return {
-            name: whole.part(indices, train=name == "train")
-            for name, indices in zip(("train", "val", "test"), parts, strict=False)
+            split: whole.variant(
+                clips=[whole.clips[index] for index in indices],
+                crop="random" if split == "train" else "center",
+            )
+            for split, indices in zip(SPLITS, parts, strict=False)
         }

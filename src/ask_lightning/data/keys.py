@@ -1,7 +1,8 @@
-"""Keys: what a recording is called in every dataset that holds it.
+"""Keys: one name for each recording, the same in all datasets that hold it.
 
-AudioCaps and the AudioSet part of WavCaps share recordings, Clotho and its FreeSound part do, and each spells
-their ids in its own way. A key is one spelling for all: `youtube:vfY_TJq7n_U`, `freesound:180913`.
+AudioCaps shares recordings with the AudioSet part of WavCaps, and Clotho with its FreeSound part, but each
+dataset spells their ids in its own way. A key is one spelling for all, such as `youtube:vfY_TJq7n_U` or
+`freesound:180913`.
 """
 
 import html
@@ -10,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
-"""Endings of the files that soundfile can read."""
+"""File name endings of the formats that soundfile reads."""
 
 NAMESPACES: Mapping[str, str] = {
     "audioset": "youtube",
@@ -25,89 +26,91 @@ NAMESPACES: Mapping[str, str] = {
     "file": "file",
     "audiocap": "audiocap",
 }
-"""From the name of a collection, in lower case, to the first part of its keys."""
+"""First part of the keys (the namespace) by the name of a collection in lower case."""
 
 _YOUTUBE = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)
-_FOREIGN = ("freesound", "bbc", "soundbible", "audiocap")
+_NUMBERED = ("freesound", "bbc", "soundbible", "audiocap")
 
 
-def stem(name: str) -> str:
-    """A file's name without its folder and its ending, if that is one of audio.
+def file_stem(name: str) -> str:
+    """The name of a file without its folder and without its ending, if that is an audio format.
 
     Args:
-        name: Of a file or path, or an id.
+        name: Name or path of a file, or an id.
 
     Examples:
-        >>> stem("AudioSet_SL/Yb0RFKhbpFJA.wav"), stem("FR.CTC.08.CoyuyoS.001.wav"), stem("2219")
-        ('Yb0RFKhbpFJA', 'FR.CTC.08.CoyuyoS.001', '2219')
+        >>> [file_stem(name) for name in ("AudioSet_SL/Yb0RFKhbpFJA.wav", "FR.CTC.08.001.wav", "2219")]
+        ['Yb0RFKhbpFJA', 'FR.CTC.08.001', '2219']
     """
-    # By hand, as pathlib takes ten times as long for half a million names.
+    # Not by pathlib, which takes ten times as long for half a million names.
     last = name.strip().rpartition("/")[2]
     head, dot, suffix = last.rpartition(".")
     return head if head and f"{dot}{suffix.lower()}" in AUDIO_SUFFIXES else last
 
 
 def youtube_id(name: str) -> str | None:
-    """The id of the video that a clip of AudioSet was cut from.
+    """The id of the YouTube video that a clip of AudioSet was cut from.
 
     Args:
-        name: The id alone, after a `Y`, before start and end, or as the name of a file.
+        name: The id, perhaps with a `Y` in front, start and end behind it, or the ending of a file.
 
     Returns:
-        Its eleven characters, or None for a name that cannot hold one.
+        The eleven characters of the id, or None for a name that cannot hold one.
 
     Examples:
         >>> [youtube_id(name) for name in ("b0RFKhbpFJA", "Yb0RFKhbpFJA.wav", "b0RFKhbpFJA_30_40", "rain")]
         ['b0RFKhbpFJA', 'b0RFKhbpFJA', 'b0RFKhbpFJA', None]
     """
-    match = _YOUTUBE.fullmatch(stem(name))
+    match = _YOUTUBE.fullmatch(file_stem(name))
     return match.group(1) if match else None
 
 
-def plain_title(name: str) -> str:
-    """The title of a recording without what copying, archives and file systems do to it.
+def normalize_title(name: str) -> str:
+    """The title of a recording without differences that come from copying, archives and file systems.
 
     Args:
-        name: Of a file.
+        name: Name of a file.
 
     Returns:
-        Letters and digits in lower case with single spaces between them.
+        Words of letters and digits in lower case, separated by single spaces.
 
     Examples:
-        >>> plain_title("Grillons-d&#39;Italie.wav") == plain_title("grillons d'italie")
+        >>> normalize_title("Grillons-d&#39;Italie.wav") == normalize_title("grillons d'italie")
         True
     """
-    text = unicodedata.normalize("NFKC", html.unescape(stem(name))).casefold()
+    text = unicodedata.normalize("NFKC", html.unescape(file_stem(name))).casefold()
     return re.sub(r"[\W_]+", " ", text).strip()
 
 
-def key(namespace: str, name: str) -> str:
+def recording_key(namespace: str, name: str) -> str:
     """The key of a recording.
 
     Args:
         namespace: One of the values of `NAMESPACES`.
-        name: Its id or, in the namespace `file`, its title.
+        name: Id of the recording or, in the namespace `file`, its title.
 
     Examples:
-        >>> key("youtube", "Yb0RFKhbpFJA.wav"), key("file", "Rain_1.wav"), key("freesound", "180913.flac")
-        ('youtube:b0RFKhbpFJA', 'file:rain 1', 'freesound:180913')
+        >>> recording_key("youtube", "Yb0RFKhbpFJA.wav"), recording_key("freesound", "180913.flac")
+        ('youtube:b0RFKhbpFJA', 'freesound:180913')
+        >>> recording_key("file", "Rain_1.wav")
+        'file:rain 1'
     """
     if namespace == "youtube":
-        return f"youtube:{youtube_id(name) or stem(name)}"
+        return f"youtube:{youtube_id(name) or file_stem(name)}"
     if namespace == "file":
-        return f"file:{plain_title(name) or stem(name)}"
-    return f"{namespace}:{stem(name)}"
+        return f"file:{normalize_title(name) or file_stem(name)}"
+    return f"{namespace}:{file_stem(name)}"
 
 
 def possible_keys(name: str, collection: str | None = None) -> frozenset[str]:
-    """The keys that someone who wrote this id may have meant.
+    """The keys that an id may stand for.
 
     Args:
         name: A key, or an id as any of the datasets writes it.
-        collection: Where the id is from, if that is known: a key of `NAMESPACES` in any case.
+        collection: Collection that the id belongs to, if that is known: a key of `NAMESPACES`, in any case.
 
     Returns:
-        The one key if the collection is known, else one for each in which the id makes sense.
+        One key if the collection is known, otherwise one for each namespace in which the id makes sense.
 
     Examples:
         >>> sorted(possible_keys("180913", "FreeSound"))
@@ -117,11 +120,11 @@ def possible_keys(name: str, collection: str | None = None) -> frozenset[str]:
     """
     namespace, separator, rest = name.strip().partition(":")
     if separator and namespace in NAMESPACES.values():
-        return frozenset({key(namespace, rest)})
+        return frozenset({recording_key(namespace, rest)})
     known = NAMESPACES.get(collection.lower()) if collection else None
     if known:
-        return frozenset({key(known, name)})
-    keys = {key("file", name), *(key(other, name) for other in _FOREIGN)}
+        return frozenset({recording_key(known, name)})
+    keys = {recording_key("file", name), *(recording_key(other, name) for other in _NUMBERED)}
     if youtube_id(name):
-        keys.add(key("youtube", name))
+        keys.add(recording_key("youtube", name))
     return frozenset(keys)

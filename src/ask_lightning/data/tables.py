@@ -1,21 +1,42 @@
-"""Tables of text on disk: CSV and JSON, with errors that say where and what to do."""
+"""CSV and JSON files, read with errors that say where the mistake is and what to do."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 _SEPARATORS = (";", "\t", "|", ",")
+_CAPTION_COLUMN = re.compile(r"captions?(?:_\d+)?")
+
+
+def caption_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that hold captions, in every file with fixed column names.
+
+    Args:
+        columns: Names of all columns, or keys of an object.
+
+    Returns:
+        Those called `caption`, `captions`, or one of these with `_` and a number, in order; if there is none,
+        a column called `text`.
+
+    Examples:
+        >>> caption_columns(["file_name", "caption_1", "caption_2"]), caption_columns(["audio", "text"])
+        (['caption_1', 'caption_2'], ['text'])
+    """
+    names = list(columns)
+    found = [name for name in names if _CAPTION_COLUMN.fullmatch(name)]
+    return found or [name for name in names if name == "text"]
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file, without the byte order mark that Excel writes.
 
     Args:
-        path: Of the file.
-        encoding: How its bytes are to be read.
+        path: Path of the file.
+        encoding: Encoding of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -30,14 +51,14 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no table of captions at {path}.") from None
+        raise FileNotFoundError(f"There is no file at {path}. Correct the path.") from None
     try:
         return content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}. Save the "
-            "table as UTF-8; `iconv -f latin1 -t utf-8` does so, or `-f utf-16`. Where there is an argument "
+            "file as UTF-8; `iconv -f latin1 -t utf-8` does so, or `-f utf-16`. Where there is an argument "
             "`encoding`, that may be passed instead."
         ) from error
 
@@ -46,9 +67,9 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
     r"""The lines of a CSV that are not blank, with their numbers; fields without the spaces around them.
 
     Args:
-        path: Of the CSV, for errors.
-        text: What is in it.
-        delimiter: What separates the fields.
+        path: Path of the CSV, for errors.
+        text: Content of the CSV.
+        delimiter: Character between the fields.
 
     Raises:
         ValueError: A double quote is misplaced.
@@ -81,12 +102,12 @@ def check_columns(
     """Raise unless each column is there once.
 
     Args:
-        path: Of the table, for errors.
-        header: The columns that it has.
-        columns: The columns that it has to have.
-        delimiter: What separates the fields; a header that is one field may be separated by another.
-        remedy: What to do about a missing column.
-        published: Whether the format is fixed, so that another separator is a fault of the file.
+        path: Path of the table, for errors.
+        header: Columns that the table has.
+        columns: Columns that the table needs.
+        delimiter: Character between the fields. A header of a single field may have another one.
+        remedy: Advice about a missing column, the end of the message.
+        published: Whether the format is fixed, so that another delimiter is a fault of the file.
 
     Raises:
         ValueError: A column is missing or repeated.
@@ -115,11 +136,11 @@ def check_width(path: Path, line: int, fields: Sequence[str], header: Sequence[s
     """Raise unless a row has as many fields as the header.
 
     Args:
-        path: Of the table, for errors.
-        line: Of the row.
-        fields: Of the row.
-        header: Of the table.
-        delimiter: What separates the fields.
+        path: Path of the table, for errors.
+        line: Line number of the row.
+        fields: Fields of the row.
+        header: Columns of the table.
+        delimiter: Character between the fields.
 
     Raises:
         ValueError: The row is longer or shorter.
@@ -138,7 +159,7 @@ def read_header(path: Path) -> list[str]:
     """The names of the columns of a CSV in UTF-8.
 
     Args:
-        path: Of the CSV.
+        path: Path of the CSV.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -160,12 +181,12 @@ def read_rows(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tu
     r"""The rows of a published CSV: UTF-8, commas, a header line.
 
     Args:
-        path: Of the CSV.
-        columns: Names of the columns that it has to have; it may have more.
-        remedy: What to do about a missing column.
+        path: Path of the CSV.
+        columns: Names of the columns that the CSV needs; it may have more.
+        remedy: Advice about a missing column, the end of the message.
 
     Returns:
-        For each row its line and its fields by name.
+        For each row its line number and its fields by column.
 
     Raises:
         FileNotFoundError: There is no such CSV.
@@ -188,10 +209,10 @@ def read_rows(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tu
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -1,4 +1,4 @@
-"""What ASK cannot be combined with, said before training starts."""
+"""Checks, before training starts, for what ASK cannot be combined with."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
@@ -18,13 +18,14 @@ _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not k
 
 
 def check_model(model: object) -> None:
-    """Refuse what is not a `lightning.pytorch` module.
+    """Refuse a model that is not a `lightning.pytorch` module.
 
     Args:
-        model: What the user wants to wrap.
+        model: Model to wrap.
 
     Raises:
-        TypeError: With the import to change where the module comes from the twin package.
+        TypeError: The model is of another class. For a module of the twin package `pytorch_lightning`, the
+            message says which import to change.
     """
     if isinstance(model, pl.LightningModule):
         return
@@ -40,16 +41,16 @@ def check_model(model: object) -> None:
 
 
 def check_trainer(trainer: object, module: pl.LightningModule) -> None:
-    """Refuse trainers and ways of training under which ASK would be wrong.
+    """Refuse trainers and strategies under which ASK would be wrong.
 
     Args:
-        trainer: The trainer at the start of `fit`.
-        module: The module that it trains.
+        trainer: Trainer at the start of `fit`.
+        module: Module that it trains.
 
     Raises:
-        TypeError: A trainer of the `pytorch_lightning` package.
-        RuntimeError: Manual optimisation, a strategy that shards the model, an XLA device, several processes
-            by another strategy than DDP.
+        TypeError: The trainer is one of the `pytorch_lightning` package.
+        RuntimeError: The model optimises manually, the strategy shards the model or is not DDP for several
+            processes, or the device is an XLA device.
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
@@ -79,17 +80,17 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
 
 def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-    """Refuse parameters without gradient under DDP, which would stop at the next step with a riddle.
+    """Refuse parameters without a gradient under DDP, whose next step would fail with an obscure error.
 
     Args:
-        trainer: The trainer after a backward pass.
-        module: The module that it trains.
+        trainer: Trainer after a backward pass.
+        module: Module that it trains.
 
     Returns:
-        Whether there is nothing more to check; while gradients are accumulated there is.
+        Whether the check is complete. It is not while gradients are still being accumulated.
 
     Raises:
-        RuntimeError: With the parameters' names and the two ways out.
+        RuntimeError: Parameters have no gradient; the message names them and says what to do.
     """
     wrapper = trainer.strategy.model
     if not isinstance(wrapper, DistributedDataParallel) or wrapper.find_unused_parameters:
@@ -110,18 +111,18 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
 
 
 def check_finders(trainer: pl.Trainer) -> None:
-    """Refuse searches that Lightning runs at the start of `fit` without any other callback.
+    """Refuse searches that Lightning runs at the start of `fit` with all other callbacks disabled.
 
     Args:
-        trainer: A trainer whose callback shall build the knowledge.
+        trainer: Trainer whose callback builds the knowledge.
 
     Raises:
-        RuntimeError: With the order in which to search and train.
+        RuntimeError: The trainer has such a search; the message says how to search and train in turn.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
             raise RuntimeError(
-                f"{type(callback).__name__} takes all other callbacks off while it searches, so there would "
+                f"{type(callback).__name__} disables all other callbacks while it searches, so there would "
                 "be no knowledge to train with. Search with the plain model first, then train with ASK: "
                 "Tuner(Trainer(...)).lr_find(ask_module.model, ...) with a trainer of its own."
             )

@@ -1,4 +1,4 @@
-"""What counts as embeddings among the things that encoders return."""
+"""The embeddings in the output of an encoder."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ def as_embeddings(output: Any, encoder: str) -> Tensor:
     """The `(B, d)` tensor in an encoder's output.
 
     Args:
-        output: A tensor, or an output object of `transformers` with a `pooler_output`.
-        encoder: The encoder's name, for the error.
+        output: Tensor, or output object of `transformers` with a `pooler_output`.
+        encoder: Name of the encoder, for the message.
 
     Returns:
-        `(B, d)`.
+        `(B, d)` embeddings.
 
     Raises:
-        TypeError: Neither of them.
+        TypeError: The output is neither of them.
     """
     embeddings = getattr(output, "pooler_output", output)
     if not isinstance(embeddings, Tensor):

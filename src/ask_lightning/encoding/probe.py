@@ -1,8 +1,7 @@
-"""A few validation pairs, always the same, by the current encoders."""
+"""The probe: a few fixed validation pairs, encoded by the current encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,20 +10,22 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ask_lightning.encoding.encode import encode_source, has_index, source_loader
+from ask_lightning.encoding.encode import Embed, encode_source
+from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.functional import unit_length
 
 
 def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
-    """Evenly spaced items of the first validation dataset.
+    """Select evenly spaced items of the first validation dataset.
 
     Args:
         trainer: The running trainer.
-        count: How many; all if there are fewer.
+        count: Number of items; all items if there are fewer.
 
     Returns:
-        The items and the trainer's loader for such; None if there is no dataset with an index.
+        The items and their validation loader; None if there is no validation dataset with an index.
     """
     loaders = trainer.val_dataloaders
     loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
@@ -36,66 +37,81 @@ def probe_of_validation(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], D
     return Subset(dataset, rows), loader
 
 
-def check_encoders(module: pl.LightningModule, callback: Callback, audio: str, text: str) -> None:
-    """Refuse names that are no methods of the model.
+def check_encoders(
+    module: pl.LightningModule, callback: Callback, audio: str | None, text: str | None
+) -> None:
+    """Refuse a model that does not have the methods that a callback calls.
 
     Args:
-        module: The model.
-        callback: Who will ask it for embeddings, for the message.
-        audio: Name of the method that encodes audio.
-        text: The same for text.
+        module: The model, or the `ASKModule` around it, which knows its encoders.
+        callback: The callback that calls them, for the message.
+        audio: Name of the method that encodes audio. None: found as `find_encoders` does.
+        text: Name of the method that encodes text. None: found as `find_encoders` does.
 
     Raises:
         ValueError: The model has no such method.
     """
-    for argument, name in (("audio", audio), ("text", text)):
-        if not callable(getattr(module, name, None)):
-            raise ValueError(
-                f"Argument `{argument}` of {type(callback).__name__} has to name a method of the model that "
-                f"takes a batch, but {type(module).__name__} has no {name!r}."
-            )
+    if not _knows_its_encoders(module, audio, text):
+        find_encoders(module, audio, text, caller=type(callback).__name__)
 
 
 def encode_probe(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     items: Subset[Any],
-    like: DataLoader[Any],
-    audio: str,
-    text: str,
+    loader: DataLoader[Any],
+    audio: str | None,
+    text: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Encode a few items without a trace in the run.
+    """Encode a few items without changing the state of the run.
 
     Args:
         trainer: The running trainer.
-        module: With the two methods.
-        items: What to encode.
-        like: A loader with the collation for them.
-        audio: Name of the module's method that takes a batch and returns audio embeddings.
-        text: The same for text.
+        module: A model with the two methods, or the `ASKModule` around it, which knows its encoders.
+        items: The items to encode.
+        loader: A loader whose settings, such as the collate function, are used for the items.
+        audio: Name of the module's method that takes a batch and returns audio embeddings. None: found as
+            `find_encoders` does.
+        text: Name of the module's method that returns text embeddings. None: found as `find_encoders` does.
 
     Returns:
-        Audio and text, `(n, d)` unit vectors each.
+        Audio and text embeddings, unit vectors `(n, d)`.
     """
-    methods: list[Callable[[Any], Any]] = [getattr(module, name) for name in (audio, text)]
-
-    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
-        sides = [
-            as_embeddings(method(batch), name) for method, name in zip(methods, (audio, text), strict=True)
-        ]
-        return sides[0], sides[1], None
-
-    # Every rank encodes all of it: it is small.
-    encoded = encode_source(trainer, module, source_loader(items, like), embed)
+    embed: Embed = (
+        module.embed_pairs  # type: ignore[assignment]
+        if _knows_its_encoders(module, audio, text)
+        else _embed_by(module, *find_encoders(module, audio, text))
+    )
+    # The items are few, so every rank encodes all of them.
+    encoded = encode_source(trainer, module, source_loader(items, loader), embed)
     return unit_length(encoded.audio), unit_length(encoded.text)
 
 
 def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
-    """Whether the epoch that ends is the first, the last, or one of those between.
+    """Whether a callback is due after the epoch that ends: the first, the last, or every n-th epoch.
 
     Args:
         trainer: The running trainer.
-        every_n_epochs: Distance of those between.
+        every_n_epochs: Number n of epochs.
+
+    Returns:
+        True if the callback is due.
     """
     ended = trainer.current_epoch + 1
     return ended == 1 or ended % every_n_epochs == 0 or ended == trainer.max_epochs
+
+
+def _knows_its_encoders(module: pl.LightningModule, audio: str | None, text: str | None) -> bool:
+    """Whether the module itself says how a batch is embedded, and nobody named methods."""
+    return audio is None and text is None and callable(getattr(module, "embed_pairs", None))
+
+
+def _embed_by(module: pl.LightningModule, audio: Encoder, text: Encoder) -> Embed:
+    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
+        sides = [
+            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder))
+            for encoder in (audio, text)
+        ]
+        return sides[0], sides[1], None
+
+    return embed

@@ -1,4 +1,4 @@
-"""The parts of a training module that the callbacks work with."""
+"""The loss and the encoders of a training module, which the callbacks work with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
 
@@ -17,11 +18,11 @@ Embed = Callable[[Any], tuple[Tensor, Tensor, Ids | None]]
 
 @dataclass(frozen=True)
 class Target:
-    """The loss that looks up knowledge and the way from a batch to embeddings.
+    """The loss of a training module, and the function that embeds its batches.
 
     Attributes:
-        loss: Where the knowledge is kept.
-        embed: Batch → audio `(B, d)`, text `(B, d)`, clip ids or `None`.
+        loss: Loss that holds the knowledge base.
+        embed: Function from a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`.
     """
 
     loss: ReliabilityOTLoss
@@ -29,13 +30,21 @@ class Target:
 
 
 def find_target(module: pl.LightningModule) -> Target:
-    """The parts of an `ASKModule`, or of a module that calls a `ReliabilityOTLoss` itself.
+    """Find the loss and the encoders of a module that trains with ASK.
 
-    The latter has the methods `encode_audio(batch)` and `encode_text(batch)` and, if its loss compares
-    clips, `encode_ids(batch)`; or one method `embed_pairs(batch)` that returns all three.
+    It is an `ASKModule`, or a module that calls a `ReliabilityOTLoss` itself. The latter has two methods that
+    take a batch and encode audio and text, under names that `find_encoders` finds, and, if its loss compares
+    clips, a method `encode_ids(batch)`. Or it has one method `embed_pairs(batch)` that returns all three.
+
+    Args:
+        module: The module that the trainer trains.
+
+    Returns:
+        Its loss, and a function that embeds a batch.
 
     Raises:
-        RuntimeError: The module has no such loss, several, or lacks a method.
+        RuntimeError: The module has no such loss, several of them, or no method `encode_ids` that it needs.
+        ValueError: The module has no methods that encode audio and text.
     """
     name = type(module).__name__
     losses = [part for part in module.modules() if isinstance(part, ReliabilityOTLoss)]
@@ -47,16 +56,17 @@ def find_target(module: pl.LightningModule) -> Target:
     (loss,) = losses
     if callable(embed_pairs := getattr(module, "embed_pairs", None)):
         return Target(loss, embed_pairs)
-    needed = ["encode_audio", "encode_text", *(["encode_ids"] if loss.needs_ids else [])]
-    missing = [method for method in needed if not callable(getattr(module, method, None))]
-    if missing:
+    encoders = find_encoders(module)
+    if loss.needs_ids and not callable(getattr(module, "encode_ids", None)):
         raise RuntimeError(
-            f"{name} calls a ReliabilityOTLoss itself and so needs the methods {needed} that take a batch, "
-            f"but lacks {missing}. Add them, or wrap a model: ASKModule(model, audio=..., text=...)."
+            f"{name} calls a ReliabilityOTLoss that compares clips, and so needs a method `encode_ids` that "
+            "takes a batch and returns its clip ids. Add it, or wrap a model: ASKModule(model, ids=...)."
         )
 
     def embed(batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
-        audio, text = (as_embeddings(getattr(module, name)(batch), name) for name in needed[:2])
+        audio, text = (
+            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder)) for encoder in encoders
+        )
         return audio, text, module.encode_ids(batch) if loss.needs_ids else None  # type: ignore[operator]
 
     return Target(loss, embed)

@@ -24,9 +24,9 @@ def nt_xent(
         similarity: `(B, B)`, similarity of query i (row) and candidate j (column).
         temperature: τ > 0, a number or a 0-d tensor (learnable if it requires a gradient).
         targets: `(B, B)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
-        ignore: `(B, B)` boolean; true entries leave the denominator, as for other captions of the same
-            clip. The diagonal is never ignored.
-        reduction: `"mean"` over the batch, or `"none"` for one value a row.
+        ignore: `(B, B)` boolean; true entries are left out of the denominator, such as other captions of
+            the same clip. The diagonal is never left out.
+        reduction: `"mean"` over the batch, or `"none"` for one value for each row.
 
     Returns:
         0-d, or `(B,)` with `reduction="none"`.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ask_lightning.utilities.arguments import check_count
+
 
 def representation_drift(
     queries: Tensor, current: Tensor, stored: Tensor, *, block_size: int = 1024
@@ -20,7 +22,8 @@ def representation_drift(
         queries: `(Q, d)`, embeddings by the current encoder.
         current: `(N, d)`, the knowledge encoded by the current encoder.
         stored: `(N, d)`, the same rows as they are stored.
-        block_size: Queries that are scored at a time; bounds memory to two `(block_size, N)` matrices.
+        block_size: Number of queries that are scored at a time, at least 1; bounds memory to two
+            `(block_size, N)` matrices.
 
     Returns:
         0-d, at least 0 up to rounding.
@@ -40,13 +43,52 @@ def representation_drift(
         )
     if len(queries) == 0:
         raise ValueError("Argument `queries` has to hold at least one embedding, but got none.")
+    check_count("block_size", block_size)
     with torch.autocast(queries.device.type, enabled=False):
         # A drift of 1e-4 is a difference of logarithms, of which half precision leaves only noise.
         dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
         queries, current, stored = (rows.to(dtype) for rows in (queries, current, stored))
         total = queries.new_zeros(())
         for block in queries.split(block_size):
-            now = torch.log_softmax(block @ current.T, dim=1)  # (block, N)
-            before = torch.log_softmax(block @ stored.T, dim=1)  # (block, N)
-            total = total + (now.exp() * (now - before)).sum()
+            now, before = block @ current.T, block @ stored.T  # (block, N)
+            total = total + softmax_divergence(now, before, log_normalizers(now, before)).sum()
         return total / len(queries)
+
+
+def log_normalizers(current: Tensor, stored: Tensor) -> Tensor:
+    """Logarithms of the two softmax denominators of each query.
+
+    Args:
+        current: `(Q, N)`, scores of the current rows.
+        stored: `(Q, N)`, scores of the stored rows.
+
+    Returns:
+        `(Q, 2)`. Those of a table that is divided into blocks of rows are the `logsumexp` over the blocks.
+
+    Examples:
+        >>> log_normalizers(torch.zeros(1, 4), torch.zeros(1, 4))  # log 4
+        tensor([[1.3863, 1.3863]])
+    """
+    return torch.stack([current.logsumexp(dim=1), stored.logsumexp(dim=1)], dim=1)
+
+
+def softmax_divergence(current: Tensor, stored: Tensor, normalizers: Tensor) -> Tensor:
+    """KL divergence of the softmax over the stored scores from that over the current ones, by query.
+
+    Args:
+        current: `(Q, N)`, scores of the current rows.
+        stored: `(Q, N)`, scores of the stored rows.
+        normalizers: `(Q, 2)`, what `log_normalizers` returns for all rows.
+
+    Returns:
+        `(Q,)`. The shares of blocks of rows, each computed with the normalizers of all rows, add up to the
+        divergence of the whole table.
+
+    Examples:
+        >>> now, before = torch.eye(2), torch.zeros(2, 2)
+        >>> softmax_divergence(now, before, log_normalizers(now, before))
+        tensor([0.1109, 0.1109])
+    """
+    log_current = current - normalizers[:, :1]  # (Q, N)
+    log_stored = stored - normalizers[:, 1:]  # (Q, N)
+    return (log_current.exp() * (log_current - log_stored)).sum(dim=1)

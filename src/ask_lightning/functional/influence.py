@@ -19,11 +19,11 @@ def out_of_batch_influence(
     up by row instead of differentiating through the whole base.
 
     Args:
-        loss: 0-d, with its graph, which is kept.
-        audio: Pairs `(rows, vectors)` of looked-up audio: rows `(B, K)` integers into the base, vectors
+        loss: The loss, 0-d, with its graph, which is kept.
+        audio: Pairs `(rows, vectors)` of looked-up audio: row numbers `(B, K)` in the base, and vectors
             `(B, K, d)` that require a gradient.
-        text: The same for text.
-        num_rows: N, over which the mean is taken.
+        text: Pairs `(rows, vectors)` of looked-up text, in the same form.
+        num_rows: N, the number of rows over which the mean is taken.
 
     Returns:
         0-d, without a gradient. Exactly 0 for a loss that uses the batch only.
@@ -38,7 +38,7 @@ def out_of_batch_influence(
 
 
 def _gradient_norms(loss: Tensor, looked_up: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum of the row gradients' norms of one modality."""
+    """Sum, over the rows of one modality, of the norms of their gradients."""
     if not looked_up or not loss.requires_grad:
         return loss.new_zeros(())
     rows, vectors = zip(*looked_up, strict=True)

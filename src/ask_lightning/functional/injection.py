@@ -10,8 +10,8 @@ _UNIT_TOLERANCE = 1e-6
 def unit_length(embeddings: Tensor) -> Tensor:
     """L2-normalise the rows; unit rows pass through bit for bit and zero rows stay zero.
 
-    Models that normalise already therefore train with exactly the gradients that they had: their own
-    normalisation removes the radial part, and a second one would only add rounding. A zero row has no
+    A model that normalises its embeddings itself therefore trains with exactly the gradients that it had: its
+    own normalisation removes the radial part, and a second one would only add rounding. A zero row has no
     direction; it stays zero and receives a finite gradient.
 
     Args:
@@ -40,9 +40,9 @@ def inject_knowledge(
 
     Args:
         embeddings: `(B, d)`, the batch's embeddings of one modality.
-        neighbors: `(B, K, d)`, what each embedding retrieved from the knowledge of its own modality.
+        neighbors: `(B, K, d)`, the knowledge that each embedding retrieved in its own modality.
         injection_ratio: ρ in [0, 1], the share of knowledge. At 0 the embeddings come back unchanged.
-        renormalize: Bring the result back to unit length. The paper does not.
+        renormalize: Whether to bring the result back to unit length. The paper does not.
 
     Returns:
         `(B, d)`.

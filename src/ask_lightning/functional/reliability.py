@@ -1,4 +1,11 @@
-"""The reliability potential, Eq. 11–13. Axes: `B` batch, `K` neighbours, `d` width."""
+"""The reliability potential, Eq. 11–13, and the modulation factor, Eq. 16–19.
+
+Axes: `B` batch, `K` neighbours, `d` width.
+"""
+
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -32,3 +39,36 @@ def reliability_potential(embeddings: Tensor, crossed: Tensor, own: Tensor) -> T
     weights = torch.softmax(torch.einsum("bkd,bd->bk", crossed, consensus), dim=1)  # (B, K)
     affinity = torch.einsum("bkd,bd->bk", crossed, embeddings)  # (B, K)
     return (weights * affinity.exp()).sum(dim=1)  # (B,)
+
+
+def disagreement(potential: Tensor) -> Tensor:
+    """The `F` of Eq. 16: `-log Ψ`, in [-1, 1] for unit vectors.
+
+    Args:
+        potential: Ψ, any shape.
+
+    Returns:
+        F in the same shape; the larger, the less the two modalities' neighbours agree.
+
+    Examples:
+        >>> disagreement(torch.tensor([1.0, 2.7182817]))
+        tensor([-0., -1.])
+    """
+    return -potential.log()
+
+
+def modulation_factor(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """The factor `1 + Σ_g λ_g F_g` by which Eq. 16–19 weigh the cross-entropy of a direction.
+
+    Args:
+        weighted: Pairs `(λ_g, F_g)` of each granularity, see `disagreement`; all F of one shape.
+
+    Returns:
+        The factor in the shape of F. It is positive if the λ sum to less than 1 and all vectors have at most
+        unit length.
+
+    Examples:
+        >>> modulation_factor([(0.2, torch.tensor(-1.0)), (0.3, torch.tensor(0.5))])
+        tensor(0.9500)
+    """
+    return 1 + reduce(add, (weight * term for weight, term in weighted))

@@ -9,6 +9,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from ask_lightning.utilities.arguments import check_choice, check_count, check_positive
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Below this ε the exponentials of similarities in [-1, 1] leave float32's comfortable range.
@@ -34,7 +36,7 @@ def sinkhorn_plan(
         similarity: `(B, C)`, rows and columns any two sets; usually square.
         epsilon: ε > 0, the weight of the entropy. Large: uniform; small: a permutation.
         iterations: Number of row-and-column updates, at least 1.
-        bounded: Promise that similarities lie in [-1, 1], as cosines do. Then ε ≥ 0.03 runs in the
+        bounded: Whether all similarities lie in [-1, 1], as cosines do. Then ε ≥ 0.03 runs in the
             exponential domain, which is several times faster; otherwise the log domain is used.
 
     Returns:
@@ -48,10 +50,8 @@ def sinkhorn_plan(
         >>> plan.diagonal()
         tensor([0.3333, 0.3333, 0.3333])
     """
-    if not epsilon > 0:
-        raise ValueError(f"Argument `epsilon` has to be positive, but got {epsilon}.")
-    if iterations < 1:
-        raise ValueError(f"Argument `iterations` has to be at least 1, but got {iterations}.")
+    check_positive("epsilon", epsilon)
+    check_count("iterations", iterations)
     with torch.autocast(similarity.device.type, enabled=False):
         dtype = torch.float64 if similarity.dtype == torch.float64 else torch.float32
         similarity = similarity.to(dtype)  # (B, C)
@@ -69,7 +69,7 @@ def realign_similarity(
     *,
     plan_scaling: Literal["marginal", "row"] = "marginal",
 ) -> Tensor:
-    """Move each query's similarities towards those of the queries that it is transported to.
+    """Mix each query's similarities with those of the items that the plan transports it to.
 
     Eq. 15 of the paper: `S* = ((1 - β) I + β Q̂) S`. For the audio-to-text direction pass the
     transposes of both matrices.
@@ -95,8 +95,7 @@ def realign_similarity(
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]])
     """
-    if plan_scaling not in ("marginal", "row"):
-        raise ValueError(f'Argument `plan_scaling` has to be "marginal" or "row", but got {plan_scaling!r}.')
+    check_choice("plan_scaling", plan_scaling, ("marginal", "row"))
     if ot_factor == 0:
         return similarity
     scale = len(plan) if plan_scaling == "row" else 1
@@ -106,8 +105,8 @@ def realign_similarity(
 def _exponential_domain(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Scale rows to sum to 1 and columns to B/C in turn, without a graph.
 
-    A round is two products into buffers that are kept: at these sizes half the time goes into memory that
-    is allocated anew.
+    Each round is two matrix–vector products into buffers that are reused: at these sizes allocating new ones
+    would take half the time.
     """
     # The shift scales whole rows, which the first row update undoes; it keeps entries in (0, 1].
     shift = similarity.amax(dim=1, keepdim=True).div_(-epsilon)  # (B, 1)
@@ -124,10 +123,10 @@ def _exponential_domain(similarity: Tensor, epsilon: float, iterations: int) -> 
 
 
 def _scale_on_cpu(kernel: Array, rows: Array, columns: Array, iterations: int) -> None:
-    """The loop in NumPy, whose matrix–vector products start in half the time of torch's.
+    """Run the loop in NumPy, whose matrix–vector products have half the overhead of torch's.
 
-    On one thread: products this small wait longer for a second thread, which torch's own threads keep from
-    starting, than they gain from it (benchmarks/step.py).
+    One thread is used: products this small gain less from a second thread than they wait for it while torch's
+    own threads are running (benchmarks/step.py).
     """
     column_sum = kernel.shape[0] / kernel.shape[1]
     with _blas_threads().limit(limits=1):
@@ -138,12 +137,13 @@ def _scale_on_cpu(kernel: Array, rows: Array, columns: Array, iterations: int) -
 
 @cache
 def _blas_threads() -> ThreadpoolController:
+    """The controller of NumPy's BLAS threads."""
     # Finding the libraries takes milliseconds, so once; limiting them takes microseconds.
     return ThreadpoolController().select(user_api="blas")
 
 
 def _log_domain(scaled: Tensor, iterations: int) -> Tensor:
-    """The same updates on logarithms, for any ε, any range of similarities, and for gradients."""
+    """Scale rows and columns in turn, on logarithms: for any ε, any similarities, and for gradients."""
     num_rows, num_columns = scaled.shape
     columns = scaled.new_zeros(num_columns)
     for _ in range(iterations):

@@ -1,6 +1,6 @@
-"""What is remembered: the knowledge base, how it is searched, condensed, encoded and stored."""
+"""What is remembered: the knowledge base, how it is searched, condensed and stored."""
 
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.pairs import Granularity, Neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, StoredPairs
 
-__all__ = ["Granularity", "KnowledgeBase", "Neighborhood"]
+__all__ = ["KnowledgeBase", "Neighborhood", "StoredPairs"]

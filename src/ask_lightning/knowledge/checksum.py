@@ -1,4 +1,4 @@
-"""A number that two tensors share only if all their bits are the same, whoever holds which rows."""
+"""Checksums of tensors that can be computed over the shards of a tensor and then added up."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,14 @@ _FIRST, _SECOND, _STEP = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680
 
 
 def checksum(rows: Tensor, numbers: Tensor | None = None) -> int:
-    """The sum, modulo 2^64, of a hash of every row and its number.
+    """Sum a hash of every row and its number, modulo 2^64.
 
-    A sum does not depend on who adds what: the checksums of parts of a tensor add up to the one of the
-    whole. It is computed where the tensor lies, without a copy to the CPU. It finds damage and differences,
-    but would not withstand an attacker.
+    The checksums of the shards of a tensor add up to that of the whole tensor. The computation runs on the
+    tensor's device. It detects damage and differences, but is no protection against tampering.
 
     Args:
         rows: `(n, ...)`, any dtype.
-        numbers: `(n,)` int64, the rows' numbers in the whole; default 0 … n - 1.
+        numbers: `(n,)` int64, the numbers of the rows in the whole tensor; default: 0 … n - 1.
 
     Returns:
         An integer in [0, 2^64).

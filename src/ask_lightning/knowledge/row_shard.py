@@ -1,4 +1,9 @@
-"""Which rows of a source each rank has. Axes: `R` ranks, `n` rows of this rank, `N` rows of all."""
+"""How the rows of a table are divided among ranks.
+
+A *global* row number counts in the whole table, a *local* one among the rows of one rank.
+
+Axes: `R` ranks, `n` rows of this rank, `N` rows of the table, `d` width.
+"""
 
 from __future__ import annotations
 
@@ -12,124 +17,186 @@ from ask_lightning.utilities.distributed import Ranks
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of a source that this rank has, of N rows that are dealt out to all ranks.
+class RowShard:
+    """The rows of a table that this rank holds, as one shard of the N rows that all ranks hold.
 
-    Items of the source are dealt out in turn, as cards are: rank r has items r, r + R, … . A source that is
-    sorted by length then gives every rank its share of long clips. Where ranks bring rows of their own number
-    (an iterable source) they follow each other instead, rank by rank.
+    An *interleaved* table has the items r, r + R, r + 2R, … of its source on rank r, so that a source that is
+    sorted by length gives every rank its share of long clips. A *contiguous* table has the rows of rank 0
+    first, then those of rank 1, and so on.
 
     Attributes:
-        ranks: The processes.
-        counts: Rows of each rank.
-        at_a_time: How many rows an item is, where items are dealt out in turn; 0 where ranks follow each
-            other.
+        ranks: The processes that hold the table.
+        counts: Number of rows of each rank.
+        rows_per_item: Number of rows that each source item contributes to an interleaved table; 0 for a
+            contiguous one.
 
     Examples:
-        >>> part = Part.dealt(5, Ranks(rank=0, size=1))
-        >>> part.rows().tolist(), part.total
-        ([0, 1, 2, 3, 4], 5)
-        >>> Part.dealt(5, Ranks(rank=1, size=2)).rows().tolist()
+        >>> RowShard.interleaved(5, Ranks(rank=1, size=2)).global_rows().tolist()
         [1, 3]
+        >>> RowShard.contiguous([2, 3], Ranks(rank=1, size=2)).global_rows().tolist()
+        [2, 3, 4]
     """
 
     ranks: Ranks
     counts: tuple[int, ...]
-    at_a_time: int
+    rows_per_item: int
 
     @classmethod
-    def dealt(cls, items: int, ranks: Ranks, at_a_time: int = 1) -> Part:
-        """Each rank's share of a source of known length.
+    def interleaved(cls, num_items: int, ranks: Ranks, rows_per_item: int = 1) -> RowShard:
+        """The shard of a source whose items go to the ranks in turn.
 
         Args:
-            items: How many items the source has.
-            ranks: The processes.
-            at_a_time: How many rows each item is.
+            num_items: Number of items of the source.
+            ranks: The processes that hold the table.
+            rows_per_item: Number of rows that each item contributes.
         """
-        shares = (len(range(rank, items, ranks.size)) for rank in range(ranks.size))
-        return cls(ranks, tuple(share * at_a_time for share in shares), at_a_time)
+        items = (len(range(rank, num_items, ranks.size)) for rank in range(ranks.size))
+        return cls(ranks, tuple(count * rows_per_item for count in items), rows_per_item)
 
     @classmethod
-    def brought(cls, counts: Sequence[int], ranks: Ranks) -> Part:
-        """Parts of any size that follow each other.
+    def contiguous(cls, counts: Sequence[int], ranks: Ranks) -> RowShard:
+        """The shard of a table that holds the rows of one rank after those of another.
 
         Args:
-            counts: Rows of each rank.
-            ranks: The processes.
+            counts: Number of rows of each rank.
+            ranks: The processes that hold the table.
         """
         return cls(ranks, tuple(counts), 0)
 
+    @classmethod
+    def unsharded(cls, num_rows: int) -> RowShard:
+        """All rows of a table that this process holds alone.
+
+        Args:
+            num_rows: N.
+        """
+        return cls.interleaved(num_rows, Ranks())
+
     @property
-    def total(self) -> int:
-        """N."""
+    def num_rows(self) -> int:
+        """N, the number of rows of the whole table."""
         return sum(self.counts)
 
-    def rows(self) -> Tensor:
-        """Numbers in the source of this rank's rows, `(n,)`."""
-        return self.numbers(torch.arange(self.counts[self.ranks.rank]))
+    @property
+    def num_local_rows(self) -> int:
+        """The number n of rows that this rank holds."""
+        return self.counts[self.ranks.rank]
 
-    def numbers(self, local: Tensor) -> Tensor:
-        """Numbers in the source of some of this rank's own rows."""
-        if not self.at_a_time:
+    def global_rows(self) -> Tensor:
+        """Global numbers `(n,)` of this rank's rows, in their local order."""
+        return self.to_global(torch.arange(self.num_local_rows))
+
+    def to_global(self, local: Tensor) -> Tensor:
+        """Translate local row numbers of this rank to global ones.
+
+        Args:
+            local: Integers of any shape.
+        """
+        if not self.rows_per_item:
             return local + sum(self.counts[: self.ranks.rank])
-        item = local // self.at_a_time * self.ranks.size + self.ranks.rank
-        return item * self.at_a_time + local % self.at_a_time
+        item = local // self.rows_per_item * self.ranks.size + self.ranks.rank
+        return item * self.rows_per_item + local % self.rows_per_item
 
     def locate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Which rank has each of some rows of the source, and which of its own rows it is there."""
-        if self.at_a_time:
-            item = rows // self.at_a_time
-            return item % self.ranks.size, item // self.ranks.size * self.at_a_time + rows % self.at_a_time
+        """Find the rank that holds each row and the row's local number there.
+
+        Args:
+            rows: Global row numbers of any shape.
+
+        Returns:
+            Ranks and local row numbers, both in the shape of `rows`.
+        """
+        if self.rows_per_item:
+            item = rows // self.rows_per_item
+            local = item // self.ranks.size * self.rows_per_item + rows % self.rows_per_item
+            return item % self.ranks.size, local
         counts = torch.tensor(self.counts, device=rows.device)
         owner = torch.searchsorted(counts.cumsum(0), rows, right=True)
         return owner, rows - (counts.cumsum(0) - counts)[owner]
 
-    def whole(self, rows: Tensor) -> Tensor:
-        """All ranks' rows in the order of the source; collective.
+    def select(self, table: Tensor) -> Tensor:
+        """Take this rank's rows out of a table that every rank has as a whole.
 
         Args:
-            rows: `(n, ...)`, this rank's.
+            table: `(N, ...)`.
 
         Returns:
-            `(N, ...)`, the same on every rank.
+            `(n, ...)`.
+        """
+        return table if self.ranks.size == 1 else table[self.global_rows().to(table.device)]
+
+    def gather(self, local: Tensor) -> Tensor:
+        """Put the whole table together on every rank; collective.
+
+        Args:
+            local: `(n, ...)`, the rows of this rank.
+
+        Returns:
+            `(N, ...)` in global order.
         """
         if self.ranks.size == 1:
-            return rows
-        parts = self.ranks.gather(rows, self.counts)
-        if not self.at_a_time:
-            return torch.cat(parts)
-        whole = rows.new_empty((self.total, *rows.shape[1:]))
-        items = whole.view(-1, self.at_a_time, *rows.shape[1:])
-        for rank, part in enumerate(parts):
-            items[rank :: self.ranks.size] = part.view(-1, *items.shape[1:])
-        return whole
+            return local
+        blocks = self.ranks.all_gather(local, self.counts)
+        if not self.rows_per_item:
+            return torch.cat(blocks)
+        table = local.new_empty((self.num_rows, *local.shape[1:]))
+        items = table.view(-1, self.rows_per_item, *local.shape[1:])
+        for rank, block in enumerate(blocks):
+            items[rank :: self.ranks.size] = block.view(-1, *items.shape[1:])
+        return table
 
-    def own(self, whole: Tensor) -> Tensor:
-        """This rank's rows of a tensor `(N, ...)` that every rank has."""
-        return whole if self.ranks.size == 1 else whole[self.rows().to(whole.device)]
-
-    def fetch(self, wanted: Tensor, *sides: Tensor) -> list[Tensor]:
-        """Vectors of any rows, from the ranks that have them; collective.
+    def fetch(self, rows: Tensor, *tables: Tensor) -> list[Tensor]:
+        """Read any rows of some tables from the ranks that hold them; collective.
 
         Args:
-            wanted: `(...)` int64, numbers in the source.
-            sides: `(n, d)` each, this rank's rows of some tensors.
+            rows: Global row numbers `(...)`, int64. Each rank may ask for other rows.
+            tables: The local rows `(n, d)` of each table.
 
         Returns:
-            For each side `(..., d)`.
+            The rows `(..., d)` of each table.
         """
-        flat = wanted.flatten()
+        flat = rows.flatten()
         owner, local = self.locate(flat)
         if self.ranks.size == 1:
-            return [side[local].view(*wanted.shape, side.shape[1]) for side in sides]
-        # Ask each rank for its rows, in its order, and put the answers back into ours.
+            return [table[local].view(*rows.shape, table.shape[1]) for table in tables]
+        # Requests go out sorted by rank; the answers return in that order and are put back into ours.
         order = owner.argsort(stable=True)
-        asked = torch.bincount(owner, minlength=self.ranks.size).tolist()
-        requests, asking = self.ranks.deal(local[order], asked)
-        found = []
-        for side in sides:
-            answers, _ = self.ranks.deal(side[requests], asking, arriving=asked)
+        request_counts = torch.bincount(owner, minlength=self.ranks.size).tolist()
+        requested, requested_counts = self.ranks.all_to_all(local[order], request_counts)
+        fetched = []
+        for table in tables:
+            answers, _ = self.ranks.all_to_all(
+                table[requested], requested_counts, received_counts=request_counts
+            )
             vectors = torch.empty_like(answers)
             vectors[order] = answers
-            found.append(vectors.view(*wanted.shape, side.shape[1]))
-        return found
+            fetched.append(vectors.view(*rows.shape, table.shape[1]))
+        return fetched
+
+
+@dataclass(frozen=True)
+class ShardedRows:
+    """One table of vectors of which each rank holds a shard.
+
+    Attributes:
+        local: `(n, d)`, the rows of this rank.
+        shard: Which rows of the table these are.
+
+    Examples:
+        >>> rows = ShardedRows.unsharded(torch.eye(3))
+        >>> rows.fetch(torch.tensor([2]))
+        tensor([[0., 0., 1.]])
+    """
+
+    local: Tensor
+    shard: RowShard
+
+    @classmethod
+    def unsharded(cls, table: Tensor) -> ShardedRows:
+        """A table `(N, d)` that this process holds alone."""
+        return cls(table, RowShard.unsharded(len(table)))
+
+    def fetch(self, rows: Tensor) -> Tensor:
+        """Read rows `(..., d)` by their global numbers `(...)`; collective."""
+        (vectors,) = self.shard.fetch(rows, self.local)
+        return vectors

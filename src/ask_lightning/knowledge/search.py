@@ -1,7 +1,7 @@
 """Maximum inner product search. Axes: `B` queries, `N` rows, `K` neighbours, `d` width.
 
-Every search returns rows ordered by (-score, row). The exact ones also choose by it among rows that tie for
-the last place; a Faiss index chooses as it likes.
+Every search returns rows ordered by (-score, row). Where rows tie for the last place, the exact searches
+return the first of them; a Faiss index returns any.
 """
 
 import sys
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
 
-# Scores held at a time. A block of 4 MB stays in a CPU's cache between the product and the selection.
+# Number of scores held at a time. A block of 4 MB stays in a CPU's cache between product and selection.
 _SCORES_PER_BLOCK = 1 << 20
 _QUERIES_PER_BLOCK = 1024
-# From so many queries on Faiss's kernel is the faster one on a CPU (benchmarks/step.py).
+# Number of queries from which on Faiss's kernel is faster than torch on a CPU (benchmarks/step.py).
 _QUERIES_FOR_FAISS = 128
-# Share of an inverted file's lists that is visited where the index string does not say.
+# Share of an inverted file's lists that is visited unless the index string sets `nprobe`.
 _DEFAULT_PROBED_SHARE = 1 / 16
 _GPU_SCRATCH_BYTES = 256 << 20
-# A Faiss index holds a float32 copy of vectors, which storage in half precision shall save.
+# Storage in half precision saves memory, which the float32 copy in a Faiss index would take again.
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -28,29 +28,40 @@ class Search(Protocol):
     """Finds the rows with the largest inner products."""
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Scores `(B, K)` and rows `(B, K)` for queries `(B, d)`, ordered by (-score, row)."""
+        """Search for the nearest rows.
+
+        Args:
+            queries: `(B, d)`.
+            k: K in [1, N], the number of rows for each query.
+
+        Returns:
+            Scores `(B, K)` and row numbers `(B, K)`, ordered by (-score, row).
+        """
         ...
 
 
 def build_search(vectors: Tensor, index: str) -> Search:
-    """The search over `(N, d)` vectors that `index` names.
+    """Build a search over vectors.
 
     Args:
-        vectors: `(N, d)`, on the device that queries will be on.
-        index: `"exact"`; a Faiss factory string, optionally with search parameters behind a semicolon
-            (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU where
-            both the vectors and Faiss are, else exact by whatever is the faster one on a CPU; exact in
-            torch for vectors in half precision. Any Faiss index but a compressed one (`"SQfp16"`) holds a
-            float32 copy of the vectors.
+        vectors: `(N, d)`, on the device on which queries will be.
+        index: `"exact"`; or a Faiss factory string, optionally with search parameters behind a semicolon
+            (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU if both
+            the vectors and Faiss are on one, exact in torch for vectors in half precision, and else exact by
+            torch or Faiss, whichever is faster. Any Faiss index that is not compressed (as `"SQfp16"` is)
+            holds a float32 copy of the vectors.
+
+    Returns:
+        The search.
 
     Raises:
-        ImportError: A Faiss index is asked for and Faiss cannot be loaded.
-        ValueError: Faiss does not understand the string.
+        ImportError: `index` asks for Faiss, which cannot be loaded.
+        ValueError: Faiss does not understand `index`.
     """
     if index == "auto" and vectors.is_cuda and faiss_has_gpu() and vectors.dtype not in _HALF:
         index = "Flat"
     if index == "auto":
-        # Faiss's kernel is one for float32 on a CPU.
+        # Faiss's kernel takes float32 on a CPU only.
         suitable = faiss_is_available() and vectors.is_cpu and vectors.dtype == torch.float32
         return FastestExactSearch(vectors) if suitable else ExactSearch(vectors)
     return ExactSearch(vectors) if index == "exact" else FaissSearch(vectors, index)
@@ -59,23 +70,24 @@ def build_search(vectors: Tensor, index: str) -> Search:
 class ExactSearch:
     """Exact search in torch: a blocked product and top-k.
 
-    Scores are float64 for float64 vectors, else float32: vectors in half precision are widened block by
+    Scores are float64 for float64 vectors, else float32: vectors in half precision are converted block by
     block.
 
     Args:
-        vectors: `(N, d)`.
+        vectors: `(N, d)`, the rows to search.
     """
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `Search`. Peak memory is bounded by a block of scores, whatever B and N are."""
+        """Search as `Search` describes; memory is bounded by a block of scores, whatever B and N are."""
         found = [self._search(block, k) for block in queries.split(_QUERIES_PER_BLOCK)]
         scores, rows = zip(*found, strict=True)
         return torch.cat(scores), torch.cat(rows)
 
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search for one block of queries."""
         if len(queries) == 1:
             # A product with one vector rounds by where a row stands: equal rows would not tie.
             scores, rows = self._search(queries.expand(2, -1), k)
@@ -106,7 +118,7 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
 
     Args:
         scores: `(B, N)`.
-        k: At most N.
+        k: Number of columns to return for each row, in [1, N].
 
     Returns:
         `(B, k)`, int64.
@@ -118,7 +130,7 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
     width = scores.shape[1]
     largest, columns = scores.topk(min(k + 1, width), dim=1)
     kth = largest[:, k - 1 : k]
-    # On a GPU asking whether a tie crosses the boundary would wait for the device; the work is cheaper.
+    # On a GPU, asking whether a tie crosses the boundary would wait for the device; the work is cheaper.
     if width > k and (scores.is_cuda or bool((kth == largest[:, k:]).any())):
         position = torch.arange(width, 0, -1, dtype=torch.int32, device=scores.device)
         priority = torch.where(scores > kth, position + width, torch.where(scores == kth, position, 0))
@@ -129,8 +141,8 @@ def first_largest(scores: Tensor, k: int) -> Tensor:
 class FastestExactSearch:
     """Exact search by torch for small batches of queries, by Faiss's kernel for large ones on a CPU.
 
-    Faiss searches the vectors where they are, without a copy; where a tie crosses the last place it does
-    not keep the order of rows, so those queries are searched again.
+    Faiss searches the vectors in place, without a copy. It does not order ties by row, so queries with a tie
+    for the last place are searched again by torch.
 
     Args:
         vectors: `(N, d)`, float32 on a CPU.
@@ -141,11 +153,11 @@ class FastestExactSearch:
         self._exact = ExactSearch(vectors)
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `Search`."""
+        """Search as `Search` describes."""
         if len(queries) < _QUERIES_FOR_FAISS or k == len(self.vectors):
             return self._exact(queries, k)
         faiss = import_faiss()
-        if sys.platform != "darwin":  # where `import_faiss` limits it to one for good
+        if sys.platform != "darwin":  # where `import_faiss` limits Faiss to one thread
             faiss.omp_set_num_threads(torch.get_num_threads())
         rows_of = (side.detach().float().contiguous().numpy() for side in (queries, self.vectors))
         found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
@@ -158,21 +170,28 @@ class FastestExactSearch:
 
 
 def ordered(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The same candidates by (-score, row)."""
+    """Order candidates by (-score, row).
+
+    Args:
+        scores: `(B, K)`.
+        rows: `(B, K)`, their row numbers.
+
+    Returns:
+        Both, reordered.
+    """
     rows, order = rows.sort(dim=1)
     scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return scores, rows.gather(1, order)
 
 
 class FaissSearch:
-    """Search through any Faiss index, on the GPU where the vectors and Faiss are on one.
+    """Search by any Faiss index, on the GPU if the vectors and Faiss are on one.
 
-    An index that finds fewer than k rows for a query (an inverted file whose visited lists are short)
-    is completed by exact search for that query. Where rows of equal score straddle the k-th place, which
-    of them are found is Faiss's choice.
+    A query for which the index finds fewer than k rows (an inverted file whose visited lists are short) is
+    searched again exactly. Where rows tie for the last place, Faiss chooses among them.
 
     Args:
-        vectors: `(N, d)`.
+        vectors: `(N, d)`, the rows to search.
         index: Faiss factory string with optional `;parameter=value`.
     """
 
@@ -211,6 +230,7 @@ class FaissSearch:
 
     @staticmethod
     def _set_parameters(index: Any, parameters: str) -> None:
+        """Set the search parameters of an index, or the number of lists to visit if there are none."""
         faiss = import_faiss()
         inverted_file = faiss.try_extract_index_ivf(index)
         if parameters:
@@ -225,11 +245,12 @@ class FaissSearch:
             inverted_file.nprobe = max(1, round(inverted_file.nlist * _DEFAULT_PROBED_SHARE))
 
     def _as_faiss(self, rows: Tensor) -> Any:
+        """Float32 rows in the form that the index takes: a tensor on the GPU, an array on the CPU."""
         rows = rows.detach().float().contiguous()
         return rows if self._on_gpu else rows.cpu().numpy()
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `Search`."""
+        """Search as `Search` describes."""
         scores, rows = self._index.search(self._as_faiss(queries), k)
         scores = torch.as_tensor(scores, device=queries.device)  # (B, K)
         rows = torch.as_tensor(rows, device=queries.device)  # (B, K), -1 where nothing was found

@@ -1,4 +1,7 @@
-"""Named tensors in one safetensors file that is written whole or not at all."""
+"""Named tensors in safetensors files, each of which is written whole or not at all.
+
+A sharded base is written as one file for each rank, the shard files of a snapshot.
+"""
 
 import glob
 import json
@@ -16,19 +19,49 @@ _FORMAT = "ask-lightning knowledge 2"
 
 
 class SnapshotError(RuntimeError):
-    """A snapshot is missing, damaged or not one of ours."""
+    """A snapshot is missing, damaged or of another format."""
 
 
-def part_path(path: Path, rank: int, size: int) -> Path:
-    """The file of one rank, of a snapshot that `size` ranks write."""
-    return path.with_name(f"{path.stem}.part-{rank}-of-{size}{path.suffix}")
+def snapshot_paths(path: Path, size: int) -> list[Path]:
+    """The files of a snapshot that `size` ranks write: `path` itself, or one shard file for each rank."""
+    if size == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}.shard-{rank}-of-{size}{path.suffix}") for rank in range(size)]
 
 
-def snapshot_files(path: Path) -> list[Path]:
-    """The file, or the files of the ranks that wrote it together; none if it is not there."""
+def find_snapshot(path: Path) -> list[Path]:
+    """The files of a snapshot that are on disk: `path` itself, or all shard files of that name.
+
+    Args:
+        path: The path that was passed to `KnowledgeBase.save`.
+    """
     if path.is_file():
         return [path]
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-*-of-*{path.suffix}"))
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.shard-*-of-*{path.suffix}"))
+
+
+def find_complete_snapshot(path: Path) -> list[Path]:
+    """The files that together hold a whole snapshot.
+
+    Args:
+        path: The path that was passed to `KnowledgeBase.save`.
+
+    Raises:
+        SnapshotError: There is no such file, or some shard files are missing.
+    """
+    found = find_snapshot(path)
+    if not found:
+        raise SnapshotError(f"There is no knowledge snapshot at {path}.")
+    if found == [path]:
+        return found
+    missing: list[str] = []
+    # Runs of different numbers of ranks may have written the same knowledge, not all of them to the end.
+    for size in sorted({int(file.stem.rpartition("-")[2]) for file in found}):
+        expected = snapshot_paths(path, size)
+        if not (absent := [file.name for file in expected if file not in found]):
+            return expected
+        missing += absent
+    raise SnapshotError(f"The knowledge snapshot {path} lacks {', '.join(missing)}.")
 
 
 def write_snapshot(
@@ -37,13 +70,13 @@ def write_snapshot(
     settings: Mapping[str, object],
     checksums: Mapping[str, int] | None = None,
 ) -> None:
-    """Write tensors and settings, as a whole or not at all.
+    """Write tensors and settings into one file, as a whole or not at all.
 
     Args:
         path: The file; its directory is made if need be.
-        tensors: By name, any device.
-        settings: JSON values.
-        checksums: Of the tensors by name, where they are known already.
+        tensors: The tensors by name, on any device.
+        settings: Values by name, such as JSON can hold.
+        checksums: The `checksum` of each tensor by name, if they are known already.
 
     Raises:
         OSError: The directory cannot be written to or the disk is full; `path` is as it was.
@@ -66,10 +99,13 @@ def write_snapshot(
 
 
 def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Tensors and settings of a snapshot.
+    """Read the tensors and settings of one file.
 
     Args:
         path: The file.
+
+    Returns:
+        Tensors by name, on the CPU, and settings by name.
 
     Raises:
         SnapshotError: The file is missing, truncated, changed or of another format; the message says
@@ -80,13 +116,14 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         try:
             return _read(path)
         except SnapshotError:
-            # The library opens a file twice, for its head and for its numbers; another process may have put
-            # a new one in its place between.
+            # safetensors opens a file twice, for its header and for its tensors; in between another process
+            # may have put a new file in its place.
             if _identity(path) == found:
                 raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when another file takes the place of this one."""
     try:
         state = path.stat()
     except FileNotFoundError:
@@ -95,6 +132,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Read and verify a file once."""
     if not path.is_file():
         raise SnapshotError(f"There is no knowledge snapshot at {path}.")
     try:

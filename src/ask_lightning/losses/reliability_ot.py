@@ -13,22 +13,20 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ask_lightning.functional import (
+    disagreement,
     inject_knowledge,
+    modulation_factor,
     nt_xent,
     realign_similarity,
     reliability_potential,
     sinkhorn_plan,
     unit_length,
 )
-from ask_lightning.knowledge.base import (
-    GRANULARITIES,
-    GranularityName,
-    KnowledgeBase,
-)
-from ask_lightning.knowledge.pairs import Neighborhood
-from ask_lightning.utilities.arguments import check_choice, check_count
+from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
+from ask_lightning.knowledge.pairs import Neighborhood, PairStore
+from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.distributed import Ranks, gather_rows
+from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 PlanScaling = Literal["marginal", "row"]
@@ -40,7 +38,7 @@ DIRECTIONS = ("t2a", "a2t")
 class ReliabilityOTLoss(nn.Module):
     """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
 
-    For each granularity the batch's embeddings are mixed with what they retrieve (Eq. 9), the
+    For each granularity the batch's embeddings are mixed with the knowledge that they retrieve (Eq. 9), the
     similarities of the mixed embeddings are realigned by a transport plan (Eq. 15), and their
     cross-entropy is weighed by how far the audio's and the text's neighbours agree (Eq. 11–13, 16–19):
 
@@ -56,36 +54,36 @@ class ReliabilityOTLoss(nn.Module):
 
     Recommendations:
         With the paper's `plan_scaling="marginal"` the realigned similarity is close to (1 - β) S, that
-        is, a higher temperature: tune the temperature of what you compare with, too. With an in-domain
-        source the nearest neighbour of a sample is its own older embedding; `exclude_self=True` shows
-        how much of a gain comes from there.
+        is, a higher temperature: when you compare it with another loss, tune that loss's temperature, too.
+        With an in-domain source the nearest neighbour of a sample is its own older embedding;
+        `exclude_self=True` shows how much of a gain comes from there.
 
     Args:
-        num_neighbors: K ≥ 1, neighbours per query and granularity.
-        injection_ratio: ρ in [0, 1], share of knowledge in the injected embedding. 0 switches it off.
-        ot_factor: β in [0, 1], share of the transport plan in the realignment. 0 switches it off.
-        lambda_fine: λ_f ≥ 0, weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
+        num_neighbors: K ≥ 1, the number of neighbours per query and granularity.
+        injection_ratio: ρ in [0, 1], the share of knowledge in the injected embedding. 0 switches it off.
+        ot_factor: β in [0, 1], the share of the transport plan in the realignment. 0 switches it off.
+        lambda_fine: λ_f ≥ 0, the weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
             positive; a negative one would train the model away from its pairs.
-        lambda_coarse: λ_c ≥ 0, weight of the coarse reliability.
+        lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
             callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
-        sinkhorn_epsilon: ε > 0, entropy of the transport plan.
-        sinkhorn_iterations: Updates of the plan, a fixed number.
-        granularities: Which of `"fine"` and `"coarse"` take part.
-        renormalize_injected: Bring injected embeddings back to unit length.
+        sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
+        sinkhorn_iterations: Number of updates of the plan, at least 1.
+        granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
+        renormalize_injected: Whether to bring injected embeddings back to unit length.
         plan_scaling: `"marginal"` (the paper: rows of the plan sum to 1/B) or `"row"` (rows sum to 1).
-        detach_plan: Hold the plan constant in the backward pass.
-        exclude_self: Leave out knowledge rows of the query's own clip; needs ids.
-        positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip leave the
+        detach_plan: Whether the plan is constant in the backward pass.
+        exclude_self: Whether to leave out knowledge rows of the query's own clip; needs ids.
+        positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip are left out of the
             denominator; needs ids.
-        modulation: `"batch"` weighs the batch's loss by the mean reliability (the paper), `"sample"`
-            each sample's by its own.
-        modulation_gradient: Differentiate the factor as well.
+        modulation: `"batch"`: the loss of the batch is weighed by the mean reliability (the paper);
+            `"sample"`: the loss of each sample by its own.
+        modulation_gradient: Whether to differentiate the factor as well.
         interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
             embeddings. Default: inner product.
-        gather: Compute contrast, transport and reliability over the batches of all ranks, which may be of
-            different sizes, with gradients to every rank: under DDP the gradient is that of one process
-            with the whole batch. `False`: over the local batch.
+        gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
+            may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
+            process with the whole batch. `False`: they are computed over the local batch.
 
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`.
@@ -125,9 +123,9 @@ class ReliabilityOTLoss(nn.Module):
         super().__init__()
         check_count("num_neighbors", num_neighbors)
         check_count("sinkhorn_iterations", sinkhorn_iterations)
-        _check_range("injection_ratio", injection_ratio, 0 <= injection_ratio <= 1, "in [0, 1]")
-        _check_range("ot_factor", ot_factor, 0 <= ot_factor <= 1, "in [0, 1]")
-        _check_range("sinkhorn_epsilon", sinkhorn_epsilon, sinkhorn_epsilon > 0, "positive")
+        check_range("injection_ratio", injection_ratio, 0, 1)
+        check_range("ot_factor", ot_factor, 0, 1)
+        check_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
         check_choice("positives", positives, get_args(Positives))
         check_choice("modulation", modulation, get_args(Modulation))
@@ -165,7 +163,7 @@ class ReliabilityOTLoss(nn.Module):
 
     @property
     def temperature(self) -> float | Tensor:
-        """The present τ."""
+        """τ at present."""
         (temperature,) = self._temperature
         if isinstance(temperature, Tensor) or not callable(temperature):
             return temperature
@@ -178,7 +176,7 @@ class ReliabilityOTLoss(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's arguments as values that a file can hold; `None` for those it cannot."""
+        """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
         names = inspect.signature(ReliabilityOTLoss).parameters
         values = {name: getattr(self, name) for name in names if name != "temperature"}
         (temperature,) = self._temperature
@@ -190,13 +188,16 @@ class ReliabilityOTLoss(nn.Module):
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
-        """The loss that has these `options`.
+        """Make a loss from the `options` of another one.
 
         Args:
-            options: What `options` returned.
+            options: The other loss's `options`.
+
+        Returns:
+            The loss.
 
         Raises:
-            ValueError: The temperature or the interaction was an object.
+            ValueError: The other loss had a temperature or an interaction that is an object.
         """
         for name, stands_for_an_object in (
             ("temperature", options["temperature"] is None),
@@ -262,7 +263,7 @@ class ReliabilityOTLoss(nn.Module):
     def retrieve(
         self, audio: Tensor, text: Tensor, knowledge: KnowledgeBase, *, ids: Tensor | None = None
     ) -> dict[GranularityName, Neighborhood]:
-        """What a batch of unit embeddings retrieves under this loss's options.
+        """Look up what a batch of unit embeddings retrieves under this loss's options.
 
         Args:
             audio: `(B, d)` unit vectors.
@@ -283,9 +284,11 @@ class ReliabilityOTLoss(nn.Module):
 
     def is_bounded(self, knowledge: KnowledgeBase) -> bool:
         """Whether the rows that this loss looks up have at most unit length, up to rounding."""
-        sides = (getattr(knowledge, name) for name in self.granularities)
+        stored: list[PairStore] = [getattr(knowledge, name) for name in self.granularities]
         # Unit vectors stored in half precision are a little longer or shorter.
-        return all(side.longest <= 1 + max(1e-5, 2 * torch.finfo(side.audio.dtype).eps) for side in sides)
+        return all(
+            pairs.longest <= 1 + max(1e-5, 2 * torch.finfo(pairs.local.audio.dtype).eps) for pairs in stored
+        )
 
     def from_neighborhoods(
         self,
@@ -301,7 +304,7 @@ class ReliabilityOTLoss(nn.Module):
         Args:
             audio: `(B, d)` unit vectors.
             text: `(B, d)` unit vectors.
-            neighborhoods: Of each granularity, as `KnowledgeBase.lookup` returns them.
+            neighborhoods: The neighbours of each granularity, as `KnowledgeBase.lookup` returns them.
             ids: `(B,)` int64 for `positives="ids"`.
             bounded: Whether all neighbours have at most unit length.
 
@@ -309,14 +312,15 @@ class ReliabilityOTLoss(nn.Module):
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
         ignore = self._same_clip(self._ids_of_all_ranks(ids))
-        zero = audio.new_zeros(())
-        entropies = dict.fromkeys(DIRECTIONS, zero)  # Σ_g CE, 0-d, or of each sample (B,)
-        modulation = dict.fromkeys(DIRECTIONS, zero)  # Σ_g λ_g F_g of each sample, (B,)
+        lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
+        entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
+        # (λ_g, F_g) of each granularity, F_g of each sample (B,)
+        weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
         terms: dict[str, Tensor] = {}
-        for name, near in neighborhoods.items():
-            near = Neighborhood(near[0], near[1], *(vectors.to(audio.dtype) for vectors in near[2:]))
+        for name, found in neighborhoods.items():
+            near = found.to(audio.dtype)
             ratio, renormalize = self.injection_ratio, self.renormalize_injected
-            injected_audio, injected_text, *psi = self._of_all_ranks(
+            injected_audio, injected_text, *psi = self._rows_of_all_ranks(
                 inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize),
                 inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize),
                 reliability_potential(audio, near.audio_by_text, near.audio_by_audio),  # (B,)
@@ -324,17 +328,19 @@ class ReliabilityOTLoss(nn.Module):
             )
             potentials = dict(zip(DIRECTIONS, psi, strict=True))
             contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded)
-            weight = self.lambda_fine if name == "fine" else self.lambda_coarse
             for direction in DIRECTIONS:
                 entropies[direction] = entropies[direction] + contrast[direction]
-                disagreement = -potentials[direction].log()  # F of each sample
-                modulation[direction] = modulation[direction] + weight * disagreement
+                unreliability = disagreement(potentials[direction])
+                weighted[direction].append((lambdas[name], unreliability))
                 terms[f"psi_{name}_{direction}"] = potentials[direction]
-                terms[f"factor_{name}_{direction}"] = 1 + weight * disagreement.mean()
+                terms[f"factor_{name}_{direction}"] = modulation_factor(
+                    [(lambdas[name], unreliability.mean())]
+                )
             mass = plan * len(plan)  # rows of sum 1
             terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
             terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
-        loss = self._weigh(entropies, modulation, terms, bounded)
+        factors = {direction: modulation_factor(weighted[direction]) for direction in DIRECTIONS}  # (B,)
+        loss = self._weigh(entropies, factors, terms, bounded)
         return loss, terms | {"loss": loss}
 
     def _contrast(
@@ -362,16 +368,14 @@ class ReliabilityOTLoss(nn.Module):
     def _weigh(
         self,
         entropies: dict[str, Tensor],
-        modulation: dict[str, Tensor],
+        factors: dict[str, Tensor],
         terms: dict[str, Tensor],
         bounded: bool,
     ) -> Tensor:
-        """Eq. 16–19: the modulated mean of both directions. Adds its parts to `terms`."""
+        """Eq. 16–19: the mean of both directions, each weighed by its factors `(B,)`. Adds to `terms`."""
         weighed = []
         for direction in DIRECTIONS:
-            factor = 1 + modulation[direction]  # (B,)
-            if self.modulation == "batch":
-                factor = factor.mean()
+            factor = factors[direction].mean() if self.modulation == "batch" else factors[direction]
             if not bounded and bool((factor <= 0).any()):
                 raise ValueError(
                     f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
@@ -386,36 +390,39 @@ class ReliabilityOTLoss(nn.Module):
         return 0.5 * (weighed[0] + weighed[1])
 
     @property
-    def _is_spread(self) -> bool:
-        """Whether the batch is that of all ranks."""
+    def _gathers_ranks(self) -> bool:
+        """Whether the contrast is over the batches of several ranks."""
         return self.gather and Ranks.current().size > 1
 
-    def _of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Rows `(B,)` or `(B, d)` of all ranks, if that is asked for; in one exchange."""
-        if not self._is_spread:
+    def _rows_of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Tensors `(B,)` or `(B, d)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
+        if not self._gathers_ranks:
             return sides
         columns = [side if side.ndim == 2 else side[:, None] for side in sides]
-        gathered = gather_rows(torch.cat(columns, dim=1))  # (ΣB, …)
+        gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
         parts = gathered.split([column.shape[1] for column in columns], dim=1)
         return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
 
     def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
-        return torch.cat(Ranks.current().gather(ids)) if ids is not None and self._is_spread else ids
+        """Ids `(B,)`, of all ranks if `gather` asks for them."""
+        return torch.cat(Ranks.current().all_gather(ids)) if ids is not None and self._gathers_ranks else ids
 
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
+        """`(B, B)`, rows text, columns audio."""
         return text @ audio.T if self.interaction is None else self.interaction(text, audio)
 
     def _same_clip(self, ids: Tensor | None) -> Tensor | None:
-        """`(B, B)`, true where two samples are of one clip, if that is asked for."""
+        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
         return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
 
     def _without_knowledge(self, audio: Tensor, text: Tensor, ids: Tensor | None) -> Tensor:
+        """Plain NT-Xent, once for each granularity, with a warning."""
         warn(
             "ReliabilityOTLoss evaluates without knowledge, as plain NT-Xent, because no knowledge base "
             "has been built yet.",
             stacklevel=3,
         )
-        audio, text = self._of_all_ranks(audio, text)
+        audio, text = self._rows_of_all_ranks(audio, text)
         ignore = self._same_clip(self._ids_of_all_ranks(ids))
         similarity = self._similarity(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
@@ -423,13 +430,14 @@ class ReliabilityOTLoss(nn.Module):
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
 
     def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
+        """Refuse batches that cannot be contrasted, and missing ids."""
         if audio.ndim != 2 or audio.shape != text.shape:
             raise ValueError(
                 "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
                 f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
                 "tokens before the loss."
             )
-        if len(audio) < (1 if self._is_spread else 2):
+        if len(audio) < (1 if self._gathers_ranks else 2):
             raise ValueError(
                 f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
                 f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
@@ -445,16 +453,11 @@ class ReliabilityOTLoss(nn.Module):
             )
 
 
-def _check_range(name: str, value: float, good: bool, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value}.")
-
-
 def _check_temperature(temperature: object) -> None:
     if isinstance(temperature, Tensor) and temperature.numel() == 1:
         temperature = temperature.item()
     if isinstance(temperature, int | float):
-        _check_range("temperature", float(temperature), temperature > 0, "positive")
+        check_positive("temperature", float(temperature))
     elif isinstance(temperature, Tensor) or not callable(temperature):
         raise TypeError(
             "Argument `temperature` has to be a number, a parameter with one element, or a callable without "

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Unit vectors are rounded to multiples of 2⁻²⁶ and kept as whole numbers. A product of two components is
+from ask_lightning.utilities.arguments import check_count
+
+# Unit vectors are rounded to multiples of 2⁻²⁶ and held as whole numbers. A product of two components is
 # then a whole number, and no partial sum of an inner product exceeds 2⁵³ (Cauchy–Schwarz), so float64
 # holds every intermediate result exactly. Scores therefore do not depend on block shapes, summation
 # order, threads, device, TF32 or autocast: equal embeddings tie exactly and the ranks are reproducible.
@@ -15,14 +17,14 @@ _GRID = 2.0**26
 
 
 class RetrievalRanks(NamedTuple):
-    """Where each row's partner was found, in both directions; 1 is best.
+    """The rank of each row's partner in both directions; 1 is best.
 
     Attributes:
-        audio_to_text: `(N,)`, the rank of the row's caption among all captions, for its clip as the query.
-            The captions of one clip have different ranks; their smallest is the clip's best rank.
-        text_to_audio: `(N,)`, the rank of the row's clip among all clips, for its caption as the query.
-        clips: `(N,)`, the number of the row's clip in 0 … C-1. Clips are numbered by their number of
-            captions, then by id, whatever the order of the rows.
+        audio_to_text: Rank of the row's caption among all captions, with its clip as the query, `(N,)`. The
+            captions of one clip have different ranks; the smallest is the clip's best rank.
+        text_to_audio: Rank of the row's clip among all clips, with its caption as the query, `(N,)`.
+        clips: Number of the row's clip in 0 … C-1, `(N,)`. Clips are numbered by their number of captions,
+            then by id, whatever the order of the rows.
     """
 
     audio_to_text: Tensor
@@ -39,19 +41,19 @@ def retrieval_ranks(
     Rows with the same id describe the same clip, which is one query and one candidate. Its embedding is
     the mean of its rows' unit vectors, so differing rows (random crops, say) count equally.
 
-    A tie counts against the model: candidates that are not the query's own and score as high as its own
-    one are ahead of it. Captions of the same clip never push each other back: if they tie, they take
+    A tie counts against the model: a candidate of another clip that scores as high as the query's own one
+    ranks ahead of it. Captions of the same clip never push each other back: if they tie, they take
     consecutive ranks, in any order. A model that maps everything to one point thus ranks last, not first.
 
     One pass over blocks of the score matrix serves both directions. At most `block_size`² scores exist at
-    a time; beside them, the embeddings are held in float64.
+    a time; besides, the embeddings are held in float64.
 
     Args:
-        audio: `(N, d)`, any floating dtype; row i is the clip that caption i describes. Any length but
-            zero; a zero row ties with everything.
-        text: `(N, d)`, row i is caption i.
-        clip_ids: `(N,)` integers; rows of one clip need not be adjacent.
-        block_size: Side of the largest score block, at least 1. It changes speed and memory, not ranks.
+        audio: Audio embeddings `(N, d)` of any floating dtype and length. Row i is the clip that caption i
+            describes. A row of zeros ties with everything.
+        text: Text embeddings `(N, d)`. Row i is caption i.
+        clip_ids: Ids of the clips, `(N,)` integers. Rows of one clip need not be adjacent.
+        block_size: Side of the largest block of scores, at least 1. It changes speed and memory, not ranks.
 
     Returns:
         The ranks of each row, in the order of the rows.
@@ -73,10 +75,9 @@ def retrieval_ranks(
     check_rows(audio, text, clip_ids)
     if len(audio) == 0:
         raise ValueError(
-            "Argument `audio` has to have at least one row but got none. Pass one row a caption."
+            "Argument `audio` has to have at least one row, but got none. Pass one row for each caption."
         )
-    if block_size < 1:
-        raise ValueError(f"Argument `block_size` has to be at least 1 but got {block_size}. 2048 suits most.")
+    check_count("block_size", block_size)
     _check_finite("audio", audio)
     _check_finite("text", text)
 
@@ -123,12 +124,12 @@ def retrieval_scores(
     number of ranks is the mean of the two in the middle.
 
     Args:
-        ranks: What `retrieval_ranks` returned.
+        ranks: Ranks that `retrieval_ranks` returned.
         top_k: Cut-offs of the recalls, each at least 1.
         map_k: Cut-off of the mean average precision, at least 1.
 
     Returns:
-        One 0-d float32 tensor a key, in the order of the table.
+        0-d float32 tensors under the keys of the table, in its order.
 
     Examples:
         One clip with two captions at ranks 3 and 1: its average precision is (1/1 + 2/3) / 2.
@@ -145,8 +146,8 @@ def retrieval_scores(
     sizes = clips.bincount()  # (C,)
     first = sizes.cumsum(0) - sizes  # (C,)
     place = torch.arange(1, len(rank) + 1, device=rank.device) - first[clips]  # (N,), 1 for a clip's best
-    # Sums run in this order, or in that of the sorted ranks: never in that of the rows, so that the last
-    # bit of a mean does not depend on it either.
+    # Sums run in this order or in that of the sorted ranks, never in that of the rows, so that even the last
+    # bit of a mean does not depend on the order of the rows.
     precision = (place / rank.double()).where(rank <= map_k, 0.0) / sizes[clips]  # (N,)
     average_precision = {"a2t": precision.sum() / len(sizes)}
     queries = {"a2t": rank[first].sort().values, "t2a": ranks.text_to_audio.sort().values}  # (C,), (N,)
@@ -165,17 +166,18 @@ def retrieval_scores(
 def merge_duplicates(
     audio: Tensor, text: Tensor, clip_ids: Tensor, caption_ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make one row of all rows that have both ids in common, as left by a sampler that pads.
+    """Merge rows with the same clip and caption, such as those that a sampler repeats as padding.
 
     Args:
-        audio: `(N, d)`.
-        text: `(N, d)`.
-        clip_ids: `(N,)` integers.
-        caption_ids: `(N,)` integers, unique within a clip at least: 0 … 4 for each clip will do.
+        audio: Audio embeddings `(N, d)`.
+        text: Text embeddings `(N, d)`.
+        clip_ids: Ids of the clips, `(N,)` integers.
+        caption_ids: Ids of the captions, `(N,)` integers, unique at least within a clip: 0 … 4 for each
+            clip is enough.
 
     Returns:
-        `audio`, `text` and `clip_ids` of the rows left, the embeddings in float64, averaged in direction
-        (equal rows stay what they are) and not normalised. Sorted by ids.
+        `audio`, `text` and `clip_ids` with one row for each pair of ids, sorted by ids. The embeddings are
+        the mean directions of the merged rows, in float64 and not normalised.
 
     Examples:
         >>> audio, text, clip_ids = merge_duplicates(
@@ -189,15 +191,15 @@ def merge_duplicates(
 
 
 def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
-    """Refuse embeddings and ids that do not fit together.
+    """Refuse embeddings and ids whose shapes or dtypes do not fit together.
 
     Args:
-        audio: Has to be `(N, d)`, floating.
-        text: Has to be like `audio`.
-        clip_ids: Has to be `(N,)`, integer.
+        audio: Audio embeddings, which have to be floating and `(N, d)`.
+        text: Text embeddings, which have to be floating and of the shape of `audio`.
+        clip_ids: Ids of the clips, which have to be integers and `(N,)`.
 
     Raises:
-        ValueError: Names the argument, what it has to be and what it is.
+        ValueError: A shape or dtype does not fit.
 
     Examples:
         >>> check_rows(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 0]))
@@ -205,26 +207,27 @@ def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
     for name, rows in (("audio", audio), ("text", text)):
         if rows.ndim != 2 or not rows.is_floating_point():
             raise ValueError(
-                f"Argument `{name}` has to be a floating tensor of shape (rows, width) but got {rows.dtype} "
+                f"Argument `{name}` has to be a floating tensor of shape (rows, width), but got {rows.dtype} "
                 f"of shape {tuple(rows.shape)}. Pool frames or tokens to one vector a row first."
             )
     if text.shape != audio.shape:
         raise ValueError(
             f"Argument `text` has to be of the same shape as `audio`, {tuple(audio.shape)}, but got "
-            f"{tuple(text.shape)}. Pass one row a caption and repeat the audio embedding of its clip."
+            f"{tuple(text.shape)}. Pass one row for each caption and repeat the audio embedding of its clip."
         )
     if clip_ids.shape != audio.shape[:1] or clip_ids.is_floating_point() or clip_ids.dtype == torch.bool:
         raise ValueError(
-            f"Argument `clip_ids` has to be integers of shape ({len(audio)},), one a row, but got "
+            f"Argument `clip_ids` has to be integers of shape ({len(audio)},), one for each row, but got "
             f"{clip_ids.dtype} of shape {tuple(clip_ids.shape)}."
         )
 
 
 def _check_finite(name: str, rows: Tensor) -> None:
+    """Refuse embeddings with NaN or Inf."""
     broken = int((~rows.isfinite()).any(1).sum())
     if broken:
         raise ValueError(
-            f"Argument `{name}` has to be finite but got NaN or Inf in {broken} of {len(rows)} rows, which "
+            f"Argument `{name}` has to be finite, but got NaN or Inf in {broken} of {len(rows)} rows, which "
             "have no rank. Look for divergence, overflow in half precision or empty inputs in the encoder."
         )
 
@@ -232,17 +235,18 @@ def _check_finite(name: str, rows: Tensor) -> None:
 def _count_ahead(
     audio: Tensor, text: Tensor, own: Tensor, sizes: Tensor, block_size: int
 ) -> tuple[Tensor, Tensor]:
-    """How many captions, and how many clips, score at least as high as each own pair, itself included.
+    """Count the captions and the clips that score at least as high as each matching pair, itself included.
 
     Args:
-        audio: `(C, d)` on the grid, clips with more captions first.
-        text: `(N, d)` on the grid, sorted by clip.
-        own: `(N,)`, the score of each caption with its clip.
-        sizes: `(C,)`, the number of captions of each clip.
-        block_size: Side of the largest score block.
+        audio: Embeddings of the clips on the grid, `(C, d)`, clips with more captions first.
+        text: Embeddings of the captions on the grid, `(N, d)`, sorted by clip.
+        own: Score of each caption with its clip, `(N,)`.
+        sizes: Number of captions of each clip, `(C,)`.
+        block_size: Side of the largest block of scores.
 
     Returns:
-        Two `(N,)` counts: over captions for the caption's clip, over clips for the caption.
+        For each row, `(N,)`: the number of such captions with its clip as the query, and the number of such
+        clips with its caption as the query.
     """
     captions_ahead = torch.zeros_like(own, dtype=torch.long)  # (N,)
     clips_ahead = torch.zeros_like(captions_ahead)  # (N,)
@@ -265,7 +269,7 @@ def _count_ahead(
 
 
 def _unit_on_grid(rows: Tensor) -> Tensor:
-    """`(N, d)` → float64 `(N, d)`: the rows at length one, in whole multiples of the grid; zero rows stay."""
+    """Rows `(N, d)` at unit length in whole multiples of the grid, as float64; rows of zeros stay zero."""
     rows = rows.double()
     length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (N, 1)
     unit = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
@@ -273,11 +277,14 @@ def _unit_on_grid(rows: Tensor) -> Tensor:
 
 
 def _mean_direction(rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """`(N, d)`, `(N,)` → `(num_groups, d)` on the grid. The sum is exact, so rows may come in any order."""
+    """Mean direction of the rows of each group, `(num_groups, d)` on the grid.
+
+    The sum is exact, so that it does not depend on the order of the rows.
+    """
     total = rows.new_zeros(num_groups, rows.shape[1], dtype=torch.float64)
     return _unit_on_grid(total.index_add_(0, group, _unit_on_grid(rows)))
 
 
 def _by_clip(clips: Tensor, order: Tensor) -> Tensor:
-    """Sort an order of the rows by clip, keeping it within a clip."""
+    """Sort the row numbers in `order` by clip, keeping their order within each clip."""
     return order[clips[order].argsort(stable=True)]

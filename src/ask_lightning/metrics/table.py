@@ -1,34 +1,44 @@
 """Retrieval metrics as rows of the paper's tables: percent, both directions."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.text_tables import Cell, csv_table
+
+
+def heading(metric: str) -> str:
+    """The heading of a metric in the paper's tables.
+
+    Args:
+        metric: A name such as `"a2t/recall_at_1"`.
+
+    Examples:
+        >>> heading("t2a/map_at_10")
+        'T2A mAP@10'
+    """
+    direction, _, name = metric.partition("/")
+    return f"{direction.upper()} {name.replace('recall_at_', 'R@').replace('map_at_', 'mAP@')}"
+
 
 COLUMNS = {
-    f"{direction}/{name}": f"{direction.upper()} {heading}"
+    metric: heading(metric)
     for direction in ("a2t", "t2a")
-    for name, heading in (
-        ("recall_at_1", "R@1"),
-        ("recall_at_5", "R@5"),
-        ("recall_at_10", "R@10"),
-        ("map_at_10", "mAP@10"),
-    )
+    for metric in (*(f"{direction}/recall_at_{k}" for k in (1, 5, 10)), f"{direction}/map_at_10")
 }
-"""Headings by the names under which `retrieval_metrics` has the scores."""
+"""Headings of the paper's tables, by the names of the metrics."""
 
 Scores = Mapping[str, float]
+"""Percent by the names of `COLUMNS`."""
 
 
 def percentages(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """The scores of a table out of all that was logged.
 
     Args:
-        metrics: By logged name, as fractions.
-        prefix: Of the names, such as `"test/"`.
+        metrics: Logged values, as fractions, by their names.
+        prefix: Prefix of the names, such as `"test/"`.
 
     Returns:
         Percent by the names of `COLUMNS`; empty if they were not logged.
@@ -42,39 +52,35 @@ def percentages(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     }
 
 
-def scores_markdown(rows: Mapping[str, Scores]) -> str:
-    """A table with a row for each name.
+def score_table(rows: Mapping[str, Scores], first_column: str) -> tuple[list[str], list[list[Cell]]]:
+    """Scores as a table with a row for each name.
 
     Args:
-        rows: Percent by the names of `COLUMNS`.
+        rows: Percent by the names of `COLUMNS`, by the name of the row.
+        first_column: Heading of the column of names.
+
+    Returns:
+        Headings and rows, with the columns that any row has; a score that is missing is an empty text.
 
     Examples:
-        >>> print(scores_markdown({"Clotho": {"a2t/recall_at_1": 16.31, "t2a/recall_at_1": 14.2}}))
-        | | A2T R@1 | T2A R@1 |
-        |---|---|---|
-        | Clotho | 16.3 | 14.2 |
+        >>> score_table({"Clotho": {"a2t/recall_at_1": 16.31, "t2a/recall_at_1": 14.2}}, "dataset")
+        (['dataset', 'A2T R@1', 'T2A R@1'], [['Clotho', 16.31, 14.2]])
     """
     names = [name for name in COLUMNS if any(name in scores for scores in rows.values())]
-    lines = ["| " + "".join(f"| {COLUMNS[name]} " for name in names) + "|", "|---" * (len(names) + 1) + "|"]
-    for row, scores in rows.items():
-        cells = [f"{scores[name]:.1f}" if name in scores else "" for name in names]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [[row, *(scores.get(name, "") for name in names)] for row, scores in rows.items()]
+    return [first_column, *(COLUMNS[name] for name in names)], cells
 
 
 def write_scores(path: Path, rows: Mapping[str, Scores]) -> None:
-    """Write the table as CSV and, beside it, as JSON.
+    """Write scores as CSV and, beside it, as JSON, under the names of the metrics.
 
     Args:
-        path: Of the CSV.
-        rows: Percent by the names of `COLUMNS`.
+        path: Path of the CSV file.
+        rows: Percent by the names of `COLUMNS`, by the name of the row.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("dataset", *COLUMNS))
-    writer.writerows((row, *(scores.get(name, "") for name in COLUMNS)) for row, scores in rows.items())
+    cells = [[row, *(scores.get(name, "") for name in COLUMNS)] for row, scores in rows.items()]
     for file, content in (
-        (path, text.getvalue()),
+        (path, csv_table(["dataset", *COLUMNS], cells)),
         (path.with_suffix(".json"), json.dumps(rows, indent=2) + "\n"),
     ):
         with written_whole(file) as temporary:

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from ask_lightning.models.frontend import LogMel, SpecAugment
+from ask_lightning.data.audio.features import LogMel
 from ask_lightning.models.retriever import ProjectedRetriever
+from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
+from ask_lightning.utilities.arguments import check_count
 
 SAMPLE_RATE = 16000
-"""Of CED, in Hz."""
+"""Sample rate of CED, in Hz."""
 
 NUM_MELS = 64
 """Number of mel bins of CED."""
 
 PATCH = 16
-"""Side of a patch, in frames and in mel bins."""
+"""Side length of a patch, in frames and in mel bins."""
 
 _NOT_NEEDED = ("front_end.", "outputlayer.")
 _REMEDY = (
@@ -35,11 +37,14 @@ class CED(nn.Module):
     2308.11957).
 
     Args:
-        width: d, of the tokens and the output: 768 is CED-Base, 384 small, 256 mini, 192 tiny.
+        width: d, width of the tokens and of the output: 768 in CED-Base, 384 in CED-Small, 256 in CED-Mini,
+            192 in CED-Tiny.
         depth: Number of layers.
-        heads: Of the attention; they divide `width`. Published are 64 channels each.
-        max_frames: Longer clips are encoded in pieces of this length, whose features are averaged.
-        spec_augment: Whether SpecAugment masks spectrograms while training.
+        heads: Number of attention heads, a divisor of `width`. The published models have one for each 64
+            channels.
+        max_frames: Largest number of frames that are encoded together. Longer clips are encoded in pieces of
+            this length, whose features are averaged.
+        spec_augment: Whether SpecAugment masks spectrograms in training.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -62,14 +67,14 @@ class CED(nn.Module):
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(
-                f"Argument `heads` has to divide the width of CED, but got {heads} for a width of {width}."
+                f"The number of attention heads of CED has to divide its width, but got {heads} heads for a "
+                f"width of {width}."
             )
-        if max_frames < PATCH:
-            raise ValueError(f"Argument `max_frames` has to be at least {PATCH}, but got {max_frames}.")
+        check_count("max_frames", max_frames, PATCH)
         self.max_frames = max_frames
         self.init_bn = nn.BatchNorm2d(NUM_MELS, momentum=0.01)
         self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
-        self.patch_embed = _Patches(width)
+        self.patch_embed = _PatchEmbedding(width)
         self.time_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, 1, max_frames // PATCH))
         self.freq_pos_embed = nn.Parameter(0.02 * torch.randn(1, width, NUM_MELS // PATCH, 1))
         self.blocks = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
@@ -82,16 +87,16 @@ class CED(nn.Module):
     def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Encode spectrograms.
 
-        Patches without sound are neither attended to nor averaged: those beyond `num_frames`, and those that
-        fill up the last piece of a long clip, which the published code takes in.
+        Patches of padding are neither attended to nor averaged: those beyond `num_frames`, and those that
+        complete the last piece of a long clip. (The published code includes the latter.)
 
         Args:
-            spectrogram: `(B, F, 64)` decibels, `F` at least 16. Frames of an unfinished patch at the end are
+            spectrogram: `(B, F, 64)` decibels, `F` at least 16. Frames of an incomplete patch at the end are
                 dropped.
-            num_frames: `(B,)` integers, how many frames of each row are no padding. None: all.
+            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding.
 
         Returns:
-            `(B, d)`, the mean of the tokens of each piece, and of it the mean over the pieces.
+            `(B, d)`: tokens are averaged within each piece, then the pieces are averaged.
         """
         batch_size, frames, _ = spectrogram.shape
         normal = spectrogram.to(self.norm.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, M, F, 1)
@@ -99,7 +104,7 @@ class CED(nn.Module):
         normal = self.spec_augment(normal).transpose(1, 2)  # (B, M, F)
         pieces = -(-frames // self.max_frames)
         if pieces == 1 and num_frames is None:
-            return self._tokens(normal, None).mean(dim=1)
+            return self._encode_patches(normal, None).mean(dim=1)
 
         if num_frames is None:
             num_frames = torch.full((batch_size,), frames, device=normal.device)
@@ -110,20 +115,21 @@ class CED(nn.Module):
         starts = self.max_frames * torch.arange(pieces, device=normal.device)
         patches = (num_frames.unsqueeze(1) - starts).clamp(0, normal.shape[2]) // PATCH  # (B, pieces)
         patches[:, 0].clamp_(min=1)
-        heard = patches > 0
-        # A piece without sound has no weight below, but its attention needs something to look at.
+        has_sound = patches > 0
+        # A piece of padding has no weight below, but its attention must not be empty.
         columns = torch.arange(normal.shape[2] // PATCH, device=normal.device)
         inside = columns < patches.clamp_min(1).flatten().unsqueeze(1)  # (B pieces, columns)
         inside = inside.repeat(1, NUM_MELS // PATCH)  # (B pieces, N)
-        tokens = self._tokens(normal, inside)  # (B pieces, N, d)
+        tokens = self._encode_patches(normal, inside)  # (B pieces, N, d)
         weights = inside.unsqueeze(2).to(tokens.dtype)  # (B pieces, N, 1)
         means = (tokens * weights).sum(dim=1) / weights.sum(dim=1)  # (B pieces, d)
-        shares = (heard / heard.sum(dim=1, keepdim=True)).to(tokens.dtype)  # (B, pieces)
+        shares = (has_sound / has_sound.sum(dim=1, keepdim=True)).to(tokens.dtype)  # (B, pieces)
         means = means.unflatten(0, (batch_size, pieces))  # (B, pieces, d)
         mean: Tensor = (means * shares.unsqueeze(2)).sum(dim=1)  # (B, d)
         return mean
 
-    def _tokens(self, normal: Tensor, inside: Tensor | None) -> Tensor:
+    def _encode_patches(self, normal: Tensor, inside: Tensor | None) -> Tensor:
+        """Encode spectrograms `(B, M, F)` as tokens `(B, N, d)`; `inside` `(B, N)` is false for padding."""
         maps: Tensor = self.patch_embed(normal.unsqueeze(1))  # (B, d, M / 16, F / 16)
         maps = maps + self.time_pos_embed[..., : maps.shape[-1]] + self.freq_pos_embed
         tokens: Tensor = maps.flatten(2).transpose(1, 2)  # (B, N, d)
@@ -134,60 +140,65 @@ class CED(nn.Module):
         return normal_tokens
 
     def load_published(self, source: str) -> None:
-        """Load published weights: of the authors' own code, or of the Hugging Face hub.
+        """Load published weights, in the format of the authors' code or of the Hugging Face hub.
 
         Args:
             source: Path of a file or of a folder with `model.safetensors`, or a name on the hub.
 
         Raises:
-            FileNotFoundError: They are not there.
-            ValueError: They are others, or the sizes of this encoder are not the published ones.
+            FileNotFoundError: The weights were not found.
+            ValueError: The file holds other weights, or this encoder does not have the published sizes.
         """
         file = find_file(source, argument="audio_weights", remedy=_REMEDY, hub_file="model.safetensors")
-        load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_own_name)
+        load_weights(self, read_state_dict(file), source=source, skip=_NOT_NEEDED, rename=_name_here)
 
 
 class CEDSonar(ProjectedRetriever):
     """ML-CLAP: the audio transformer CED and the text encoder of SONAR, both fine-tuned.
 
-    The second backbone of the paper's first table. Batches are dicts with `"waveform"` `(B, T)` and perhaps
-    `"num_samples"` `(B,)`, where padding starts, `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`.
+    This is the second backbone of the paper's Table 1. Batches are dicts with `"waveform"` `(B, T)` and
+    optionally `"num_samples"` `(B,)`, where padding starts, `"caption"`, a list of `B` texts, and `"clip_id"`
+    `(B,)`.
 
     Reference: Yan et al., "Bridging Language Gaps in Audio-Text Retrieval", Interspeech 2024 (arXiv
-    2406.07012), and its public code. Its temperature is learned and it adds a term to the loss; here τ is
-    fixed and the loss NT-Xent, as for the other models.
+    2406.07012), and its public code. The original learns its temperature and adds a term to the loss; here τ
+    is fixed and the loss is NT-Xent, as for the other models.
 
     Args:
-        audio_weights: `"mispeech/ced-base"`, a folder, or the path of the authors' checkpoint. None: random
-            weights.
-        text_weights: Folder or hub name of SONAR for transformers, such as
+        audio_weights: Weights of CED: `"mispeech/ced-base"`, a folder, or the path of the authors'
+            checkpoint. None: random weights.
+        text_weights: Folder or hub name of the weights of SONAR for transformers, such as
             `"cointegrated/SONAR_200_text_encoder"`. None: random weights.
-        text_config: Entries of `transformers.M2M100Config` that replace those of the pretrained
-            configuration, or, with random weights, the published ones.
-        tokenizer: None: that of `text_weights`. Or a folder or hub name. `"hashed"`: one that needs no file,
-            for random weights. `"checkpoint"`: it comes with the state dict that is loaded next.
+        text_config: Entries of `transformers.M2M100Config` that override those of the pretrained
+            configuration, or of the published one if the weights are random.
+        tokenizer: Folder or hub name of the tokenizer. None: the tokenizer of `text_weights`. `"hashed"`: a
+            tokenizer that needs no file, for random weights. `"checkpoint"`: the tokenizer in the state dict
+            that is loaded next.
         language: Code of the captions' language.
-        width: d, of the embeddings.
+        width: d, width of the embeddings.
         head_width: Width between the two layers of each head.
-        audio_width: Of CED.
+        audio_width: Width of CED.
         audio_depth: Number of layers of CED.
-        audio_heads: Of the attention of CED.
-        max_frames: Of 10 ms; CED encodes longer clips in pieces of this length.
-        sample_rate: Of the waveforms in the batches, in Hz. Others than 16,000 are resampled.
-        spec_augment: Whether SpecAugment masks spectrograms while training.
-        max_tokens: Longer captions are cut, at least 3.
+        audio_heads: Number of attention heads of CED.
+        max_frames: Largest number of frames of 10 ms that CED encodes together. Longer clips are encoded in
+            pieces.
+        sample_rate: Sample rate of the waveforms in the batches, in Hz. Rates other than 16,000 are
+            resampled.
+        spec_augment: Whether SpecAugment masks spectrograms in training.
+        max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
-        learning_rate: Of Adam at the start, above 0.
-        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
-        decay_factor: In (0, 1].
+        learning_rate: Learning rate of Adam at the start, above 0.
+        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
+            and again.
+        decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:
-        FileNotFoundError: Weights or a tokenizer are not there; the message says what was tried.
+        FileNotFoundError: Weights or a tokenizer were not found; the message says what was tried.
         ValueError: An argument is outside its range, weights do not fit, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
     Examples:
-        A shrunken one:
+        A small model with random weights:
 
         >>> model = CEDSonar(
         ...     None,
@@ -200,9 +211,9 @@ class CEDSonar(ProjectedRetriever):
         ...     audio_depth=1,
         ...     audio_heads=2,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 16000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 16000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 
@@ -257,10 +268,12 @@ class CEDSonar(ProjectedRetriever):
             text_weights, text_config, tokenizer, language=language, max_tokens=max_tokens
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
-        self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
+        self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)
 
 
-class _Patches(nn.Module):
+class _PatchEmbedding(nn.Module):
+    """Splits a spectrogram into patches and embeds them."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(1, width, PATCH, stride=PATCH)
@@ -271,7 +284,7 @@ class _Patches(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A transformer layer that normalises first."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -290,6 +303,8 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
+    """Multi-head self-attention."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -304,6 +319,6 @@ class _Attention(nn.Module):
         return projected
 
 
-def _own_name(published: str) -> str:
-    """The hub's copies put `encoder.` in front; the authors' own have the batch norm in a list."""
+def _name_here(published: str) -> str:
+    """The name in `CED` of a weight that the hub publishes with a prefix, or the authors inside a list."""
     return published.removeprefix("encoder.").replace("init_bn.1.", "init_bn.")

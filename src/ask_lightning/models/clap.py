@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from ask_lightning.data.audio.features import LogMel
 from ask_lightning.encoding.outputs import as_embeddings
-from ask_lightning.models.frontend import LogMel, frames_of_seconds
 from ask_lightning.models.retriever import Batch, FineTunedRetriever
 from ask_lightning.models.tokens import make_tokenizer
-from ask_lightning.models.weights import config_entries, configured, pretrained_model
+from ask_lightning.models.weights import config_entries, make_config, pretrained_model
 from ask_lightning.utilities.optional_imports import import_optional
 
 SAMPLE_RATE = 48000
-"""Of CLAP, in Hz."""
+"""Sample rate of CLAP, in Hz."""
 
 _HOP = 480
 _REMEDY = (
@@ -26,39 +26,43 @@ _REMEDY = (
 class CLAPRetriever(FineTunedRetriever):
     """A CLAP checkpoint of transformers, fine-tuned.
 
-    Batches are dicts with `"waveform"` `(B, T)` and perhaps `"num_samples"` `(B,)`, where padding starts,
+    Batches are dicts with `"waveform"` `(B, T)` and optionally `"num_samples"` `(B,)`, where padding starts,
     `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`. The spectrograms are those of transformers'
-    `ClapFeatureExtractor`, but made in batches and on the device. Shorter clips are repeated. Of longer ones
-    CLAP hears a part, at random while training and in the middle otherwise; a checkpoint with fusion also
-    hears the whole of it, compressed.
+    `ClapFeatureExtractor`, computed in batches and on the device. Clips shorter than `max_seconds` are
+    repeated. Of longer clips CLAP encodes a part: a random one in training, the middle one otherwise. A
+    checkpoint with fusion also encodes the whole clip, compressed in time.
 
-    The learned scales of CLAP's own loss are not used and stay as they are. With fusion, several processes
-    need `strategy="ddp_find_unused_parameters_true"`: a batch without a long clip does not use it.
+    The learned scales of CLAP's own loss are frozen and not used. With fusion, several processes need
+    `strategy="ddp_find_unused_parameters_true"`, as a batch without a long clip does not use all weights.
 
     Reference: Wu et al., "Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and
     Keyword-to-Caption Augmentation", ICASSP 2023 (arXiv 2211.06687).
 
     Args:
-        weights: Folder or hub name, such as `"laion/clap-htsat-unfused"`. None: random weights.
-        config: Entries of `transformers.ClapConfig`, `"text_config"` and `"audio_config"` among them, for
-            random weights. Not with `weights`.
-        tokenizer: None: that of `weights`. Or a folder or hub name. `"hashed"`: one that needs no file, for
-            random weights. `"checkpoint"`: it comes with the state dict that is loaded next.
-        max_seconds: How much CLAP hears of a clip, above 0. What it was trained with is 10.
-        sample_rate: Of the waveforms in the batches, in Hz. Others than 48,000 are resampled.
-        max_tokens: Longer captions are cut, at least 3.
+        weights: Folder or hub name of the checkpoint, such as `"laion/clap-htsat-unfused"`. None: random
+            weights.
+        config: Entries of `transformers.ClapConfig`, such as `"text_config"` and `"audio_config"`, for random
+            weights. It cannot be combined with `weights`.
+        tokenizer: Folder or hub name of the tokenizer. None: the tokenizer of `weights`. `"hashed"`: a
+            tokenizer that needs no file, for random weights. `"checkpoint"`: the tokenizer in the state dict
+            that is loaded next.
+        max_seconds: Length of audio that CLAP encodes, in seconds, above 0. CLAP was trained with 10.
+        sample_rate: Sample rate of the waveforms in the batches, in Hz. Rates other than 48,000 are
+            resampled.
+        max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
-        learning_rate: Of Adam at the start, above 0.
-        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
-        decay_factor: In (0, 1].
+        learning_rate: Learning rate of Adam at the start, above 0.
+        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
+            and again.
+        decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:
-        FileNotFoundError: Weights or a tokenizer are not there; the message says what was tried.
+        FileNotFoundError: Weights or a tokenizer were not found; the message says what was tried.
         ValueError: An argument is outside its range, weights are incomplete, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
     Examples:
-        A shrunken one:
+        A small model with random weights:
 
         >>> model = CLAPRetriever(
         ...     None,
@@ -78,9 +82,9 @@ class CLAPRetriever(FineTunedRetriever):
         ...     tokenizer="hashed",
         ...     max_seconds=2,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 48000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 48000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 
@@ -110,7 +114,7 @@ class CLAPRetriever(FineTunedRetriever):
         transformers = import_optional("transformers")
         if weights is None:
             entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
-            settings = configured(transformers.ClapConfig(), entries, argument="config")
+            settings = make_config(transformers.ClapConfig(), entries, argument="config")
             self.model = transformers.ClapModel(settings).train()
         elif config is None:
             self.model = pretrained_model(transformers.ClapModel, weights, argument="weights", remedy=_REMEDY)
@@ -122,37 +126,36 @@ class CLAPRetriever(FineTunedRetriever):
         self.model.logit_scale_a.requires_grad_(False)
         self.model.logit_scale_t.requires_grad_(False)
 
-        hears = self.model.config.audio_config
-        self.fusion = bool(hears.enable_fusion)
-        self.num_heard = int(max_seconds * SAMPLE_RATE)
-        frames = frames_of_seconds(max_seconds, SAMPLE_RATE, _HOP)
-        most = hears.spec_size * (hears.spec_size // hears.num_mel_bins)
-        if not (max_seconds > 0 and frames <= most):
+        audio_config = self.model.config.audio_config
+        self.fusion = bool(audio_config.enable_fusion)
+        self.max_samples = int(max_seconds * SAMPLE_RATE)
+        self.num_frames = self.max_samples // _HOP + 1
+        most = audio_config.spec_size * (audio_config.spec_size // audio_config.num_mel_bins)
+        if not (max_seconds > 0 and self.num_frames <= most):
             raise ValueError(
                 f"Argument `max_seconds` has to be above 0 and at most {(most - 1) * _HOP / SAMPLE_RATE:g} "
                 f"for this audio encoder, whose input has {most} frames of 10 ms, but got {max_seconds}."
             )
-        self.num_frames = frames
         self.log_mel = LogMel(
             SAMPLE_RATE,
             window=1024,
             hop=_HOP,
             lowest=50,
             highest=14000,
-            num_mels=hears.num_mel_bins,
+            num_mels=audio_config.num_mel_bins,
             scale="htk" if self.fusion else "slaney",
         )
-        reads = self.model.config.text_config
-        self.tokenizer = make_tokenizer(tokenizer, weights, reads, max_tokens=max_tokens)
-        self.build_without_files(
+        text_config = self.model.config.text_config
+        self.tokenizer = make_tokenizer(tokenizer, weights, text_config, max_tokens=max_tokens)
+        self.replace_hyperparameters(
             weights=None, config=config_entries(self.model.config), tokenizer=self.tokenizer.kind
         )
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
-            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
+            batch: A batch with `"waveform"`, and optionally `"num_samples"`: later samples are ignored.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -160,18 +163,18 @@ class CLAPRetriever(FineTunedRetriever):
         Raises:
             ValueError: The batch has no waveforms.
         """
-        waveform, num_samples = self.heard(batch)
+        waveform, num_samples = self.resampled_waveforms(batch)
         if num_samples is None:
             num_samples = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
         channels, is_longer = self.spectrograms(waveform, num_samples.clamp(1, waveform.shape[1]))
         output = self.model.get_audio_features(input_features=channels, is_longer=is_longer)
         return normalize(as_embeddings(output, "get_audio_features").float(), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
-            batch: With `"caption"`.
+            batch: A batch with `"caption"`.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -181,41 +184,42 @@ class CLAPRetriever(FineTunedRetriever):
         return normalize(as_embeddings(output, "get_text_features").float(), dim=-1)
 
     def spectrograms(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """What CLAP's audio encoder takes.
+        """The input of CLAP's audio encoder.
 
         Args:
             waveform: `(B, T)` at 48,000 Hz.
-            num_samples: `(B,)`, from 1 to T.
+            num_samples: `(B,)` integers from 1 to T, length of each row without padding.
 
         Returns:
-            `(B, 1, F, M)` decibels, with fusion `(B, 4, F, M)`; and `(B, 1)` boolean, which clips are longer
-            than CLAP hears.
+            `(B, 1, F, M)` decibels, with fusion `(B, 4, F, M)`; and `(B, 1)` boolean, true for clips that are
+            longer than CLAP's input.
         """
-        excess = (num_samples - self.num_heard).clamp_min(0)  # (B,)
+        excess = (num_samples - self.max_samples).clamp_min(0)  # (B,)
         share = torch.rand(len(excess), device=excess.device) if self.training else 0.5
         start = (excess * share).long().unsqueeze(1)  # (B, 1)
         length = num_samples.unsqueeze(1)  # (B, 1)
-        position = torch.arange(self.num_heard, device=waveform.device)  # (num_heard,)
-        heard = waveform.gather(1, (start + position % length).clamp_max(length - 1))  # (B, num_heard)
-        # As often as it fits as a whole; the rest is silence.
-        silent = (position >= self.num_heard // length * length) & (excess == 0).unsqueeze(1)
-        channels = self.log_mel(heard.masked_fill(silent, 0.0)).unsqueeze(1)  # (B, 1, F, M)
+        position = torch.arange(self.max_samples, device=waveform.device)  # (max_samples,)
+        excerpt = waveform.gather(1, (start + position % length).clamp_max(length - 1))  # (B, max_samples)
+        # A short clip is repeated as often as it fits as a whole; the rest is silence.
+        silent = (position >= self.max_samples // length * length) & (excess == 0).unsqueeze(1)
+        channels = self.log_mel(excerpt.masked_fill(silent, 0.0)).unsqueeze(1)  # (B, 1, F, M)
         if not self.fusion:
-            return self._typed(channels), (excess > 0).unsqueeze(1)
+            return self._as_model_dtype(channels), (excess > 0).unsqueeze(1)
         channels = channels.repeat(1, 4, 1, 1)  # (B, 4, F, M)
-        # Up to one frame too many is no reason to fuse.
+        # A clip that is less than one frame too long is not fused.
         is_longer = num_samples // _HOP + 1 > self.num_frames
         for row in is_longer.nonzero().flatten().tolist():
             whole = self.log_mel(waveform[row : row + 1, : int(num_samples[row])])  # (1, F', M)
-            channels[row] = torch.cat([self._compressed(whole), self._thirds(whole)])
-        return self._typed(channels), is_longer.unsqueeze(1)
+            channels[row] = torch.cat([self._compress(whole), self._crop_thirds(whole)])
+        return self._as_model_dtype(channels), is_longer.unsqueeze(1)
 
-    def _compressed(self, whole: Tensor) -> Tensor:
+    def _compress(self, whole: Tensor) -> Tensor:
+        """The whole spectrogram `(1, F', M)`, interpolated to the length of CLAP's input."""
         size = (self.num_frames, whole.shape[-1])
         return interpolate(whole.unsqueeze(1), size, mode="bilinear", align_corners=False)[0]  # (1, F, M)
 
-    def _thirds(self, whole: Tensor) -> Tensor:
-        """Three parts of a clip, one that starts in each third of the places where one can start."""
+    def _crop_thirds(self, whole: Tensor) -> Tensor:
+        """Three crops of a spectrogram `(1, F', M)`, one from each third of the possible starts."""
         places = torch.arange(whole.shape[1] - self.num_frames + 1).tensor_split(3)
         starts = []
         for third in places:
@@ -224,5 +228,5 @@ class CLAPRetriever(FineTunedRetriever):
             starts.append(int(options[chosen]))
         return torch.stack([whole[0, start : start + self.num_frames] for start in starts])  # (3, F, M)
 
-    def _typed(self, channels: Tensor) -> Tensor:
+    def _as_model_dtype(self, channels: Tensor) -> Tensor:
         return channels.to(self.model.logit_scale_a.dtype)

@@ -7,20 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, relu
 
-from ask_lightning.models.frontend import LogMel, SpecAugment
+from ask_lightning.data.audio.features import LogMel
 from ask_lightning.models.retriever import ProjectedRetriever
+from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
+from ask_lightning.utilities.arguments import check_fraction
 
 SAMPLE_RATE = 32000
-"""Of PANNs, in Hz."""
+"""Sample rate of PANNs, in Hz."""
 
 NUM_MELS = 64
 """Number of mel bins of PANNs."""
 
 # Five poolings by two.
 _REDUCTION = 32
-# Its classifier and its own front end, whose filters and Fourier matrices are made anew here.
+# The classifier, and the front end, whose filters and Fourier matrices `LogMel` computes.
 _NOT_NEEDED = ("fc1.", "fc_audioset.", "spectrogram_extractor.", "logmel_extractor.")
 _REMEDY = (
     "Download ResNet38_mAP=0.434.pth of PANNs from https://zenodo.org/records/3987831 and pass its path. "
@@ -35,11 +37,11 @@ class ResNet38(nn.Module):
     Recognition", 2020 (arXiv 1912.10211).
 
     Args:
-        channels: Of the four stages, each of which but the first halves time and frequency.
-        blocks: Residual blocks of each stage.
-        width: d, of the last convolutions and the output.
-        dropout: In [0, 1).
-        spec_augment: Whether SpecAugment masks spectrograms while training.
+        channels: Number of channels of each of the four stages. All but the first halve time and frequency.
+        blocks: Number of residual blocks of each stage.
+        width: d, width of the last convolutions and of the output.
+        dropout: Dropout rate, in [0, 1).
+        spec_augment: Whether SpecAugment masks spectrograms in training.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -63,8 +65,7 @@ class ResNet38(nn.Module):
         for name, values in (("channels", channels), ("blocks", blocks)):
             if len(values) != 4 or min(values) < 1:
                 raise ValueError(f"Argument `{name}` has to be four positive numbers, but got {values}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Argument `dropout` has to be in [0, 1), but got {dropout}.")
+        check_fraction("dropout", dropout)
         self.dropout = dropout
         self.bn0 = nn.BatchNorm2d(NUM_MELS)
         self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
@@ -79,32 +80,33 @@ class ResNet38(nn.Module):
     def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Encode spectrograms.
 
-        The published model hears the padding of short clips. Here a clip with `num_frames` is encoded as if
-        it were alone: before each convolution, what is beyond its end is 0, as beyond the end of a batch.
+        The published model encodes the padding of short clips as well. Here, with `num_frames`, a clip is
+        encoded as if it were alone in the batch: before each convolution everything beyond its end is set to
+        0, like the zero padding of the convolution itself.
 
         Args:
             spectrogram: `(B, F, 64)` decibels, `F` at least 32.
-            num_frames: `(B,)` integers, how many frames of each row are no padding. None: all.
+            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding.
 
         Returns:
-            `(B, d)`, the mean over frequency, and of it the maximum plus the mean over time.
+            `(B, d)`: features are averaged over frequency; their maximum and mean over time are added.
         """
         if num_frames is not None:
             num_frames = num_frames.clamp(_REDUCTION, spectrogram.shape[1])
         maps = spectrogram.to(self.bn0.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, 64, F, 1)
         maps = self.bn0(maps).squeeze(-1).transpose(1, 2)  # (B, F, 64)
-        maps = _cut(self.spec_augment(maps).unsqueeze(1), num_frames)  # (B, 1, F, 64)
-        maps, num_frames = _halve(self.conv_block1(maps, num_frames), num_frames)
-        maps = self._drop(maps)  # (B, channels, F / 2, 32)
+        maps = _zero_padding(self.spec_augment(maps).unsqueeze(1), num_frames)  # (B, 1, F, 64)
+        maps, num_frames = _halve_resolution(self.conv_block1(maps, num_frames), num_frames)
+        maps = self._dropout(maps)  # (B, channels, F / 2, 32)
         for layer in self.resnet.children():
             for block in layer.children():
                 maps, num_frames = block(maps, num_frames)
-        maps, num_frames = _halve(maps, num_frames)
-        maps = self._drop(maps)  # (B, channels, F / 32, 2)
-        maps = self._drop(self.conv_block_after1(maps, num_frames))  # (B, d, F / 32, 2)
+        maps, num_frames = _halve_resolution(maps, num_frames)
+        maps = self._dropout(maps)  # (B, channels, F / 32, 2)
+        maps = self._dropout(self.conv_block_after1(maps, num_frames))  # (B, d, F / 32, 2)
         frames = maps.mean(dim=3)  # (B, d, F / 32)
         count = frames.shape[2] if num_frames is None else num_frames.unsqueeze(1)  # (B, 1)
-        # What was cut is 0, which is no larger than anything after a ReLU.
+        # Padding is 0, which never exceeds what a ReLU returns.
         pooled: Tensor = frames.amax(dim=2) + frames.sum(dim=2) / count
         return pooled
 
@@ -112,58 +114,61 @@ class ResNet38(nn.Module):
         """Load the checkpoint file of PANNs.
 
         Args:
-            path: Of `ResNet38_mAP=0.434.pth`.
+            path: Path of `ResNet38_mAP=0.434.pth`.
 
         Raises:
-            FileNotFoundError: It is not there.
-            ValueError: It is another file, or the sizes of this encoder are not the published ones.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file holds other weights, or this encoder does not have the published sizes.
         """
         file = find_file(path, argument="audio_weights", remedy=_REMEDY)
         load_weights(self, read_state_dict(file), source=str(file), skip=_NOT_NEEDED)
 
-    def _drop(self, maps: Tensor) -> Tensor:
+    def _dropout(self, maps: Tensor) -> Tensor:
         return dropout(maps, self.dropout, self.training)
 
 
 class ResNet38BERT(ProjectedRetriever):
     """ML-ACT: ResNet-38 of PANNs and BERT, both fine-tuned.
 
-    The backbone of the paper's first tables. Batches are dicts with `"waveform"` `(B, T)` and perhaps
+    This is the main backbone of the paper. Batches are dicts with `"waveform"` `(B, T)` and optionally
     `"num_samples"` `(B,)`, where padding starts, `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`.
-    Its training clips gradients to a norm of 2: `Trainer(gradient_clip_val=2.0)`.
+    The original training clips gradients to a norm of 2: `Trainer(gradient_clip_val=2.0)`.
 
     Reference: Mei et al., "On Metric Learning for Audio-Text Cross-Modal Retrieval", Interspeech 2022 (arXiv
     2203.15537), and its public code.
 
     Args:
-        audio_weights: Path of `ResNet38_mAP=0.434.pth` of PANNs. None: random weights.
-        text_weights: Folder or hub name of BERT, such as `"bert-base-uncased"`, or of another encoder that
-            `transformers.AutoModel` loads. None: random weights.
-        text_config: Entries that replace those of the pretrained configuration, or, with random weights,
-            the defaults of `"model_type"`, which is `"bert"` if not given.
-        tokenizer: None: that of `text_weights`. Or a folder or hub name. `"hashed"`: one that needs no file,
-            for random weights. `"checkpoint"`: it comes with the state dict that is loaded next.
-        width: d, of the embeddings.
+        audio_weights: Path of the file `ResNet38_mAP=0.434.pth` of PANNs. None: random weights.
+        text_weights: Folder or hub name of the weights of BERT, such as `"bert-base-uncased"`, or of another
+            encoder that `transformers.AutoModel` loads. None: random weights.
+        text_config: Entries that override those of the pretrained configuration, or, if the weights are
+            random, the defaults of the entry `"model_type"` (`"bert"` if it is missing).
+        tokenizer: Folder or hub name of the tokenizer. None: the tokenizer of `text_weights`. `"hashed"`: a
+            tokenizer that needs no file, for random weights. `"checkpoint"`: the tokenizer in the state dict
+            that is loaded next.
+        width: d, width of the embeddings.
         head_width: Width between the two layers of each head.
-        channels: Of the four stages of ResNet-38.
-        blocks: Residual blocks of each stage.
-        audio_width: Of the features of ResNet-38.
-        sample_rate: Of the waveforms in the batches, in Hz. Others than 32,000 are resampled.
-        spec_augment: Whether SpecAugment masks spectrograms while training.
-        dropout: Of both encoders, in [0, 1).
-        max_tokens: Longer captions are cut, at least 3.
+        channels: Number of channels of each of the four stages of ResNet-38.
+        blocks: Number of residual blocks of each stage.
+        audio_width: Width of the features of ResNet-38.
+        sample_rate: Sample rate of the waveforms in the batches, in Hz. Rates other than 32,000 are
+            resampled.
+        spec_augment: Whether SpecAugment masks spectrograms in training.
+        dropout: Dropout rate of both encoders, in [0, 1).
+        max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
-        learning_rate: Of Adam at the start, above 0.
-        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
-        decay_factor: In (0, 1].
+        learning_rate: Learning rate of Adam at the start, above 0.
+        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
+            and again.
+        decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:
-        FileNotFoundError: Weights or a tokenizer are not there; the message says what was tried.
+        FileNotFoundError: Weights or a tokenizer were not found; the message says what was tried.
         ValueError: An argument is outside its range, weights do not fit, or there is no tokenizer.
         ImportError: torchaudio or transformers is missing.
 
     Examples:
-        A shrunken one:
+        A small model with random weights:
 
         >>> model = ResNet38BERT(
         ...     None,
@@ -176,9 +181,9 @@ class ResNet38BERT(ProjectedRetriever):
         ...     blocks=(1, 1, 1, 1),
         ...     audio_width=8,
         ... )
-        >>> model.forward_audio({"waveform": torch.zeros(2, 32000)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 32000)}).shape
         torch.Size([2, 4])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 4])
     """
 
@@ -231,7 +236,7 @@ class ResNet38BERT(ProjectedRetriever):
             text_weights, text_config, tokenizer, dropout=dropout, max_tokens=max_tokens
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
-        self.build_without_files(audio_weights=None, **self.text_encoder.recipe)
+        self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)
 
 
 class _ConvBlock(nn.Module):
@@ -245,12 +250,12 @@ class _ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outgoing)
 
     def forward(self, maps: Tensor, num_frames: Tensor | None) -> Tensor:
-        maps = _cut(relu(self.bn1(self.conv1(maps))), num_frames)
-        return _cut(relu(self.bn2(self.conv2(maps))), num_frames)
+        maps = _zero_padding(relu(self.bn1(self.conv1(maps))), num_frames)
+        return _zero_padding(relu(self.bn2(self.conv2(maps))), num_frames)
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions beside an identity; to halve time and frequency, an average pooling before both."""
+    """Two convolutions with a skip connection; to halve time and frequency, average pooling comes first."""
 
     def __init__(self, incoming: int, outgoing: int, *, halve: bool = False, dropout: float) -> None:
         super().__init__()
@@ -263,29 +268,29 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.bn2.weight)
         self.downsample: nn.Sequential | None = None
         if halve:
-            # The published one pools here, first in the list.
+            # In the published model the pooling is the first of these layers; the identity keeps the names.
             layers = nn.Identity(), _convolution(incoming, outgoing, 1), nn.BatchNorm2d(outgoing)
             self.downsample = nn.Sequential(*layers)
 
     def forward(self, maps: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
         identity = maps
         if self.downsample is not None:
-            maps, num_frames = _halve(maps, num_frames)
+            maps, num_frames = _halve_resolution(maps, num_frames)
             identity = self.downsample(maps)
-        inner = _cut(relu(self.bn1(self.conv1(maps))), num_frames)
+        inner = _zero_padding(relu(self.bn1(self.conv1(maps))), num_frames)
         inner = self.bn2(self.conv2(dropout(inner, self.dropout, self.training)))
-        return _cut(relu(inner + identity), num_frames), num_frames
+        return _zero_padding(relu(inner + identity), num_frames), num_frames
 
 
-def _halve(maps: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Half of time and frequency; an odd frame at the end is dropped, wherever the end is."""
+def _halve_resolution(maps: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Average pooling of time and frequency by two; an odd frame at the end of a clip is dropped."""
     if num_frames is not None:
         num_frames = num_frames // 2
-    return _cut(avg_pool2d(maps, 2), num_frames), num_frames
+    return _zero_padding(avg_pool2d(maps, 2), num_frames), num_frames
 
 
-def _cut(maps: Tensor, num_frames: Tensor | None) -> Tensor:
-    """0 beyond the end of each row of `(B, channels, F, M)`."""
+def _zero_padding(maps: Tensor, num_frames: Tensor | None) -> Tensor:
+    """Set everything beyond the end of each row of `(B, channels, F, M)` to 0."""
     if num_frames is None:
         return maps
     beyond = torch.arange(maps.shape[2], device=maps.device) >= num_frames.unsqueeze(1)  # (B, F)
@@ -293,6 +298,7 @@ def _cut(maps: Tensor, num_frames: Tensor | None) -> Tensor:
 
 
 def _convolution(incoming: int, outgoing: int, size: int) -> nn.Conv2d:
+    """A convolution of `size` × `size` that keeps time and frequency."""
     convolution = nn.Conv2d(incoming, outgoing, size, padding=size // 2, bias=False)
     nn.init.xavier_uniform_(convolution.weight)
     return convolution

@@ -1,4 +1,4 @@
-"""What the retrieval models share: the loss, the metrics, Adam. Axes: `B` batch, `T` samples, `d` width."""
+"""Base classes of the retrieval models: loss, metrics, Adam. Axes: `B` batch, `T` samples, `d` width."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import StepLR
 
+from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
-from ask_lightning.metrics import RetrievalMetrics, retrieval_metrics
-from ask_lightning.models.frontend import LogMel, Resample
+from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.models.text import TextEncoder
+from ask_lightning.utilities.arguments import check_count, check_positive
 
 Batch = dict[str, Any]
 
 
 class Retriever(L.LightningModule, ABC):
-    """An audio–text retrieval model: a subclass says how clips and captions become embeddings.
+    """Base class of audio–text retrieval models; a subclass encodes clips and captions.
 
-    It trains with the symmetric NT-Xent loss. Logged are `train/loss`, and under `val/` and `test/` the
+    It trains with the symmetric NT-Xent loss. It logs `train/loss`, and under `val/` and `test/` the
     retrieval metrics and `mean_recall`, the mean of all recalls of both directions.
 
     Args:
@@ -32,52 +33,51 @@ class Retriever(L.LightningModule, ABC):
 
     Examples:
         >>> class Lookup(Retriever):
-        ...     def forward_audio(self, batch):
+        ...     def encode_audio(self, batch):
         ...         return torch.eye(4)[batch["clip_id"]]
-        ...     forward_text = forward_audio
+        ...     encode_text = encode_audio
         >>> Lookup(temperature=0.1).loss(torch.eye(4), torch.eye(4)) < 1e-3
         tensor(True)
     """
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"Argument `temperature` has to be positive, but got {temperature}.")
+        check_positive("temperature", temperature)
         self.temperature = temperature
-        self.val_metrics = retrieval_metrics("val/")
-        self.test_metrics = retrieval_metrics("test/")
+        self.val_metrics = AudioTextRetrieval()
+        self.test_metrics = AudioTextRetrieval()
 
     @abstractmethod
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
-            batch: See the class.
+            batch: A batch that holds audio under the keys that the subclass names.
 
         Returns:
             `(B, d)`, L2-normalised.
         """
 
     @abstractmethod
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
-            batch: With `"caption"`.
+            batch: A batch with `"caption"`.
 
         Returns:
             `(B, d)`, L2-normalised.
         """
 
     def loss(self, audio: Tensor, text: Tensor) -> Tensor:
-        """The symmetric NT-Xent loss, in float32 whatever autocast is active.
+        """The symmetric NT-Xent loss, in float32 even under autocast.
 
         Args:
-            audio: `(B, d)`.
-            text: `(B, d)`, row i belongs to row i of `audio`.
+            audio: `(B, d)` audio embeddings.
+            text: `(B, d)` text embeddings; row i belongs to row i of `audio`.
 
         Returns:
-            0-d.
+            0-d loss.
         """
         with torch.autocast(audio.device.type, enabled=False):
             similarity = text.float() @ audio.float().T  # (B, B)
@@ -87,52 +87,54 @@ class Retriever(L.LightningModule, ABC):
         """The symmetric NT-Xent loss of a batch.
 
         Args:
-            batch: See the class.
+            batch: A batch with audio, `"caption"` and `"clip_id"`.
             batch_idx: Not used.
 
         Returns:
-            0-d.
+            0-d loss.
         """
-        audio, text = self.forward_audio(batch), self.forward_text(batch)
+        audio, text = self.encode_audio(batch), self.encode_text(batch)
         loss = self.loss(audio, text)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the metrics of the epoch."""
-        self.val_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        """Update the metrics of the epoch with a batch."""
+        self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the metrics of the epoch."""
-        self.test_metrics.update(self.forward_audio(batch), self.forward_text(batch), batch["clip_id"])
+        """Update the metrics of the epoch with a batch."""
+        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics(self.val_metrics, "val/")
+        self._log_metrics(self.val_metrics, "val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics(self.test_metrics, "test/")
+        self._log_metrics(self.test_metrics, "test")
 
-    def _log_metrics(self, metrics: RetrievalMetrics, prefix: str) -> None:
+    def _log_metrics(self, metrics: AudioTextRetrieval, stage: str) -> None:
         scores = metrics.compute()
         metrics.reset()
         recalls = torch.stack([score for name, score in scores.items() if "recall_at" in name])
-        # The metrics have gathered the rows of all processes: every process logs the same numbers.
-        self.log_dict(scores | {f"{prefix}mean_recall": recalls.mean()}, sync_dist=True)
+        scores["mean_recall"] = recalls.mean()
+        # The metric has gathered the rows of all processes, so that every process logs the same numbers.
+        self.log_dict({f"{stage}/{name}": score for name, score in scores.items()}, sync_dist=True)
 
 
 class FineTunedRetriever(Retriever):
-    """A retrieval model of published encoders, which hear waveforms and are fine-tuned with Adam.
+    """Base class of models of published encoders, which take waveforms and are fine-tuned with Adam.
 
     Args:
-        sample_rate: Of the waveforms in the batches, in Hz.
-        model_rate: What the audio encoder was trained with, in Hz. Waveforms of another rate are resampled
-            on the device where they are.
+        sample_rate: Sample rate of the waveforms in the batches, in Hz.
+        model_rate: Sample rate that the audio encoder was trained with, in Hz. Waveforms of another rate are
+            resampled on their device.
         temperature: τ of the loss, above 0.
-        learning_rate: Of Adam at the start, above 0.
-        decay_epochs: The learning rate is multiplied by `decay_factor` each time so many epochs have passed.
-        decay_factor: In (0, 1]. 1: it stays.
+        learning_rate: Learning rate of Adam at the start, above 0.
+        decay_epochs: Number of epochs after which the learning rate is multiplied by `decay_factor`, again
+            and again.
+        decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -149,10 +151,9 @@ class FineTunedRetriever(Retriever):
         decay_factor: float,
     ) -> None:
         super().__init__(temperature)
-        if not learning_rate > 0:
-            raise ValueError(f"Argument `learning_rate` has to be positive, but got {learning_rate}.")
-        if decay_epochs < 1:
-            raise ValueError(f"Argument `decay_epochs` has to be at least 1, but got {decay_epochs}.")
+        check_count("sample_rate", sample_rate)
+        check_positive("learning_rate", learning_rate)
+        check_count("decay_epochs", decay_epochs)
         if not 0 < decay_factor <= 1:
             raise ValueError(f"Argument `decay_factor` has to be in (0, 1], but got {decay_factor}.")
         self.learning_rate = learning_rate
@@ -167,35 +168,29 @@ class FineTunedRetriever(Retriever):
         scheduler = StepLR(optimizer, step_size=self.decay_epochs, gamma=self.decay_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    def heard(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The waveforms of a batch at the rate of the audio encoder.
+    def resampled_waveforms(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The waveforms of a batch at the sample rate of the audio encoder.
 
         Args:
-            batch: With `"waveform"` `(B, T)` and perhaps `"num_samples"` `(B,)`.
+            batch: A batch with `"waveform"` `(B, T)` and optionally `"num_samples"` `(B,)`.
 
         Returns:
-            `(B, T')` float32, and `(B,)` numbers of samples that are no padding, or None.
+            `(B, T')` float32 waveforms, and `(B,)` lengths without padding, or None.
 
         Raises:
             ValueError: The batch has no waveforms of this shape.
         """
-        waveform = batch.get("waveform")
-        if waveform is None:
-            raise ValueError(f"A batch has to hold 'waveform', but got the keys {list(batch)}.")
-        if waveform.ndim != 2:
-            raise ValueError(
-                f"The waveforms of a batch have to be of shape (B, T), but got {tuple(waveform.shape)}."
-            )
-        resampled: tuple[Tensor, Tensor | None] = self.resample(waveform, batch.get("num_samples"))
+        resampled: tuple[Tensor, Tensor | None] = self.resample(*batch_waveforms(batch))
         return resampled
 
-    def build_without_files(self, **arguments: Any) -> None:
-        """Change what a checkpoint says of how the model was built; loggers have noted what was passed.
+    def replace_hyperparameters(self, **arguments: Any) -> None:
+        """Replace arguments in the hyperparameters that checkpoints hold.
 
-        The weights of a checkpoint are its own: to load it takes neither the published files nor a network.
+        A checkpoint holds all weights, so loading it must not need the published files or a network. Loggers
+        have recorded the original arguments before.
 
         Args:
-            **arguments: To be in the checkpoint in place of those that were passed.
+            **arguments: Values by argument name.
         """
         self.hparams.update(arguments)
 
@@ -203,8 +198,8 @@ class FineTunedRetriever(Retriever):
 class ProjectedRetriever(FineTunedRetriever):
     """A model of two published encoders, each with a head of two layers that projects to one width.
 
-    A subclass sets `log_mel`, `audio_encoder` and `text_encoder`, then adds the heads. For arguments see
-    `FineTunedRetriever`.
+    A subclass sets `log_mel`, `audio_encoder` and `text_encoder`, then adds the heads. The arguments are
+    those of `FineTunedRetriever`.
     """
 
     log_mel: LogMel
@@ -212,22 +207,22 @@ class ProjectedRetriever(FineTunedRetriever):
     text_encoder: TextEncoder
 
     def add_heads(self, audio_width: int, text_width: int, head_width: int, width: int) -> None:
-        """Make the two heads.
+        """Add a head to each encoder.
 
         Args:
-            audio_width: Of the features of the audio encoder.
-            text_width: Of those of the text encoder.
-            head_width: Between the two layers of each head.
-            width: d, of the embeddings.
+            audio_width: Width of the audio encoder's output.
+            text_width: Width of the text encoder's output.
+            head_width: Width between the two layers of each head.
+            width: d, width of the embeddings.
         """
-        self.audio_head = projection(audio_width, head_width, width)
-        self.text_head = projection(text_width, head_width, width)
+        self.audio_head = projection_head(audio_width, head_width, width)
+        self.text_head = projection_head(text_width, head_width, width)
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
-            batch: With `"waveform"`, and perhaps `"num_samples"`: what comes after is not heard.
+            batch: A batch with `"waveform"`, and optionally `"num_samples"`: later samples are ignored.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -235,16 +230,16 @@ class ProjectedRetriever(FineTunedRetriever):
         Raises:
             ValueError: The batch has no waveforms.
         """
-        waveform, num_samples = self.heard(batch)
+        waveform, num_samples = self.resampled_waveforms(batch)
         num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
         features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
         return normalize(self.audio_head(features).float(), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
-            batch: With `"caption"`.
+            batch: A batch with `"caption"`.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -252,16 +247,40 @@ class ProjectedRetriever(FineTunedRetriever):
         return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
 
 
-def projection(incoming: int, hidden: int, width: int) -> nn.Sequential:
+def batch_waveforms(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The waveforms of a batch and their lengths.
+
+    Args:
+        batch: A batch with `"waveform"` `(B, T)` and optionally `"num_samples"` `(B,)`.
+
+    Returns:
+        `(B, T)` waveforms, and `(B,)` lengths without padding, or None.
+
+    Raises:
+        ValueError: The batch has no waveforms of this shape.
+    """
+    waveform = batch.get("waveform")
+    if waveform is None:
+        raise ValueError(f"A batch has to hold 'waveform', but got the keys {list(batch)}.")
+    if waveform.ndim != 2:
+        raise ValueError(
+            f"The waveforms of a batch have to be of shape (B, T), but got {tuple(waveform.shape)}."
+        )
+    return waveform, batch.get("num_samples")
+
+
+def projection_head(input_width: int, hidden_width: int, output_width: int) -> nn.Sequential:
     """A head of two layers.
 
     Args:
-        incoming: Width of the encoder.
-        hidden: Width between the layers.
-        width: Of the output.
+        input_width: Width of the encoder's output.
+        hidden_width: Width between the layers.
+        output_width: Width of the head's output.
 
     Examples:
-        >>> projection(6, 8, 4)(torch.zeros(2, 6)).shape
+        >>> projection_head(6, 8, 4)(torch.zeros(2, 6)).shape
         torch.Size([2, 4])
     """
-    return nn.Sequential(nn.Linear(incoming, hidden), nn.ReLU(), nn.Linear(hidden, width))
+    return nn.Sequential(
+        nn.Linear(input_width, hidden_width), nn.ReLU(), nn.Linear(hidden_width, output_width)
+    )

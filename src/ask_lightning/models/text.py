@@ -1,4 +1,4 @@
-"""Text encoders of transformers: captions to one vector each. Axes: `B` batch, `L` tokens, `d` width."""
+"""Text encoders of transformers with their tokenizers. Axes: `B` batch, `L` tokens, `d` width."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from ask_lightning.models.tokens import make_tokenizer
 from ask_lightning.models.weights import (
     config_entries,
-    configured,
     from_pretrained,
+    make_config,
     pretrained_model,
-    without_pooler,
+    remove_pooler,
 )
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -39,9 +39,9 @@ class TextEncoder(nn.Module):
     """A text encoder of transformers with its tokenizer.
 
     Args:
-        model: Returns `last_hidden_state` for token ids and a mask.
-        tokenizer: Makes token ids and a mask of captions.
-        pooling: `"first"`: the first token, as for BERT. `"mean"`: the mean over the tokens of the caption.
+        model: Model of transformers that returns `last_hidden_state`.
+        tokenizer: Tokenizer that turns captions into token ids and a mask.
+        pooling: `"first"`: the state of the first token, as for BERT. `"mean"`: the mean over the tokens.
 
     Examples:
         >>> encoder = TextEncoder.bert(
@@ -67,18 +67,19 @@ class TextEncoder(nn.Module):
         dropout: float | None = None,
         max_tokens: int = 128,
     ) -> "TextEncoder":
-        """BERT, or any other encoder that `transformers.AutoModel` loads; its first token.
+        """BERT, or another encoder that `transformers.AutoModel` loads, pooled by its first token.
 
         Args:
-            weights: Folder or hub name. None: random weights.
-            config: Entries that replace those of the pretrained configuration, or, with random weights, the
-                defaults of `"model_type"`, which is `"bert"` if not given.
-            tokenizer: See `make_tokenizer`.
-            dropout: Of hidden states and attention, if the encoder has such entries. None: its own.
-            max_tokens: Longer captions are cut.
+            weights: Folder or hub name of the weights. None: random weights.
+            config: Entries that override those of the pretrained configuration, or, if the weights are
+                random, the defaults of the entry `"model_type"` (`"bert"` if it is missing).
+            tokenizer: Argument `tokenizer` of `make_tokenizer`.
+            dropout: Dropout rate of hidden states and attention, if the encoder has such entries. None: as
+                configured.
+            max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
         Raises:
-            FileNotFoundError: The weights or the tokenizer are not there.
+            FileNotFoundError: The weights or the tokenizer were not found.
             ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
             ImportError: transformers is missing.
         """
@@ -91,10 +92,10 @@ class TextEncoder(nn.Module):
             entries.pop("model_type", None)
         if dropout is not None:
             entries = {rate: dropout for rate in _DROPOUTS if hasattr(base, rate)} | entries
-        settings = configured(base, entries, argument="text_config")
+        settings = make_config(base, entries, argument="text_config")
         if weights is None:
             model = transformers.AutoModel.from_config(settings).train()
-            without_pooler(model)
+            remove_pooler(model)
         else:
             model = pretrained_model(
                 transformers.AutoModel, weights, argument="text_weights", remedy=_REMEDY, config=settings
@@ -111,21 +112,21 @@ class TextEncoder(nn.Module):
         language: str = "eng_Latn",
         max_tokens: int = 128,
     ) -> "TextEncoder":
-        """The text encoder of SONAR in transformers' `M2M100Encoder`; the mean over its tokens.
+        """The text encoder of SONAR, an `M2M100Encoder` of transformers, pooled by the mean over its tokens.
 
         Reference: Duquenne et al., "SONAR: Sentence-Level Multimodal and Language-Agnostic
         Representations", 2023 (arXiv 2308.11466).
 
         Args:
-            weights: Folder or hub name. None: random weights.
-            config: Entries of `M2M100Config` that replace those of the pretrained configuration, or, with
-                random weights, those of `SONAR`.
-            tokenizer: See `make_tokenizer`.
+            weights: Folder or hub name of the weights. None: random weights.
+            config: Entries of `M2M100Config` that override those of the pretrained configuration, or of
+                `SONAR` if the weights are random.
+            tokenizer: Argument `tokenizer` of `make_tokenizer`.
             language: Code of the captions' language.
-            max_tokens: Longer captions are cut.
+            max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
         Raises:
-            FileNotFoundError: The weights or the tokenizer are not there.
+            FileNotFoundError: The weights or the tokenizer were not found.
             ValueError: An entry is unknown, the weights are incomplete, or there is no tokenizer.
             ImportError: transformers is missing.
         """
@@ -133,25 +134,27 @@ class TextEncoder(nn.Module):
         encoder = import_optional("transformers.models.m2m_100.modeling_m2m_100").M2M100Encoder
         entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
         if weights is None:
-            settings = configured(configuration(**SONAR), entries, argument="text_config")
+            settings = make_config(configuration(**SONAR), entries, argument="text_config")
             model = encoder(settings).train()
         else:
             base = from_pretrained(configuration, weights, argument="text_weights", remedy=_REMEDY)
-            settings = configured(base, entries, argument="text_config")
+            settings = make_config(base, entries, argument="text_config")
             model = pretrained_model(
                 encoder, weights, argument="text_weights", remedy=_REMEDY, config=settings
             )
-        made = make_tokenizer(tokenizer, weights, settings, max_tokens=max_tokens, language=language)
-        return cls(model, made, "mean")
+        sonar_tokenizer = make_tokenizer(
+            tokenizer, weights, settings, max_tokens=max_tokens, language=language
+        )
+        return cls(model, sonar_tokenizer, "mean")
 
     @property
     def width(self) -> int:
-        """d, of the output."""
+        """d, width of the output."""
         return int(self.model.config.hidden_size)
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """The arguments that build an encoder of the same shape without a file, for the weights to come."""
+    def offline_arguments(self) -> dict[str, Any]:
+        """Arguments of a model that build an encoder of this shape without files, to load weights into."""
         return {
             "text_weights": None,
             "text_config": config_entries(self.model.config, always=[*SONAR, *_DROPOUTS]),
@@ -162,7 +165,7 @@ class TextEncoder(nn.Module):
         """Encode captions.
 
         Args:
-            captions: `B` texts.
+            captions: `B` captions.
 
         Returns:
             `(B, d)`, not normalised. A caption does not depend on the others.

@@ -7,24 +7,27 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
-from ask_lightning.data.audio.features import SILENCE, log_mel
-from ask_lightning.models.retriever import Batch, Retriever
+from ask_lightning.data.audio.features import SILENCE, log_mel_transform
+from ask_lightning.models.retriever import Batch, Retriever, batch_waveforms
+from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.words import HashedWordEncoder
+from ask_lightning.utilities.arguments import check_choice, check_fraction
 
 _WARM_UP = 0.05
 
 
 class ConvolutionalAudioEncoder(nn.Module):
-    """Log-mel spectrogram to one vector: strided convolutions, a recurrent network over time, its maximum.
+    """Encodes log-mel spectrograms: strided convolutions, a recurrent network over time, its maximum.
 
-    The recurrent network makes the order of sounds count, as it does for words.
+    The recurrent network makes the embedding depend on the order of sounds, as it does for words.
 
     Args:
-        width: d, of the output.
+        width: d, width of the output.
         num_mels: Number of mel bins.
-        channels: Of each of the convolutions, which halve time and frequency.
+        channels: Number of channels of each convolution; each halves time and frequency.
         time_width: Width of each direction of the recurrent network.
 
     Examples:
@@ -54,44 +57,60 @@ class ConvolutionalAudioEncoder(nn.Module):
         self.order = nn.GRU(incoming * bins, time_width, batch_first=True, bidirectional=True)
         self.project = nn.Linear(2 * time_width, width)
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
+    def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Encode spectrograms.
 
         Args:
             spectrogram: `(B, F, num_mels)` as `log_mel` makes it.
+            num_frames: `(B,)` integers from 1 to F, length of each row without padding. A row is encoded as
+                if it were alone in a batch without padding. None: rows have no padding.
 
         Returns:
             `(B, width)`, not normalised.
         """
         # From silence to loud, log power rises from -11.5 by about 15: this brings it to about -1 … 1.
-        scaled = (spectrogram - SILENCE / 2) / 6
-        maps = self.convolutions(scaled.unsqueeze(1))  # (B, channels, F / 16, num_mels / 16)
+        maps = ((spectrogram - SILENCE / 2) / 6).unsqueeze(1)  # (B, 1, F, num_mels)
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d) and num_frames is not None:
+                # A convolution sees zeros beyond the end of its input.
+                beyond = torch.arange(maps.shape[2], device=maps.device) >= num_frames.unsqueeze(1)  # (B, F)
+                maps = maps.masked_fill(beyond[:, None, :, None], 0)
+                num_frames = (num_frames + 1) // 2
+            maps = layer(maps)  # at last (B, channels, F / 16, num_mels / 16)
         frames = maps.transpose(1, 2).flatten(2)  # (B, F / 16, channels * num_mels / 16)
-        states, _ = self.order(frames)  # (B, F / 16, 2 time_width)
+        if num_frames is None:
+            states, _ = self.order(frames)  # (B, F / 16, 2 time_width)
+        else:
+            packed = pack_padded_sequence(frames, num_frames.cpu(), batch_first=True, enforce_sorted=False)
+            states, _ = pad_packed_sequence(
+                self.order(packed)[0], batch_first=True, padding_value=-torch.inf
+            )  # (B, F / 16, 2 time_width)
         projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
         return projected
 
 
 class TinyRetriever(Retriever):
-    """An audio–text retrieval model of half a million weights: two encoders and the NT-Xent loss.
+    """A small audio–text retrieval model of half a million weights: two encoders and the NT-Xent loss.
 
-    A model to try things on: an epoch of 1,500 pairs takes a few seconds on two CPU cores. It trains by
-    itself; ASK wraps it as it wraps any other model.
+    It serves for trying things out: an epoch of 1,500 pairs takes a few seconds on two CPU cores. It trains
+    by itself; ASK wraps it as it wraps any other model.
 
-    Batches are those of `ask_lightning.data`: a dict with `"log_mel"` `(B, F, num_mels)` or `"waveform"`
-    `(B, T)`, `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`. Logged are `train/loss`, and under
-    `val/` and `test/` the retrieval metrics and `mean_recall`, the mean of all recalls of both directions.
+    Batches are those of `ask_lightning.data`: a dict with `"waveform"` `(B, T)` and optionally
+    `"num_samples"` `(B,)`, where padding starts, or with precomputed `"log_mel"` `(B, F, num_mels)`, which is
+    taken if both are there; with `"caption"`, a list of `B` texts, and `"clip_id"` `(B,)`. It logs
+    `train/loss`, and under `val/` and `test/` the retrieval metrics and `mean_recall`, the mean of all
+    recalls of both directions.
 
     Args:
-        width: d, of the embeddings.
+        width: d, width of the embeddings.
         temperature: τ of the loss, above 0.
-        learning_rate: Of AdamW, at its highest.
-        weight_decay: Of AdamW, at least 0.
+        learning_rate: Highest learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, at least 0.
         schedule: `"cosine"`: the learning rate rises over the first twentieth of the steps and falls to 0
             until the last. `"constant"`: it stays.
-        masked_share: Largest share of the time, and of the mel bins, that is silenced in each training
+        masked_share: Largest fraction of the time, and of the mel bins, that is silenced in each training
             example (SpecAugment), in [0, 1). 0 silences nothing.
-        sample_rate: Of waveforms, in Hz.
+        sample_rate: Sample rate of the waveforms, in Hz.
         num_mels: Number of mel bins.
 
     Raises:
@@ -99,9 +118,9 @@ class TinyRetriever(Retriever):
 
     Examples:
         >>> model = TinyRetriever(width=8)
-        >>> model.forward_audio({"log_mel": torch.zeros(2, 100, 64)}).shape
+        >>> model.encode_audio({"waveform": torch.zeros(2, 16000)}).shape
         torch.Size([2, 8])
-        >>> model.forward_text({"caption": ["rain, then wind", "a dog barking"]}).shape
+        >>> model.encode_text({"caption": ["rain, then wind", "a dog barking"]}).shape
         torch.Size([2, 8])
     """
 
@@ -118,42 +137,40 @@ class TinyRetriever(Retriever):
         num_mels: int = 64,
     ) -> None:
         super().__init__(temperature)
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"Argument `schedule` has to be 'cosine' or 'constant', but got {schedule!r}.")
-        if not 0 <= masked_share < 1:
-            raise ValueError(f"Argument `masked_share` has to be in [0, 1), but got {masked_share}.")
+        check_choice("schedule", schedule, ("cosine", "constant"))
+        check_fraction("masked_share", masked_share)
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
-        self.masked_share = masked_share
         self.sample_rate = sample_rate
         self.num_mels = num_mels
+        self.spec_augment: nn.Module = nn.Identity()
+        if masked_share:
+            self.spec_augment = SpecAugment(masked_share, masked_share, count=1, value=SILENCE)
         self.audio_encoder = ConvolutionalAudioEncoder(width, num_mels)
         self.text_encoder = HashedWordEncoder(width)
 
-    def forward_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.
 
         Args:
-            batch: With `"log_mel"` or `"waveform"`.
+            batch: A batch with `"log_mel"`, or with `"waveform"` and optionally `"num_samples"`.
 
         Returns:
             `(B, d)`, L2-normalised.
 
         Raises:
-            ValueError: The batch has neither, or another number of mel bins.
+            ValueError: The batch has neither, waveforms of another shape, or another number of mel bins.
         """
-        spectrogram = self._spectrogram(batch)
-        if self.training and self.masked_share:
-            spectrogram = mask_spectrogram(spectrogram, self.masked_share)
-        return normalize(self.audio_encoder(spectrogram), dim=-1)
+        spectrogram, num_frames = self._spectrogram(batch)
+        return normalize(self.audio_encoder(self.spec_augment(spectrogram), num_frames), dim=-1)
 
-    def forward_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Tensor:
         """Encode the captions of a batch.
 
         Args:
-            batch: With `"caption"`.
+            batch: A batch with `"caption"`.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -180,54 +197,27 @@ class TinyRetriever(Retriever):
         scheduler = LambdaLR(optimizer, lambda step: _warm_cosine(step, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _spectrogram(self, batch: Batch) -> Tensor:
-        if "log_mel" not in batch and "waveform" not in batch:
+    def _spectrogram(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Spectrograms `(B, F, num_mels)` of a batch, and `(B,)` lengths without padding, if known."""
+        if "log_mel" in batch:
+            spectrogram: Tensor = batch["log_mel"]
+            if spectrogram.shape[-1] != self.num_mels:
+                raise ValueError(
+                    f"The batch has {spectrogram.shape[-1]} mel bins, but the model {self.num_mels}. Give "
+                    "the same `num_mels` to the data and to the model."
+                )
+            return spectrogram, None
+        if "waveform" not in batch:
             raise ValueError(f"A batch has to hold 'log_mel' or 'waveform', but got the keys {list(batch)}.")
-        if "log_mel" not in batch:
-            return log_mel(batch["waveform"], sample_rate=self.sample_rate, num_mels=self.num_mels)
-        spectrogram: Tensor = batch["log_mel"]
-        if spectrogram.shape[-1] != self.num_mels:
-            raise ValueError(
-                f"The batch has {spectrogram.shape[-1]} mel bins, but the model {self.num_mels}. Give the "
-                "same `num_mels` to the data and to the model."
-            )
-        return spectrogram
-
-
-def mask_spectrogram(spectrogram: Tensor, largest_share: float) -> Tensor:
-    """Silence one stretch of time and one band of frequencies of each example, as SpecAugment does.
-
-    Reference: Park et al., "SpecAugment", Interspeech 2019 (arXiv 1904.08779).
-
-    Args:
-        spectrogram: `(B, F, M)` log power.
-        largest_share: Up to which share of the frames, and of the bins, in [0, 1).
-
-    Returns:
-        `(B, F, M)`; places and widths are drawn from torch's global generator.
-
-    Examples:
-        >>> masked = mask_spectrogram(torch.zeros(2, 100, 64), largest_share=0.5)
-        >>> masked.shape, (masked == 0).float().mean() > 0.2
-        (torch.Size([2, 100, 64]), tensor(True))
-    """
-    _, num_frames, num_bins = spectrogram.shape
-    time = _stretches(spectrogram, num_frames, largest_share).unsqueeze(2)  # (B, F, 1)
-    band = _stretches(spectrogram, num_bins, largest_share).unsqueeze(1)  # (B, 1, M)
-    return spectrogram.masked_fill(time | band, SILENCE)
-
-
-def _stretches(like: Tensor, length: int, largest_share: float) -> Tensor:
-    """`(B, length)` boolean, true in one stretch of each row."""
-    sizes, places = torch.rand(2, len(like), 1, device=like.device)  # (B, 1) each
-    size = sizes * largest_share * length
-    start = places * (length - size)
-    positions = torch.arange(length, device=like.device)
-    inside: Tensor = (positions >= start) & (positions < start + size)
-    return inside
+        waveform, num_samples = batch_waveforms(batch)
+        log_mel = log_mel_transform(self.sample_rate, self.num_mels, waveform.device)
+        if num_samples is None:
+            return log_mel(waveform), None
+        return log_mel(waveform), log_mel.num_frames(num_samples.clamp_max(waveform.shape[1]))
 
 
 def _warm_cosine(step: int, steps: int) -> float:
+    """Factor of the learning rate at a step: a linear warm-up, then half a cosine."""
     warm_up = max(1, round(_WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up

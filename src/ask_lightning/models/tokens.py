@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ask_lightning.models.weights import from_pretrained
 from ask_lightning.models.words import split_words
+from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.optional_imports import import_optional
 
 _REMEDY = (
@@ -19,10 +20,11 @@ _REMEDY = (
 
 
 class Tokenizer(nn.Module, ABC):
-    """Captions to token ids; what `HashedTokenizer` and `VocabularyTokenizer` have in common.
+    """Base class of tokenizers, which turn captions into token ids.
 
     Args:
-        kind: What to pass as `tokenizer` to a model that gets this one with its state dict.
+        kind: Value of the argument `tokenizer` that makes a model into which this tokenizer's state dict can
+            be loaded.
     """
 
     def __init__(self, kind: str) -> None:
@@ -34,24 +36,24 @@ class Tokenizer(nn.Module, ABC):
         """Tokenize captions.
 
         Args:
-            captions: `B` texts.
-            device: Of the result.
+            captions: `B` captions.
+            device: Device of the result.
 
         Returns:
-            Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is filled up.
+            Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is padded.
         """
 
 
 class HashedTokenizer(Tokenizer):
-    """Words to ids by a hash: no vocabulary, no file, the same in every process and version.
+    """Hashes words to ids: it needs no vocabulary and no file, and is the same in every process and version.
 
-    It serves text encoders with random weights. Different words can have the same id, the rarer the larger
-    the vocabulary is.
+    It serves text encoders with random weights. Different words can share an id; the larger the vocabulary,
+    the fewer do.
 
     Args:
         vocab_size: Number of ids, at least 8.
-        pad_id: Id of the filling, at most 2; never that of a word.
-        max_tokens: Longer captions are cut.
+        pad_id: Id of the padding, at most 2; words never have it.
+        max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -68,17 +70,23 @@ class HashedTokenizer(Tokenizer):
 
     def __init__(self, vocab_size: int, pad_id: int = 0, max_tokens: int = 128) -> None:
         super().__init__("hashed")
-        if vocab_size < 8:
-            raise ValueError(f"Argument `vocab_size` has to be at least 8, but got {vocab_size}.")
-        if not 0 <= pad_id < self._RESERVED:
-            raise ValueError(f"Argument `pad_id` has to be 0, 1 or 2, but got {pad_id}.")
+        check_count("vocab_size", vocab_size, 8)
+        check_choice("pad_id", pad_id, tuple(range(self._RESERVED)))
         self.vocab_size = vocab_size
         self.pad_id = pad_id
         self.max_tokens = max_tokens
         self.start_id = 1 if pad_id == 0 else 0
 
     def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Tokenize captions; see `Tokenizer`. A caption without a word is its start token alone."""
+        """Tokenize captions. A caption without a word becomes a single start token.
+
+        Args:
+            captions: `B` captions.
+            device: Device of the result.
+
+        Returns:
+            Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is padded.
+        """
         rows = [self._ids(caption) for caption in captions]
         length = max(map(len, rows))
         ids = [row + [self.pad_id] * (length - len(row)) for row in rows]
@@ -94,11 +102,11 @@ class HashedTokenizer(Tokenizer):
 class VocabularyTokenizer(Tokenizer):
     """A tokenizer of transformers that travels with the weights of its model.
 
-    It is in the state dict, in compressed form and as one tensor of bytes: a checkpoint of the model loads
-    without the folder or the hub that the vocabulary came from.
+    The state dict holds it, compressed, as a tensor of bytes: a checkpoint of the model loads without the
+    folder or the hub repository that the vocabulary came from.
 
     Args:
-        max_tokens: Longer captions are cut.
+        max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
     Examples:
         >>> VocabularyTokenizer()(["rain"])
@@ -121,16 +129,17 @@ state dict of a trained model. Load that first.
 
         Args:
             source: Path of a folder, or name of a repository on the Hugging Face hub.
-            max_tokens: Longer captions are cut.
-            language: For a tokenizer of many languages, the code of the captions' language, such as
-                `"eng_Latn"`.
+            max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
+            language: Code of the captions' language, such as `"eng_Latn"`, for multilingual tokenizers.
 
         Raises:
-            FileNotFoundError: It is not there.
-            ValueError: It has no fast version, or does not know the language.
+            FileNotFoundError: The tokenizer was not found.
+            ValueError: The tokenizer has no fast version, or does not know the language.
         """
         transformers = import_optional("transformers")
-        loaded = from_pretrained(transformers.AutoTokenizer, source, argument="tokenizer", remedy=_REMEDY)
+        loaded = from_pretrained(
+            transformers.AutoTokenizer, source, argument="tokenizer", remedy=_REMEDY, kind="tokenizer"
+        )
         if not hasattr(loaded, "backend_tokenizer"):
             raise ValueError(
                 f"Argument `tokenizer` has to name a tokenizer with a fast version, but {source!r} is a "
@@ -153,11 +162,18 @@ state dict of a trained model. Load that first.
 
     @property
     def num_ids(self) -> int:
-        """One more than the largest id; 0 before there is a vocabulary."""
+        """One more than the largest id; 0 while there is no vocabulary."""
         return 0 if self._backend is None else max(self._backend.get_vocab().values()) + 1
 
     def forward(self, captions: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Tokenize captions; see `Tokenizer`.
+        """Tokenize captions.
+
+        Args:
+            captions: `B` captions.
+            device: Device of the result.
+
+        Returns:
+            Token ids and mask, `(B, L)` int64 each; the mask is 0 where a shorter caption is padded.
 
         Raises:
             RuntimeError: There is no vocabulary yet.
@@ -172,15 +188,15 @@ state dict of a trained model. Load that first.
         return ids, torch.tensor([row.attention_mask for row in rows], device=device)
 
     def get_extra_state(self) -> Tensor:
-        """The tokenizer as a tensor of bytes; empty before there is a vocabulary."""
+        """The tokenizer as a compressed tensor of bytes."""
         text = "" if self._backend is None else self._backend.to_str()
         return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over a tokenizer.
+        """Restore a tokenizer.
 
         Args:
-            state: As `get_extra_state` made it.
+            state: Bytes that `get_extra_state` returned.
         """
         text = zlib.decompress(state.cpu().numpy().tobytes()).decode()
         if text:
@@ -198,18 +214,19 @@ def make_tokenizer(
     """Make the tokenizer of a text encoder.
 
     Args:
-        tokenizer: None: that of `weights`. `"hashed"`, `"checkpoint"`, or a folder or hub name.
+        tokenizer: Folder or hub name of the tokenizer. None: the tokenizer of `weights`. `"hashed"`: a
+            `HashedTokenizer`. `"checkpoint"`: a `VocabularyTokenizer` whose vocabulary is loaded later.
         weights: Folder or hub name of the text encoder. None: its weights are random.
-        config: Configuration of transformers of the text encoder.
-        max_tokens: Longer captions are cut here, or where the encoder's positions end.
-        language: Of the captions, for a tokenizer of many languages.
+        config: Configuration of the text encoder, of transformers.
+        max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated, to the
+            number of positions of the encoder if that is smaller.
+        language: Code of the captions' language, for multilingual tokenizers.
 
     Raises:
-        FileNotFoundError: The tokenizer is not there.
-        ValueError: There is none to take, it does not fit the encoder, or `max_tokens` is below 3.
+        FileNotFoundError: The tokenizer was not found.
+        ValueError: No tokenizer is named, it does not fit the encoder, or `max_tokens` is below 3.
     """
-    if max_tokens < 3:
-        raise ValueError(f"Argument `max_tokens` has to be at least 3, but got {max_tokens}.")
+    check_count("max_tokens", max_tokens, 3)
     source = tokenizer or weights
     if source is None:
         raise ValueError(
@@ -217,7 +234,7 @@ def make_tokenizer(
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        # Some encoders count positions from the id of the filling on.
+        # Some encoders count positions from the padding id on.
         max_tokens = min(max_tokens, positions - (config.pad_token_id or 0) - 1)
     if source == "hashed":
         return HashedTokenizer(config.vocab_size, config.pad_token_id or 0, max_tokens)

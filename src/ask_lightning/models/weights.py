@@ -1,10 +1,10 @@
-"""Published weights: from a file, a folder or the Hugging Face hub, and never less than all of them."""
+"""Complete published weights from a file, a folder or the Hugging Face hub."""
 
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from ask_lightning.utilities.optional_imports import import_optional
 
+Kind = Literal["weights", "tokenizer"]
+
+# How the error about something missing names it, and refers to it.
+_KINDS = {"weights": ("weights that are", "them"), "tokenizer": ("a tokenizer that is", "it")}
+# Number of names that an error lists.
 _LISTED = 5
-# What `to_dict` adds, and newer and older versions of transformers name differently.
+# Entries that `to_dict` adds, under names that differ between versions of transformers.
 _BOOKKEEPING = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 
 
@@ -23,14 +28,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint file; no code in it is run.
 
     Args:
-        path: A `.safetensors` file, or one that `torch.save` wrote: a state dict, or a dict with one under
-            `"model"` or `"state_dict"`.
+        path: Path of a `.safetensors` file, or of a file by `torch.save` that holds a state dict, or a dict
+            with a state dict under `"model"` or `"state_dict"`.
 
     Returns:
         Tensors by name, on the CPU.
 
     Raises:
-        ValueError: It is no such file.
+        ValueError: The file is not of this kind.
 
     Examples:
         >>> path = getfixture("tmp_path") / "weights.pth"
@@ -51,9 +56,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{str(path)!r} has to hold a state dict, but got a {type(content).__name__}.")
-    strangers = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ValueError(f"{str(path)!r} has to hold tensors by name, but {_some(strangers)} are none.")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{str(path)!r} has to hold tensors by name, but {_join_names(others)} are none.")
     return dict(content)
 
 
@@ -68,11 +73,11 @@ def load_weights(
     """Load a published state dict; every name and every shape has to fit.
 
     Args:
-        module: What to load into.
+        module: Module to load the tensors into.
         state: Tensors by published name.
-        source: Where they come from, for the message.
-        skip: Published names that start with one of these are known and not needed.
-        rename: Gives the module's name of a published name.
+        source: Name of the file or repository that the tensors come from, for the message.
+        skip: Prefixes of published names that are not needed.
+        rename: Function from a published name to the name in the module.
 
     Raises:
         ValueError: Tensors are missing, of another shape, or unknown; the message lists them.
@@ -97,7 +102,7 @@ sizes are at their defaults.
     ]
     faults = {"Missing": missing, "Of another shape": other, "Unknown": unknown}
     if any(faults.values()):
-        listed = " ".join(f"{fault}: {_some(names)}." for fault, names in faults.items() if names)
+        listed = " ".join(f"{fault}: {_join_names(names)}." for fault, names in faults.items() if names)
         raise ValueError(
             f"The weights of {source!r} do not fit {type(module).__name__}. {listed} Check that it is the "
             "right file, and that the arguments that set sizes are at their defaults."
@@ -106,19 +111,19 @@ sizes are at their defaults.
 
 
 def find_file(name: str, *, argument: str, remedy: str, hub_file: str | None = None) -> Path:
-    """Find a checkpoint file: a file, a file in a folder, or a file on the Hugging Face hub.
+    """Find a checkpoint file on disk or on the Hugging Face hub.
 
     Args:
         name: Path of the file or of a folder with `hub_file` in it, or name of a repository on the hub.
-        argument: Which argument it was passed as, for the message.
-        remedy: Where to get it and what else can be done, for the message.
-        hub_file: Name of the file in the repository or folder. None: it is not on the hub.
+        argument: Name of the argument that `name` was passed as, for the message.
+        remedy: Advice where to get the file and what else can be done, for the message.
+        hub_file: Name of the file in the folder or repository. None: it is not on the hub.
 
     Returns:
         Path of a file that exists.
 
     Raises:
-        FileNotFoundError: There is none; the message says what was tried and what to do.
+        FileNotFoundError: The file was not found; the message says what was tried and what to do.
 
     Examples:
         >>> find_file("weights.pth", argument="audio_weights", remedy="Download it.")
@@ -131,92 +136,96 @@ def find_file(name: str, *, argument: str, remedy: str, hub_file: str | None = N
     if path.is_file():
         return path
     if hub_file is None:
-        raise _not_there(argument, f"no file {name!r}", remedy)
+        raise _not_found(argument, f"no file {name!r}", remedy)
     if path.is_dir():
         if (path / hub_file).is_file():
             return path / hub_file
-        raise _not_there(argument, f"no file {hub_file!r} in the folder {name!r}", remedy)
+        raise _not_found(argument, f"no file {hub_file!r} in the folder {name!r}", remedy)
     hub = import_optional("huggingface_hub")
     try:
         return Path(hub.hf_hub_download(name, hub_file))
     except (OSError, ValueError) as error:
-        raise _not_there(argument, _tried_hub(name, error), remedy) from error
+        raise _not_found(argument, _tried_hub(name, error), remedy) from error
 
 
-def from_pretrained(loader: Any, name: str, *, argument: str, remedy: str, **options: Any) -> Any:
-    """Call a `from_pretrained` of transformers.
+def from_pretrained(
+    loader: Any, name: str, *, argument: str, remedy: str, kind: Kind = "weights", **options: Any
+) -> Any:
+    """Call `from_pretrained` of a class of transformers.
 
     Args:
-        loader: A class that has it: of models, configurations or tokenizers.
+        loader: Class of models, configurations or tokenizers.
         name: Path of a folder, or name of a repository on the Hugging Face hub.
-        argument: Which argument it was passed as, for the message.
-        remedy: What can be done, for the message.
-        **options: Passed on.
+        argument: Name of the argument that `name` was passed as, for the message.
+        remedy: Advice what can be done, for the message.
+        kind: What is loaded, for the message; `"weights"` includes their configuration.
+        **options: Arguments of `from_pretrained`.
 
     Returns:
-        What was loaded.
+        The loaded model, configuration or tokenizer.
 
     Raises:
-        FileNotFoundError: It is not there, or not of this kind; the message says what was tried.
+        FileNotFoundError: It was not found, or is of another kind; the message says what was tried.
     """
     try:
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        here = Path(name).is_dir()
-        tried = f"the folder {name!r} does not hold them ({_first_line(error)})" if here else ""
-        raise _not_there(argument, tried or _tried_hub(name, error), remedy) from error
+        tried = _tried_hub(name, error)
+        if Path(name).is_dir():
+            tried = f"the folder {name!r} does not hold {_KINDS[kind][1]} ({_first_line(error)})"
+        raise _not_found(argument, tried, remedy, kind) from error
 
 
 def pretrained_model(loader: Any, name: str, *, argument: str, remedy: str, **options: Any) -> Any:
     """Load a model of transformers: complete, in float32 and in training mode.
 
     Args:
-        loader: A class of models.
+        loader: Class of models.
         name: Path of a folder, or name of a repository on the Hugging Face hub.
-        argument: Which argument it was passed as, for the message.
-        remedy: What can be done, for the message.
-        **options: Passed to `from_pretrained`.
+        argument: Name of the argument that `name` was passed as, for the message.
+        remedy: Advice what can be done, for the message.
+        **options: Arguments of `from_pretrained`.
 
     Returns:
         The model, without BERT's pooler.
 
     Raises:
-        FileNotFoundError: It is not there; the message says what was tried.
+        FileNotFoundError: It was not found; the message says what was tried.
         ValueError: The checkpoint lacks weights of the model, which would stay random.
     """
     model, report = from_pretrained(
         loader, name, argument=argument, remedy=remedy, output_loading_info=True, **options
     )
-    without_pooler(model)
+    remove_pooler(model)
     weights = {key for key, _ in model.named_parameters()}
     missing = [repr(key) for key in sorted(report["missing_keys"]) if key in weights]
     if missing:
         raise ValueError(
             f"Argument `{argument}` has to name all weights of {type(model).__name__}, but {name!r} lacks "
-            f"{_some(missing)}, which would stay random. {remedy}"
+            f"{_join_names(missing)}, which would stay random. {remedy}"
         )
     # transformers returns models in evaluation mode, in which they would train without dropout, and since
     # version 5 in the precision of the file.
     return model.float().train()
 
 
-def without_pooler(model: Any) -> None:
-    """Remove the layer that BERT puts on its first token; weights without a gradient stop DDP.
+def remove_pooler(model: Any) -> None:
+    """Remove the layer that BERT puts on its first token: weights without a gradient stop DDP.
 
     Args:
-        model: Of transformers.
+        model: Model of transformers.
     """
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
 
 
-def configured(base: Any, entries: Mapping[str, Any], *, argument: str) -> Any:
-    """A configuration of transformers with some entries replaced.
+def make_config(base: Any, entries: Mapping[str, Any], *, argument: str) -> Any:
+    """Make a configuration of transformers from another one and entries that override it.
 
     Args:
-        base: The configuration.
-        entries: By name; a name has to be known to `base`.
-        argument: Which argument they were passed as, for the message.
+        base: Configuration to start from.
+        entries: Entries by names that `base` knows.
+        argument: Name of the argument that `entries` was passed as, for the message.
 
     Returns:
         A new configuration.
@@ -228,7 +237,8 @@ def configured(base: Any, entries: Mapping[str, Any], *, argument: str) -> Any:
     unknown = [repr(name) for name in entries if name not in known]
     if unknown:
         raise ValueError(
-            f"Argument `{argument}` has to hold entries of {type(base).__name__}, but got {_some(unknown)}."
+            f"Argument `{argument}` has to hold entries of {type(base).__name__}, but got "
+            f"{_join_names(unknown)}."
         )
     return type(base).from_dict(known | dict(entries))
 
@@ -237,8 +247,8 @@ def config_entries(config: Any, always: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of a configuration of transformers that differ from the defaults of its class.
 
     Args:
-        config: The configuration.
-        always: Names of entries that are listed even if they do not differ.
+        config: Configuration of a model.
+        always: Names of entries that are included even if they do not differ.
 
     Returns:
         Primitives by name, as JSON and YAML can hold them, with `"model_type"`.
@@ -257,15 +267,15 @@ def _tried_hub(name: str, error: Exception) -> str:
     return f"no file or folder {name!r}, and the Hugging Face hub {hub} ({_first_line(error)})"
 
 
-def _not_there(argument: str, tried: str, remedy: str) -> FileNotFoundError:
-    return FileNotFoundError(f"Argument `{argument}` names weights that are not there: {tried}. {remedy}")
+def _not_found(argument: str, tried: str, remedy: str, kind: Kind = "weights") -> FileNotFoundError:
+    return FileNotFoundError(f"Argument `{argument}` names {_KINDS[kind][0]} not there: {tried}. {remedy}")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _some(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 

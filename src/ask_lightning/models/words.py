@@ -13,10 +13,10 @@ _PIECE_LENGTHS = (3, 4)
 
 
 def word_pieces(word: str) -> list[str]:
-    """The word itself and all runs of three and four characters in it, its ends marked.
+    """The word itself and all its runs of three and four characters, with both ends marked.
 
     Args:
-        word: In any case.
+        word: Word in upper or lower case.
 
     Examples:
         >>> word_pieces("Dog")
@@ -32,10 +32,10 @@ def word_pieces(word: str) -> list[str]:
 
 
 def split_words(caption: str) -> list[str]:
-    """The words and signs of a text, in lower case.
+    """The words and punctuation marks of a text, in lower case.
 
     Args:
-        caption: Any text.
+        caption: Text of any length.
 
     Examples:
         >>> split_words("Rain, then wind")
@@ -45,15 +45,15 @@ def split_words(caption: str) -> list[str]:
 
 
 class HashedWordEncoder(nn.Module):
-    """Words in order to one vector: hashed word pieces, a recurrent network over words, their maximum.
+    """Encodes captions: hashed word pieces, a recurrent network over words, its maximum.
 
-    Pieces are hashed into a fixed number of buckets, as fastText does: nothing has to be fitted to the
-    captions, related forms ("ring", "ringing") share pieces, and an unknown word still has some. The hash
-    is the same in every process and version. The recurrent network makes the order of words count: "rain,
-    then wind" is not "wind, then rain".
+    Pieces are hashed into a fixed number of buckets, as in fastText: no vocabulary is fitted to the captions,
+    related forms ("ring", "ringing") share pieces, and unknown words have pieces as well. The hash is the
+    same in every process and version. The recurrent network makes the embedding depend on the order of
+    words: "rain, then wind" differs from "wind, then rain".
 
     Args:
-        width: d, of the output.
+        width: d, width of the output.
         num_buckets: Number of piece embeddings.
         word_width: Width of a word's embedding and of each direction of the recurrent network.
 
@@ -75,7 +75,7 @@ class HashedWordEncoder(nn.Module):
         """Encode captions.
 
         Args:
-            captions: `B` texts with at least one word or sign each.
+            captions: `B` captions with at least one word or punctuation mark each.
 
         Returns:
             `(B, width)`, not normalised.
@@ -98,7 +98,7 @@ class HashedWordEncoder(nn.Module):
         return projected
 
     def _pieces(self, sentences: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Buckets of all pieces of all words, one after the other, and where each word starts."""
+        """Buckets of all pieces of all words, concatenated, and the position at which each word starts."""
         buckets: list[int] = []
         starts: list[int] = []
         for words in sentences:
@@ -109,6 +109,7 @@ class HashedWordEncoder(nn.Module):
         return torch.tensor(buckets, device=device), torch.tensor(starts, device=device)
 
     def _buckets(self, word: str) -> list[int]:
+        """Buckets of the pieces of a word."""
         if word not in self._buckets_of_word:
             self._buckets_of_word[word] = [
                 zlib.crc32(piece.encode()) % self.num_buckets for piece in word_pieces(word)

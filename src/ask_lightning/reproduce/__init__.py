@@ -1,15 +1,15 @@
 """Fair comparisons, and the tables and figures made of them."""
 
-from ask_lightning.reproduce.comparison import Run, compare, markdown_table, mean_recall
+from ask_lightning.reproduce.comparison import Run, compare, comparison_markdown, mean_recall
 from ask_lightning.reproduce.figures import training_picture
-from ask_lightning.reproduce.training import hush, train_and_judge
+from ask_lightning.reproduce.training import silence_lightning, train_and_evaluate
 
 __all__ = [
     "Run",
     "compare",
-    "hush",
-    "markdown_table",
+    "comparison_markdown",
     "mean_recall",
-    "train_and_judge",
+    "silence_lightning",
+    "train_and_evaluate",
     "training_picture",
 ]

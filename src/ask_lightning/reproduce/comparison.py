@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ask_lightning.metrics.table import heading
+from ask_lightning.utilities.text_tables import Cell, markdown_table
+
 RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
-_HEADINGS = {"a2t": "A2T", "t2a": "T2A"}
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class Run:
 
     Attributes:
         method: Name of the method.
-        temperature: τ that it was trained with.
-        seed: Of its weights and batches.
-        validation: Metrics of the epoch that was best on validation, names as in `RECALLS`.
-        test: Test metrics of that epoch's weights.
-        folder: Where its logs and checkpoints are.
+        temperature: Temperature τ of the loss.
+        seed: Seed of the weights and the batches.
+        validation: Validation metrics of the best epoch, under the names in `RECALLS`.
+        test: Test metrics of the same epoch's weights.
+        folder: Folder of the run's logs and checkpoints.
     """
 
     method: str
@@ -37,7 +39,7 @@ def mean_recall(metrics: Mapping[str, float]) -> float:
     """The mean of R@1, R@5 and R@10 of both directions: what temperatures and epochs are chosen by.
 
     Args:
-        metrics: With the names in `RECALLS`.
+        metrics: Metrics that include those named in `RECALLS`.
 
     Examples:
         >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
@@ -61,14 +63,17 @@ def compare(
     metrics choose nothing.
 
     Args:
-        train: `(method, temperature, seed)` → the finished run.
-        methods: At least one.
-        temperatures: The grid, at least one value.
-        seeds: At least one; the first is the one that temperatures are tuned on.
-        log: Called with a line about each finished run.
+        train: A function that takes method, temperature and seed, and returns the finished run.
+        methods: Names of the methods, at least one.
+        temperatures: The grid of temperatures, at least one.
+        seeds: Seeds, at least one; temperatures are tuned on the first.
+        log: A function that is called with a line about each finished run.
 
     Returns:
         The runs at each method's chosen temperature, method by method, seed by seed.
+
+    Raises:
+        ValueError: There is no method, no temperature or no seed.
 
     Examples:
         >>> def train(method, temperature, seed):
@@ -103,19 +108,19 @@ def compare(
     return runs
 
 
-def markdown_table(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str:
-    """Test metrics in percent, mean ± standard deviation over the seeds of each method.
+def comparison_markdown(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str:
+    """A table of test metrics in percent, mean ± standard deviation over the seeds of each method.
 
     Args:
-        runs: As `compare` returns them.
-        metrics: Columns, names such as `"a2t/recall_at_1"`.
+        runs: The runs that `compare` returned.
+        metrics: Names of the metrics in the columns, such as `"a2t/recall_at_1"`.
 
     Returns:
-        A Markdown table. A single seed has no deviation, and none is printed.
+        The table in Markdown. A method with a single seed has no deviation.
 
     Examples:
         >>> run = Run("ASK", 0.07, 0, {}, {"a2t/recall_at_1": 0.123})
-        >>> print(markdown_table([run], ["a2t/recall_at_1"]))
+        >>> print(comparison_markdown([run], ["a2t/recall_at_1"]))
         | method | τ | seeds | A2T R@1 |
         |---|---|---|---|
         | ASK | 0.07 | 1 | 12.3 |
@@ -123,17 +128,11 @@ def markdown_table(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str
     by_method: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
         by_method.setdefault((run.method, run.temperature), []).append(run)
-    headings = [_heading(name) for name in metrics]
-    lines = [f"| method | τ | seeds | {' | '.join(headings)} |", "|---" * (3 + len(metrics)) + "|"]
+    rows: list[list[Cell]] = []
     for (method, temperature), group in by_method.items():
         cells = [_mean_and_deviation([100 * run.test[name] for run in group]) for name in metrics]
-        lines.append(f"| {method} | {temperature:g} | {len(group)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _heading(metric: str) -> str:
-    direction, _, name = metric.partition("/")
-    return f"{_HEADINGS[direction]} {name.replace('recall_at_', 'R@').replace('map_at_', 'mAP@')}"
+        rows.append([method, f"{temperature:g}", len(group), *cells])
+    return markdown_table(["method", "τ", "seeds", *(heading(name) for name in metrics)], rows)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""The picture of a comparison: recall, drift and reliability over training."""
+"""The figure of a comparison: recall, drift and reliability over training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _COLORS = ("#7a7a7a", "#c2410c", "#1d4ed8", "#15803d")
 def training_picture(runs: Sequence[Run], path: Path, *, refresh_every: int) -> None:
     """Draw validation recall, representation drift and the reliability factor over epochs.
 
-    The first run of each method is drawn; drift and reliability of those that log them.
+    The first run of each method is drawn, with drift and reliability if the method logs them.
 
     Args:
         runs: Runs whose folders hold the `metrics.csv` of Lightning's CSVLogger.
-        path: The PNG to write.
-        refresh_every: T, to mark the refreshes.
+        path: Path of the PNG file to write.
+        refresh_every: Number of epochs T between refreshes, which are marked.
 
     Raises:
         ImportError: matplotlib is missing, with what to install.
@@ -62,11 +62,11 @@ def training_picture(runs: Sequence[Run], path: Path, *, refresh_every: int) -> 
 
 
 def read_column(table: Path, name: str) -> tuple[list[int], list[float]]:
-    """A metric by epoch from the file of Lightning's CSVLogger; several steps of an epoch are averaged.
+    """Read a metric by epoch from the file of Lightning's CSVLogger; steps of an epoch are averaged.
 
     Args:
-        table: The `metrics.csv`.
-        name: The column.
+        table: Path of the `metrics.csv`.
+        name: Name of the column.
 
     Returns:
         Epochs and values, both empty if the metric was never logged.

@@ -1,4 +1,4 @@
-"""One training run of a comparison: train, keep the epoch best on validation, judge it."""
+"""One training run of a comparison: train, keep the best epoch on validation, evaluate it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.reproduce.comparison import Run
 
-Built = tuple[pl.LightningModule, list[Callback]]
+ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
 
 
-def train_and_judge(
-    build: Callable[[], Built],
+def train_and_evaluate(
+    build: Callable[[], ModuleAndCallbacks],
     data: pl.LightningDataModule,
     *,
     method: str,
@@ -30,20 +30,20 @@ def train_and_judge(
     accelerator: str = "cpu",
     loggers: Sequence[Logger] = (),
 ) -> Run:
-    """Train a model from a seed's weights; report the epoch with the best mean validation recall.
+    """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
 
     Args:
-        build: Makes the module and its callbacks. Called after seeding, so that the same seed gives every
-            method the same weights. The module logs `val/` and `test/` metrics named as in `RECALLS`, and
-            their mean as `val/mean_recall`.
-        data: Training, validation and test loaders.
+        build: A function that makes the module and its callbacks. It is called after seeding, so that a seed
+            gives every method the same weights. The module logs `val/` and `test/` metrics under the names in
+            `RECALLS`, and the mean of these as `val/mean_recall`.
+        data: Data module with training, validation and test loaders.
         method: Name of the method, for the report.
-        temperature: τ that `build` uses, for the report.
-        seed: Of weights and dropout; `data` has its own for the batches.
-        output: Folder in which the run gets one of its own.
-        max_epochs: Epochs of training.
-        accelerator: Of the trainer.
-        loggers: Loggers besides the CSV.
+        temperature: Temperature τ that `build` uses, for the report.
+        seed: Seed of weights and dropout; `data` has a seed of its own for the batches.
+        output: Folder in which the run makes its own folder.
+        max_epochs: Number of training epochs.
+        accelerator: Accelerator of the trainer.
+        loggers: Loggers besides the CSV logger.
 
     Returns:
         The run, with validation and test metrics of the best epoch's weights.
@@ -72,16 +72,16 @@ def train_and_judge(
     trainer.fit(module, datamodule=data)
     weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(weights)
-    # Without the loggers, whose curves would otherwise end in a stray point of the best epoch.
-    judge = pl.Trainer(
+    # Without the loggers, whose curves would end in another point of the best epoch.
+    evaluator = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    (validation,) = judge.validate(module, datamodule=data, verbose=False)
-    (test,) = judge.test(module, datamodule=data, verbose=False)
+    (validation,) = evaluator.validate(module, datamodule=data, verbose=False)
+    (test,) = evaluator.test(module, datamodule=data, verbose=False)
     return Run(
         method,
         temperature,
@@ -92,9 +92,9 @@ def train_and_judge(
     )
 
 
-def hush() -> None:
-    """Leave out what Lightning says about devices, loaders and folders, run after run."""
+def silence_lightning() -> None:
+    """Silence what Lightning reports about devices, loaders and folders in every run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for noise in ("does not have many workers", "exists and is not empty", "LeafSpec"):
-        warnings.filterwarnings("ignore", f".*{noise}.*")
+    for message in ("does not have many workers", "exists and is not empty", "LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{message}.*")

@@ -1,6 +1,6 @@
-"""What the processes of a run ("ranks") tell each other. With one process everything returns at once.
+"""Collective operations of the processes of a run ("ranks"). With one process each returns at once.
 
-Axes: `R` ranks, `n` rows of one rank, `N` rows of all, `d` width.
+Axes: `R` ranks, `n` rows of one rank, `N` rows of all ranks, `d` width.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Words between ranks travel in a group of their own, on the CPU, in which nobody gives up on a rank that is
-# merely slow. A process that died closes its connections, which the others notice at once; a machine without
-# power or network closes none.
-_PATIENCE = timedelta(days=2)
+# Objects are exchanged over a CPU group of their own whose time-out is so long that a rank that is merely
+# slow never meets it. A process that dies closes its connections, which the others notice at once; only a
+# machine that loses power or network makes them wait.
+_LONG_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Ranks:
     All methods are collective: every rank has to call them, in the same order.
 
     Attributes:
-        rank: Number of this process.
-        size: R, number of processes.
+        rank: Number of this process, from 0 to R - 1.
+        size: R, the number of processes.
 
     Examples:
-        >>> Ranks().gather(torch.ones(2))
+        >>> Ranks().all_gather(torch.ones(2))
         [tensor([1., 1.])]
     """
 
@@ -41,32 +41,36 @@ class Ranks:
 
     @classmethod
     def current(cls) -> Ranks:
-        """Those of torch's default process group; this process alone where there is none."""
+        """The ranks of torch's default process group, or this process alone where there is no group."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def exchange(self, word: Any) -> list[Any]:
-        """What each rank says, in the order of ranks; any small object that can be pickled.
-
-        Waits for the slowest rank without a time-out.
-        """
-        if self.size == 1:
-            return [word]
-        words: list[Any] = [None] * self.size
-        dist.all_gather_object(words, word, group=_patient_group())
-        return words
-
-    @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
-        """Work of this rank's own after which all ranks go on, or none does.
+    def all_gather_object(self, item: Any) -> list[Any]:
+        """Exchange small Python objects; the slowest rank is waited for without a practical time-out.
 
         Args:
-            doing: What the ranks do, for the message.
+            item: The object of this rank; it has to be picklable.
+
+        Returns:
+            The R objects in the order of ranks.
+        """
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item, group=_gloo_group_with_long_timeout())
+        return items
+
+    @contextmanager
+    def all_or_none(self, action: str) -> Iterator[None]:
+        """Run a block after which either all ranks go on, or all raise an error.
+
+        Args:
+            action: What the block does, as it completes the sentence "Rank 1 failed while …".
 
         Raises:
-            BaseException: On a rank that failed, its own error.
-            RuntimeError: On the others, naming the first rank that failed.
+            BaseException: The block's own error, on a rank where it failed.
+            RuntimeError: On the other ranks, naming the first rank that failed and its error.
         """
         if self.size == 1:
             yield
@@ -74,43 +78,47 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            self.exchange(f"{type(error).__name__}: {error}")
+            self.all_gather_object(f"{type(error).__name__}: {error}")
             raise
-        for rank, failure in enumerate(self.exchange(None)):
+        for rank, failure in enumerate(self.all_gather_object(None)):
             if failure is not None:
-                raise RuntimeError(f"Rank {rank} failed while {doing}. {failure}")
+                raise RuntimeError(f"Rank {rank} failed while {action}. {failure}")
 
-    def agree(self, word: Any, about: str) -> None:
-        """Make sure that something is the same on every rank.
+    def require_equal(self, value: Any, description: str) -> None:
+        """Refuse a value that differs between ranks.
 
         Args:
-            word: Any small object.
-            about: What it is, for the error.
+            value: The value of this rank, a small picklable object.
+            description: What the value is, for the error message.
 
         Raises:
-            RuntimeError: It differs.
+            RuntimeError: The value differs between ranks; the message lists all of them.
         """
-        words = self.exchange(word)
-        if any(other != words[0] for other in words):
-            listed = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(words))
+        values = self.all_gather_object(value)
+        if any(other != values[0] for other in values):
+            listed = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
             raise RuntimeError(
-                f"The ranks do not agree about {about} ({listed}). They have to see the same source and the "
-                "same weights: check that neither depends on the rank."
+                f"The ranks do not agree about {description} ({listed}). They have to see the same source "
+                "and the same weights: check that neither depends on the rank."
             )
 
-    def share(self, tensor: Tensor) -> None:
-        """Give every rank the values of rank 0, in place."""
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrite a tensor in place with the values that it has on rank 0.
+
+        Args:
+            tensor: Any tensor, also a view with strides; its shape has to be the same on every rank.
+        """
         if self.size > 1:
             values = tensor.detach().contiguous()  # gloo ignores strides, NCCL refuses them
             dist.broadcast(values, src=0)
             tensor.detach().copy_(values)
 
-    def gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
-        """The rows of each rank, without gradient.
+    def all_gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
+        """Collect the rows of every rank, without gradient.
 
         Args:
-            rows: `(n, ...)` of this rank; n may differ between ranks, the other axes may not.
-            counts: How many rows each rank has, where that is known; else the ranks tell each other.
+            rows: `(n, ...)`, the rows of this rank; n may differ between ranks, the other axes may not.
+            counts: The number of rows of each rank, if it is known; otherwise it is exchanged first.
 
         Returns:
             R tensors in the order of ranks, on the device of `rows`.
@@ -118,117 +126,126 @@ class Ranks:
         if self.size == 1:
             return [rows]
         if counts is None:
-            counts = self.counts(len(rows), rows.device)
+            counts = self.all_gather_count(len(rows), rows.device)
         longest = max(counts)
-        # Collectives want equal shapes.
+        # The collective needs equal shapes.
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         gathered = rows.new_empty((self.size * longest, *rows.shape[1:]))
         dist.all_gather_into_tensor(gathered, padded)
         return [gathered[rank * longest :][:count] for rank, count in enumerate(counts)]
 
-    def counts(self, count: int, device: torch.device) -> list[int]:
-        """A number of each rank, over the wires that tensors of `device` take."""
+    def all_gather_count(self, count: int, device: torch.device) -> list[int]:
+        """Collect one integer from every rank.
+
+        Args:
+            count: The integer of this rank.
+            device: Device whose tensors the process group can send.
+
+        Returns:
+            The R integers in the order of ranks.
+        """
         if self.size == 1:
             return [count]
-        everyone = torch.zeros(self.size, dtype=torch.int64, device=device)
-        everyone[self.rank] = count
-        dist.all_reduce(everyone)
-        numbers: list[int] = everyone.tolist()
-        return numbers
+        counts = torch.zeros(self.size, dtype=torch.int64, device=device)
+        counts[self.rank] = count
+        dist.all_reduce(counts)
+        gathered: list[int] = counts.tolist()
+        return gathered
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, added in the order of ranks: the same bits everywhere."""
+        """Sum a tensor over ranks, always in the order of ranks, so that every rank gets the same bits."""
         if self.size == 1:
             return values
         if not values.is_floating_point():  # exact in any order
             total = values.clone()
             dist.all_reduce(total)
             return total
-        parts = torch.stack(self.gather(values.unsqueeze(0), [1] * self.size)).squeeze(1)  # (R, ...)
+        parts = torch.stack(self.all_gather(values.unsqueeze(0), [1] * self.size)).squeeze(1)  # (R, ...)
         return parts.sum(dim=0)
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The element-wise maximum over ranks."""
+        """Take the element-wise maximum of a tensor over ranks."""
         if self.size == 1:
             return values
         values = values.clone()
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def deal(
-        self, rows: Tensor, counts: Sequence[int], arriving: Sequence[int] | None = None
+    def all_to_all(
+        self, rows: Tensor, counts: Sequence[int], received_counts: Sequence[int] | None = None
     ) -> tuple[Tensor, Sequence[int]]:
         """Send the first `counts[0]` rows to rank 0, the next `counts[1]` to rank 1, and so on.
 
         Args:
             rows: `(n, ...)` with n the sum of `counts`.
-            counts: How many rows each rank shall get.
-            arriving: How many rows each rank sends here, where that is known; else the ranks tell each other.
+            counts: The number of rows to send to each rank.
+            received_counts: The number of rows that each rank sends here, if it is known; otherwise it is
+                exchanged first.
 
         Returns:
-            What this rank was sent, in the order of senders, and how many rows came from each.
+            The received rows in the order of their senders, and the number of rows from each sender.
         """
         if self.size == 1:
             return rows, counts
-        if arriving is None:
+        if received_counts is None:
             table = torch.zeros(self.size, self.size, dtype=torch.int64, device=rows.device)
             table[self.rank] = torch.tensor(counts, dtype=torch.int64)
             dist.all_reduce(table)
-            arriving = table[:, self.rank].tolist()
-        received = rows.new_empty((sum(arriving), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), list(arriving), list(counts))
-        return received, arriving
+            received_counts = table[:, self.rank].tolist()
+        received = rows.new_empty((sum(received_counts), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), list(received_counts), list(counts))
+        return received, received_counts
 
 
-class _GatherRows(torch.autograd.Function):
+class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
-        parts = ranks.gather(rows.detach())
+        parts = ranks.all_gather(rows.detach())
         ctx.ranks, ctx.start = ranks, sum(len(part) for part in parts[: ranks.rank])
         ctx.count = len(rows)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every rank's loss depends on this rank's rows; DDP's mean over ranks then makes the gradient of the
-        # mean loss out of the sum.
+        # Every rank's loss depends on this rank's rows. DDP then averages over ranks, which turns this sum
+        # into the gradient of the mean loss.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.count], None
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks as one tensor, with gradients back to the rank that each row came from.
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks; gradients flow back to the rank that each row came from.
 
-    The gradient that a row receives is the sum of what all ranks' losses send to it, which makes this the
-    true adjoint: where DDP averages the parameters' gradients over ranks, a loss that every rank computes on
-    the gathered rows has the gradient that one process would compute on them.
+    The gradient of a row is the sum of the gradients of all ranks' losses, so this is the true adjoint of
+    the gathering: where DDP averages the parameters' gradients over ranks, a loss that every rank computes
+    on the gathered rows has the gradient that one process would compute on them.
 
     Args:
-        rows: `(n, ...)`; n may differ between ranks.
+        rows: `(n, ...)`, the rows of this rank; n may differ between ranks.
 
     Returns:
-        `(N, ...)` in the order of ranks. The same tensor where there is one process.
+        `(N, ...)` in the order of ranks; `rows` itself where there is one process.
 
     Examples:
-        >>> gather_rows(torch.tensor([1.0, 2.0]))
+        >>> all_gather_with_gradient(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
     ranks = Ranks.current()
     if ranks.size == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, ranks)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _AllGatherRows.apply(rows, ranks)  # type: ignore[no-untyped-call]
     return gathered
 
 
-_patient: tuple[Any, Any] | None = None
+_group_of_world: tuple[Any, Any] | None = None
 
 
-def _patient_group() -> Any:
-    """A gloo group of all ranks beside the present default group."""
-    global _patient
+def _gloo_group_with_long_timeout() -> Any:
+    """A gloo group of all ranks, made once for each default process group."""
+    global _group_of_world
     world = dist.group.WORLD
-    if _patient is None or _patient[0] is not world:
-        _patient = (world, dist.new_group(backend="gloo", timeout=_PATIENCE))
-    return _patient[1]
+    if _group_of_world is None or _group_of_world[0] is not world:
+        _group_of_world = (world, dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT))
+    return _group_of_world[1]

@@ -14,6 +14,7 @@ _PACKAGES = {
     "pyarrow": ("data", "to read parquet files"),
     "datasets": ("hub", "to read parquet files and datasets of the Hugging Face hub"),
     "matplotlib": ("plot", "to draw pictures"),
+    "rich": ("cli", "to draw tables in a terminal"),
     "wandb": ("track", "to log to Weights & Biases"),
 }
 

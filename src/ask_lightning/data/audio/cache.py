@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ask_lightning.utilities.atomic_files import written_whole
 
-_FORMAT = 1  # to be raised when decoding or log_mel changes, so that older caches are not taken for new
+_FORMAT = 1  # raise this when decoding or `log_mel` changes, so that older files are not used
 
 
 class AudioCache:
-    """Remembers what was computed from a file, for as long as the file and the settings stay the same.
+    """Keeps what was computed from a file, for as long as the file and the settings stay the same.
 
     Args:
-        place: None: remember nothing. `"memory"`: in this process; each worker of a loader has its own.
-            Any other text or path: a folder, made if missing, that any number of processes can share.
+        place: Where results are kept. None: nowhere. `"memory"`: in this process; each worker of a loader has
+            a cache of its own. Any other text or path: a folder, made if missing, that processes share.
 
     Examples:
         >>> cache = AudioCache("memory")
@@ -39,27 +39,28 @@ class AudioCache:
 
     @property
     def active(self) -> bool:
-        """Whether anything is remembered."""
+        """Whether results are kept."""
         return self._memory is not None or self._folder is not None
 
     def get(
         self, path: Path, settings: str, compute: Callable[[], Tensor], *, mapped: bool = False
     ) -> Tensor:
-        """What `compute` returns, or returned before for this file and these settings.
+        """The result of `compute`, from the cache if it was computed before for this file and settings.
 
         Args:
-            path: The file that the result is computed from; its time and size are part of the key.
-            settings: Everything else that the result depends on.
-            compute: Makes the float32 tensor.
-            mapped: Whether to leave a tensor of the folder on disk until its parts are used, for those
-                who need a part only.
+            path: Path of the file that the result is computed from. Its time of change and its size are part
+                of the cache's key.
+            settings: Text that names everything else that the result depends on.
+            compute: Function that returns the float32 tensor.
+            mapped: Whether to map a stored tensor into memory instead of reading it, for callers that need
+                only a part of it.
 
         Returns:
-            The tensor. Do not write into it.
+            The tensor, which has to stay unchanged.
         """
         if not self.active:
             return compute()
-        key = _key(path, settings)
+        key = _cache_key(path, settings)
         if self._memory is not None:
             if key not in self._memory:
                 self._memory[key] = compute()
@@ -79,7 +80,7 @@ class AudioCache:
         return value
 
 
-def _key(path: Path, settings: str) -> str:
+def _cache_key(path: Path, settings: str) -> str:
     state = path.stat()
     parts = f"{_FORMAT}\n{path.resolve()}\n{state.st_mtime_ns}\n{state.st_size}\n{settings}"
     return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

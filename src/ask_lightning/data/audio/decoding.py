@@ -1,4 +1,4 @@
-"""Stretches of audio: mono, of one rate, without decoding the rest. Axes: `T` samples, `C` channels."""
+"""Reads parts of audio files, mono and at one rate. Axes: `T` samples, `C` channels."""
 
 import io
 import math
@@ -32,9 +32,9 @@ class Recording(Protocol):
     """Audio that is open for reading.
 
     Attributes:
-        name: Of the file, for errors.
-        frames: Its length in samples of its own rate, as its header says.
-        rate: In Hz.
+        name: Name of the file, for errors.
+        frames: Length in samples at the recording's own rate, according to its header.
+        rate: The recording's own rate in Hz.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Recording(Protocol):
     rate: int
 
     def read(self, start: int, count: int) -> Samples:
-        """Some samples.
+        """Read a range of samples.
 
         Args:
-            start: The first of them, in the recording's own rate.
-            count: How many.
+            start: Index of the first sample, at the recording's own rate.
+            count: Number of samples.
 
         Returns:
             `(T, C)` float32 with `T` at most `count`: less where the recording ends.
@@ -55,13 +55,13 @@ class Recording(Protocol):
 
 
 class ArrayRecording:
-    """Mono samples that lie in an array, in memory or on disk.
+    """Mono samples in an array, in memory or on disk.
 
     Args:
-        name: For errors.
-        samples: `(T,)` floating-point in [-1, 1], or integers that are scaled to it.
-        frames: How many of the samples are audio; the rest is filling.
-        rate: In Hz.
+        name: Name of the recording, for errors.
+        samples: `(T,)` floating-point numbers in [-1, 1], or integers that are scaled to this range.
+        frames: Number of samples that are audio; the rest is padding.
+        rate: Rate of the samples in Hz.
 
     Examples:
         >>> ArrayRecording("a", np.array([0, 16384], dtype=np.int16), frames=2, rate=16000).read(1, 5)
@@ -75,7 +75,7 @@ class ArrayRecording:
         self._samples = samples
 
     def read(self, start: int, count: int) -> Samples:
-        """Some samples; see `Recording`."""
+        """Read a range of samples; see `Recording`."""
         part = np.asarray(self._samples[start : min(start + count, self.frames)])
         scale = 1.0 if part.dtype.kind == "f" else -float(np.iinfo(part.dtype).min)
         return (part.astype(np.float32) / np.float32(scale))[:, None]  # (T, 1)
@@ -97,11 +97,11 @@ class _SoundFile:
 
 @contextmanager
 def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
-    """Open audio that soundfile can read: wav, flac, ogg, mp3.
+    """Open audio of a format that soundfile reads: wav, flac, ogg, mp3.
 
     Args:
-        name: For errors.
-        content: Path of the file, or what is in it.
+        name: Name of the audio, for errors.
+        content: Path of a file, or the bytes of one.
 
     Raises:
         AudioFileError: There is nothing to read, or it is damaged.
@@ -134,11 +134,11 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
 
 
 def check_recording(recording: Recording, *, samples: bool) -> None:
-    """Raise if a recording is empty or, when asked to look at its samples, damaged.
+    """Raise if a recording is empty or, if its samples are read, damaged.
 
     Args:
-        recording: Open for reading.
-        samples: Whether to read it, piece by piece, to its end.
+        recording: Recording that is open for reading.
+        samples: Whether to read the recording to its end.
 
     Raises:
         AudioFileError: It has no samples, ends long before its header says, or holds NaN or infinity.
@@ -159,12 +159,12 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
 
 
 def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
-    """How many samples a recording has at another rate.
+    """Number of samples of a recording after resampling.
 
     Args:
-        frames: Its length at its own rate.
-        rate: Its own, in Hz.
-        sample_rate: The other, in Hz.
+        frames: Number of samples before.
+        rate: Rate before in Hz.
+        sample_rate: Rate after in Hz.
 
     Examples:
         >>> resampled_length(441, 44100, 32000)
@@ -174,11 +174,14 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
 
 
 def crop_step(rate: int, sample_rate: int) -> int:
-    """The smallest distance at which crops may start, so that it is a whole number of samples at both rates.
+    """The smallest distance between starts of crops that is a whole number of samples at both rates.
 
     Args:
-        rate: Of the recording, in Hz.
-        sample_rate: Of the crops, in Hz.
+        rate: Rate of the recording in Hz.
+        sample_rate: Rate of the crops in Hz.
+
+    Returns:
+        The distance in samples of the crops.
 
     Examples:
         >>> crop_step(44100, 32000), crop_step(96000, 32000)
@@ -188,16 +191,16 @@ def crop_step(rate: int, sample_rate: int) -> int:
 
 
 def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: int | None = None) -> Tensor:
-    """A stretch of a recording, mono and resampled.
+    """Read a part of a recording, mono and resampled.
 
-    Only the samples that it needs are read. It is what one would cut out of the whole recording after
-    resampling, to within rounding.
+    Only the samples that are needed are read. Up to rounding the result equals the same part of the whole
+    recording after resampling.
 
     Args:
-        recording: Open for reading.
-        sample_rate: Of the result, in Hz.
-        start: First sample at that rate, a multiple of `crop_step`.
-        count: Length in samples at that rate. None: to the end.
+        recording: Recording that is open for reading.
+        sample_rate: Rate of the result in Hz.
+        start: Index of the first sample at that rate, a multiple of `crop_step`.
+        count: Number of samples at that rate. None: all up to the end.
 
     Returns:
         `(T,)` float32, `T = count` or less where the recording ends.
@@ -233,7 +236,7 @@ def read_stretch(recording: Recording, sample_rate: int, start: int = 0, count: 
 
 
 def _read_short(recording: Recording, first: int, needed: int) -> Samples:
-    """The wanted samples of a recording that ends before its header says, or the last ones."""
+    """The wanted samples of a recording that ends before its header says, or its last samples."""
     whole = recording.read(0, recording.frames)
     _check_end(recording, len(whole))
     return whole[max(0, min(first, len(whole) - needed)) :][:needed]

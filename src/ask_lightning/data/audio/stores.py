@@ -1,27 +1,22 @@
-"""Where the audio of clips is: files in a folder, or one HDF5 file."""
+"""Where the audio of clips is."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from ask_lightning.data.audio.decoding import ArrayRecording, Recording, open_audio
-from ask_lightning.data.clips import Clip, ClipCollector
-from ask_lightning.data.keys import key
-from ask_lightning.utilities.optional_imports import import_optional
-
-_HDF5_COLUMNS = ("audio_name", "audio_length", "waveform", "caption")
+from ask_lightning.data.audio.decoding import Recording, open_audio
+from ask_lightning.data.clips import Clip
 
 
 class AudioStore(Protocol):
-    """Opens the audio of clips. It may be pickled, and read in forked processes."""
+    """Opens the audio of clips. Stores can be pickled, and read in forked processes."""
 
     def open(self, clip: Clip) -> AbstractContextManager[Recording]:
-        """The audio of a clip, open for reading.
+        """Open the audio of a clip for reading.
 
         Args:
-            clip: One of those that the store was made for.
+            clip: One of the clips that the store was made for.
 
         Raises:
             AudioFileError: It cannot be read.
@@ -29,20 +24,20 @@ class AudioStore(Protocol):
         ...
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """The file that holds the audio, and where in it.
+        """The file that holds the audio of a clip, and the place in the file if it holds several clips.
 
         Args:
-            clip: One of those that the store was made for.
+            clip: One of the clips that the store was made for.
         """
         ...
 
 
 class FileStore:
-    """A file for each clip.
+    """An audio file for each clip.
 
     Args:
-        folder: Where the files are.
-        files: Path of each clip's file, relative to the folder, by key.
+        root: Folder of the files.
+        files: Path of the file of each clip by key, relative to `root` or absolute.
 
     Examples:
         >>> store = FileStore("audio", {"youtube:vfY_TJq7n_U": "val/YvfY_TJq7n_U.wav"})
@@ -50,123 +45,15 @@ class FileStore:
         'audio/val/YvfY_TJq7n_U.wav'
     """
 
-    def __init__(self, folder: str | Path, files: Mapping[str, str]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, root: str | Path, files: Mapping[str, str]) -> None:
+        self._root = Path(root)
         self._files = dict(files)
 
     def open(self, clip: Clip) -> AbstractContextManager[Recording]:
-        """See `AudioStore`."""
+        """Open the file of a clip; see `AudioStore`."""
         path, _ = self.origin(clip)
         return open_audio(str(path), path)
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """See `AudioStore`."""
-        return self._folder / self._files[clip.key], ""
-
-
-class HDF5Store:
-    """The packed file of ML-ACT. Each process opens it for itself, when it first needs it.
-
-    Args:
-        path: Of the file.
-        sample_rate: Of its waveforms, in Hz, which it does not say itself.
-
-    Examples:
-        >>> HDF5Store("train.h5", 32000).origin(Clip("youtube:a", ("ducks",), "a", row=7))
-        (PosixPath('train.h5'), 'row 7')
-    """
-
-    def __init__(self, path: str | Path, sample_rate: int) -> None:
-        self._path = Path(path)
-        self._sample_rate = sample_rate
-        self._opened: tuple[int, Any] | None = None
-
-    @contextmanager
-    def open(self, clip: Clip) -> Iterator[Recording]:
-        """See `AudioStore`."""
-        file = self._file()
-        frames = min(int(file["audio_length"][clip.row]), file["waveform"].shape[1])
-        name = f"{self._path}, {clip.name!r}"
-        yield ArrayRecording(name, _Row(file["waveform"], clip.row), frames, self._sample_rate)  # type: ignore[arg-type]
-
-    def origin(self, clip: Clip) -> tuple[Path, str]:
-        """See `AudioStore`."""
-        return self._path, f"row {clip.row}"
-
-    def _file(self) -> Any:
-        # HDF5 handles cannot be shared with a forked worker.
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), import_optional("h5py").File(self._path, "r")
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-
-class _Row:
-    """One row of a two-dimensional HDF5 dataset, of which slices are read when asked for."""
-
-    def __init__(self, dataset: Any, row: int) -> None:
-        self._dataset = dataset
-        self._row = row
-
-    def __getitem__(self, part: slice) -> Any:
-        return self._dataset[self._row, part]
-
-
-def read_hdf5(path: str | Path, namespace: str) -> list[Clip]:
-    """Read the names and captions of a packed file of ML-ACT.
-
-    Args:
-        path: Of the file: datasets `audio_name` `(N,)`, `audio_length` `(N,)`, `waveform` `(N, T)` and
-            `caption` `(N,)` or `(N, captions)`.
-        namespace: `"youtube"` for AudioCaps, `"file"` for Clotho.
-
-    Returns:
-        The clips, with their rows.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ImportError: h5py is missing.
-        ValueError: It is no HDF5 file, or lacks a dataset.
-
-    Examples:
-        >>> import h5py
-        >>> path = getfixture("tmp_path") / "val.h5"
-        >>> with h5py.File(path, "w") as file:
-        ...     file["audio_name"], file["caption"] = ["Yb0RFKhbpFJA.wav"], [["wind", "it blows"]]
-        ...     file["audio_length"], file["waveform"] = [2], [[0.0, 0.1]]
-        >>> [(clip.key, clip.captions) for clip in read_hdf5(path, "youtube")]
-        [('youtube:b0RFKhbpFJA', ('wind', 'it blows'))]
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no HDF5 file at {path}.")
-    h5py = import_optional("h5py")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: not an HDF5 file, or one that was cut short ({error}).") from error
-    with file:
-        missing = [column for column in _HDF5_COLUMNS if column not in file]
-        if missing:
-            raise ValueError(
-                f"{path}: no dataset {', '.join(map(repr, missing))}; it has {sorted(file)}. The packed "
-                f"files of ML-ACT have {', '.join(_HDF5_COLUMNS)}."
-            )
-        names, captions = file["audio_name"][:], file["caption"][:]
-    collector = ClipCollector(str(path))
-    for row, (name, texts) in enumerate(zip(names, captions, strict=True)):
-        title = _text(name)
-        collector.add(
-            f"row {row}",
-            key(namespace, title),
-            [_text(texts)] if isinstance(texts, (bytes, str)) else [_text(text) for text in texts],
-            name=title,
-            row=row,
-        )
-    return collector.clips()
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        """The file of a clip; see `AudioStore`."""
+        return self._root / self._files[clip.key], ""

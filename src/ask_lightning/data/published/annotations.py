@@ -1,40 +1,33 @@
 """The published annotation files of AudioCaps, Clotho and WavCaps, read into clips."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ask_lightning.data.clips import Clip, ClipCollector
-from ask_lightning.data.keys import NAMESPACES, key, plain_title, stem, youtube_id
-from ask_lightning.data.tables import numbered_rows, read_header, read_json, read_rows, read_text
-
-_CAPTION = re.compile(r"caption(?:_\d+)?")
-_NO_PATH = ("", "wav_path")  # what WavCaps writes where its makers had the path of a file
-_SITES = (("freesound.org", "freesound"), ("bbcrewind", "bbc"), ("soundbible", "soundbible"))
-_FILES = (
-    ("as_final", "youtube"),
-    ("fsd_final", "freesound"),
-    ("bbc_final", "bbc"),
-    ("sb_final", "soundbible"),
+from ask_lightning.data.keys import NAMESPACES, file_stem, normalize_title, recording_key, youtube_id
+from ask_lightning.data.published.collections import COLLECTIONS
+from ask_lightning.data.tables import (
+    caption_columns,
+    numbered_rows,
+    read_header,
+    read_json,
+    read_rows,
+    read_text,
 )
-_COLLECTIONS = {
-    "youtube": "AudioSet_SL",
-    "freesound": "FreeSound",
-    "bbc": "BBC_Sound_Effects",
-    "soundbible": "SoundBible",
-}
+
+_NO_PATH = ("", "wav_path")  # what WavCaps writes where its makers had the path of a file
 
 
-def read_audiocaps(table: str | Path) -> list[Clip]:
+def read_audiocaps(annotations: str | Path) -> list[Clip]:
     r"""Read a split of AudioCaps.
 
-    Rows of one video and one start are one clip, however many captions it has. If a video is there with
-    several starts, each is a clip of its own.
+    Rows with the same video and the same start are captions of one clip. If a video occurs with several
+    starts, each of them is a clip of its own.
 
     Args:
-        table: Path of the CSV: the official one of versions 1 and 2 (`audiocap_id`, `youtube_id`,
+        annotations: Path of the CSV: the official one of versions 1 and 2 (`audiocap_id`, `youtube_id`,
             `start_time`, `caption`), or that of ML-ACT (`file_name` and `caption` or `caption_1` and so on).
 
     Returns:
@@ -50,9 +43,9 @@ def read_audiocaps(table: str | Path) -> list[Clip]:
         >>> read_audiocaps(path)[0].key
         'youtube:vfY_TJq7n_U'
     """
-    table = Path(table)
+    table = Path(annotations)
     if "youtube_id" not in (header := read_header(table)) and "file_name" in header:
-        return _read_names(table, "youtube")
+        return _read_table_of_files(table, "youtube")
     remedy = "AudioCaps has audiocap_id, youtube_id, start_time and caption."
     rows = list(read_rows(table, ["audiocap_id", "youtube_id", "start_time", "caption"], remedy=remedy))
     starts: dict[str, set[int]] = defaultdict(set)
@@ -61,13 +54,13 @@ def read_audiocaps(table: str | Path) -> list[Clip]:
             raise ValueError(
                 f"{table}, line {line}: column 'youtube_id' is empty. Fill it or remove the row."
             )
-        starts[row["youtube_id"]].add(_start(table, line, row["start_time"]))
+        starts[row["youtube_id"]].add(_parse_start(table, line, row["start_time"]))
     collector = ClipCollector(str(table))
     seen: set[str] = set()
     for line, row in rows:
-        video, start = row["youtube_id"], _start(table, line, row["start_time"])
-        name = key("youtube", video)
-        aliases = [key("audiocap", row["audiocap_id"])]
+        video, start = row["youtube_id"], _parse_start(table, line, row["start_time"])
+        name = recording_key("youtube", video)
+        aliases = [recording_key("audiocap", row["audiocap_id"])]
         several = len(starts[video]) > 1
         collector.add(
             f"line {line}",
@@ -82,13 +75,13 @@ def read_audiocaps(table: str | Path) -> list[Clip]:
     return collector.clips()
 
 
-def read_clotho(table: str | Path, metadata: str | Path | None = None) -> list[Clip]:
+def read_clotho(annotations: str | Path, metadata: str | Path | None = None) -> list[Clip]:
     r"""Read a split of Clotho.
 
     Args:
-        table: Path of the CSV of captions (`file_name`, `caption_1` to `caption_5`).
-        metadata: Path of the CSV of metadata of the same split (`file_name`, `sound_id`). With it the clips
-            are known by their FreeSound ids, which WavCaps has too; without, by their titles.
+        annotations: Path of the CSV of captions (`file_name`, `caption_1` to `caption_5`).
+        metadata: Path of the CSV of metadata of the same split (`file_name`, `sound_id`). With it the keys of
+            the clips are their FreeSound ids, which WavCaps has too; without it, their titles.
 
     Returns:
         The clips, with keys of the namespace `freesound` or `file`.
@@ -103,18 +96,18 @@ def read_clotho(table: str | Path, metadata: str | Path | None = None) -> list[C
         >>> read_clotho(path)
         [Clip(key='file:rain 1', captions=('rain', 'it rains'), name='Rain 1.wav', ...)]
     """
-    sounds = {} if metadata is None else _sound_ids(Path(metadata))
-    return _read_names(Path(table), "file", sounds)
+    sounds = {} if metadata is None else _read_sound_ids(Path(metadata))
+    return _read_table_of_files(Path(annotations), "file", sounds)
 
 
-def read_wavcaps(table: str | Path, collection: str | None = None) -> list[Clip]:
+def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list[Clip]:
     """Read one JSON of WavCaps, or of another dataset written in the same way.
 
     Args:
-        table: Path of the JSON: an object with a list `data` of objects with `id` and `caption`, or
+        annotations: Path of the JSON: an object with a list `data` of objects with `id` and `caption`, or
             `caption_1` and so on.
-        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: as its
-            name and its entries tell.
+        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: told from
+            the name of the file and its entries.
 
     Returns:
         The clips, with keys of the namespaces `youtube`, `freesound`, `bbc`, `soundbible` or else `file`.
@@ -130,17 +123,19 @@ def read_wavcaps(table: str | Path, collection: str | None = None) -> list[Clip]
         >>> read_wavcaps(path)[0].key
         'soundbible:2219'
     """
-    table = Path(table)
+    table = Path(annotations)
     if collection is not None and collection.lower() not in NAMESPACES:
-        raise ValueError(
-            f"Argument `collection` has to be one of {sorted(_COLLECTIONS.values())}, but got {collection!r}."
-        )
+        names = [known.name for known in COLLECTIONS]
+        raise ValueError(f"Argument `collection` has to be one of {names}, but got {collection!r}.")
     content = read_json(table)
     entries = content.get("data") if isinstance(content, Mapping) else None
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"{table}: no list 'data' of objects. WavCaps has an object with that key.")
     given = None if collection is None else NAMESPACES[collection.lower()]
-    given = given or next((space for name, space in _FILES if name in table.name.lower()), None)
+    given = given or next(
+        (known.namespace for known in COLLECTIONS if Path(known.table).stem in table.name.lower()), None
+    )
+    collections = {known.namespace: known.name for known in COLLECTIONS}
     collector = ClipCollector(str(table))
     for number, entry in enumerate(entries):
         place = f"entry {number}"
@@ -154,36 +149,36 @@ def read_wavcaps(table: str | Path, collection: str | None = None) -> list[Clip]
             raise ValueError(
                 f"{table}, {place}: no {lacking}; it has {sorted(entry)}. Is it a JSON of WavCaps?"
             )
-        space = given or _namespace(entry, name)
+        space = given or _guess_namespace(entry, name)
         title = str(entry.get("file_name", ""))
         collector.add(
             place,
-            key(space, name),
+            recording_key(space, name),
             captions,
             name=name,
-            aliases=[key("file", title)] if plain_title(title) else [],
-            collection=_COLLECTIONS.get(space, ""),
+            aliases=[recording_key("file", title)] if normalize_title(title) else [],
+            collection=collections.get(space, ""),
             path=next((path for path in paths if path not in _NO_PATH), ""),
         )
     return collector.clips()
 
 
-def _read_names(table: Path, namespace: str, sounds: Mapping[str, str] | None = None) -> list[Clip]:
-    """A CSV with a column of file names and one or more of captions."""
-    columns = [name for name in read_header(table) if _CAPTION.fullmatch(name)] or ["caption_1"]
+def _read_table_of_files(table: Path, namespace: str, sounds: Mapping[str, str] | None = None) -> list[Clip]:
+    """Read a CSV with a column of file names and one or more columns of captions."""
+    columns = caption_columns(read_header(table)) or ["caption_1"]
     remedy = "The published file has file_name and caption_1 to caption_5 (or caption)."
     rows = list(read_rows(table, ["file_name", *columns], remedy=remedy))
-    sound_of = {row["file_name"]: (sounds or {}).get(plain_title(row["file_name"])) for _, row in rows}
+    sound_of = {row["file_name"]: (sounds or {}).get(normalize_title(row["file_name"])) for _, row in rows}
     files_of = Counter(sound_of.values())
     collector = ClipCollector(str(table))
     for line, row in rows:
         name = row["file_name"]
         if not name:
             raise ValueError(f"{table}, line {line}: column 'file_name' is empty. Fill it or remove the row.")
-        # Two files that were cut from one sound are two clips all the same.
-        keys = [key(namespace, name)]
+        # Two files that were cut from the same sound are two clips.
+        keys = [recording_key(namespace, name)]
         if sound := sound_of[name]:
-            keys.insert(0 if files_of[sound] == 1 else len(keys), key("freesound", sound))
+            keys.insert(0 if files_of[sound] == 1 else len(keys), recording_key("freesound", sound))
         clip_key, *aliases = keys
         collector.add(
             f"line {line}",
@@ -195,8 +190,8 @@ def _read_names(table: Path, namespace: str, sounds: Mapping[str, str] | None = 
     return collector.clips()
 
 
-def _sound_ids(metadata: Path) -> dict[str, str]:
-    """FreeSound ids by plain title."""
+def _read_sound_ids(metadata: Path) -> dict[str, str]:
+    """Read FreeSound ids by normalised title."""
     try:
         text = read_text(metadata)
     except ValueError:
@@ -209,33 +204,38 @@ def _sound_ids(metadata: Path) -> dict[str, str]:
         )
     name, sound = header.index("file_name"), header.index("sound_id")
     return {
-        plain_title(fields[name]): fields[sound]
+        normalize_title(fields[name]): fields[sound]
         for _, fields in rows
         if len(fields) == len(header) and fields[sound].isdigit()
     }
 
 
 def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
-    given = entry.get("caption", entry.get("captions"))
-    if given is None:
-        given = [entry[name] for name in sorted(entry) if _CAPTION.fullmatch(name)] or None
-    if given is None or isinstance(given, str):
-        return given if given is None else [given]
-    if not isinstance(given, Iterable):
-        return None
-    return ["" if caption is None else str(caption) for caption in given]  # empty ones are counted
+    """All captions of an entry, or None if it has none or something else in their place."""
+    columns = caption_columns(entry)
+    captions: list[str] = []
+    for given in (entry[column] for column in columns):
+        if given is None or isinstance(given, str):
+            captions.append(given or "")
+        elif isinstance(given, Iterable):
+            captions += ["" if caption is None else str(caption) for caption in given]  # empty: counted later
+        else:
+            return None
+    return captions if columns else None
 
 
-def _namespace(entry: Mapping[str, Any], name: str) -> str:
+def _guess_namespace(entry: Mapping[str, Any], name: str) -> str:
+    """The namespace of an entry of an unknown collection."""
     link = str(entry.get("download_link", "")).lower()
-    for site, space in _SITES:
-        if site in link:
-            return space
+    for known in COLLECTIONS:
+        if known.site and known.site in link:
+            return known.namespace
     # Names of Clotho's files may have twelve letters as well; only AudioSet's begin with a Y before the id.
-    return "youtube" if youtube_id(name) and len(stem(name)) == 12 and name.startswith("Y") else "file"
+    return "youtube" if youtube_id(name) and len(file_stem(name)) == 12 and name.startswith("Y") else "file"
 
 
-def _start(table: Path, line: int, text: str) -> int:
+def _parse_start(table: Path, line: int, text: str) -> int:
+    """The start of a clip in whole seconds."""
     try:
         return int(float(text))
     except (ValueError, OverflowError):  # of infinity

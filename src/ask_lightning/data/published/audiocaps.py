@@ -6,18 +6,19 @@ from typing import ClassVar
 
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.published.annotations import read_audiocaps, read_wavcaps
-from ask_lightning.data.published.datamodule import PublishedData
+from ask_lightning.data.published.datamodule import PublishedDataModule
 from ask_lightning.data.published.file_index import FolderIndex, Matches, audiocaps_names, match_files
 from ask_lightning.data.published.locate import SPLIT_WORDS
+from ask_lightning.data.splits import Split
 
 
-class AudioCapsData(PublishedData):
+class AudioCapsData(PublishedDataModule):
     """AudioCaps, version 1 or 2, official or as packed by ML-ACT.
 
-    The page on data says how to lay it out. Clips that are gone from YouTube are left out and counted.
+    The documentation of the data shows the layouts that are understood. Clips that have disappeared from
+    YouTube are left out and counted.
 
-    Args:
-        root: Folder of the dataset; all other arguments are those of `PublishedData`.
+    For arguments see `PublishedDataModule`.
 
     Examples:
         >>> from ask_lightning.data.synthetic.published_layouts import write_audiocaps
@@ -33,15 +34,15 @@ class AudioCapsData(PublishedData):
     dataset_name: ClassVar[str] = "AudioCaps"
     namespace: ClassVar[str] = "youtube"
 
-    def read_table(self, path: Path, split: str) -> list[Clip]:
-        """See `PublishedData`."""
+    def read_annotations(self, path: Path, split: Split) -> list[Clip]:
+        """Read the CSV or JSON of a split."""
         return read_wavcaps(path, "AudioCaps") if path.suffix.lower() == ".json" else read_audiocaps(path)
 
-    def match(self, clips: Sequence[Clip], index: FolderIndex, split: str) -> Matches:
-        """See `PublishedData`."""
+    def match_files(self, clips: Sequence[Clip], index: FolderIndex, split: Split) -> Matches:
+        """Find the files of clips, in a folder named like the split if there is one."""
         return match_files(clips, index, audiocaps_names, prefer=lambda _: SPLIT_WORDS[split])
 
-    def looked_for(self, clip: Clip) -> str:
-        """See `PublishedData`."""
+    def describe_file_names(self, clip: Clip) -> str:
+        """The names that the file of a clip may have."""
         names = ", ".join(name for _, name in audiocaps_names(clip))
         return f"{names} with any ending of audio"

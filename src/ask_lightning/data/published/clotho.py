@@ -4,28 +4,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ask_lightning.data.clip_dataset import Crop
+from ask_lightning.data.audio.options import Crop
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.published.annotations import read_clotho, read_wavcaps
-from ask_lightning.data.published.datamodule import PublishedData
+from ask_lightning.data.published.datamodule import PublishedDataModule
 from ask_lightning.data.published.file_index import FolderIndex, Matches, clotho_names, match_files
-from ask_lightning.data.published.locate import SPLIT_WORDS, beside
+from ask_lightning.data.published.locate import SPLIT_WORDS, find_metadata_table
+from ask_lightning.data.splits import Split
 
 
-class ClothoData(PublishedData):
+class ClothoData(PublishedDataModule):
     """Clotho 2.1, official or as packed by ML-ACT.
 
-    The page on data says how to lay it out. Clips of 15 to 30 s are read whole, and batches padded, as
-    ML-ACT does. With the official tables of metadata beside the captions, clips are known by their
-    FreeSound ids, so that WavCaps can be checked for them.
+    The documentation of the data shows the layouts that are understood. Clips of 15 to 30 s are read whole
+    and batches are padded, as ML-ACT does. With the official tables of metadata beside the captions, the keys
+    of the clips are FreeSound ids, by which WavCaps can be searched for them.
 
     Args:
         root: Folder of the dataset.
         seconds: Length of a training crop, and the longest that a training waveform may be.
         train_crop: `"full"` for whole clips in padded batches, `"random"` or `"center"`.
         eval_crop: `"full"` or `"center"`.
-        batch_size: Pairs in a batch of each process, at least 2.
-        options: All other arguments are those of `PublishedData`.
+        batch_size: Number of pairs in a batch of each process, at least 2.
+        options: All other arguments of `PublishedDataModule`.
 
     Examples:
         >>> from ask_lightning.data.synthetic.published_layouts import write_clotho
@@ -59,14 +60,14 @@ class ClothoData(PublishedData):
             **options,
         )
 
-    def read_table(self, path: Path, split: str) -> list[Clip]:
-        """See `PublishedData`."""
+    def read_annotations(self, path: Path, split: Split) -> list[Clip]:
+        """Read the CSV or JSON of a split, with the table of metadata beside it."""
         if path.suffix.lower() == ".json":
             return read_wavcaps(path, "file")
-        return read_clotho(path, beside(path, SPLIT_WORDS[split]))
+        return read_clotho(path, find_metadata_table(path, SPLIT_WORDS[split]))
 
-    def match(self, clips: Sequence[Clip], index: FolderIndex, split: str) -> Matches:
-        """See `PublishedData`."""
+    def match_files(self, clips: Sequence[Clip], index: FolderIndex, split: Split) -> Matches:
+        """Find the files of clips, but not in folders named like other splits."""
         others = [word for name, words in SPLIT_WORDS.items() if name != split for word in words]
         # Titles are not unique: a file of another split is another recording.
         return match_files(
@@ -77,7 +78,7 @@ class ClothoData(PublishedData):
             reject=lambda _: others,
         )
 
-    def looked_for(self, clip: Clip) -> str:
-        """See `PublishedData`."""
+    def describe_file_names(self, clip: Clip) -> str:
+        """The names that the file of a clip may have."""
         names = ", ".join(name for _, name in clotho_names(clip)[:-1])
         return f"{names} with any ending of audio, but not below folders of other splits"

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from ask_lightning.data.clips import some
+from ask_lightning.data.clips import abbreviate
+from ask_lightning.utilities.text_tables import Cell, markdown_table
 
-# dataset, split → for each publication clips and captions; None where only the other is published.
+# For each dataset and split the numbers of clips and captions by publication. None: not published.
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
     ("AudioCaps", "train"): {
         "version 1": (49_838, 49_838),
@@ -24,23 +25,23 @@ PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[int | None, int]]] = {
     ("WavCaps", "FreeSound"): {"WavCaps": (262_300, 262_300)},
     ("WavCaps", "SoundBible"): {"WavCaps": (1_232, 1_232)},
 }
-"""Clips and captions of each split, as those who released it say."""
+"""Numbers of clips and captions of each split by publication."""
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split lists and what is there.
+    """How much of a split is listed and how much of it was found.
 
     Attributes:
         dataset: `"AudioCaps"`, `"Clotho"` or `"WavCaps"`.
-        split: Its name here.
-        listed_clips: Clips of the annotation file.
-        listed_captions: Captions of the annotation file.
-        clips: Clips in use.
-        captions: Captions in use.
-        missing: Clips without audio, as the dataset calls them.
-        variants: How many files are named by which pattern.
-        problems: What else a user should look at.
+        split: `"train"`, `"val"`, `"test"` or, of WavCaps, the name of a collection.
+        listed_clips: Number of clips in the annotation file.
+        listed_captions: Number of captions in the annotation file.
+        clips: Number of clips in use.
+        captions: Number of captions in use.
+        missing: Names of the clips without audio.
+        variants: Number of files by the pattern of their names.
+        problems: Other findings that a user should look at.
 
     Examples:
         >>> SplitReport("AudioCaps", "val", 495, 2475, 450, 2250).publication
@@ -59,7 +60,7 @@ class SplitReport:
 
     @property
     def publication(self) -> str | None:
-        """The publication whose counts the annotation file has, if there is one."""
+        """The publication with the counts of the annotation file, if there is one."""
         for name, (clips, captions) in PUBLISHED.get((self.dataset, self.split), {}).items():
             if captions == self.listed_captions and clips in (None, self.listed_clips):
                 return name
@@ -75,21 +76,21 @@ class SplitReport:
         )
 
 
-def announce(report: SplitReport, *, check_counts: bool = True) -> None:
-    """Log what was found, and warn of what is unexpected.
+def log_report(report: SplitReport, *, check_counts: bool = True) -> None:
+    """Log a report, and warn of missing clips, unknown counts and other problems.
 
     Args:
-        report: Of one split.
-        check_counts: Whether counts that nobody published are unexpected.
+        report: Report of a split.
+        check_counts: Whether to warn of counts that were never published.
 
     Examples:
-        >>> announce(SplitReport("AudioCaps", "val", 495, 2475, 495, 2475))
+        >>> log_report(SplitReport("AudioCaps", "val", 495, 2475, 495, 2475))
     """
     rank_zero_info(str(report))
     warnings = list(report.problems)
     if report.missing:
         warnings.insert(
-            0, f"{len(report.missing)} clips have no audio ({some(report.missing)}) and are left out"
+            0, f"{len(report.missing)} clips have no audio ({abbreviate(report.missing)}) and are left out"
         )
     published = PUBLISHED.get((report.dataset, report.split))
     if check_counts and published and report.publication is None:
@@ -106,22 +107,26 @@ def announce(report: SplitReport, *, check_counts: bool = True) -> None:
         rank_zero_warn(f"{report.dataset} {report.split}: {'. '.join(warnings)}.")
 
 
-def table(reports: Sequence[SplitReport]) -> str:
-    """The reports as a table in Markdown.
+def report_table(reports: Sequence[SplitReport]) -> str:
+    """A table of reports in Markdown.
 
     Args:
-        reports: Of any splits.
+        reports: Reports of splits, one for each row.
 
     Examples:
-        >>> print(table([SplitReport("AudioCaps", "val", 495, 2475, 450, 2250, missing=["a"] * 45)]))
+        >>> print(report_table([SplitReport("AudioCaps", "val", 495, 2475, 450, 2250, missing=["a"] * 45)]))
         | split | listed | as | in use | without audio |
         |---|---|---|---|---|
         | AudioCaps val | 495 / 2475 | version 1 and 2 | 450 / 2250 | 45 |
     """
-    lines = ["| split | listed | as | in use | without audio |", "|---|---|---|---|---|"]
-    for report in reports:
-        lines.append(
-            f"| {report.dataset} {report.split} | {report.listed_clips} / {report.listed_captions} | "
-            f"{report.publication or '?'} | {report.clips} / {report.captions} | {len(report.missing)} |"
-        )
-    return "\n".join(lines)
+    rows: list[list[Cell]] = [
+        [
+            f"{report.dataset} {report.split}",
+            f"{report.listed_clips} / {report.listed_captions}",
+            report.publication or "?",
+            f"{report.clips} / {report.captions}",
+            len(report.missing),
+        ]
+        for report in reports
+    ]
+    return markdown_table(["split", "listed", "as", "in use", "without audio"], rows)

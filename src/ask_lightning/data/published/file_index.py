@@ -1,4 +1,4 @@
-"""Which file of a folder holds which clip, however it is named."""
+"""Finds the audio file of each clip in a folder, whatever tool named the files."""
 
 import os
 import re
@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ask_lightning.data.clips import Clip, some
-from ask_lightning.data.keys import AUDIO_SUFFIXES, plain_title, stem
+from ask_lightning.data.clips import Clip, abbreviate
+from ask_lightning.data.keys import AUDIO_SUFFIXES, file_stem, normalize_title
 
 Variants = Callable[[Clip], Iterable[tuple[str, str]]]
-"""For a clip the names that its file may have, each after the pattern that it follows."""
+"""Function from a clip to the patterns and names that its file may have."""
 
-_SECONDS = 10  # of every clip of AudioSet, but at the end of a video
+_CLIP_SECONDS = 10  # length of every clip of AudioSet, unless the video ends before
 
 
 class FolderIndex:
     """The audio files below a folder by name. The folder is read once, at construction.
 
     Args:
-        folder: Where the files are, at any depth.
+        folder: Folder of the files, which may lie at any depth.
 
     Attributes:
-        folder: As given.
-        count: Number of files.
+        folder: The folder.
+        count: Number of audio files.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -48,48 +48,48 @@ class FolderIndex:
             for name in sorted(names):
                 if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
                     path = Path(place, name).relative_to(self.folder).as_posix()
-                    self._by_stem[stem(name).strip()].append(path)
-                    self._by_title[plain_title(name)].append(path)
+                    self._by_stem[file_stem(name).strip()].append(path)
+                    self._by_title[normalize_title(name)].append(path)
         self.count = sum(map(len, self._by_stem.values()))
 
     def find(self, name: str) -> list[str]:
-        """The files of a name, with any ending of audio.
+        """The files with a name, with any ending of audio.
 
         Args:
-            name: Without folder; with or without ending.
+            name: Name without folder, with or without ending.
 
         Returns:
             Their paths relative to the folder.
         """
-        return self._by_stem.get(stem(name), [])
+        return self._by_stem.get(file_stem(name), [])
 
     def find_title(self, name: str) -> list[str]:
-        """The files whose names differ at most in signs and case.
+        """The files whose names differ at most in punctuation and case.
 
         Args:
-            name: As for `find`.
+            name: Name without folder, with or without ending.
         """
-        return self._by_title.get(plain_title(name), [])
+        return self._by_title.get(normalize_title(name), [])
 
     def names(self, count: int = 3) -> list[str]:
-        """Some of the files.
+        """The paths of some of the files.
 
         Args:
-            count: How many at most.
+            count: Largest number of paths.
         """
         return [path for paths in self._by_stem.values() for path in paths][:count]
 
 
 @dataclass
 class Matches:
-    """What was found for the clips of a split.
+    """The files that were found for the clips of a split.
 
     Attributes:
-        files: Path of the file of each clip that has one, relative to the folder, by key.
-        missing: The clips that have none, as their dataset calls them.
-        variants: How many files follow which pattern.
-        ambiguous: Clips with more than one file: what was chosen, and the others.
-        shared: Files that were chosen for more than one clip.
+        files: Path of the file of each clip, relative to the folder, by key.
+        missing: Names of the clips without a file.
+        variants: Number of files by the pattern of their names.
+        ambiguous: For each clip with more than one file the chosen path and the others.
+        shared: Paths of files that were chosen for more than one clip.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Matches:
     shared: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """What a user should look at; missing files are reported elsewhere.
+        """Findings that a user should look at, except for missing files.
 
         Examples:
             >>> Matches(shared=["a.wav"]).problems()
@@ -107,9 +107,13 @@ class Matches:
         """
         problems = []
         if self.ambiguous:
-            problems.append(f"{len(self.ambiguous)} clips have more than one file ({some(self.ambiguous)})")
+            problems.append(
+                f"{len(self.ambiguous)} clips have more than one file ({abbreviate(self.ambiguous)})"
+            )
         if self.shared:
-            problems.append(f"{len(self.shared)} files stand for more than one clip ({some(self.shared)})")
+            problems.append(
+                f"{len(self.shared)} files stand for more than one clip ({abbreviate(self.shared)})"
+            )
         return problems
 
 
@@ -127,14 +131,15 @@ def match_files(
     most others follow.
 
     Args:
-        clips: Of one split.
-        index: Of the folder.
-        variants: The names that the file of a clip may have.
-        prefer: Words that the folders of its file may contain.
-        reject: Words that they must not contain without one of those.
+        clips: Clips of one split.
+        index: Index of the folder of audio.
+        variants: Function that returns the names that the file of a clip may have.
+        prefer: Function that returns words of preferred folders.
+        reject: Function that returns words of folders whose files are not taken, unless the path has a
+            preferred word too.
 
     Returns:
-        What was found, and what was not.
+        The files that were found, and the clips without.
 
     Examples:
         >>> folder = getfixture("tmp_path")
@@ -182,17 +187,17 @@ def match_files(
     return matches
 
 
-LIKE_TITLE = "{file_name} with other signs"
+LIKE_TITLE = "{file_name} with other punctuation"
 
 
 def audiocaps_names(clip: Clip) -> list[tuple[str, str]]:
-    """The names that the usual tools give to a clip of AudioCaps.
+    """The names that the usual download tools give to a clip of AudioCaps.
 
     Args:
-        clip: Of `read_audiocaps`.
+        clip: Clip of `read_audiocaps`.
 
     Returns:
-        Patterns and names.
+        Pairs of pattern and name.
 
     Examples:
         >>> clip = Clip("youtube:abc", ("rain",), "abc", start=30)
@@ -202,7 +207,7 @@ def audiocaps_names(clip: Clip) -> list[tuple[str, str]]:
     video = clip.key.partition(":")[2].partition("@")[0]
     names = [("{youtube_id}", video), ("Y{youtube_id}", f"Y{video}")]
     if clip.start is not None:
-        start, end = clip.start, clip.start + _SECONDS
+        start, end = clip.start, clip.start + _CLIP_SECONDS
         spans = [
             ("{start}", f"{start}"),
             ("{start}_{end}", f"{start}_{end}"),
@@ -227,17 +232,17 @@ def clotho_names(clip: Clip) -> list[tuple[str, str]]:
     """The names that a clip of Clotho may have.
 
     Args:
-        clip: Of `read_clotho`.
+        clip: Clip of `read_clotho`.
 
     Returns:
-        Patterns and names.
+        Pairs of pattern and name.
 
     Examples:
         >>> clotho_names(Clip("freesound:12", ("rain",), "Rain 1.wav"))[0]
         ('{file_name}', 'Rain 1.wav')
     """
     names = [("{file_name}", clip.name)]
-    names += [("{sound_id}", number) for number in _numbers(clip, "freesound")]
+    names += [("{sound_id}", number) for number in _names_in(clip, "freesound")]
     return [*names, (LIKE_TITLE, clip.name)]
 
 
@@ -245,25 +250,28 @@ def wavcaps_names(clip: Clip) -> list[tuple[str, str]]:
     """The names that a clip of WavCaps may have.
 
     Args:
-        clip: Of `read_wavcaps`.
+        clip: Clip of `read_wavcaps`.
 
     Returns:
-        Patterns and names.
+        Pairs of pattern and name.
 
     Examples:
         >>> wavcaps_names(Clip("youtube:b0RFKhbpFJA", ("wind",), "Yb0RFKhbpFJA.wav"))
         [('{id}', 'Yb0RFKhbpFJA.wav'), ('{id} without Y', 'b0RFKhbpFJA')]
     """
     names = [("{id}", clip.name)]
-    names += [("{id} without Y", video) for video in _numbers(clip, "youtube") if video != stem(clip.name)]
+    names += [
+        ("{id} without Y", video) for video in _names_in(clip, "youtube") if video != file_stem(clip.name)
+    ]
     return names
 
 
-def _numbers(clip: Clip, namespace: str) -> list[str]:
+def _names_in(clip: Clip, namespace: str) -> list[str]:
     keys = (clip.key, *clip.aliases)
     return [rest for space, _, rest in (name.partition(":") for name in keys) if space == namespace]
 
 
 def _folder_words(path: str) -> frozenset[str]:
+    """All words in the names of the folders of a path."""
     folders = path.lower().split("/")[:-1]
     return frozenset(word for folder in folders for word in re.split(r"[^a-z0-9]+", folder))

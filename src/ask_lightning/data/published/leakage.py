@@ -1,7 +1,7 @@
-"""Whether a knowledge source contains what a model will be tested on.
+"""Finds validation and test clips in a knowledge source.
 
-Clotho was cut from FreeSound and AudioCaps from AudioSet, and so were two parts of WavCaps: many of its clips
-are those of their validation and test sets.
+Clotho was cut from FreeSound and AudioCaps from AudioSet, and so were two parts of WavCaps. Many clips of
+WavCaps are therefore validation and test clips of the other two.
 """
 
 import re
@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ask_lightning.data.clips import Clip, some
+from ask_lightning.data.clips import Clip, abbreviate
+from ask_lightning.utilities.arguments import check_choice
 
 LeakKind = Literal["id", "title", "caption"]
 
@@ -20,7 +21,7 @@ _KINDS: tuple[LeakKind, ...] = ("id", "title", "caption")
 
 @runtime_checkable
 class HasClips(Protocol):
-    """Anything with clips: a `ClipDataset`."""
+    """Any object with clips, such as a `ClipDataset`."""
 
     clips: list[Clip]
 
@@ -30,14 +31,15 @@ Clips = Sequence[Clip] | HasClips
 
 @dataclass(frozen=True)
 class Leakage:
-    """What a source shares with evaluation sets. Each list holds keys of the source's clips, in its order.
+    """Clips that a source shares with evaluation sets. Lists hold keys of clips in the order of the source.
 
     Attributes:
-        by_id: Clips whose id is that of an evaluation clip.
-        by_title: Further clips whose file has the title of one; where ids are unknown, as in Clotho without
-            its metadata, that is all there is to compare. A title such as `rain.wav` may be chance.
-        by_caption: Further clips with the very words of a caption of one; short captions repeat by chance.
-        num_clips: Of the source.
+        by_id: Clips with the id of an evaluation clip.
+        by_title: Further clips with the title of an evaluation clip, for sets whose ids are unknown, such as
+            Clotho without its metadata. A title such as `rain.wav` may agree by chance.
+        by_caption: Further clips with a caption of an evaluation clip, punctuation and case aside. Short
+            captions may agree by chance.
+        num_clips: Number of clips of the source.
     """
 
     by_id: list[str]
@@ -53,11 +55,11 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
     """Compare a knowledge source with validation and test sets, by id, title and caption.
 
     Args:
-        source: Datasets with `clips`, or clips.
-        evaluation: The same, for each evaluation set.
+        source: Dataset with `clips`, or a sequence of clips.
+        evaluation: Evaluation sets, each a dataset with `clips` or a sequence of clips.
 
     Returns:
-        What they share.
+        The shared clips.
 
     Examples:
         >>> test = [Clip("youtube:vfY_TJq7n_U", ("Ducks quack.",), "vfY_TJq7n_U")]
@@ -66,9 +68,9 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
         Leakage(by_id=['youtube:vfY_TJq7n_U'], by_title=[], by_caption=['bbc:1'], num_clips=2)
     """
     clips = [clip for part in evaluation for clip in clips_of(part)]
-    # Numbers of captions say nothing that the video does not.
+    # The numbers of captions are left out: the video says as much.
     names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
-    captions = frozenset(_words(caption) for clip in clips for caption in clip.captions)
+    captions = frozenset(_plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
     own = clips_of(source)
     for clip in own:
@@ -77,21 +79,21 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
             found["id"].append(clip.key)
         elif shared:
             found["title"].append(clip.key)
-        elif any(_words(caption) in captions for caption in clip.captions):
+        elif any(_plain_words(caption) in captions for caption in clip.captions):
             found["caption"].append(clip.key)
     return Leakage(found["id"], found["title"], found["caption"], len(own))
 
 
 def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id", "title")) -> list[str]:
-    """The clips of a knowledge source that are better left out, as a list for `exclude`.
+    """The clips that a knowledge source shares with evaluation sets, as a list for `exclude`.
 
     Args:
-        source: Datasets with `clips`, or clips.
-        evaluation: The same, for each evaluation set.
-        by: What makes a clip one to leave out: `"id"`, `"title"`, `"caption"`.
+        source: Dataset with `clips`, or a sequence of clips.
+        evaluation: Evaluation sets, each a dataset with `clips` or a sequence of clips.
+        by: Kinds of agreement that count: `"id"`, `"title"`, `"caption"`.
 
     Returns:
-        Keys, in the order of the source.
+        Keys of the clips in the order of the source.
 
     Raises:
         ValueError: `by` holds anything else.
@@ -102,10 +104,8 @@ def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id"
         ['youtube:vfY_TJq7n_U']
     """
     kinds = tuple(by)
-    if not set(kinds) <= set(_KINDS):
-        raise ValueError(
-            f"Argument `by` has to hold some of {', '.join(map(repr, _KINDS))}, but got {kinds}."
-        )
+    for kind in kinds:
+        check_choice("by", kind, _KINDS)
     leakage = find_leakage(source, *evaluation)
     lists: dict[LeakKind, list[str]] = {
         "id": leakage.by_id,
@@ -120,12 +120,12 @@ def check_leakage(source: Clips, *evaluation: Clips, name: str = "The knowledge 
     """Warn if a knowledge source contains validation or test clips.
 
     Args:
-        source: Datasets with `clips`, or clips.
-        evaluation: The same, for each evaluation set.
-        name: What to call the source.
+        source: Dataset with `clips`, or a sequence of clips.
+        evaluation: Evaluation sets, each a dataset with `clips` or a sequence of clips.
+        name: Name of the source in the warning.
 
     Returns:
-        What they share; it is false where that is nothing.
+        The shared clips; false if there are none.
 
     Examples:
         >>> bool(check_leakage([Clip("bbc:1", ("birds",), "1")], [Clip("file:a", ("rain",), "a.wav")]))
@@ -134,26 +134,26 @@ def check_leakage(source: Clips, *evaluation: Clips, name: str = "The knowledge 
     leakage = find_leakage(source, *evaluation)
     if leakage:
         parts = [
-            f"{len(keys)} by {kind} ({some(keys)})"
+            f"{len(keys)} by {kind} ({abbreviate(keys)})"
             for kind, keys in zip(_KINDS, (leakage.by_id, leakage.by_title, leakage.by_caption), strict=True)
             if keys
         ]
         rank_zero_warn(
             f"{name} shares clips with the evaluation sets: of {leakage.num_clips} clips {', '.join(parts)}. "
             "Leave them out with `exclude=leaked_ids(source, *evaluation)`, which takes those by id and "
-            "title, or `exclude_evaluation=True` of a data module. Short captions repeat by chance."
+            "title, or `KnowledgeSource(exclude_evaluation=True)`. Short captions repeat by chance."
         )
     return leakage
 
 
 def clips_of(source: Clips) -> Sequence[Clip]:
-    """The clips of a dataset, or those given.
+    """The clips of a dataset, or the given clips.
 
     Args:
-        source: Either.
+        source: Dataset with `clips`, or a sequence of clips.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The source is something else.
 
     Examples:
         >>> clips_of([])
@@ -170,6 +170,6 @@ def clips_of(source: Clips) -> Sequence[Clip]:
     )
 
 
-def _words(caption: str) -> str:
-    """A caption without capitals and signs, which the packed files of ML-ACT lack."""
+def _plain_words(caption: str) -> str:
+    """A caption in lower case and without punctuation, as in the packed files of ML-ACT."""
     return re.sub(r"[\W_]+", " ", caption.casefold()).strip()

@@ -1,4 +1,4 @@
-"""Where in a folder the annotations of a split are, and in which layout its audio is."""
+"""Finds the annotations of a split in a folder, and tells the layout of its audio."""
 
 import os
 import re
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-Layout = Literal["auto", "files", "hdf5", "parquet"]
-Split = Literal["train", "val", "test"]
+from ask_lightning.data.splits import Split
 
-SPLIT_WORDS: dict[str, tuple[str, ...]] = {
+Layout = Literal["auto", "files", "hdf5", "parquet"]
+
+SPLIT_WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "development", "dev"),
     "val": ("val", "validation", "valid"),
     "test": ("test", "testing", "evaluation", "eval"),
 }
-"""What the splits are called by those who publish or pack them."""
+"""Names of the splits in published and packed datasets."""
 
 # A packed file has the audio as well, so it is taken before a table that needs a folder beside it.
 _SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -26,8 +27,8 @@ _DEPTH = 3
 _OTHER = frozenset({"metadata", "blacklist", "exclude", "excluded", "tags"})
 
 
-def find_split(root: Path, split: str, layout: Layout = "auto") -> tuple[str, list[Path]]:
-    """Find what describes a split, by name.
+def find_split(root: Path, split: Split, layout: Layout = "auto") -> tuple[str, list[Path]]:
+    """Find the annotations of a split by the names of files.
 
     Args:
         root: Folder of the dataset, read to a depth of 3.
@@ -51,17 +52,20 @@ def find_split(root: Path, split: str, layout: Layout = "auto") -> tuple[str, li
     """
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of a dataset at {root}.")
-    files = _files(root)
+    files = _annotation_files(root)
     for kind in _SUFFIXES if layout == "auto" else (layout,):
-        found = [path for path in files if path.suffix.lower() in _SUFFIXES[kind] and _is_of(path, split)]
+        found = [
+            path for path in files if path.suffix.lower() in _SUFFIXES[kind] and _belongs_to(path, split)
+        ]
         if kind == "parquet":
             found = [path for path in found if path.parent == found[0].parent]
         else:
-            found = _best(found, split)
+            found = _prefer_plain_tables(found, split)
             if len(found) > 1:
                 names = ", ".join(str(path.relative_to(root)) for path in found)
                 raise ValueError(
-                    f"{root}: several files could be the {split} split: {names}. Pass one as `{split}=`."
+                    f"{root}: several files could be the {split} split: {names}. Pass one as "
+                    f"`annotations={{{split!r}: ...}}`."
                 )
         if found:
             return kind, found
@@ -73,14 +77,14 @@ def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
 
     Args:
         root: Folder of the dataset.
-        given: Path of a file or, of parquet files, of a folder or pattern; relative to the root or absolute.
+        given: Path of a file, or of parquet files a folder or a pattern, relative to the root or absolute.
 
     Returns:
         The layout and its files.
 
     Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: Its ending is of no layout.
+        FileNotFoundError: There is no such file.
+        ValueError: The ending of the file belongs to no layout.
 
     Examples:
         >>> root = getfixture("tmp_path")
@@ -106,25 +110,29 @@ def given_split(root: Path, given: str) -> tuple[str, list[Path]]:
     raise ValueError(f"{paths[0]}: the ending has to be one of {known}.")
 
 
-def beside(table: Path, words: Sequence[str]) -> Path | None:
-    """The table of metadata that goes with a table of captions.
+def find_metadata_table(table: Path, words: Sequence[str]) -> Path | None:
+    """The table of metadata that lies beside a table of captions, or None if there is not exactly one.
 
     Args:
-        table: Path of the captions.
-        words: What the split may be called.
+        table: Path of the table of captions.
+        words: Names that the split may have.
 
     Examples:
         >>> root = getfixture("tmp_path")
         >>> (root / "clotho_metadata_validation.csv").touch()
-        >>> beside(root / "clotho_captions_validation.csv", SPLIT_WORDS["val"]).name
+        >>> find_metadata_table(root / "clotho_captions_validation.csv", SPLIT_WORDS["val"]).name
         'clotho_metadata_validation.csv'
     """
     others = sorted(table.parent.glob("*.csv"))
-    found = [path for path in others if "metadata" in _words(path.stem) and _words(path.stem) & set(words)]
+    found = [
+        path
+        for path in others
+        if "metadata" in _words_of_name(path.stem) and _words_of_name(path.stem) & set(words)
+    ]
     return found[0] if len(found) == 1 else None
 
 
-def _files(root: Path) -> list[Path]:
+def _annotation_files(root: Path) -> list[Path]:
     suffixes = {suffix for group in _SUFFIXES.values() for suffix in group}
     found: list[Path] = []
     for place, folders, names in os.walk(root, followlinks=True):
@@ -134,18 +142,18 @@ def _files(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _is_of(path: Path, split: str) -> bool:
-    words = _words(path.stem)
+def _belongs_to(path: Path, split: Split) -> bool:
+    words = _words_of_name(path.stem)
     others = {word for name, group in SPLIT_WORDS.items() if name != split for word in group}
     return bool(words & set(SPLIT_WORDS[split])) and not words & (others | _OTHER)
 
 
-def _best(paths: list[Path], split: str) -> list[Path]:
-    """Of several the CSV, and of several the one with the plainest name."""
+def _prefer_plain_tables(paths: list[Path], split: Split) -> list[Path]:
+    """Files other than JSON if there are any, and of these the one that is named like the split alone."""
     tables = [path for path in paths if path.suffix.lower() != ".json"] or paths
     plain = [path for path in tables if path.stem.lower() in SPLIT_WORDS[split]]
     return plain or tables
 
 
-def _words(name: str) -> frozenset[str]:
+def _words_of_name(name: str) -> frozenset[str]:
     return frozenset(re.split(r"[^a-z]+", name.lower()))

@@ -1,7 +1,6 @@
 """Datasets with a column of audio: parquet files, and what the `datasets` library of Hugging Face loads."""
 
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,22 +10,22 @@ from typing import Any
 
 from ask_lightning.data.audio.decoding import AudioFileError, Recording, open_audio
 from ask_lightning.data.clips import Clip, ClipCollector
-from ask_lightning.data.keys import key, stem
+from ask_lightning.data.keys import file_stem, recording_key
+from ask_lightning.data.tables import caption_columns
 from ask_lightning.utilities.optional_imports import import_optional
 
 _NAMES = ("youtube_id", "file_name", "filename", "audio_name", "fname", "id", "name")
-_CAPTIONS = re.compile(r"captions?(?:_\d+)?|text")
 _AUDIO = "audio"
 
 
 class ParquetStore:
     """Audio in a column of parquet files.
 
-    A file is read by groups of rows, of which the last one stays in memory. In order that is fast; in random
-    order each clip costs a group, so use a cache for training.
+    Files are read by row groups, and the last group stays in memory. Reading in order is fast; in random
+    order each clip costs a whole group, so use a cache for training.
 
     Args:
-        paths: Of the files, in order.
+        paths: Paths of the files, in order.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -51,19 +50,19 @@ class ParquetStore:
 
     @property
     def num_rows(self) -> int:
-        """Of all files together."""
+        """Number of rows of all files together."""
         return self._ends[-1] if self._ends else 0
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
-        """See `AudioStore`."""
+        """Open the audio of a row; see `AudioStore`."""
         path, column, row = self._find(clip)
-        content = _content(column[row].as_py(), path.parent)
+        content = _cell_content(column[row].as_py(), path.parent)
         with open_audio(f"{path}, {clip.name!r}", content) as recording:
             yield recording
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """See `AudioStore`."""
+        """The file and the row of a clip; see `AudioStore`."""
         group = bisect_right(self._ends, clip.row)
         return self._paths[self._groups[group][0]], f"row {clip.row}"
 
@@ -86,7 +85,7 @@ class HubStore:
 
     Args:
         dataset: One split, with its column of audio not decoded.
-        name: For errors.
+        name: Name of the dataset, for errors.
 
     Examples:
         >>> HubStore([], "demo").origin(Clip("a", ("rain",), "a", row=0))
@@ -99,13 +98,13 @@ class HubStore:
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
-        """See `AudioStore`."""
-        content = _content(self._dataset[clip.row][_AUDIO], Path())
+        """Open the audio of a row; see `AudioStore`."""
+        content = _cell_content(self._dataset[clip.row][_AUDIO], Path())
         with open_audio(f"{self._name}, {clip.name!r}", content) as recording:
             yield recording
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """See `AudioStore`."""
+        """The file and the row of a clip; see `AudioStore`."""
         files = getattr(self._dataset, "cache_files", None)
         return Path(files[0]["filename"] if files else self._name), f"row {clip.row}"
 
@@ -114,11 +113,11 @@ def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip
     """Read the names and captions of parquet files with a column `audio`.
 
     Args:
-        paths: Of the files of one split.
-        namespace: `"youtube"` for AudioCaps, `"file"` for Clotho.
+        paths: Paths of the files of one split.
+        namespace: Namespace of the keys: `"youtube"` for AudioCaps, `"file"` for Clotho.
 
     Returns:
-        The clips, with their rows, and where their audio is.
+        The clips with their row numbers, and the store of their audio.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -141,20 +140,20 @@ def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip
             columns = parquet.ParquetFile(path).schema_arrow.names
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a parquet file, or one that was cut short ({error}).") from error
-        _check_columns(str(path), columns)
-        wanted = [name for name in columns if name != _AUDIO and _is_wanted(name)]
+        _check_audio_and_captions(str(path), columns)
+        wanted = _wanted_columns(columns)
         if not any(name in _NAMES for name in wanted):
-            rows += _paths_of(parquet.read_table(path).to_pylist())
+            rows += _named_by_audio_path(parquet.read_table(path).to_pylist())
             continue
         rows += parquet.read_table(path, columns=wanted).to_pylist()
-    return _clips(f"{files[0].parent}", rows, namespace), ParquetStore(files)
+    return _rows_to_clips(f"{files[0].parent}", rows, namespace), ParquetStore(files)
 
 
 def load_hub(name: str) -> dict[str, Any]:
     """Load a dataset of the Hugging Face hub, or a folder that `save_to_disk` wrote.
 
     Args:
-        name: Of the dataset, or path of the folder.
+        name: Name of the dataset, or path of the folder.
 
     Returns:
         Its splits by name, as the `datasets` library has them.
@@ -172,48 +171,50 @@ def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], HubSt
     """Read the names and captions of a split.
 
     Args:
-        name: What it is, for errors.
-        dataset: One of what `load_hub` returns.
-        namespace: `"youtube"` for AudioCaps, `"file"` for Clotho.
+        name: Name of the dataset and split, for errors.
+        dataset: One of the splits that `load_hub` returns.
+        namespace: Namespace of the keys: `"youtube"` for AudioCaps, `"file"` for Clotho.
 
     Returns:
-        The clips, with their rows, and where their audio is.
+        The clips with their row numbers, and the store of their audio.
 
     Raises:
         ValueError: It lacks a column.
     """
     datasets = import_optional("datasets")
-    _check_columns(name, dataset.column_names)
+    _check_audio_and_captions(name, dataset.column_names)
     dataset = dataset.cast_column(_AUDIO, datasets.Audio(decode=False))
-    wanted = [column for column in dataset.column_names if column != _AUDIO and _is_wanted(column)]
+    wanted = _wanted_columns(dataset.column_names)
     if any(column in _NAMES for column in wanted):
         rows = dataset.select_columns(wanted).to_list()
     else:
-        rows = _paths_of(dataset.select_columns([*wanted, _AUDIO]).to_list())
-    return _clips(name, rows, namespace), HubStore(dataset, name)
+        rows = _named_by_audio_path(dataset.select_columns([*wanted, _AUDIO]).to_list())
+    return _rows_to_clips(name, rows, namespace), HubStore(dataset, name)
 
 
-def _is_wanted(column: str) -> bool:
-    return column in (*_NAMES, "audiocap_id", "start_time") or _CAPTIONS.fullmatch(column) is not None
+def _wanted_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that describe clips."""
+    wanted = {*_NAMES, "audiocap_id", "start_time", *caption_columns(columns)}
+    return [column for column in columns if column in wanted]
 
 
-def _check_columns(where: str, columns: Sequence[str]) -> None:
-    if _AUDIO not in columns or not any(_CAPTIONS.fullmatch(column) for column in columns):
+def _check_audio_and_captions(where: str, columns: Sequence[str]) -> None:
+    if _AUDIO not in columns or not caption_columns(columns):
         raise ValueError(
             f"{where}: it needs a column 'audio' and one called caption, captions, caption_1 or text, "
             f"but has {list(columns)}. Rename its columns."
         )
 
 
-def _paths_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without a name are called by the path that goes with their audio."""
+def _named_by_audio_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give rows without a name the path that goes with their audio as name."""
     for row in rows:
         audio = row.pop(_AUDIO)
         row["file_name"] = audio if isinstance(audio, str) else (audio or {}).get("path") or ""
     return rows
 
 
-def _clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:
+def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:
     collector = ClipCollector(where)
     seen: set[str] = set()
     for number, row in enumerate(rows):
@@ -223,16 +224,16 @@ def _clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> lis
                 f"{where}, row {number}: no name. A row needs one of {', '.join(_NAMES)}, or a path with its "
                 "audio."
             )
-        captions = [row[column] for column in row if _CAPTIONS.fullmatch(column)]
+        captions = [row[column] for column in caption_columns(row)]
         texts = [text for given in captions for text in ([given] if isinstance(given, str) else given or [])]
         audiocap = "" if row.get("audiocap_id") is None else str(row["audiocap_id"])
         start = row.get("start_time")
         collector.add(
             f"row {number}",
-            key(namespace, name),
+            recording_key(namespace, name),
             texts,
-            name=stem(name) if namespace == "youtube" else name,
-            aliases=[key("audiocap", audiocap)] if audiocap else [],
+            name=file_stem(name) if namespace == "youtube" else name,
+            aliases=[recording_key("audiocap", audiocap)] if audiocap else [],
             repeated=bool(audiocap) and audiocap in seen,  # the captions of a clip may be rows of their own
             start=None if start is None else int(float(start)),
             row=number,
@@ -241,8 +242,8 @@ def _clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> lis
     return collector.clips()
 
 
-def _content(audio: Any, folder: Path) -> Path | bytes:
-    """What is in a cell: the bytes of a file, or where it is."""
+def _cell_content(audio: Any, folder: Path) -> Path | bytes:
+    """The audio in a cell: the bytes of a file, or its path."""
     if isinstance(audio, Mapping):
         audio = audio.get("bytes") or audio.get("path")
     if isinstance(audio, bytes):

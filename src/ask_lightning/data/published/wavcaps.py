@@ -4,21 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.data.audio.options import AudioOptions
 from ask_lightning.data.audio.stores import FileStore
-from ask_lightning.data.clip_dataset import Check, ClipDataset, Crop
-from ask_lightning.data.clips import Clip, count_captions, some
+from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.clips import Clip, abbreviate, count_captions
 from ask_lightning.data.published.annotations import read_wavcaps
-from ask_lightning.data.published.counts import SplitReport, announce, table
+from ask_lightning.data.published.collections import COLLECTIONS
+from ask_lightning.data.published.counts import SplitReport, log_report, report_table
+from ask_lightning.data.published.exclusion import exclude_clips
 from ask_lightning.data.published.file_index import FolderIndex, Matches, match_files, wavcaps_names
-from ask_lightning.data.published.id_lists import without
-
-# The name of the JSON that lists a collection, and the word by which its folder of audio is known.
-_COLLECTIONS = {
-    "AudioSet_SL": ("as_final.json", "audioset"),
-    "BBC_Sound_Effects": ("bbc_final.json", "bbc"),
-    "FreeSound": ("fsd_final.json", "freesound"),
-    "SoundBible": ("sb_final.json", "soundbible"),
-}
+from ask_lightning.utilities.arguments import check_choice
 
 
 class WavCaps(ClipDataset):
@@ -28,31 +23,25 @@ class WavCaps(ClipDataset):
         root: Folder that holds, at any depth, the published JSON files (`as_final.json`, `bbc_final.json`,
             `fsd_final.json`, `sb_final.json`) and audio files named by id, those of each collection in a
             folder with its name (`AudioSet_SL`, `BBC_Sound_Effects`, `FreeSound`, `SoundBible`).
-        collections: Which of the four. None: those whose JSON is there.
-        audio: Folder of the audio files, relative to `root` or absolute. None: `root`.
-        exclude: Clips to leave out: a path of a list such as the published black lists, or ids, for example
+        audio: How the audio is read. None: `AudioOptions()`.
+        collections: Names of the collections to use. None: those whose JSON is there.
+        audio_folder: Folder of the audio files, relative to `root` or absolute. None: `root`.
+        exclude: Clips to leave out: path of a list such as the published black lists, or ids, for example
             those that `leaked_ids` returns.
-        sample_rate: Of the waveforms, in Hz.
-        seconds: Length of a crop, and the longest that a waveform may be.
-        crop: `"random"`, `"center"` or `"full"`; see `ClipDataset`.
-        seed: Of the random crops, at least 0.
-        strict: Whether a clip without usable audio is an error.
-        check: `"header"`, `"decode"` or `"none"`; see `ClipDataset`.
-        cache: None, `"memory"` or a folder; see `ClipDataset`.
         check_counts: Whether to warn of clip counts that were never published.
 
     Attributes:
-        reports: The counts of each collection.
+        reports: Report of each collection.
 
     Raises:
-        AudioFileError: No clip has audio, or with `strict` one has none.
+        AudioFileError: No clip has audio, or one has none and `audio.strict` is set.
         FileNotFoundError: There is no folder, or no JSON of a collection.
         ValueError: A collection is unknown, or a JSON is not as published.
 
     Examples:
         >>> from ask_lightning.data.synthetic.published_layouts import write_wavcaps
         >>> root = write_wavcaps(getfixture("tmp_path"), num_clips=4, seconds=1)
-        >>> source = WavCaps(root, seconds=1, check_counts=False)
+        >>> source = WavCaps(root, AudioOptions(seconds=1), check_counts=False)
         >>> source[0]["waveform"].shape
         torch.Size([32000])
     """
@@ -60,22 +49,17 @@ class WavCaps(ClipDataset):
     def __init__(
         self,
         root: str | Path,
+        audio: AudioOptions | None = None,
         *,
         collections: Sequence[str] | None = None,
-        audio: str | None = None,
-        exclude: str | Sequence[str] | None = None,
-        sample_rate: int = 32000,
-        seconds: float = 10.0,
-        crop: Crop = "center",
-        seed: int = 0,
-        strict: bool = False,
-        check: Check = "header",
-        cache: str | None = None,
+        audio_folder: str | None = None,
+        exclude: str | Path | Sequence[str] | None = None,
         check_counts: bool = True,
     ) -> None:
+        audio = AudioOptions() if audio is None else audio
         root = Path(root)
-        folder = root if audio is None else root / audio
-        tables = _tables(root, collections)
+        folder = root if audio_folder is None else root / audio_folder
+        tables = _find_tables(root, collections)
         index = FolderIndex(folder)
         files: dict[str, str] = {}
         clips: list[Clip] = []
@@ -87,25 +71,15 @@ class WavCaps(ClipDataset):
             files.update(matches.files)
             clips += [clip for clip in listed if clip.key in matches.files]
         missing = [name for _, matches in found.values() for name in matches.missing]
-        if not clips or (strict and missing):
+        if not clips or (audio.strict and missing):
             raise AudioFileError(
-                f"{folder}: {len(missing)} clips of WavCaps have no file there ({some(missing)}). It holds "
-                f"{index.count} audio files. Looked for files named by id, with any ending of audio, below "
-                "folders named by collection. Pass their folder as `audio=`."
+                f"{folder}: {len(missing)} clips of WavCaps have no file there ({abbreviate(missing)}). It "
+                f"holds {index.count} audio files. Looked for files named by id, with any ending of audio, "
+                "below folders named by collection. Pass their folder as `audio_folder`."
             )
         if exclude is not None:
-            clips = without(clips, exclude, "WavCaps")
-        super().__init__(
-            clips,
-            FileStore(folder, files),
-            sample_rate=sample_rate,
-            seconds=seconds,
-            crop=crop,
-            seed=seed,
-            strict=strict,
-            check=check,
-            cache=cache,
-        )
+            clips = exclude_clips(clips, exclude, "WavCaps")
+        super().__init__(clips, FileStore(folder, files), audio)
         self.reports: dict[str, SplitReport] = {}
         for collection, (listed, matches) in found.items():
             own = [clip for clip in self.clips if clip.collection == collection]
@@ -120,41 +94,38 @@ class WavCaps(ClipDataset):
                 matches.variants,
                 matches.problems(),
             )
-            announce(self.reports[collection], check_counts=check_counts)
+            log_report(self.reports[collection], check_counts=check_counts)
 
     def report(self) -> str:
-        """The counts of the collections as a table in Markdown."""
-        return table(list(self.reports.values()))
+        """The reports of the collections as a table in Markdown."""
+        return report_table(list(self.reports.values()))
 
 
-def _tables(root: Path, collections: Sequence[str] | None) -> dict[str, Path]:
+def _find_tables(root: Path, names: Sequence[str] | None) -> dict[str, Path]:
+    """The JSON file of each collection."""
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder of WavCaps at {root}.")
-    unknown = [name for name in collections or () if name not in _COLLECTIONS]
-    if unknown:
-        raise ValueError(
-            f"Argument `collections` has to hold some of {', '.join(_COLLECTIONS)}, but got {unknown[0]!r}."
-        )
+        raise FileNotFoundError(f"There is no folder of WavCaps at {root}. Correct the path.")
+    known = {collection.name: collection.table for collection in COLLECTIONS}
+    for name in names or ():
+        check_choice("collections", name, tuple(known))
     tables: dict[str, Path] = {}
-    for name in collections or _COLLECTIONS:
-        file = _COLLECTIONS[name][0]
-        paths = sorted(root.rglob(file))
+    for name in names or known:
+        paths = sorted(root.rglob(known[name]))
         if paths:
             tables[name] = paths[0]
-        elif collections is not None:
-            raise FileNotFoundError(f"{root}: there is no {file} of the collection {name} below it.")
+        elif names is not None:
+            raise FileNotFoundError(f"{root}: there is no {known[name]} of the collection {name} below it.")
     if not tables:
         raise FileNotFoundError(
-            f"{root}: there is no JSON of WavCaps below it. Looked for "
-            f"{', '.join(file for file, _ in _COLLECTIONS.values())}."
+            f"{root}: there is no JSON of WavCaps below it. Looked for {', '.join(known.values())}."
         )
     return tables
 
 
-def _own_folder(clip: Clip) -> tuple[str, ...]:
-    return (_COLLECTIONS[clip.collection][1],) if clip.collection in _COLLECTIONS else ()
+def _own_folder(clip: Clip) -> list[str]:
+    return [known.folder_word for known in COLLECTIONS if known.name == clip.collection]
 
 
-def _other_folders(clip: Clip) -> tuple[str, ...]:
+def _other_folders(clip: Clip) -> list[str]:
     # FreeSound and SoundBible both number their clips.
-    return tuple(word for name, (_, word) in _COLLECTIONS.items() if name != clip.collection)
+    return [known.folder_word for known in COLLECTIONS if known.name != clip.collection]

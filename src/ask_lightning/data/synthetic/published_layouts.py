@@ -1,7 +1,6 @@
-"""Synthetic soundscapes on disk in the published layouts, for demonstrations and tests.
+"""Writes synthetic soundscapes in the layouts of AudioCaps, Clotho and WavCaps, for demonstrations and tests.
 
-What is written differs from AudioCaps, Clotho and WavCaps in sound and size alone: the same parsing and
-loading code reads it.
+The files differ from the published datasets in sound and size alone: the same code reads both.
 """
 
 import csv
@@ -12,7 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ask_lightning.data.synthetic.soundscapes import Soundscapes, Split
+from ask_lightning.data.published.collections import COLLECTIONS
+from ask_lightning.data.splits import Split
+from ask_lightning.data.synthetic.soundscapes import Soundscapes
 from ask_lightning.utilities.optional_imports import import_optional
 
 _START = 30  # seconds, of every clip of AudioCaps
@@ -36,13 +37,13 @@ def write_audiocaps(
     """Write `train.csv`, `val.csv`, `test.csv` and `audio/{split}/Y{youtube_id}.wav`.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Folder to write to, made if missing.
         num_train: Clips for training, each with one caption.
         num_val: Clips for validation, each with five.
         num_test: Clips for testing, each with five.
         seconds: Length of the clips, at least 0.5.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `AudioCapsData` takes it.
@@ -64,7 +65,7 @@ def write_audiocaps(
         )
         rows: list[Sequence[object]] = [("audiocap_id", "youtube_id", "start_time", "caption")]
         for index, captions in enumerate(clips.captions):
-            video = _video(split, index)
+            video = _video_id(split, index)
             _write_audio(root / "audio" / split / f"Y{video}.wav", clips, index, sample_rate)
             for caption in captions:
                 number += 1
@@ -88,13 +89,13 @@ def write_clotho(
     Clips differ in length, as there: the shortest has three quarters of `seconds`.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Folder to write to, made if missing.
         num_train: Clips of the development split, each with five captions.
         num_val: Clips of the validation split.
         num_test: Clips of the evaluation split.
         seconds: Length of the longest clips, at least 0.7.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `ClothoData` takes it.
@@ -141,13 +142,13 @@ def write_wavcaps(
     As in the real one, some clips are those of evaluation sets, so that leaving them out can be seen.
 
     Args:
-        folder: Where to; made if missing.
-        num_clips: Of all collections together, at least 4.
+        folder: Folder to write to, made if missing.
+        num_clips: Number of clips of all collections together, at least 4.
         overlap: Clips of AudioSet and of FreeSound, each, with the ids of validation clips of what
             `write_audiocaps` and `write_clotho` write.
         seconds: Length of the clips, at least 0.5.
-        sample_rate: In Hz, at least 16000.
-        seed: Which sounds, at least 0.
+        sample_rate: Rate of the audio in Hz, at least 16000.
+        seed: Seed of the sounds, at least 0.
 
     Returns:
         The folder, as `WavCaps` takes it.
@@ -168,13 +169,13 @@ def write_wavcaps(
     root = Path(folder)
     clips = _render(num_clips, "train", seconds, sample_rate, 3 * seed + _WAVCAPS, 1)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in ("as", "fsd", "bbc", "sb")}
-    folders = {"as": "AudioSet_SL", "fsd": "FreeSound", "bbc": "BBC_Sound_Effects", "sb": "SoundBible"}
+    folders = {known.table.removesuffix("_final.json"): known.name for known in COLLECTIONS}
     for index, (caption,) in enumerate(clips.captions):
         name = list(entries)[index % 4]
         order = index // 4
         facts = {"caption": caption, "duration": seconds, "audio": "wav_path"}
         if name == "as":
-            video = _video("val" if order < overlap else "wavcaps", order)
+            video = _video_id("val" if order < overlap else "wavcaps", order)
             entry = {"id": f"Y{video}.wav", **facts}
         elif name == "fsd":
             sound = str(_FIRST_SOUND["val"] + order if order < overlap else 400_000 + order)
@@ -202,7 +203,7 @@ def _render(
     )
 
 
-def _video(split: str, index: int) -> str:
+def _video_id(split: str, index: int) -> str:
     """Eleven characters, as YouTube has them."""
     digest = blake2b(f"{split} {index}".encode(), digest_size=9).digest()
     return urlsafe_b64encode(digest).decode()[:11]

@@ -1,7 +1,7 @@
 """Synthetic soundscapes with captions: an audio–text retrieval task that needs no download."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ask_lightning.data.audio.features import log_mel
+from ask_lightning.data.audio.options import Features
+from ask_lightning.data.splits import SPLITS, Split
 from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, Waveform, render
+from ask_lightning.utilities.arguments import check_choice, check_count, check_range
 
-Split = Literal["train", "val", "test"]
-
-_SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
 # Each scene draws its layout, its noise and its captions from three streams of their own, so that more
 # captions or a longer clip leave the rest of the scene as it was.
 _LAYOUT, _NOISE, _CAPTIONS = range(3)
@@ -72,7 +72,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """What sounds in one clip.
+    """The events and the noise of one clip.
 
     Attributes:
         foreground: One to three events, one after the other.
@@ -99,9 +99,9 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
     """Draw a scene. It depends on nothing but the arguments.
 
     Args:
-        seed: Which world, at least 0.
+        seed: Seed of the scenes, at least 0.
         split: `"train"`, `"val"` or `"test"`.
-        index: Which clip of the split.
+        index: Index of the clip in its split.
 
     Returns:
         One to three events of different types, drawn by `EVENT_PROBABILITIES`.
@@ -110,7 +110,7 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
         >>> draw_scene(seed=0, split="val", index=3) == draw_scene(seed=0, split="val", index=3)
         True
     """
-    random = _stream(seed, split, index, _LAYOUT)
+    random = _random_stream(seed, split, index, _LAYOUT)
     num_foreground, num_background, _, _ = _LAYOUTS[
         random.choice(len(_LAYOUTS), p=[share for _, _, share, _ in _LAYOUTS])
     ]
@@ -133,13 +133,13 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
 def render_scene(
     scene: Scene, num_samples: int, *, sample_rate: int, random: np.random.Generator
 ) -> Waveform:
-    """Play a scene.
+    """Render a scene.
 
     Args:
-        scene: What sounds.
+        scene: Scene to render.
         num_samples: Length of the clip in samples.
-        sample_rate: In Hz.
-        random: Where noise comes from.
+        sample_rate: Rate of the waveform in Hz.
+        random: Random generator of the noise.
 
     Returns:
         `(num_samples,)` float32 in [-1, 1].
@@ -166,11 +166,11 @@ def render_scene(
 
 
 def describe_scene(scene: Scene, random: np.random.Generator, count: int = 1) -> list[str]:
-    """Say what sounds in a scene, each time in other words.
+    """Describe a scene, each time in other words.
 
     Args:
-        scene: What sounds.
-        random: Which words.
+        scene: Scene to describe.
+        random: Random generator that chooses the words.
         count: Number of captions, 1 to 5.
 
     Returns:
@@ -208,12 +208,13 @@ class Soundscapes(Dataset[dict[str, Any]]):
     Args:
         num_clips: Number of clips, at least 1.
         split: `"train"`, `"val"` or `"test"`; they share no scene.
-        seed: Which world, at least 0.
+        seed: Seed of the scenes, at least 0.
         seconds: Length of every clip, at least 0.5.
         captions_per_clip: 1 to 5. Every (clip, caption) is an item.
-        num_mels: None: items hold the waveform. A number: they hold its log-mel spectrogram with so many
-            bins, computed once, instead.
-        sample_rate: In Hz, at least 16000, which the highest events need.
+        features: None: items hold `"waveform"` and `"num_samples"`. `"log_mel"`: items hold `"log_mel"`
+            instead, a spectrogram that is computed once.
+        num_mels: Number of mel bins of the spectrogram.
+        sample_rate: Rate of the waveforms in Hz, at least 16000, which the highest events need.
 
     Attributes:
         scenes: The scene of each clip.
@@ -222,7 +223,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
 
     Raises:
         ValueError: An argument is outside its range.
-        ImportError: `num_mels` is given and torchaudio is missing.
+        ImportError: `features` is given and torchaudio is missing.
 
     Examples:
         >>> clips = Soundscapes(num_clips=2, split="val", captions_per_clip=5)
@@ -240,48 +241,42 @@ class Soundscapes(Dataset[dict[str, Any]]):
         seed: int = 0,
         seconds: float = 2.5,
         captions_per_clip: int = 1,
-        num_mels: int | None = None,
+        features: Features | None = None,
+        num_mels: int = 64,
         sample_rate: int = 16000,
     ) -> None:
-        if num_clips < 1:
-            raise ValueError(f"Argument `num_clips` has to be at least 1, but got {num_clips}.")
-        if split not in _SPLITS:
-            raise ValueError(f"Argument `split` has to be one of {list(_SPLITS)}, but got {split!r}.")
-        if seed < 0:
-            raise ValueError(f"Argument `seed` has to be at least 0, but got {seed}.")
-        if seconds < 0.5:
-            raise ValueError(f"Argument `seconds` has to be at least 0.5, but got {seconds}.")
-        if not 1 <= captions_per_clip <= _MAX_CAPTIONS:
-            raise ValueError(
-                f"Argument `captions_per_clip` has to be between 1 and {_MAX_CAPTIONS}, "
-                f"but got {captions_per_clip}."
-            )
-        if sample_rate < 16000:
-            raise ValueError(f"Argument `sample_rate` has to be at least 16000, but got {sample_rate}.")
+        check_count("num_clips", num_clips)
+        check_choice("split", split, SPLITS)
+        check_count("seed", seed, 0)
+        check_range("seconds", seconds, 0.5)
+        check_range("captions_per_clip", captions_per_clip, 1, _MAX_CAPTIONS)
+        check_choice("features", features, (None, *get_args(Features)))
+        check_count("num_mels", num_mels)
+        check_count("sample_rate", sample_rate, 16000)
         self.captions_per_clip = captions_per_clip
         self.scenes = [draw_scene(seed=seed, split=split, index=index) for index in range(num_clips)]
         self.captions = [
-            describe_scene(scene, _stream(seed, split, index, _CAPTIONS), captions_per_clip)
+            describe_scene(scene, _random_stream(seed, split, index, _CAPTIONS), captions_per_clip)
             for index, scene in enumerate(self.scenes)
         ]
 
-        self._key = "waveform" if num_mels is None else "log_mel"
-        num_samples = int(seconds * sample_rate)
+        self._features = features
+        self._num_samples = int(seconds * sample_rate)
         rendered: list[Tensor] = []
         # In blocks: one clip at a time is slow for torch, and all waveforms at once take much memory.
         for start in range(0, num_clips, _BLOCK):
             waveforms = [
                 render_scene(
                     self.scenes[index],
-                    num_samples,
+                    self._num_samples,
                     sample_rate=sample_rate,
-                    random=_stream(seed, split, index, _NOISE),
+                    random=_random_stream(seed, split, index, _NOISE),
                 )
                 for index in range(start, min(start + _BLOCK, num_clips))
             ]
             block = torch.from_numpy(np.stack(waveforms))  # (block, T)
             rendered.append(
-                block if num_mels is None else log_mel(block, sample_rate=sample_rate, num_mels=num_mels)
+                block if features is None else log_mel(block, sample_rate=sample_rate, num_mels=num_mels)
             )
         self._sounds = torch.cat(rendered)  # (clips, T) or (clips, F, num_mels)
 
@@ -297,7 +292,10 @@ class Soundscapes(Dataset[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
         clip, caption = divmod(index, self.captions_per_clip)
-        return {self._key: self._sounds[clip], "caption": self.captions[clip][caption], "clip_id": clip}
+        text = {"caption": self.captions[clip][caption], "clip_id": clip}
+        if self._features is not None:
+            return {"log_mel": self._sounds[clip], **text}
+        return {"waveform": self._sounds[clip], "num_samples": self._num_samples, **text}
 
 
 def _draw_event(
@@ -313,5 +311,5 @@ def _draw_event(
     )
 
 
-def _stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, _SPLITS[split], index, purpose]))
+def _random_stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index, purpose]))

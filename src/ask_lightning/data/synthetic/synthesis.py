@@ -168,15 +168,15 @@ def render(
     sample_rate: int,
     random: np.random.Generator,
 ) -> Waveform:
-    """Play one event.
+    """Render one event.
 
     Args:
-        kind: The recipe.
-        num_samples: Length in samples.
+        kind: Type of the event.
+        num_samples: Length of the event in samples.
         pitch: Factor on the recipe's frequencies, about 1.
         speed: Factor on the recipe's rate of cycles, about 1.
-        sample_rate: In Hz.
-        random: Where noise comes from; tones draw nothing.
+        sample_rate: Rate of the waveform in Hz.
+        random: Random generator of the noise; tones draw no numbers.
 
     Returns:
         `(num_samples,)` float32, root mean square 1 before its ends are faded.

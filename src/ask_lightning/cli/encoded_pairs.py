@@ -1,0 +1,189 @@
+"""Embeddings of a split, and the file that holds them. Axes: `N` clips, `P` captions, `d` width."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ask_lightning.cli.errors import UsageError
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
+from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.functional import unit_length
+from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.clip_ids import integer_ids
+
+_FORMAT = "ask-lightning pairs 1"
+_REMEDY = "Write it with `ask-lightning encode`."
+
+
+@dataclass
+class EncodedPairs:
+    """Clips and captions as unit vectors, and the model that encoded them.
+
+    Attributes:
+        audio: Embeddings of the clips, `(N, d)`.
+        text: Embeddings of the captions, `(P, d)`.
+        clip_ids: Ids of the clips, `(N,)` int64.
+        clip_of: Row of each caption's clip in `audio`, `(P,)` int64.
+        names: Names of the N clips.
+        captions: Texts of the P captions.
+        model: The model's class as `class_path`, and the path of its weights as `checkpoint`.
+    """
+
+    audio: Tensor
+    text: Tensor
+    clip_ids: Tensor
+    clip_of: Tensor
+    names: list[str]
+    captions: list[str]
+    model: dict[str, str | None] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the pairs to a file, as a whole or not at all.
+
+        Args:
+            path: Path of the `.safetensors` file; its folder is created if it does not exist.
+
+        Raises:
+            UsageError: The path has another ending, or the file cannot be written.
+        """
+        check_output(path)
+        tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
+        metadata = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
+        try:
+            with written_whole(path) as temporary:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    temporary,
+                    metadata={"format": _FORMAT, **metadata},
+                )
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{path} cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "EncodedPairs":
+        """Read the pairs from a file.
+
+        Args:
+            path: Path of the file.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            UsageError: The file is missing, damaged or of another kind.
+        """
+        if not path.is_file():
+            raise UsageError(f"There is no file {str(path)!r}. {_REMEDY}")
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{path} is damaged or of another kind ({error}). {_REMEDY}") from error
+        if metadata.get("format") != _FORMAT:
+            raise UsageError(
+                f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
+                f"{_REMEDY}"
+            )
+        return cls(**tensors, **{name: json.loads(metadata[name]) for name in ("names", "captions", "model")})
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path that cannot be written to, before the work is done.
+
+    Args:
+        path: Path of the file to write.
+
+    Raises:
+        UsageError: The path has another ending, or its folder cannot be written to.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"Argument `output` has to end with .safetensors, but got {str(path)!r}.")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {existing} is no folder, or a read-only one.")
+
+
+class _EmbeddingPredictor(pl.LightningModule):
+    """Predicts the embeddings of a model, so that the trainer handles device and precision."""
+
+    def __init__(self, model: pl.LightningModule) -> None:
+        super().__init__()
+        self.model = model
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        try:
+            encoders = find_encoders(self.model)
+        except ValueError as error:
+            raise UsageError(
+                f"{type(self.model).__name__} has no methods to encode with. Add `encode_audio(batch)` and "
+                "`encode_text(batch)`."
+            ) from error
+        sides = {}
+        for side, encoder in zip(("audio", "text"), encoders, strict=True):
+            embeddings = as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
+            sides[side] = unit_length(embeddings.float()).cpu()
+        return {**sides, "clip_id": integer_ids(batch["clip_id"]).cpu(), "caption": list(batch["caption"])}
+
+
+def encode_pairs(
+    trainer: pl.Trainer, model: pl.LightningModule, loader: Any, checkpoint: str | None = None
+) -> EncodedPairs:
+    """Encode the pairs of a loader.
+
+    Args:
+        trainer: A trainer on one device.
+        model: A model with methods that encode audio and text, such as `encode_audio` and `encode_text`.
+        loader: Loader of the pairs, in order. If its dataset has `clips`, they give the names.
+        checkpoint: Path of a checkpoint whose weights are loaded; None for the model's present weights.
+
+    Returns:
+        The embeddings on the CPU, with each clip once, in the order of the loader.
+
+    Raises:
+        UsageError: The trainer has several devices, or the model lacks the methods.
+    """
+    if trainer.world_size > 1:
+        raise UsageError(
+            f"Embeddings are written by one device, not by {trainer.world_size}. Pass `devices=1`."
+        )
+    if checkpoint is not None:
+        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    batches = trainer.predict(_EmbeddingPredictor(model), loader)
+    assert batches is not None
+    predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
+    audio, text, ids = (
+        torch.cat([prediction[key] for prediction in predictions]) for key in ("audio", "text", "clip_id")
+    )  # (P, d), (P, d), (P,)
+    first_pair: dict[int, int] = {}  # clip id → row of its first pair
+    for row, clip in enumerate(ids.tolist()):
+        first_pair.setdefault(clip, row)
+    clip_row = {clip: row for row, clip in enumerate(first_pair)}
+    names = _clip_names(getattr(loader.dataset, "clips", ()))
+    return EncodedPairs(
+        audio=audio[list(first_pair.values())],  # (N, d)
+        text=text,  # (P, d)
+        clip_ids=torch.tensor(list(first_pair)),
+        clip_of=torch.tensor([clip_row[clip] for clip in ids.tolist()]),
+        names=[names.get(clip, str(clip)) for clip in first_pair],
+        captions=[caption for prediction in predictions for caption in prediction["caption"]],
+        model={
+            "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
+            "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
+        },
+    )
+
+
+def _clip_names(clips: Iterable[Any]) -> dict[int, str]:
+    """Names of clips, by the integer ids that batches hold."""
+    keys = [clip.key for clip in clips]
+    return dict(zip(integer_ids(keys).tolist(), keys, strict=True)) if keys else {}

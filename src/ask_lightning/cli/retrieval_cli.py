@@ -1,0 +1,304 @@
+"""LightningCLI with a section for ASK, and a trainer that also encodes."""
+
+import importlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+import ask_lightning.data
+import ask_lightning.models  # so that their classes can be named without their modules
+from ask_lightning import ASKModule
+from ask_lightning.callbacks.snapshots import checkpoint_directories
+from ask_lightning.cli.ask_section import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
+from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_pairs
+from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.data.clips import Clip
+from ask_lightning.data.splits import Split
+
+# Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
+_BATCH_PARAMETERS = ("sample_rate",)
+
+
+class RetrievalTrainer(pl.Trainer):
+    """Lightning's trainer, which can also write down the embeddings of a split."""
+
+    def encode(
+        self,
+        model: pl.LightningModule,
+        datamodule: ask_lightning.data.RetrievalDataModule,
+        split: Split = "test",
+        output: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> EncodedPairs:
+        """Encode a split of the data into a file that `ask-lightning search` reads.
+
+        Args:
+            model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
+            datamodule: The data.
+            split: The split to encode. Training clips are encoded without random crops.
+            output: Path of the `.safetensors` file to write; by default `encoded-{split}.safetensors` in the
+                folder of the run.
+            ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
+
+        Returns:
+            The embeddings that were written.
+
+        Raises:
+            UsageError: The file cannot be written, or the trainer has several devices.
+        """
+        path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
+        check_output(path)
+        loader = datamodule.ordered_dataloader(split)
+        pairs = encode_pairs(self, model, loader, ckpt_path)
+        pairs.save(path)
+        print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
+        return pairs
+
+
+class SavePortableConfig(SaveConfigCallback):
+    """Saves the config of a run with `{run}` for its folder, so that `--run` repeats it in another folder.
+
+    Args:
+        parser: The parser of the command.
+        config: The parsed config.
+        *args: Further arguments of Lightning's `SaveConfigCallback`.
+        **kwargs: Further arguments of Lightning's `SaveConfigCallback`.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
+        run = config["trainer"]["default_root_dir"]
+        if run is not None:
+            config = config.clone()
+            config["trainer"] = _replace_run_folder(config["trainer"], str(run))
+        super().__init__(parser, config, *args, **kwargs)
+
+
+class LoopMarker(Callback):
+    """Notes whether batches run, as opposed to what is set up before.
+
+    Attributes:
+        is_running: Whether a loop over batches has begun. Training data are set up after the sanity check, so
+            that the check's own loop counts only until its end.
+    """
+
+    def __init__(self) -> None:
+        self.is_running = False
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.is_running = True
+
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.is_running = False
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _start
+    on_sanity_check_end = _stop
+
+
+class ResumeHint(Callback):
+    """Says after Ctrl-C from where the run can go on."""
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Tells whether there is a checkpoint to go on from."""
+        if not (isinstance(exception, KeyboardInterrupt) and trainer.training):
+            return
+        if any((folder / "last.ckpt").is_file() for folder in checkpoint_directories(trainer)):
+            rank_zero_info("The same command with `--ckpt_path last` goes on from the last finished epoch.")
+        else:
+            rank_zero_info("No epoch was finished, so there is no checkpoint to go on from.")
+
+
+class RetrievalCLI(LightningCLI):
+    """LightningCLI for the commands that train and evaluate a retrieval model; making one runs the command.
+
+    Args:
+        arguments: A command and its arguments.
+        held_out: Evaluation clips of other datasets, to be kept out of the knowledge.
+
+    Attributes:
+        model: The trained module: an `ASKModule` if it trained with ASK, else the model itself.
+        trainer: The trainer after the command.
+        datamodule: The data of the command.
+    """
+
+    def __init__(self, arguments: Sequence[str], held_out: Sequence[Clip] = ()) -> None:
+        self._arguments = list(arguments)
+        self._held_out = held_out
+        self._loop_marker = LoopMarker()
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            trainer_class=RetrievalTrainer,
+            save_config_callback=SavePortableConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs=options | {name: dict(options) for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=self._arguments,
+            # Models configure their own optimizers.
+            auto_configure_optimizers=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # which is static there
+        """The command that runs; the others are left out, since to make a parser for each takes time."""
+        commands = {**LightningCLI.subcommands(), "encode": {"model", "datamodule"}}
+        return {name: skipped for name, skipped in commands.items() if name == self._arguments[0]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the section `ask`."""
+        add_ask_arguments(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, without Lightning's warning that the program has a command line as well."""
+        assert isinstance(args, list)
+        with usage_errors():
+            self.config = parser.parse_args(args)
+
+    def _add_instantiators(self) -> None:
+        # Lightning's own would note in checkpoints how this command line made the model, which its class and
+        # hyperparameters say already.
+        self.parser.add_instantiator(construct, object)
+
+    def _parse_ckpt_path(self) -> None:
+        # Newer versions of Lightning take the model's arguments from the checkpoint here;
+        # `before_instantiate_classes` does so in all versions.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Check the config, and take the model's arguments from the checkpoint if there is one."""
+        command = self.subcommand
+        assert command is not None
+        config = self.config[command]
+        check_ask(config[SECTION]["enabled"], self._arguments)
+        _check_sample_rates(config)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is None and command != "fit":
+            rank_zero_warn(f"There is no --ckpt_path: `{command}` uses the model as the config builds it.")
+        if checkpoint and Path(checkpoint).is_file():
+            _take_arguments_from_checkpoint(config["model"], Path(checkpoint))
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer."""
+        with usage_errors():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with usage_errors(is_setup=lambda: not self._loop_marker.is_running):
+            super()._run_subcommand(subcommand)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Wrap the model if it trains with ASK, and make the trainer."""
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        section = self._get(self.config_init, SECTION)
+        # ASK takes part in training only.
+        if section["enabled"] and self.subcommand == "fit":
+            self.model = ask_module(self.model, section)
+            callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
+        callbacks += [ResumeHint(), self._loop_marker]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Keep the clips on which the model will be tested out of the knowledge."""
+        if not self._held_out:
+            return
+        if isinstance(self.datamodule, ask_lightning.data.PublishedDataModule):
+            self.datamodule.hold_out(self._held_out)
+        elif isinstance(self.model, ASKModule):
+            rank_zero_warn(
+                f"{type(self.datamodule).__name__} is no PublishedDataModule: nobody checks whether its "
+                "knowledge holds evaluation clips of the target."
+            )
+
+    def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
+        """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
+        assert isinstance(self.trainer, RetrievalTrainer)
+        assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
+        output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
+        self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _replace_run_folder(value: Any, run: str) -> Any:
+    """A section of the config with `{run}` in place of the folder of the run."""
+    if isinstance(value, Namespace):
+        entries = {name: _replace_run_folder(entry, run) for name, entry in vars(value).items()}
+        return Namespace(**entries)  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {name: _replace_run_folder(entry, run) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_replace_run_folder(entry, run) for entry in value]
+    if isinstance(value, str) and (value == run or value.startswith(f"{run}/")):
+        return "{run}" + value.removeprefix(run)
+    return value
+
+
+def _check_sample_rates(config: Any) -> None:
+    """Refuse a model and data with different sample rates, which the batches would not reveal."""
+    model_rate, data_rate = (
+        (config.get(section) or {}).get("init_args", {}).get("sample_rate") for section in ("model", "data")
+    )
+    if model_rate is not None and data_rate is not None and model_rate != data_rate:
+        raise UsageError(
+            f"The model is told that waveforms have {model_rate} Hz, but the data have {data_rate} Hz. Pass "
+            "the same as `--model.sample_rate` and `--data.sample_rate`."
+        )
+
+
+def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
+    """Replace the model's arguments by those in a checkpoint, which needs no published weights."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored: dict[str, Any] = dict(checkpoint.get("hyper_parameters", {}))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{path} is no checkpoint that can be read: {reason}") from error
+    arguments = section["init_args"]
+    unknown = sorted(name for name in stored if name not in arguments)
+    if unknown:
+        raise UsageError(
+            f"{path} is a checkpoint of another model than {section['class_path']}, which has no "
+            f"{', '.join(f'`{name}`' for name in unknown)}. Pass the config with which it was trained."
+        )
+    changed = []
+    for name, value in stored.items():
+        if name in _BATCH_PARAMETERS or arguments[name] == value:
+            continue
+        if isinstance(value, int | float):  # other arguments name files that the checkpoint replaces
+            changed.append(f"{name}={value!r} in place of {arguments[name]!r}")
+        arguments[name] = value
+    if changed:
+        rank_zero_info(f"The model is built as its checkpoint says: {', '.join(changed)}.")
+
+
+def load_class(path: str) -> Any:
+    """Import a class by its dotted name.
+
+    Args:
+        path: The dotted name, such as `"ask_lightning.models.CEDSonar"`.
+
+    Returns:
+        The class.
+
+    Raises:
+        UsageError: There is no such class.
+
+    Examples:
+        >>> load_class("ask_lightning.models.TinyRetriever").__name__
+        'TinyRetriever'
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"There is no class {path!r}: {error}.") from error

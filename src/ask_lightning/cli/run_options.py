@@ -1,0 +1,167 @@
+"""The flags of this command line itself, which decide the config; all others are LightningCLI's."""
+
+import os
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ask_lightning.cli.compose import Composition, compose
+from ask_lightning.cli.demo_data import default_demo_folder, write_demo
+from ask_lightning.cli.errors import UsageError
+
+# Values of `--ckpt_path` that stand for a file in the run folder.
+_NAMED_CHECKPOINTS = ("last", "best")
+
+
+class FlagParser(ArgumentParser):
+    """A parser of flags that raises `UsageError` where argparse would print and leave the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say.
+
+        Args:
+            message: The message of argparse.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"{message}. See `ask-lightning --help`.")
+
+
+@dataclass
+class RunOptions:
+    """The flags that decide which config is read and where the run writes.
+
+    Attributes:
+        configs: Names and paths of configs.
+        run_folder: The folder of the run.
+        datasets_folder: The folder in which the datasets are.
+        weights_folder: The folder of weights that are on no hub.
+        demo: Whether to run on synthetic data with shrunken models.
+        checkpoint: Path of the checkpoint, or a name that Lightning resolves.
+        lightning_arguments: All other arguments, which LightningCLI parses.
+    """
+
+    configs: list[str]
+    run_folder: Path
+    datasets_folder: Path
+    weights_folder: Path
+    demo: bool
+    checkpoint: str | None
+    lightning_arguments: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "RunOptions":
+        """Take these flags out of a command line.
+
+        Args:
+            arguments: What follows the command.
+
+        Returns:
+            The options, with the arguments that are left.
+
+        Raises:
+            UsageError: A flag lacks its value, or names a checkpoint that does not exist.
+
+        Examples:
+            >>> options = RunOptions.parse(["--config", "clotho_ced_sonar_ask", "--data.batch_size", "8"])
+            >>> str(options.run_folder), options.lightning_arguments
+            ('runs/clotho_ced_sonar_ask', ['--data.batch_size', '8'])
+        """
+        parser = FlagParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+        parser.add_argument("-c", "--config", action="append", default=[])
+        parser.add_argument("--run")
+        parser.add_argument("--datasets", default="data")
+        parser.add_argument("--weights", default="weights")
+        parser.add_argument("--ckpt_path", default=None)
+        # `--demo` takes its value after `=` only; argparse would take the next argument for it.
+        demo_folder, others = None, []
+        for argument in arguments:
+            if argument == "--demo" or argument.startswith("--demo="):
+                demo_folder = argument.partition("=")[2] or str(default_demo_folder())
+            else:
+                others.append(argument)
+        known, lightning_arguments = parser.parse_known_args(others)
+        configs: list[str] = known.config
+        name = Path(configs[0]).stem if configs else "unnamed"
+        run_folder = Path(getattr(known, "run", f"runs/{'demo-' if demo_folder else ''}{name}"))
+        return cls(
+            configs=configs,
+            run_folder=run_folder,
+            datasets_folder=Path(known.datasets if demo_folder is None else demo_folder),
+            weights_folder=Path(known.weights),
+            demo=demo_folder is not None,
+            checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
+            lightning_arguments=lightning_arguments,
+        )
+
+    def compose(self, replacements: Mapping[str, str] | None = None) -> Composition:
+        """Merge the configs; with `--demo`, also write the data.
+
+        Args:
+            replacements: Names of parts, by the name of the part that each one replaces.
+
+        Returns:
+            The merged config and the parts that it is made of.
+
+        Raises:
+            UsageError: A config is missing or not readable, or the demo has nothing to shrink.
+        """
+        placeholders = {
+            "run": str(self.run_folder),
+            "name": self.run_folder.name,
+            "datasets": str(self.datasets_folder),
+            "weights": str(self.weights_folder),
+        }
+        composition = compose(self.configs, placeholders, demo=self.demo, replacements=replacements)
+        if self.demo:
+            if not composition.parts:
+                raise UsageError(
+                    "--demo shrinks the shipped parts of a config, but the config names none of them. Begin "
+                    "it with `compose:` and the name of a shipped config, see docs/cli.md."
+                )
+            write_demo(self.datasets_folder)
+        return composition
+
+    def check_run_is_new(self, config: Mapping[str, Any]) -> None:
+        """Refuse to mix a new run with an earlier one in the same folder.
+
+        Args:
+            config: The merged config.
+
+        Raises:
+            UsageError: A folder for checkpoints of this run holds some already.
+        """
+        # Later ranks start when the first one may have written checkpoints of this run.
+        is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if not is_first_rank or self.demo or self.checkpoint is not None:
+            return
+        for folder in (self.run_folder / "checkpoints", *_checkpoint_folders(config)):
+            if any(folder.glob("*.ckpt")):
+                raise UsageError(
+                    f"{folder} holds the checkpoints of a run. Go on with it by `--ckpt_path last`, or start "
+                    "another one with `--run FOLDER`."
+                )
+
+
+def _checkpoint_folders(config: Mapping[str, Any]) -> list[Path]:
+    """The folders in which the callbacks of a config keep checkpoints."""
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    arguments = [entry.get("init_args") or {} for entry in callbacks if isinstance(entry, dict)]
+    return [Path(given["dirpath"]) for given in arguments if given.get("dirpath")]
+
+
+def _find_checkpoint(name: str | None, run_folder: Path) -> str | None:
+    """The path of a checkpoint; names that Lightning resolves are returned as they are."""
+    if name is None or "://" in name or name == "hpc" or name.startswith("registry"):
+        return name
+    folder = run_folder / "checkpoints"
+    path = folder / f"{name}.ckpt" if name in _NAMED_CHECKPOINTS else Path(name)
+    if not path.is_file():
+        present = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt"))) or "no others"
+        raise UsageError(
+            f"There is no checkpoint {str(path)!r}; in the folder of the run there are {present}."
+        )
+    return str(path)

@@ -1,0 +1,117 @@
+"""Which methods of a model encode audio and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+Encoder = str | Callable[[Any, Any], Tensor]
+
+ENCODER_PAIRS = (
+    ("encode_audio", "encode_text"),
+    ("forward_audio", "forward_text"),
+    ("get_audio_embedding", "get_text_embedding"),
+    ("get_audio_features", "get_text_features"),
+)
+"""Names that are tried, in this order: the audio method and the text method."""
+
+_SIDES = ("audio", "text")
+
+
+def find_encoders(
+    model: object, audio: Encoder | None = None, text: Encoder | None = None, *, caller: str = "ASKModule"
+) -> tuple[Encoder, Encoder]:
+    """Complete and check the encoders of a model.
+
+    If none is given, the first of `ENCODER_PAIRS` is taken of which the model has both methods; methods of
+    different pairs are never combined. If one is given and belongs to a pair, the other is its partner. If
+    one is given that belongs to no pair, the other is the first name for its side that the model has.
+
+    Args:
+        model: The model that has the methods.
+        audio: Method name, or callable `(model, batch)`, that encodes audio. None: found.
+        text: Method name, or callable `(model, batch)`, that encodes text. None: found.
+        caller: Class whose arguments `audio` and `text` are, for error messages.
+
+    Returns:
+        The audio and the text encoder.
+
+    Raises:
+        ValueError: A given name is not that of a method, or no method was found.
+
+    Examples:
+        >>> class Model:
+        ...     def forward_audio(self, batch): ...
+        ...     def forward_text(self, batch): ...
+        >>> find_encoders(Model())
+        ('forward_audio', 'forward_text')
+    """
+    for argument, encoder in zip(_SIDES, (audio, text), strict=True):
+        if isinstance(encoder, str) and not _has_method(model, encoder):
+            raise ValueError(
+                f"Argument `{argument}` of {caller} has to name a method of {type(model).__name__} that "
+                f"takes a batch, but it has no method {encoder!r}. Name another one."
+            )
+    if audio is not None and text is not None:
+        return audio, text
+    if audio is not None:
+        return audio, _find_other(model, audio, 1, caller)
+    if text is not None:
+        return _find_other(model, text, 0, caller), text
+    for pair in ENCODER_PAIRS:
+        if all(_has_method(model, name) for name in pair):
+            return pair
+    raise ValueError(_nothing_found(model, caller))
+
+
+def call_encoder(model: object, encoder: Encoder, batch: Any) -> Any:
+    """Encode a batch.
+
+    Args:
+        model: The model that has the method, or that the callable gets.
+        encoder: Method name, or callable `(model, batch)`.
+        batch: The batch to encode.
+
+    Returns:
+        What the encoder returns.
+    """
+    return getattr(model, encoder)(batch) if isinstance(encoder, str) else encoder(model, batch)
+
+
+def encoder_name(encoder: Encoder) -> str:
+    """The name of an encoder, for messages.
+
+    Args:
+        encoder: Method name, or callable.
+    """
+    return encoder if isinstance(encoder, str) else getattr(encoder, "__name__", repr(encoder))
+
+
+def _has_method(model: object, name: str) -> bool:
+    return callable(getattr(model, name, None))
+
+
+def _find_other(model: object, given: Encoder, side: int, caller: str) -> str:
+    """The encoder of side 0 (audio) or 1 (text) that goes with the one that is given for the other side."""
+    partners = [pair[side] for pair in ENCODER_PAIRS if pair[1 - side] == given]
+    candidates = partners or [pair[side] for pair in ENCODER_PAIRS]
+    for name in candidates:
+        if _has_method(model, name):
+            return name
+    raise ValueError(
+        f"Argument `{_SIDES[side]}` of {caller} has to be given beside {_SIDES[1 - side]}="
+        f"{encoder_name(given)!r}, because {type(model).__name__} has no method "
+        f"{' or '.join(f'`{name}`' for name in candidates)}."
+    )
+
+
+def _nothing_found(model: object, caller: str) -> str:
+    pairs = ", ".join(f"`{audio}`/`{text}`" for audio, text in ENCODER_PAIRS)
+    found = [f"`{name}`" for pair in ENCODER_PAIRS for name in pair if _has_method(model, name)]
+    unpaired = f" It has {' and '.join(found)}, which are not of one pair." if found else ""
+    return (
+        f"{caller} found no methods of {type(model).__name__} that encode audio and text: it looked for the "
+        f'pairs {pairs}.{unpaired} Name the methods: {caller}(..., audio="...", text="...").'
+    )

@@ -1,0 +1,195 @@
+"""What a refresh reads: a loader over this rank's items of the knowledge source, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+from warnings import warn
+
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from ask_lightning.utilities.distributed import Ranks
+
+Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
+
+# Samplers that visit the whole dataset in some order or weight; any other may stand for a selection.
+_SAMPLERS_OF_ALL_ROWS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+def source_loader(
+    source: object,
+    training: object,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    ranks: Ranks | None = None,
+) -> Iterable[Any]:
+    """Make a loader over this rank's items of the knowledge source: in order, none dropped, none padded.
+
+    The items of a map-style dataset are divided among the ranks; an iterable source has to yield each rank
+    its own items.
+
+    Args:
+        source: `None` for the data of `training`, or a `Dataset`, a `DataLoader`, another re-iterable of
+            batches, or a callable that returns one of them.
+        training: The trainer's own training loader, from which collation, batch size and workers are taken
+            unless the source is a loader itself.
+        batch_size: Number of pairs per batch; default: that of the loader.
+        num_workers: Number of worker processes; default: that of the loader.
+        ranks: The processes among which the source is divided; default: this one alone.
+
+    Returns:
+        A new loader. Loaders that are passed in are not iterated.
+
+    Raises:
+        TypeError: The source is none of these, or an iterator that can be read only once.
+        ValueError: A batch size is needed and not given, or given where the dataset makes the batches.
+    """
+    given = source() if callable(source) and not isinstance(source, Dataset) else source
+    given = training if given is None else given
+    like = training if isinstance(training, DataLoader) else None
+    if isinstance(given, DataLoader):
+        like, dataset = given, _selected_rows(given)
+    elif isinstance(given, Dataset):
+        dataset = given
+    elif _is_iterable_of_batches(given):
+        return given
+    else:
+        raise TypeError(
+            "Argument `source` has to be a Dataset, a DataLoader, a callable that returns one, or None for a "
+            f"training set that is one, but got {type(given).__name__}. "
+            "Pass KnowledgeRefreshCallback(source=dataset)."
+        )
+    # A loader without a batch sampler passes on what its dataset yields, which are batches already.
+    batches_itself = like is not None and like.batch_sampler is not None
+    if like is given and not batches_itself:
+        if batch_size is not None:
+            raise ValueError(
+                f"Argument `batch_size` has to be left out, but got {batch_size}: the source's loader has "
+                "`batch_size=None`, so its dataset makes the batches."
+            )
+        size = None
+    else:
+        size = batch_size or _batch_size(like)
+        if size is None:
+            raise ValueError(
+                "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
+                "loader has none of its own."
+            )
+    workers = num_workers if num_workers is not None else (like.num_workers if like is not None else 0)
+    settings: dict[str, Any] = {}
+    if like is not None:
+        shared = ["pin_memory", "worker_init_fn"]
+        if batches_itself or like is given:
+            shared.append("collate_fn")
+        if workers > 0 and like.num_workers > 0:
+            shared += ["timeout", "multiprocessing_context", "prefetch_factor"]
+        settings = {name: getattr(like, name) for name in shared}
+    return DataLoader(
+        dataset,
+        batch_size=size,
+        # Not a Subset, because workers may look for what is theirs in the dataset itself.
+        sampler=_own_items(dataset, size, ranks or Ranks()),
+        drop_last=False,
+        num_workers=workers,
+        # Iterating a loader draws a seed for its workers; not from the run's stream.
+        generator=torch.Generator(),
+        **settings,
+    )
+
+
+def _own_items(dataset: Dataset[Any], batch_size: int | None, ranks: Ranks) -> range | None:
+    """Numbers of the items that this rank reads; `None` if it reads all that the dataset yields."""
+    if ranks.size == 1 or isinstance(dataset, IterableDataset):
+        return None
+    items = len(dataset)  # type: ignore[arg-type]
+    if batch_size is None:  # each item is a batch of any size: only contiguous shares keep the order of rows
+        return range(items * ranks.rank // ranks.size, items * (ranks.rank + 1) // ranks.size)
+    return range(ranks.rank, items, ranks.size)
+
+
+def _is_iterable_of_batches(given: object) -> TypeGuard[Iterable[Any]]:
+    """Whether an object yields batches and can be iterated again and again."""
+    if not isinstance(given, Iterable) or isinstance(given, str | dict) or iter(given) is given:
+        return False
+    return not (isinstance(given, list | tuple) and any(isinstance(item, DataLoader) for item in given))
+
+
+def _batch_size(loader: DataLoader[Any] | None) -> int | None:
+    """The number of items per batch of a loader or its batch sampler, if it has one."""
+    if loader is None:
+        return None
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _selected_rows(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The part of a loader's dataset that its sampler may visit, in the dataset's order."""
+    dataset: Dataset[Any] = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    batches: Any = loader.batch_sampler
+    # A loader with a user's batch sampler has a `sampler` as well, which is never used.
+    sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", batches)
+    if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's wrapper of a user's sampler
+        sampler = getattr(sampler.dataset, "_sampler", sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        # The usual way to split one dataset: the rows left out are validation rows.
+        return Subset(dataset, sorted(sampler.indices))
+    size = len(dataset)  # type: ignore[arg-type]
+    rows_per_draw = (_batch_size(loader) or 0) if sampler is batches else 1
+    if isinstance(sampler, _SAMPLERS_OF_ALL_ROWS) or not hasattr(sampler, "__len__") or not rows_per_draw:
+        return dataset
+    # With `drop_last` less than one batch is missing, which is no selection.
+    if (visited := len(sampler) * rows_per_draw) <= size - rows_per_draw:
+        warn(
+            f"{type(sampler).__name__} visits {visited} rows an epoch, but the knowledge is made of all "
+            f"{size} rows of the dataset. If some of them must not be seen, pass "
+            "KnowledgeRefreshCallback(source=dataset) with the others.",
+            stacklevel=3,
+        )
+    return dataset
+
+
+def has_index(loader: object) -> bool:
+    """Whether a loader reads its items by number, so that row j is the same pair at every refresh."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def num_items(loader: object) -> int | None:
+    """The number of items of a loader's dataset on all ranks; `None` without an index."""
+    return len(loader.dataset) if has_index(loader) else None  # type: ignore[attr-defined]
+
+
+def items_per_batch(loader: Iterable[Any]) -> list[int]:
+    """The number of items of each batch of a loader that `source_loader` made; empty if it is not known."""
+    if not isinstance(loader, DataLoader) or not has_index(loader) or loader.batch_size is None:
+        return []
+    items = len(loader.sampler)  # type: ignore[arg-type]
+    return [min(loader.batch_size, items - start) for start in range(0, items, loader.batch_size)]
+
+
+@contextmanager
+def open_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Iterate a loader whose worker processes end with the context, also after an error."""
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        # The traceback of an error would keep the workers alive.
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()

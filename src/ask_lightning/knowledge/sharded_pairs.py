@@ -1,0 +1,164 @@
+"""Stored audio–text pairs of which every rank holds a shard.
+
+Axes: `B` batch, `K` neighbours, `Q` queries, `n` pairs of this rank, `N` pairs, `d` width, `R` ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ask_lightning.functional.drift import log_normalizers, softmax_divergence
+from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached, score_dtype
+from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
+from ask_lightning.knowledge.search import Search, build_search, ordered
+
+
+@dataclass(frozen=True)
+class ShardedPairs:
+    """Pairs of which this rank holds some; what searches or reads all of them is collective.
+
+    Attributes:
+        local: The `(n, d)` pairs of this rank; their `index` says how each rank searches its own rows.
+        shard: Which of the N pairs the local ones are.
+
+    Examples:
+        >>> pairs = ShardedPairs(StoredPairs(torch.eye(2), torch.eye(2)), RowShard.unsharded(2))
+        >>> len(pairs), pairs.audio.shape
+        (2, torch.Size([2, 2]))
+    """
+
+    local: StoredPairs
+    shard: RowShard
+
+    def __len__(self) -> int:
+        return self.shard.num_rows
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            'Knowledge of placement="sharded" belongs to the processes that hold its shards and cannot be '
+            "sent to others. Save it instead: `knowledge.save(path)`."
+        )
+
+    @property
+    def index(self) -> str:
+        """The kind of search, see `build_search`."""
+        return self.local.index
+
+    @property
+    def audio(self) -> Tensor:
+        """All audio rows `(N, d)`, gathered anew at each access; collective."""
+        return self.shard.gather(self.local.audio)
+
+    @property
+    def text(self) -> Tensor:
+        """All text rows `(N, d)`, gathered anew at each access; collective."""
+        return self.shard.gather(self.local.text)
+
+    @cached_property
+    def search_audio(self) -> Search:
+        """The search over all audio rows."""
+        return ShardedSearch(ShardedRows(self.local.audio, self.shard), self.index)
+
+    @cached_property
+    def search_text(self) -> Search:
+        """The search over all text rows."""
+        return ShardedSearch(ShardedRows(self.local.text, self.shard), self.index)
+
+    @cached_property
+    def longest(self) -> float:
+        """Length of the longest row of any rank."""
+        return float(max(self.shard.ranks.all_gather_object(self.local.longest)))
+
+    @cached_property
+    def checksums(self) -> tuple[int, int]:
+        """The `checksum` of all audio and of all text rows."""
+        rows = self.shard.global_rows()
+        own = checksum(self.local.audio, rows), checksum(self.local.text, rows)
+        audio, text = zip(*self.shard.ranks.all_gather_object(own), strict=True)
+        return sum(audio) % 2**64, sum(text) % 2**64
+
+    @property
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """The mean audio row and the mean text row, `(d,)` each."""
+        sides = (self.local.audio, self.local.text)
+        sums = (side.sum(dim=0, dtype=score_dtype(side)) for side in sides)
+        audio, text = (self.shard.ranks.sum(total) / len(self) for total in sums)
+        return audio, text
+
+    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio and text `(..., d)` of the pairs with the numbers `rows` `(...)`, from their ranks."""
+        audio, text = self.shard.fetch(rows, self.local.audio, self.local.text)
+        return audio, text
+
+    def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """RDM (Eq. 4) of each modality against older embeddings of the same pairs, see `PairStore`.
+
+        Each rank compares the queries with its own rows.
+        """
+        current, older = self.local, stored.local
+        sides = zip(self.pairs(rows), (current.audio, current.text), (older.audio, older.text), strict=True)
+        drifts = []
+        for side in sides:
+            queries, own, before = (part.to(score_dtype(part)) for part in side)
+            scores, older_scores = queries @ own.T, queries @ before.T  # (Q, n)
+            normalizers = torch.stack(
+                self.shard.ranks.all_gather(log_normalizers(scores, older_scores))
+            ).logsumexp(dim=0)  # (Q, 2)
+            share = softmax_divergence(scores, older_scores, normalizers).sum()
+            drifts.append(self.shard.ranks.sum(share) / len(queries))
+        return drifts[0], drifts[1]
+
+    def replicated(self) -> StoredPairs:
+        """All pairs on every rank; collective."""
+        return StoredPairs(self.audio, self.text, self.index)
+
+    def to(self, device: torch.device | str) -> ShardedPairs:
+        """The same pairs on another device."""
+        moved = ShardedPairs(self.local.to(device), self.shard)
+        return copy_cached(moved, self, "longest", "checksums")
+
+
+class ShardedSearch:
+    """Search in which every rank looks through its own rows for the queries of all ranks.
+
+    Args:
+        rows: The rows to search.
+        index: How each rank searches its own rows, see `build_search`.
+    """
+
+    def __init__(self, rows: ShardedRows, index: str) -> None:
+        self._rows = rows
+        self._search_local = build_search(rows.local, index) if len(rows.local) else None
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search as `Search` does; collective. Each rank passes its own queries, of any number."""
+        ranks = self._rows.shard.ranks
+        # Rank by rank, as each would search alone: the number of queries decides how scores are rounded.
+        blocks = ranks.all_gather(queries)
+        found = [self._find_local(block, k) for block in blocks]
+        scores, rows = (torch.cat(side) for side in zip(*found, strict=True))  # (ΣB, K)
+        counts = [len(block) for block in blocks]
+        received = [len(queries)] * ranks.size
+        scores, rows = (ranks.all_to_all(side, counts, received)[0] for side in (scores, rows))  # (R B, K)
+        scores, rows = (
+            side.view(ranks.size, len(queries), k).transpose(0, 1).flatten(1) for side in (scores, rows)
+        )  # (B, R K)
+        scores, rows = ordered(scores, rows)
+        return scores[:, :k], rows[:, :k]
+
+    def _find_local(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """This rank's K best rows by global number; a rank with fewer adds rows of score -inf."""
+        local, shard = self._rows.local, self._rows.shard
+        scores = queries.new_full((len(queries), k), -torch.inf, dtype=score_dtype(local))
+        rows = torch.full((len(queries), k), shard.num_rows, device=queries.device)
+        if self._search_local is not None:
+            count = min(k, len(local))
+            scores[:, :count], found = self._search_local(queries, count)
+            rows[:, :count] = shard.to_global(found)
+        return scores, rows

@@ -1,0 +1,219 @@
+"""Loaders: layout of batches, an order that depends on seed and epoch alone, parts that share no clip."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ask_lightning.data import (
+    AudioFolder,
+    DatasetsDataModule,
+    EpochSampler,
+    FolderData,
+    RetrievalDataModule,
+    SoundscapeData,
+    Soundscapes,
+)
+
+
+class Listener(L.LightningModule):
+    """Remembers which clips it saw; draws as many random numbers as it is told."""
+
+    def __init__(self, draws: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.draws = draws
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        torch.rand(self.draws)
+        self.seen.append(batch["clip_id"].tolist())
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(model: L.LightningModule, data: RetrievalDataModule, epochs: int = 2, ckpt_path=None) -> L.Trainer:
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def soundscapes(**options) -> SoundscapeData:
+    sizes = {"num_train": 10, "num_val": 3, "num_test": 2, "seconds": 0.5, "batch_size": 4}
+    return SoundscapeData(**(sizes | options))
+
+
+def test_layout_of_batches():
+    data = soundscapes(eval_captions_per_clip=2)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 2
+    batch = batches[0]
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert batch["waveform"].shape == (4, 8000)
+    assert batch["num_samples"].tolist() == [8000] * 4
+    assert len(batch["caption"]) == 4
+    assert isinstance(batch["caption"][0], str)
+    assert batch["clip_id"].dtype == torch.int64
+    assert torch.cat([batch["clip_id"] for batch in data.val_dataloader()]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert sum(len(batch["caption"]) for batch in data.test_dataloader()) == 4
+    batch = next(iter(soundscapes(features="log_mel", num_mels=32).val_dataloader()))
+    assert set(batch) == {"log_mel", "caption", "clip_id"}
+    assert batch["log_mel"].shape == (4, 32, 32)
+
+
+def test_two_runs_see_the_same_batches_whatever_else_they_draw():
+    one, other, third = Listener(), Listener(draws=3), Listener()
+    fit(one, soundscapes())
+    torch.manual_seed(99)
+    fit(other, soundscapes())
+    fit(third, soundscapes(seed=1))
+    assert one.seen == other.seen
+    assert one.seen[:2] != one.seen[2:], "the second epoch has an order of its own"
+    assert one.seen != third.seen
+
+
+def test_a_resumed_run_goes_on_with_the_batches_of_its_epoch(tmp_path):
+    whole, first, second = Listener(), Listener(), Listener()
+    fit(whole, soundscapes(), epochs=3)
+    fit(first, soundscapes(), epochs=1).save_checkpoint(tmp_path / "last.ckpt")
+    fit(second, soundscapes(), epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert first.seen + second.seen == whole.seen
+
+
+def test_processes_share_out_the_pairs_and_shuffle_alike():
+    clips = Soundscapes(10, seconds=0.5)
+    orders = []
+    for epoch in range(2):
+        samplers = [EpochSampler(clips, num_replicas=2, rank=rank, seed=0) for rank in range(2)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        orders.append([list(sampler) for sampler in samplers])
+        assert sorted(orders[-1][0] + orders[-1][1]) == list(range(10))
+    assert orders[0] != orders[1]
+
+
+def test_loaders_leave_the_global_generator_alone():
+    data = soundscapes()
+    before = torch.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def folder(tmp_path, record):
+    rows = ["filename,caption,recording"]
+    for index in range(20):
+        record(f"{index}.wav", seconds=2, pitch=100 * (index + 1))
+        rows.append(f"{index}.wav,tone number {index},recording {index // 2}")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def folder_data(folder, **options) -> FolderData:
+    options = {
+        "clip_id_column": "recording",
+        "fractions": (0.6, 0.2, 0.2),
+        "seconds": 1,
+        "batch_size": 4,
+    } | options
+    return FolderData(folder, folder / "clips.csv", **options)
+
+
+def test_a_folder_has_the_same_batches(folder):
+    batch = next(iter(folder_data(folder).train_dataloader()))
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert batch["waveform"].shape == (4, 16000)
+    batch = next(iter(folder_data(folder, features="log_mel").train_dataloader()))
+    assert set(batch) == {"log_mel", "caption", "clip_id"}
+    assert batch["log_mel"].shape == (4, 63, 64)
+
+
+def test_parts_of_a_folder_share_no_clip_and_only_training_crops_at_random(folder):
+    data = folder_data(folder)
+    assert {name: len(part) for name, part in data.datasets.items()} == {"train": 12, "val": 4, "test": 4}
+    clips = [{clip.recording for clip in part.clips} for part in data.datasets.values()]
+    assert not clips[0] & clips[1] | clips[0] & clips[2] | clips[1] & clips[2]
+    for name, part in data.datasets.items():
+        before = part[0]["waveform"]
+        part.set_epoch(1)
+        assert torch.equal(before, part[0]["waveform"]) == (name != "train")
+
+
+def test_training_tells_the_dataset_its_epoch(folder):
+    class Ear(Listener):
+        def training_step(self, batch, batch_idx):
+            first_samples = dict(zip(batch["caption"], batch["waveform"][:, 0].tolist(), strict=True))
+            self.seen.append(sorted(first_samples.items()))
+            return self.weight * 0
+
+    def crops(**options):
+        ear = Ear()
+        fit(ear, folder_data(folder, batch_size=12, **options))
+        return ear.seen
+
+    first = crops()
+    assert first[0] != first[1]
+    assert crops() == first
+    assert crops(num_workers=2) == first
+
+
+def test_a_bad_file_is_reported_once_for_all_parts(folder):
+    (folder / "3.wav").unlink()
+    with pytest.warns(UserWarning, match="Left out 1") as caught:
+        assert sum(len(part) for part in folder_data(folder).datasets.values()) == 19
+    assert len([warning for warning in caught if "Left out" in str(warning.message)]) == 1
+
+
+def test_knowledge_and_encoding_have_no_random_crops(folder):
+    data = folder_data(folder)
+    source = data.knowledge_dataset()
+    assert [item["clip_id"] for item in source] == [item["clip_id"] for item in data.datasets["train"]]
+    encoded = data.ordered_dataloader("train").dataset[0]
+    source.set_epoch(3)
+    assert torch.equal(source[0]["waveform"], encoded["waveform"])
+    assert not torch.equal(source[0]["waveform"], data.datasets["train"][0]["waveform"])
+    assert soundscapes().knowledge_dataset().scenes
+
+
+def test_given_parts(folder):
+    def part(*indices, **options):
+        rows = ["filename,caption", *(f"{index}.wav,a tone" for index in indices)]
+        (folder / "part.csv").write_text("\n".join(rows))
+        return AudioFolder(folder, folder / "part.csv", seconds=1, **options)
+
+    data = DatasetsDataModule(part(0, 1, 2, 3, crop="random"), part(4, 5), batch_size=2)
+    assert len(data.train_dataloader()) == 2
+    assert len(data.val_dataloader()) == 1
+    with pytest.raises(ValueError, match=r"There is no test dataset, only train, val"):
+        data.test_dataloader()
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="`batch_size` has to be an integer of at least 2, but got 1"):
+        soundscapes(batch_size=1)
+    with pytest.raises(ValueError, match="`seed` has to be an integer of at least 0, but got -1"):
+        soundscapes(seed=-1)
+    with pytest.raises(
+        ValueError, match=r"The 10 training pairs of a process do not fill a batch of 32.*Lower `batch_size`"
+    ):
+        fit(Listener(), soundscapes(batch_size=32))
+    with pytest.raises(ValueError, match=r"`fractions` has to be 2 or 3 numbers, but got \(1.0,\)"):
+        FolderData(".", "clips.csv", fractions=(1.0,))
+
+
+def test_soundscape_parts_are_of_one_world():
+    data = soundscapes(scenes_seed=5)
+    expected = Soundscapes(3, split="val", seed=5, seconds=0.5)
+    assert data.datasets["val"].scenes == expected.scenes
+    assert np.all([scene not in data.datasets["train"].scenes for scene in expected.scenes])

@@ -1,0 +1,140 @@
+"""A refresh leaves nothing behind but a new base: streams, modes, buffers, logs, stages."""
+
+import random
+import signal
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.helpers.clients import (
+    FrozenClient,
+    Pairs,
+    PlainTowers,
+    RestlessTowers,
+    Watcher,
+    held_out,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
+from tests.helpers.spied_refresh import Spied
+
+
+class Restless(Pairs):
+    def __getitem__(self, row):
+        return super().__getitem__(row) | {"noise": random.random() + np.random.random() + torch.rand(())}  # noqa: NPY002
+
+
+class DrawingEncoders(RestlessTowers):
+    """Draws from all streams wherever it is called."""
+
+    def encode_text(self, batch):
+        torch.rand(1), random.random(), np.random.random()  # noqa: NPY002
+        return super().encode_text(batch)
+
+
+def drawing_source():
+    torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
+    return Restless(48)
+
+
+@pytest.mark.parametrize("client", [DrawingEncoders, FrozenClient])
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        (None, {}),
+        (drawing_source, {}),
+        (None, {"num_workers": 1}),
+        (Restless(48), {"index": "IVF2,Flat"}),
+    ],
+    ids=["training data", "callable", "workers", "faiss"],
+)
+def test_world_is_as_it_was(client, source, settings):
+    pl.seed_everything(0, verbose=False)
+    spied = Spied(2, source, **settings)
+    data = DataLoader(Restless(48), 8, shuffle=True)
+    run = make_trainer(max_epochs=4, callbacks=[spied])
+    run.fit(wrap(client()), data, held_out())
+    assert spied.refreshed_at == [(0, 0), (2, 12)]
+
+
+def test_evaluation_mode_without_gradient_in_a_validation_stage():
+    seen = []
+
+    class Client(RestlessTowers):
+        def encode_audio(self, batch):
+            if not torch.is_grad_enabled():
+                seen.append((self.training, self.dropout.training, self.norm.training, self.trainer.training))
+            return super().encode_audio(batch)
+
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
+    assert set(seen) == {(False, False, False, False)}
+    assert len(seen) == 6
+
+
+def test_batch_norm_statistics_and_counters_do_not_see_the_source():
+    model = RestlessTowers()
+    make_trainer(max_epochs=2, callbacks=[make_refresh(1)]).fit(wrap(model), make_loader())
+    assert model.norm.num_batches_tracked == 12
+
+
+def test_logs_of_encoders_do_not_leak():
+    class Client(PlainTowers):
+        def encode_audio(self, batch):
+            embeddings = super().encode_audio(batch)
+            self.log("norm/audio", embeddings.norm(), on_step=False, on_epoch=True, reduce_fx="sum")
+            self.log_dict({"count": float(len(embeddings))}, on_step=False, on_epoch=True, reduce_fx="sum")
+            return embeddings
+
+    watcher = Watcher()
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(1), watcher])
+    run.fit(wrap(Client()), make_loader())
+    assert [row["count"] for row in watcher.metrics] == [48.0, 48.0]
+
+
+@pytest.fixture
+def _signals():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Interrupting(Pairs):
+    """Raises in the middle of a reading, once that is armed."""
+
+    error: BaseException | None = None
+
+    def __getitem__(self, row):
+        if row == 30 and self.error is not None:
+            raise self.error
+        random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+        return super().__getitem__(row)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError("in the dataset")], ids=repr)
+def test_interrupted_refresh_leaves_everything_as_it_was(error):
+    source = Interrupting(48)
+
+    class Arm(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            source.error = error
+
+    class Client(RestlessTowers):
+        def on_train_start(self):
+            self.norm.eval()
+
+    pl.seed_everything(0, verbose=False)
+    spied, watcher = Spied(1, source), Watcher()
+    module = wrap(Client())
+    run = make_trainer(callbacks=[spied, watcher, Arm()])
+    with pytest.raises(SystemExit if isinstance(error, KeyboardInterrupt) else ZeroDivisionError):
+        run.fit(module, DataLoader(Pairs(48), 8, shuffle=True))
+    assert spied.refreshed_at == [(0, 0)], "Spied has compared streams, modes, stage and logs"
+    assert module.loss.knowledge.fingerprint == watcher.knowledge[-1]
+    assert not module.model.norm.training
+    assert module.model.dropout.training

@@ -1,0 +1,393 @@
+"""Ways to take the embeddings out of models that were written without ASK: capture, criterion, encode."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ask_lightning import ASKModule, ReliabilityOTLoss
+from tests.helpers.clients import (
+    AUDIO,
+    NEUTRAL,
+    WIDTH,
+    CriterionClient,
+    FrozenClient,
+    InlineClient,
+    MemoryLogger,
+    PlainTowers,
+    Towers,
+    Watcher,
+    assert_same_weights,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    static_knowledge,
+    wrap,
+)
+
+
+def fit(model, *, ask: bool, seed: int = 3, epochs: int = 3, settings=None, **options):
+    """Train a client, plain or wrapped, and return what was seen."""
+    pl.seed_everything(seed, verbose=False)
+    model = model()
+    watcher, logger = Watcher(), MemoryLogger()
+    module = wrap(model, settings, **options) if ask else model
+    callbacks = [watcher, make_refresh(2)] if ask else [watcher]
+    run = make_trainer(max_epochs=epochs, callbacks=callbacks, logger=logger, log_every_n_steps=1)
+    run.fit(module, make_loader())
+    return model, watcher, logger, run
+
+
+def test_capture_keeps_the_models_own_schedule_and_log():
+    plain, before, logged_before, _ = fit(InlineClient, ask=False)
+    model, after, logged, _ = fit(InlineClient, ask=True)
+    assert after.rates == before.rates
+    assert model.seen_rates == plain.seen_rates
+    assert len(set(model.seen_rates)) == 10, "the warm-up runs inside the step"
+    assert [set(row) for _, row in logged.own_rows] == [set(row) for _, row in logged_before.own_rows]
+    assert [step for step, _ in logged.own_rows] == [step for step, _ in logged_before.own_rows]
+    first, first_before = logged.values("train/loss")[0], logged_before.values("train/loss")[0]
+    assert first == first_before, "the model logs its own loss, which is equal as long as the weights are"
+    assert after.losses != before.losses
+    assert not torch.equal(model.audio_encoder.weight, plain.audio_encoder.weight)
+
+
+def test_capture_returns_the_models_dictionary_with_another_loss():
+    model = InlineClient()
+    module = wrap(model)
+    module.loss.knowledge = static_knowledge(model)
+    returned = []
+
+    class Catch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            returned.append(outputs)
+
+    make_trainer(max_steps=1, max_epochs=1, callbacks=[Catch()]).fit(module, make_loader())
+    assert set(returned[0]) == {"loss", "scale"}
+
+
+def test_capture_trains_with_the_loss_of_the_captured_embeddings():
+    pl.seed_everything(0, verbose=False)
+    model = InlineClient()
+    module = wrap(model)
+    base = module.loss.knowledge = static_knowledge(model)
+    batch = next(iter(make_loader()))
+    expected = module.loss(model.encode_audio(batch), model.encode_text(batch), knowledge=base)
+    watcher = Watcher()
+    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, make_loader())
+    assert watcher.losses == [expected.item()]
+
+
+def test_learnable_temperature_of_the_model_is_trained():
+    pl.seed_everything(0, verbose=False)
+    model = InlineClient()
+    before = model.logit_scale.item()
+    module = wrap(model, {"temperature": lambda: 1 / model.logit_scale.exp()})
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    assert model.logit_scale.item() != before
+
+
+def test_criterion_keeps_the_auxiliary_loss():
+    plain, before, logged_before, _ = fit(CriterionClient, ask=False)
+    model, after, logged, _ = fit(CriterionClient, ask=True, criterion="loss_fn")
+    assert logged.values("train/auxiliary")[0] == logged_before.values("train/auxiliary")[0]
+    assert after.rates == before.rates
+    neutral, _, _, _ = fit(CriterionClient, ask=True, criterion="loss_fn", settings=NEUTRAL)
+    assert_same_weights(neutral, plain)
+    assert not torch.equal(model.audio_encoder.weight, plain.audio_encoder.weight)
+    assert type(model.loss_fn).__name__ == "ContrastiveLoss", "it is replaced only while the step runs"
+
+
+def test_criterion_value_is_ask_plus_auxiliary():
+    pl.seed_everything(0, verbose=False)
+    model = CriterionClient()
+    module = wrap(model, criterion="loss_fn")
+    base = module.loss.knowledge = static_knowledge(model)
+    batch = next(iter(make_loader()))
+    audio, text = model.encode_audio(batch), model.encode_text(batch)
+    auxiliary = 1e-2 * (audio.norm(dim=1) - 1).square().mean()
+    expected = module.loss(audio, text, knowledge=base) + auxiliary
+    watcher = Watcher()
+    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[watcher]).fit(module, make_loader())
+    assert watcher.losses == [expected.item()]
+
+
+def test_criterion_keeps_its_attributes_while_it_is_replaced():
+    """`self.log("temperature", self.loss_fn.temperature)` beside `self.loss_fn(...)`."""
+
+    class Temperature(nn.Module):
+        temperature = 0.5
+
+        def forward(self, audio, text):
+            raise AssertionError("replaced")
+
+    class Client(Towers):
+        def __init__(self):
+            super().__init__()
+            self.loss_fn = Temperature()
+
+        def training_step(self, batch, batch_idx):
+            self.log("temperature", self.loss_fn.temperature)
+            return self.loss_fn(self.encode_audio(batch), self.encode_text(batch))
+
+    _, _, logged, _ = fit(Client, ask=True, criterion="loss_fn", epochs=1)
+    assert logged.values("temperature") == [0.5] * 6
+
+
+def test_captured_submodule_keeps_its_attributes():
+    """An encoder named as audio method may be a submodule that the step also looks into."""
+
+    class Encoder(nn.Module):
+        def __init__(self, key, width):
+            super().__init__()
+            self.key, self.projection = key, nn.Linear(width, WIDTH)
+
+        def forward(self, batch):
+            return self.projection(batch[self.key])
+
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.listener = Encoder("audio", AUDIO)
+
+        def training_step(self, batch, batch_idx):
+            self.log("norm", self.listener.projection.weight.norm())
+            return self.contrast(self.listener(batch), self.encode_text(batch))
+
+    model, _, logged, _ = fit(Client, ask=True, audio="listener", epochs=1)
+    assert len(logged.values("norm")) == 6
+    assert isinstance(model.listener, Encoder)
+
+
+def test_encode_leaves_the_step_out():
+    class Client(PlainTowers):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("left out")
+
+    _, watcher, _, _ = fit(Client, ask=True, step="encode")
+    assert len(watcher.losses) == 18
+
+
+def test_encode_with_callables_instead_of_methods():
+    class Client(pl.LightningModule):
+        """Takes tensors, not batches, and has no training step."""
+
+        def __init__(self):
+            super().__init__()
+            self.audio_encoder, self.text_encoder = nn.Linear(12, WIDTH), nn.Linear(10, WIDTH)
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    pl.seed_everything(0, verbose=False)
+    model = Client()
+    module = wrap(
+        model,
+        audio=lambda model, batch: model.audio_encoder(batch["audio"]),
+        text=lambda model, batch: model.text_encoder(batch["text"]),
+    )
+    assert module.step == "encode"
+    watcher = Watcher()
+    make_trainer(callbacks=[make_refresh(), watcher]).fit(module, make_loader())
+    assert sum(watcher.losses[-6:]) < sum(watcher.losses[:6])
+
+
+def test_frozen_client_keeps_what_is_frozen():
+    """Batch norm in evaluation mode, dropout, an EMA copy, parameter groups, a schedule."""
+    plain, before, _, _ = fit(FrozenClient, ask=False, epochs=5)
+    model, after, _, _ = fit(FrozenClient, ask=True, epochs=5)
+    assert after.rates == before.rates
+    assert len({tuple(rates) for rates in after.rates}) == 3, "the schedule has steps of two epochs"
+    assert not model.norm.training
+    assert torch.equal(model.norm.running_mean, torch.zeros(AUDIO))
+    assert model.average.n_averaged == plain.average.n_averaged == 30
+    neutral, _, _, _ = fit(FrozenClient, ask=True, epochs=5, settings=NEUTRAL)
+    assert_same_weights(neutral, plain)
+
+
+@pytest.mark.parametrize("step", ["capture", "encode"])
+def test_training_lowers_the_loss(step):
+    _, watcher, logged, _ = fit(PlainTowers, ask=True, step=step, epochs=8)
+    assert sum(watcher.losses[-6:]) < 0.8 * sum(watcher.losses[:6])
+    assert logged.values("ask/loss") == watcher.losses
+
+
+def test_step_without_batch_idx():
+    class Client(Towers):
+        def training_step(self, batch):
+            return self.contrast(self.encode_audio(batch), self.encode_text(batch))
+
+    _, watcher, _, _ = fit(Client, ask=True, epochs=1)
+    assert len(watcher.losses) == 6
+
+
+def test_step_that_skips_batches():
+    class Client(PlainTowers):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    class Count(pl.Callback):
+        """Optimiser steps that changed a weight."""
+
+        def __init__(self):
+            self.changed = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = pl_module.audio_encoder.weight.clone()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.changed.append(not torch.equal(self.before, pl_module.audio_encoder.weight))
+
+    pl.seed_everything(0, verbose=False)
+    count = Count()
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(), count])
+    with pytest.warns(UserWarning, match="returned `None`"):
+        run.fit(wrap(Client()), make_loader())
+    assert count.changed == [True, False] * 3
+
+
+def test_ids_reach_the_loss():
+    class Client(PlainTowers):
+        pass
+
+    pl.seed_everything(0, verbose=False)
+    for ids in ("clip_id", lambda model, batch: batch["clip_id"]):
+        module = wrap(Client(), {"exclude_self": True, "positives": "ids"}, ids=ids)
+        run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+        run.fit(module, make_loader(captions_per_clip=2))
+        assert torch.equal(module.loss.knowledge.ids, torch.arange(48) // 2)
+
+
+def test_embeddings_need_not_be_normalised_or_of_float32():
+    class Client(PlainTowers):
+        def encode_audio(self, batch):
+            return 100 * super().encode_audio(batch)
+
+        def encode_text(self, batch):
+            return F.normalize(super().encode_text(batch), dim=1)
+
+    _, watcher, _, _ = fit(Client, ask=True, epochs=1)
+    assert all(loss == loss for loss in watcher.losses)
+
+
+def test_default_loss_is_the_papers():
+    module = ASKModule(PlainTowers())
+    assert module.loss.options == ReliabilityOTLoss().options
+    assert module.loss.options["num_neighbors"] == 10
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("method", ["encode_audio", "encode_text"])
+def test_captured_method_called_not_once(method, count):
+    class Client(Towers):
+        def training_step(self, batch, batch_idx):
+            other = self.encode_text(batch) if method == "encode_audio" else self.encode_audio(batch)
+            mine = [getattr(self, method)(batch) for _ in range(count)] or [torch.randn_like(other)]
+            return self.contrast(other, sum(mine))
+
+    with pytest.raises(
+        RuntimeError,
+        match=rf'step="capture" needs `Client.training_step` to call `self.{method}` once, but it was called '
+        rf'{count} times. Use ASKModule\(..., step="encode"\)',
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
+
+
+def test_the_remedy_in_that_message_works():
+    class Client(Towers):
+        def training_step(self, batch, batch_idx):
+            return self.contrast(self.encode_audio(batch), self.encode_text(batch) + self.encode_text(batch))
+
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(Client(), step="encode"), make_loader())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_criterion_called_not_once(count):
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            audio, text = self.encode_audio(batch), self.encode_text(batch)
+            return audio.mean() + sum(self.loss_fn(audio, text) for _ in range(count))
+
+    with pytest.raises(
+        RuntimeError, match=rf"needs `Client.training_step` to call .* once, but it was called {count} times"
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), criterion="loss_fn"), make_loader())
+
+
+def test_criterion_called_with_something_else():
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            return self.loss_fn(self.encode_audio(batch), text=self.encode_text(batch))
+
+    with pytest.raises(
+        TypeError, match=r"`self.loss_fn` was called with 1 positional and \['text'\] named arguments"
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), criterion="loss_fn"), make_loader())
+
+
+def test_after_an_error_inside_the_step_the_model_is_whole():
+    class Client(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    for options in ({"criterion": "loss_fn"}, {}):
+        model = Client()
+        names = set(vars(model))
+        module = wrap(model, **options)
+        with pytest.raises(ZeroDivisionError):
+            make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
+        assert set(vars(model)) == names
+        assert type(model.loss_fn).__name__ == "ContrastiveLoss"
+
+
+def test_method_replaced_on_the_instance_is_found_again():
+    """Someone else's patch on the instance survives the capture."""
+    model = PlainTowers()
+    patched = model.encode_audio = lambda batch: model.audio_encoder(batch["audio"])
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
+    assert model.encode_audio is patched
+
+
+@pytest.mark.parametrize("criterion", ["missing", "some_number"])
+def test_missing_criterion(criterion):
+    class Client(CriterionClient):
+        some_number = 3
+
+    with pytest.raises(ValueError, match=rf"Argument `criterion`.*Client has no callable '{criterion}'"):
+        ASKModule(Client(), criterion=criterion)
+
+
+def test_criterion_without_a_training_step():
+    with pytest.raises(ValueError, match=r"Argument `criterion`.*Towers has no training_step"):
+        ASKModule(Towers(), criterion="contrast")
+
+
+def test_options_that_exclude_each_other():
+    with pytest.raises(ValueError, match=r"`step` and `criterion` exclude each other.*Leave one out"):
+        ASKModule(CriterionClient(), criterion="loss_fn", step="capture")
+
+
+def test_unknown_step():
+    with pytest.raises(ValueError, match=r"Argument `step` has to be one of .*, but got 'catch'"):
+        ASKModule(PlainTowers(), step="catch")
+
+
+def test_capture_without_a_training_step():
+    with pytest.raises(ValueError, match=r'needs a training_step, but Towers has none. Use step="encode"'):
+        ASKModule(Towers(), step="capture")
+
+
+def test_capture_needs_method_names():
+    def encode(model, batch): ...
+
+    with pytest.raises(ValueError, match=r"have to be method names, but got encode and encode_text"):
+        ASKModule(PlainTowers(), audio=encode)
+
+
+def test_step_that_fetches_batches_itself():
+    class Client(Towers):
+        def training_step(self, dataloader_iter): ...
+
+    with pytest.raises(ValueError, match=r"Client.training_step takes `dataloader_iter`.*step=\"encode\""):
+        ASKModule(Client())
