@@ -6,6 +6,7 @@ that tests share are imported from `tests.helpers`.
 
 import logging
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
@@ -49,6 +50,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
     from ask_lightning.cli.demo_data import write_demo  # needs packages that the core does not
 
     return f"--demo={write_demo(tmp_path_factory.mktemp('demo'))}"
+
+
+@pytest.fixture(scope="session")
+def trained(demo: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with ASK, which tests read and leave as it is."""
+    from tests.helpers.command_line import ASK, ask_lightning
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    ask_lightning("fit", "--config", ASK, demo, "--run", run)
+    return run
 
 
 @pytest.fixture(autouse=True)

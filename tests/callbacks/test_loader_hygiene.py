@@ -57,7 +57,7 @@ def resident_bytes() -> int:
         return int(memory.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_are_the_users_and_end_with_the_refresh(method):
     before = set(multiprocessing.active_children())
     source = DataLoader(
@@ -145,6 +145,7 @@ def use_of_a_hundred_refreshes(index: str) -> list[tuple[int, list[int], int]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["auto", "Flat"])
 def test_a_hundred_refreshes_leave_nothing(index):
     """In a process of its own, whose memory is not that of all the tests before."""
@@ -156,6 +157,7 @@ def test_a_hundred_refreshes_leave_nothing(index):
     assert after[2] - before[2] < 128 << 20
 
 
+@pytest.mark.slow
 def test_twenty_refreshes_with_workers_leave_no_file():
     seen = []
 

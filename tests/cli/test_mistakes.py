@@ -13,7 +13,7 @@ import torch
 
 from ask_lightning.cli import main
 from ask_lightning.cli.demo_data import write_demo
-from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal
+from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, started
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,8 @@ def test_options_of_ask_for_a_baseline(demo, capsys):
     message = refusal(capsys, "fit", "--config", BASELINE, demo, "--ask.loss.num_neighbors", 3)
     assert message.startswith("--ask.loss.num_neighbors has no effect")
     assert message.endswith("Add `--config ask`.")
-    cli = ask_lightning("fit", "--config", BASELINE, "--config", "ask", demo, "--ask.loss.num_neighbors", 3)
+    given = ("--config", BASELINE, "--config", "ask", demo, "--trainer.max_epochs", 1)
+    cli = ask_lightning("fit", *given, "--ask.loss.num_neighbors", 3)
     assert cli.model.loss.num_neighbors == 3
 
 
@@ -174,12 +175,10 @@ def test_help_names_commands_and_configs(capsys):
 
 
 def test_as_a_process_of_its_own():
-    done = subprocess.run(
-        [sys.executable, "-m", "ask_lightning", "fit", "--config", "nope"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    with started(Path("printed"), "fit", "--config", "nope") as process:
+        process.join(60)
+    assert process.exitcode == 2
+    (line,) = Path("printed").read_text().splitlines()
     assert line.startswith("ask-lightning: error: There is no config 'nope'.")
 
 

@@ -44,16 +44,17 @@ def test_every_file_and_flag_of_the_page_exists(demo, capsys):
 
 def test_clap_is_a_part_too(demo):
     Path("mine.yaml").write_text("compose: [run, clotho, clap, ask]\n")
-    cli = ask_lightning("fit", "--config", "mine.yaml", demo, "--run", "run")
+    cli = ask_lightning("fit", "--config", "mine.yaml", demo, "--run", "run", "--trainer.max_epochs", 1)
     assert type(cli.model.model) is CLAPRetriever
     ask_lightning("test", "--config", "mine.yaml", demo, "--run", "run", "--ckpt_path", "best")
 
 
 def test_ask_null_is_the_baseline(demo):
     Path("mine.yaml").write_text(f"compose: [{ASK}]\nask: null\n")
-    cli = ask_lightning("fit", "--config", "mine.yaml", demo)
+    cli = ask_lightning("fit", "--config", "mine.yaml", demo, "--trainer.max_epochs", 1)
     assert not isinstance(cli.model, ASKModule)
-    cli = ask_lightning("fit", "--config", ASK, demo, "--ask.enabled", "false", "--run", "flag")
+    given = ("--config", ASK, demo, "--run", "flag", "--trainer.max_epochs", 1)
+    cli = ask_lightning("fit", *given, "--ask.enabled", "false")
     assert not isinstance(cli.model, ASKModule)
 
 

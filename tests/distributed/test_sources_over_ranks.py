@@ -156,7 +156,7 @@ WRONG = {
 GOOD = tuple(name for name in sources() if name not in {*FOLLOWING, *WRONG})
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_base_is_that_of_one_process(size):
     alone = read(1, GOOD)
     for result in on_ranks(size, read, size, GOOD, grouped=False):
@@ -260,6 +260,7 @@ def outlast() -> int:
     return len(module.loss.knowledge.fine)
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_waited_for():
     """Longer than collectives wait, while it opens the source and while it reads it."""
     assert on_ranks(2, outlast, grouped=False) == [20, 20]
@@ -280,7 +281,7 @@ def read_to_death() -> None:
 
 
 def test_a_killed_rank_is_noticed_in_a_refresh():
-    noticed = r"rank 0:\n.*in exchange\n.*(Connection|closed|reset).*rank 1:\nended without a word"
+    noticed = r"rank 0:\n.*in all_gather_object\n.*(Connection|closed|reset).*rank 1:\nended without a word"
     with pytest.raises(AssertionError, match=f"(?s){noticed}"):
         on_ranks(2, read_to_death, grouped=False)
 

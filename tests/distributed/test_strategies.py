@@ -39,7 +39,13 @@ def expected_fixture():
     return distributed_run.fit(1)["weights"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_notebook", "ddp_find_unused_parameters_true"])
+# All but the usual one are left to `pytest -m slow`.
+OTHERS = ("ddp_spawn", "ddp_notebook", "ddp_find_unused_parameters_true")
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_strategy(strategy, expected, tmp_path):
     process = start(strategy, tmp_path / "weights.pt", 2)
     _, errors = process.communicate(timeout=150)
@@ -47,6 +53,7 @@ def test_strategy(strategy, expected, tmp_path):
     assert_weights(tmp_path / "weights.pt", expected)
 
 
+@pytest.mark.slow
 def test_two_nodes(expected, tmp_path):
     """Two machines, as Lightning's own environment variables describe them."""
     port = str(free_port())

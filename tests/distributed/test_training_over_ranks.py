@@ -15,7 +15,7 @@ def alone_fixture():
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_is_that_of_one_process(alone, size, placement):
     results = on_ranks(size, fit, size, None, grouped=False, placement=placement)
     for result in results:

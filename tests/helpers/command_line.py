@@ -5,6 +5,7 @@ import csv
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -63,6 +64,8 @@ def started(output: Path, *arguments: object) -> Iterator[multiprocessing.Proces
 
 def _run_in_process(folder: str, output: Path, arguments: list[str]) -> None:
     os.chdir(folder)
+    # Ctrl-C is ignored where the tests themselves run in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with output.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -91,6 +94,22 @@ def logged(folder: Path) -> dict[str, list[float]]:
                     if value:
                         curves.setdefault(name, []).append(float(value))
     return curves
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The checkpoint of the last epoch of a run."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a run has written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def log_folder(run: str | Path, version: int = 0) -> Path:
+    """Where a run writes its tables, pictures and sounds."""
+    return Path(run) / "logs" / f"version_{version}"
 
 
 class Towers(L.LightningModule):

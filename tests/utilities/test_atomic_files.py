@@ -76,6 +76,7 @@ def half_written(path, begun):
         multiprocessing.Event().wait()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.bin"
     write(path, b"old")

@@ -65,8 +65,8 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         hits = find_clips(model, pairs, options.text, options.top)
     else:
         hits = find_captions(model, pairs, options.audio, options.top)
-    rows = [(rank, f"{hit.score:.3f}", hit.clip, hit.caption) for rank, hit in enumerate(hits, start=1)]
-    print_table(["rank", "score", "clip", "caption"], rows)
+    rows = [(rank, hit.score, hit.clip, hit.caption) for rank, hit in enumerate(hits, start=1)]
+    print_table(["rank", "score", "clip", "caption"], rows, float_format=".3f")
     return hits
 
 

@@ -74,41 +74,58 @@ def source_loader(
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
-    batches_itself = like is not None and like.batch_sampler is not None
-    if like is given and not batches_itself:
+    makes_batches = like is given and like is not None and like.batch_sampler is None
+    size = _items_per_batch(batch_size, like, dataset_makes_batches=makes_batches)
+    workers = num_workers if num_workers is not None else (like.num_workers if like is not None else 0)
+    settings = {} if like is None else _shared_settings(like, workers, is_source=like is given)
+    return DataLoader(
+        dataset,
+        batch_size=size,
+        # Not a Subset, because workers may look for their settings in the dataset itself.
+        sampler=_own_items(dataset, size, ranks or Ranks()),
+        drop_last=False,
+        num_workers=workers,
+        # Iterating a loader draws a seed for its workers, which must not come from the run's stream.
+        generator=torch.Generator(),
+        **settings,
+    )
+
+
+def _items_per_batch(
+    batch_size: int | None, like: DataLoader[Any] | None, *, dataset_makes_batches: bool
+) -> int | None:
+    """The batch size of the new loader; `None` if the items of the dataset are batches already."""
+    if dataset_makes_batches:
         if batch_size is not None:
             raise ValueError(
                 f"Argument `batch_size` has to be left out, but got {batch_size}: the source's loader has "
                 "`batch_size=None`, so its dataset makes the batches."
             )
-        size = None
-    else:
-        size = batch_size or _batch_size(like)
-        if size is None:
-            raise ValueError(
-                "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
-                "loader has none of its own."
-            )
-    workers = num_workers if num_workers is not None else (like.num_workers if like is not None else 0)
-    settings: dict[str, Any] = {}
-    if like is not None:
-        shared = ["pin_memory", "worker_init_fn"]
-        if batches_itself or like is given:
-            shared.append("collate_fn")
-        if workers > 0 and like.num_workers > 0:
-            shared += ["timeout", "multiprocessing_context", "prefetch_factor"]
-        settings = {name: getattr(like, name) for name in shared}
-    return DataLoader(
-        dataset,
-        batch_size=size,
-        # Not a Subset, because workers may look for what is theirs in the dataset itself.
-        sampler=_own_items(dataset, size, ranks or Ranks()),
-        drop_last=False,
-        num_workers=workers,
-        # Iterating a loader draws a seed for its workers; not from the run's stream.
-        generator=torch.Generator(),
-        **settings,
-    )
+        return None
+    size = batch_size or _batch_size(like)
+    if size is None:
+        raise ValueError(
+            "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
+            "loader has none of its own."
+        )
+    return size
+
+
+def _shared_settings(like: DataLoader[Any], num_workers: int, *, is_source: bool) -> dict[str, Any]:
+    """Settings of a loader that the new one takes over.
+
+    Args:
+        like: The loader of the source or of the training data.
+        num_workers: Number of worker processes of the new loader.
+        is_source: Whether `like` is the loader of the source.
+    """
+    names = ["pin_memory", "worker_init_fn"]
+    # Without a batch sampler, the training loader's collation is one of whole batches.
+    if is_source or like.batch_sampler is not None:
+        names.append("collate_fn")
+    if num_workers > 0 and like.num_workers > 0:
+        names += ["timeout", "multiprocessing_context", "prefetch_factor"]
+    return {name: getattr(like, name) for name in names}
 
 
 def _own_items(dataset: Dataset[Any], batch_size: int | None, ranks: Ranks) -> range | None:

@@ -148,9 +148,9 @@ class Trained(TinyRetriever):
         super().__init__(width=8, sample_rate=32000)
         self.seen = []
 
-    def forward_audio(self, batch):
+    def encode_audio(self, batch):
         self.seen.append(batch["clip_id"].tolist())
-        return super().forward_audio(batch)
+        return super().encode_audio(batch)
 
 
 @pytest.mark.parametrize("make", [audiocaps, clotho])
@@ -159,7 +159,7 @@ def test_training_with_ask(written, make, knowledge):
     data = make(written, knowledge=KnowledgeSource(written / "wavcaps" if knowledge == "wavcaps" else None))
     loss = ReliabilityOTLoss(num_neighbors=3)
     model = Trained()
-    wrapped = ASKModule(model, loss, audio="forward_audio", text="forward_text", ids="clip_id")
+    wrapped = ASKModule(model, loss, ids="clip_id")
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
