@@ -11,6 +11,7 @@ def nt_xent(
     similarity: Tensor,
     temperature: float | Tensor = 0.07,
     *,
+    targets: Tensor | None = None,
     ignore: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
@@ -22,6 +23,7 @@ def nt_xent(
     Args:
         similarity: `(B, B)`, similarity of query i (row) and candidate j (column).
         temperature: τ > 0, a number or a 0-d tensor (learnable if it requires a gradient).
+        targets: `(B, B)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
         ignore: `(B, B)` boolean; true entries are left out of the denominator, such as other captions of
             the same clip. The diagonal is never left out.
         reduction: `"mean"` over the batch, or `"none"` for one value for each row.
@@ -34,8 +36,13 @@ def nt_xent(
         tensor(1.3863)
     """
     logits = similarity / temperature
-    targets = torch.arange(len(similarity), device=similarity.device)
     if ignore is not None:
         ignore = ignore & ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         logits = logits.masked_fill(ignore, -torch.inf)
-    return F.cross_entropy(logits, targets, reduction=reduction)
+    if targets is None:
+        pairs = torch.arange(len(similarity), device=similarity.device)
+        return F.cross_entropy(logits, pairs, reduction=reduction)
+    # What is ignored is nobody's target, and 0 times minus infinity would be no number.
+    log_probabilities = logits.log_softmax(dim=1).masked_fill(targets == 0, 0)
+    losses = -(targets * log_probabilities).sum(dim=1)  # (B,)
+    return losses.mean() if reduction == "mean" else losses

@@ -1,0 +1,115 @@
+"""What the knowledge has stored of whole clips. Axes: `C` clips, `n` rows, `B` batch, `d` width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ask_lightning.functional.injection import unit_length
+from ask_lightning.utilities.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class ClipVectors:
+    """Stored embeddings of the clips of a batch.
+
+    Attributes:
+        audio: `(B, d)`, the unit mean of each clip's audio rows; zero for a clip that is not stored.
+        text: `(B, d)`, the same of its text rows, over all its captions.
+        known: `(B,)` boolean, whether the clip is stored.
+    """
+
+    audio: Tensor
+    text: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class StoredClips:
+    """Sums of rows by clip, of the rows that this rank holds.
+
+    Attributes:
+        ids: `(C,)` int64, ascending.
+        sums: `(C, 2 d)`, the sum of each clip's audio rows beside that of its text rows.
+        ranks: The processes over which the rows are spread; looking up is collective if there are several.
+
+    Examples:
+        >>> ids, rows = torch.tensor([7, 3, 7]), torch.eye(3)
+        >>> stored = StoredClips.of_rows(rows, rows, ids)
+        >>> stored.find(torch.tensor([7, 4])).audio
+        tensor([[0.7071, 0.0000, 0.7071],
+                [0.0000, 0.0000, 0.0000]])
+    """
+
+    ids: Tensor
+    sums: Tensor
+    ranks: Ranks
+
+    @classmethod
+    def of_rows(cls, audio: Tensor, text: Tensor, ids: Tensor, ranks: Ranks | None = None) -> StoredClips:
+        """Add up the rows of each clip.
+
+        Args:
+            audio: `(n, d)`, the audio rows that this rank holds.
+            text: `(n, d)`, the text rows; row j of both is pair j.
+            ids: `(n,)` int64, the clip of each row.
+            ranks: The processes that hold the rows together; default this one alone.
+
+        Returns:
+            The clips of these rows, on the device of `audio`.
+        """
+        unique, clip_of = ids.to(audio.device).unique(return_inverse=True)
+        dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(len(unique), 2 * audio.shape[1], dtype=dtype, device=audio.device)
+        sums.index_add_(0, clip_of, torch.cat([audio, text], dim=1).to(dtype))
+        return cls(unique, sums, ranks or Ranks())
+
+    def find(self, ids: Tensor) -> ClipVectors:
+        """Look clips up by id; collective if several ranks hold the rows.
+
+        Args:
+            ids: `(B,)` int64, the clips; their number may differ between ranks.
+
+        Returns:
+            The unit mean of each clip's rows.
+        """
+        if self.ranks.size == 1:
+            sums, known = self._local(ids)
+        else:
+            everyone = self.ranks.all_gather(ids)
+            sums, known = self._local(torch.cat(everyone))
+            sums, known = self.ranks.sum(sums), self.ranks.sum(known.long()) > 0
+            start = sum(len(part) for part in everyone[: self.ranks.rank])
+            sums, known = (side[start : start + len(ids)] for side in (sums, known))
+        audio, text = sums.chunk(2, dim=1)
+        return ClipVectors(unit_length(audio), unit_length(text), known)
+
+    def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of this rank's rows of each clip, `(B, 2 d)`, and whether it has any, `(B,)`."""
+        if len(self.ids) == 0:
+            return self.sums.new_zeros(len(ids), self.sums.shape[1]), torch.zeros_like(ids, dtype=torch.bool)
+        place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
+        known = self.ids[place] == ids
+        return self.sums[place] * known[:, None], known
+
+    def blend(self, older: StoredClips, momentum: float) -> StoredClips:
+        """Move each clip's embeddings only a part of the way from the older ones.
+
+        Args:
+            older: The same clips, or others, as they were stored before.
+            momentum: m in [0, 1), the share of the older embeddings: unit(m · old + (1 - m) · new).
+
+        Returns:
+            The clips of this object; those that were not stored before stay as they are.
+        """
+        before = older.find(self.ids)
+        stored = torch.cat([before.audio, before.text], dim=1)  # (C, 2 d)
+        now = torch.cat([unit_length(side) for side in self.sums.chunk(2, dim=1)], dim=1)
+        blended = torch.where(before.known[:, None], momentum * stored + (1 - momentum) * now, now)
+        return StoredClips(self.ids, blended, self.ranks)
+
+    def to(self, device: torch.device | str) -> StoredClips:
+        """The same clips on another device."""
+        return StoredClips(self.ids.to(device), self.sums.to(device), self.ranks)

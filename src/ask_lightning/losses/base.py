@@ -1,0 +1,236 @@
+"""The protocol between a loss, `ASKModule` and `KnowledgeRefreshCallback`.
+
+Axes: `B` batch, `d` width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.utilities.arguments import check_choice, check_positive
+from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
+
+Ids = Tensor | Sequence[int] | Sequence[str]
+Positives = Literal["diagonal", "ids"]
+Temperature = float | Tensor | Callable[[], Tensor]
+
+
+class RetrievalLoss(nn.Module, ABC):
+    """A loss of a batch of pairs, which may use a knowledge base.
+
+    A subclass computes `compute`; everything around it is here: checks of the batch, unit length, float32
+    whatever the precision around it, clip ids, the batches of other ranks, and the terms for the log.
+
+    Args:
+        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
+            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+        positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
+            same clip are left out of the denominator; needs ids.
+        gather: `True`: the loss is computed over the batches of all ranks, which may be of different sizes,
+            with gradients to every rank; under DDP the gradient is that of one process with the whole
+            batch. `False`: it is computed over the local batch.
+
+    Attributes:
+        knowledge: The `KnowledgeBase` in use, or `None`; `KnowledgeRefreshCallback` sets it.
+        last: Detached terms of the last call, by name.
+    """
+
+    needs_knowledge: ClassVar[bool] = True
+    """Whether training cannot start without a knowledge base."""
+
+    def __init__(self, temperature: Temperature, *, positives: Positives, gather: bool) -> None:
+        super().__init__()
+        _check_temperature(temperature)
+        check_choice("positives", positives, get_args(Positives))
+        if isinstance(temperature, int | float):
+            temperature = float(temperature)
+        # In a tuple, because a parameter set as an attribute would be registered here a second time.
+        self._temperature = (temperature,)
+        self.positives = positives
+        self.gather = gather
+        self.knowledge: KnowledgeBase | None = None
+        self.last: dict[str, Tensor] = {}
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """τ at present."""
+        (temperature,) = self._temperature
+        if isinstance(temperature, Tensor) or not callable(temperature):
+            return temperature
+        return temperature()
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether an option is on that compares clip ids."""
+        return self.positives == "ids"
+
+    @property
+    def needs_training_clips(self) -> bool:
+        """Whether the knowledge has to hold the training clips, beside those of another source."""
+        return False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
+        # A subclass of the user's may take its arguments as it likes.
+        own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__))
+        names = inspect.signature(own).parameters
+        values = {name: getattr(self, name) for name in names if name != "temperature"}
+        (temperature,) = self._temperature
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+        } | {"temperature": temperature if isinstance(temperature, int | float) else None}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """Make a loss from the `options` of another one.
+
+        Args:
+            options: The other loss's `options`.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: The other loss had an option that is an object, such as a learnable temperature.
+        """
+        for name in cls._objects_in(options):
+            raise ValueError(
+                f"The loss had a {name} that a file cannot hold. Pass `loss={cls.__name__}(...)` with it."
+            )
+        return cls(**options)
+
+    @staticmethod
+    def _objects_in(options: dict[str, Any]) -> list[str]:
+        """The names of options that stand for an object."""
+        return ["temperature"] if options["temperature"] is None else []
+
+    def forward(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        *,
+        ids: Ids | None = None,
+        knowledge: KnowledgeBase | None = None,
+    ) -> Tensor:
+        """The loss of a batch of pairs.
+
+        Args:
+            audio: `(B, d)`, B ≥ 2 over all ranks that are gathered; normalised here.
+            text: `(B, d)`; row i of both is pair i.
+            ids: B clip identifiers, where `needs_ids`.
+            knowledge: The base to use; default `self.knowledge`.
+
+        Returns:
+            0-d, float32 (float64 for float64 embeddings).
+
+        Raises:
+            ValueError: Shapes that are not two equal `(B, d)` with B ≥ 2, or ids missing or of another
+                number.
+            RuntimeError: No knowledge while training, for a loss that needs it.
+        """
+        self._check_batch(audio, text, ids)
+        knowledge = knowledge if knowledge is not None else self.knowledge
+        if knowledge is None and self.training and self.needs_knowledge:
+            raise RuntimeError(
+                f"{type(self).__name__} has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
+                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
+            )
+        with torch.autocast(audio.device.type, enabled=False):
+            dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+            audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
+            id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
+            if knowledge is not None and knowledge is self.knowledge and knowledge.device != audio.device:
+                self.knowledge = knowledge = knowledge.to(audio.device)
+            loss, terms = self.compute(audio, text, id_tensor, knowledge)
+        self.last = {name: term.detach() for name, term in terms.items()}
+        return loss
+
+    @abstractmethod
+    def compute(
+        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of unit embeddings and its terms for the log.
+
+        Args:
+            audio: `(B, d)` unit vectors, float32 or float64.
+            text: `(B, d)` unit vectors.
+            ids: `(B,)` int64, where they were given.
+            knowledge: The base, on the embeddings' device; `None` only in evaluation mode, or where it is
+                not needed.
+
+        Returns:
+            The loss, 0-d, and its terms by name.
+        """
+
+    @property
+    def _gathers_ranks(self) -> bool:
+        """Whether the loss is over the batches of several ranks."""
+        return self.gather and Ranks.current().size > 1
+
+    def _rows_of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Tensors `(B,)` or `(B, d)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
+        if not self._gathers_ranks:
+            return sides
+        columns = [side if side.ndim == 2 else side[:, None] for side in sides]
+        gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
+        parts = gathered.split([column.shape[1] for column in columns], dim=1)
+        return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
+
+    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
+        """Ids `(B,)`, of all ranks if `gather` asks for them."""
+        return None if ids is None else self._gathered(ids)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Rows `(b, ...)` of all ranks without gradient, if `gather` asks for them."""
+        return torch.cat(Ranks.current().all_gather(rows)) if self._gathers_ranks else rows
+
+    def _same_clip(self, ids: Tensor | None) -> Tensor | None:
+        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
+        return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
+
+    def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
+        """Refuse batches that cannot be contrasted, and missing ids."""
+        if audio.ndim != 2 or audio.shape != text.shape:
+            raise ValueError(
+                "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
+                f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
+                "tokens before the loss."
+            )
+        if len(audio) < (1 if self._gathers_ranks else 2):
+            raise ValueError(
+                f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
+                f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
+            )
+        if self.needs_ids and ids is None:
+            raise ValueError(
+                f"Argument `ids` has to be given, because {type(self).__name__} with these options compares "
+                "clips: pass `ids=` to the loss, or to ASKModule."
+            )
+        if ids is not None and len(ids) != len(audio):
+            raise ValueError(
+                f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
+            )
+
+
+def _check_temperature(temperature: object) -> None:
+    """Refuse what can be no temperature."""
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        temperature = temperature.item()
+    if isinstance(temperature, int | float):
+        check_positive("temperature", float(temperature))
+    elif isinstance(temperature, Tensor) or not callable(temperature):
+        raise TypeError(
+            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
+            f"arguments, but got {temperature!r}."
+        )
