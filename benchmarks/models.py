@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
 from ask_lightning.functional import nt_xent
 from ask_lightning.models import ResNet38BERT
+from ask_lightning.utilities.text_tables import markdown_table
 
 
 def seconds_of(rounds: int, device: torch.device, *tasks) -> list[float]:
@@ -84,12 +85,15 @@ def main() -> None:
     print(
         f"ResNet-38 + BERT, {where}, batch {options.batch} × {options.seconds:g} s, N = {options.pairs:,}\n"
     )
-    print("| NT-Xent step (s) | ASK step (s) | lookup and loss (s) | added by ASK | peak memory (GiB) |")
-    print("|---|---|---|---|---|")
-    print(
-        f"| {without:.2f} | {with_ask:.2f} | {alone:.3f} (NT-Xent {nt_xent_alone:.3f}) "
-        f"| {(alone - nt_xent_alone) / with_ask:.1%} | {peak_gigabytes(device):.1f} |"
-    )
+    columns = ["NT-Xent step (s)", "ASK step (s)", "lookup and loss (s)", "added by ASK", "peak memory (GiB)"]
+    row = [
+        f"{without:.2f}",
+        f"{with_ask:.2f}",
+        f"{alone:.3f} (NT-Xent {nt_xent_alone:.3f})",
+        f"{(alone - nt_xent_alone) / with_ask:.1%}",
+        f"{peak_gigabytes(device):.1f}",
+    ]
+    print(markdown_table(columns, [row]))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import DatasetsDataModule
 from ask_lightning.models import CEDSonar, Retriever
+from ask_lightning.utilities.text_tables import markdown_table
 
 
 class Clips(Dataset):
@@ -138,17 +139,23 @@ def main() -> None:
     options = parser.parse_args()
     clips = f"clips of {options.seconds:g} s, one thread a rank"
     print(f"CED-Tiny, N = {options.pairs:,}, M = {options.prototypes}, {clips}\n")
-    print("| ranks | bare encoders (s) | refresh (s) | refresh / bare | pairs/s | times first row |")
-    print("|---|---|---|---|---|---|")
+    columns = ["ranks", "bare encoders (s)", "refresh (s)", "refresh / bare", "pairs/s", "times first row"]
+    rows = []
     first = None
     for size in options.ranks:
         bare, whole = measure(size, options)
         first = first or whole
-        print(
-            f"| {size} | {bare:.2f} | {whole:.2f} | {whole / bare:.3f} | {options.pairs / whole:.0f} "
-            f"| {first / whole:.2f} |",
-            flush=True,
+        rows.append(
+            [
+                size,
+                f"{bare:.2f}",
+                f"{whole:.2f}",
+                f"{whole / bare:.3f}",
+                f"{options.pairs / whole:.0f}",
+                f"{first / whole:.2f}",
+            ]
         )
+    print(markdown_table(columns, rows))
 
 
 if __name__ == "__main__":

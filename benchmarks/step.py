@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
 from ask_lightning.functional import nt_xent, sinkhorn_plan
+from ask_lightning.utilities.text_tables import markdown_table
 
 
 def fastest(repetitions: int, **tasks: Callable[[], object]) -> dict[str, float]:
@@ -40,8 +41,8 @@ def step_table(pairs: int, width: int, repetitions: int) -> None:
     """An ASK step against an NT-Xent step: loss, lookup and backward, encoders left out."""
     base = KnowledgeBase.from_embeddings(unit(pairs, width), unit(pairs, width), num_prototypes=512)
     print(f"\nStep without encoders, N = {pairs:,}, d = {width}, milliseconds\n")
-    print("| B | threads | NT-Xent | ASK | ratio | lookup | transport | rest of loss | backward |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["B", "threads", "NT-Xent", "ASK", "ratio", "lookup", "transport", "rest of loss", "backward"]
+    rows = []
     for batch in (32, 256):
         audio, text = unit(batch, width).requires_grad_(), unit(batch, width).requires_grad_()
         loss = ReliabilityOTLoss()
@@ -63,12 +64,17 @@ def step_table(pairs: int, width: int, repetitions: int) -> None:
         rest = took["forward"] - took["lookup"] - took["transport"]
         backward = took["step"] - took["forward"]
         shares = (took["lookup"], took["transport"], rest, backward)
-        print(
-            f"| {batch} | {torch.get_num_threads()} | {took['plain']:.2f} | {took['step']:.1f} "
-            f"| {took['step'] / took['plain']:.0f} | "
-            + " | ".join(f"{part:.1f} ({part / took['step']:.0%})" for part in shares)
-            + " |"
+        rows.append(
+            [
+                batch,
+                torch.get_num_threads(),
+                f"{took['plain']:.2f}",
+                f"{took['step']:.1f}",
+                f"{took['step'] / took['plain']:.0f}",
+                *(f"{part:.1f} ({part / took['step']:.0%})" for part in shares),
+            ]
         )
+    print(markdown_table(columns, rows))
 
 
 def lookup_table(pairs: int, width: int, repetitions: int) -> None:
@@ -77,8 +83,8 @@ def lookup_table(pairs: int, width: int, repetitions: int) -> None:
     exact = KnowledgeBase.from_embeddings(audio, text, num_prototypes=1)
     flat = KnowledgeBase.from_embeddings(audio, text, num_prototypes=1, index="Flat")
     print(f"\nLookup of the fine base, N = {pairs:,}, d = {width}, K = 10, milliseconds\n")
-    print("| B | threads | u Uᵀ and v Vᵀ | exact (auto) | ratio | Faiss Flat | ratio |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ["B", "threads", "u Uᵀ and v Vᵀ", "exact (auto)", "ratio", "Faiss Flat", "ratio"]
+    rows = []
     for batch in (32, 256):
         u, v = unit(batch, width), unit(batch, width)
         took = fastest(
@@ -87,11 +93,18 @@ def lookup_table(pairs: int, width: int, repetitions: int) -> None:
             exact=lambda u=u, v=v: exact.lookup(u, v, 10, granularities=("fine",)),
             flat=lambda u=u, v=v: flat.lookup(u, v, 10, granularities=("fine",)),
         )
-        print(
-            f"| {batch} | {torch.get_num_threads()} | {took['products']:.0f} | {took['exact']:.0f} "
-            f"| {took['exact'] / took['products']:.2f} | {took['flat']:.0f} "
-            f"| {took['flat'] / took['products']:.2f} |"
+        rows.append(
+            [
+                batch,
+                torch.get_num_threads(),
+                f"{took['products']:.0f}",
+                f"{took['exact']:.0f}",
+                f"{took['exact'] / took['products']:.2f}",
+                f"{took['flat']:.0f}",
+                f"{took['flat'] / took['products']:.2f}",
+            ]
         )
+    print(markdown_table(columns, rows))
 
 
 def transport_table(repetitions: int) -> None:
@@ -99,8 +112,16 @@ def transport_table(repetitions: int) -> None:
     import ot
 
     print("\nTransport plan, 50 iterations, ε = 0.1, float32, milliseconds\n")
-    print("| B | threads | POT (torch) | POT (numpy) | sinkhorn_plan | ratio to torch | ratio to numpy |")
-    print("|---|---|---|---|---|---|---|")
+    columns = [
+        "B",
+        "threads",
+        "POT (torch)",
+        "POT (numpy)",
+        "sinkhorn_plan",
+        "ratio to torch",
+        "ratio to numpy",
+    ]
+    rows = []
     for batch in (32, 256, 1024):
         scores = unit(batch, 64) @ unit(batch, 64).T
         mass = torch.full((batch,), 1 / batch)
@@ -111,11 +132,10 @@ def transport_table(repetitions: int) -> None:
             numpy=functools.partial(solve, mass.numpy(), mass.numpy(), -scores.numpy()),
             ours=functools.partial(sinkhorn_plan, scores, 0.1, 50),
         )
-        print(
-            f"| {batch} | {torch.get_num_threads()} | {took['torch']:.2f} | {took['numpy']:.2f} "
-            f"| {took['ours']:.2f} | {took['ours'] / took['torch']:.2f} "
-            f"| {took['ours'] / took['numpy']:.2f} |"
-        )
+        times = (took["torch"], took["numpy"], took["ours"])
+        ratios = (took["ours"] / took["torch"], took["ours"] / took["numpy"])
+        rows.append([batch, torch.get_num_threads(), *times, *ratios])
+    print(markdown_table(columns, rows, float_format=".2f"))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from ask_lightning import KnowledgeBase
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.text_tables import markdown_table
 
 
 def embeddings(pairs: int, width: int, seed: int) -> Tensor:
@@ -43,8 +44,14 @@ def storage_table(options: argparse.Namespace) -> None:
     audio, text = (embeddings(options.pairs, options.width, seed) for seed in (0, 1))
     queries = [normalize(side[:256] + 0.3 * torch.randn(256, options.width), dim=1) for side in (audio, text)]
     print(f"\nStorage, N = {options.pairs:,}, d = {options.width}, exact search, K = 10, B = 32\n")
-    print("| storage | memory (MB) | neighbours of float32 found | first neighbour the same | lookup (ms) |")
-    print("|---|---|---|---|---|")
+    columns = [
+        "storage",
+        "memory (MB)",
+        "neighbours of float32 found",
+        "first neighbour the same",
+        "lookup (ms)",
+    ]
+    rows = []
     expected = None
     for storage in ("float32", "float16", "bfloat16"):
         base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=1, index="exact", storage=storage)
@@ -54,7 +61,9 @@ def storage_table(options: argparse.Namespace) -> None:
         first = (found[:, 0] == expected[:, 0]).float().mean()
         few = [side[:32] for side in queries]
         milliseconds = fastest(5, lambda base=base, few=few: base.lookup(*few, 10, granularities=("fine",)))
-        print(f"| {storage} | {base.num_bytes / 1e6:.1f} | {hits:.4f} | {first:.4f} | {milliseconds:.0f} |")
+        memory = f"{base.num_bytes / 1e6:.1f}"
+        rows.append([storage, memory, f"{hits:.4f}", f"{first:.4f}", f"{milliseconds:.0f}"])
+    print(markdown_table(columns, rows))
 
 
 def work(rank: int, size: int, port: int, placement: str, options: argparse.Namespace, results) -> None:
@@ -76,8 +85,7 @@ def placement_table(options: argparse.Namespace) -> None:
     print(
         f"\nPlacement, N = {options.pairs:,}, d = {options.width}, M = 64, B = 32 a rank, one thread a rank\n"
     )
-    print("| ranks | placement | memory of each rank (MB) | lookup (ms) |")
-    print("|---|---|---|---|")
+    rows = []
     for size in options.ranks:
         for placement in ("replicated", "sharded"):
             with socket.socket() as probe:
@@ -86,7 +94,8 @@ def placement_table(options: argparse.Namespace) -> None:
             results = mp.get_context("spawn").SimpleQueue()
             mp.spawn(work, (size, port, placement, options, results), nprocs=size)
             memory, milliseconds = results.get()
-            print(f"| {size} | {placement} | {memory:.1f} | {milliseconds:.0f} |", flush=True)
+            rows.append([size, placement, f"{memory:.1f}", f"{milliseconds:.0f}"])
+    print(markdown_table(["ranks", "placement", "memory of each rank (MB)", "lookup (ms)"], rows))
 
 
 def main() -> None:

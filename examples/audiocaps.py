@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--baseline", action="store_true", help="plain NT-Xent, without ASK")
     add("--demo", action="store_true", help="synthetic data and a small model")
     add("--workers", type=int, default=4, help="processes that load audio")
-    add("--seed", type=int, default=0, help="of weights and dropout")
+    add("--seed", type=int, default=0, help="seed of weights and dropout")
     add("--output", default="runs/audiocaps", help="where logs and checkpoints go")
     return parser.parse_args()
 

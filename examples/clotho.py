@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--datasets", type=Path, default=Path("data"), help="folder of the datasets, see docs/data.md")
     add("--demo", action="store_true", help="synthetic data and a small model")
-    add("--seed", type=int, default=0, help="of weights and dropout")
+    add("--seed", type=int, default=0, help="seed of weights and dropout")
     add("--output", default="runs/clotho", help="where logs and checkpoints go")
     return parser.parse_args()
 

@@ -24,6 +24,7 @@ from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.dtypes import computation_dtype
 
 
 class DriftMonitor(Callback):
@@ -181,7 +182,7 @@ def influence_of_knowledge(
     knowledge = knowledge if knowledge is not None else loss.knowledge
     assert knowledge is not None
     with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
-        dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+        dtype = computation_dtype(audio)
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
         retrieved = loss.retrieve(audio, text, knowledge, ids=id_tensor)

@@ -137,6 +137,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return {"waveform": F.pad(sound, (0, missing)), "num_samples": len(sound), **text}
 
     def _set_clips(self, clips: Sequence[Clip]) -> None:
+        """Take clips into use, and list an item for each of their captions."""
         self.clips = list(clips)
         if not self.clips:
             raise AudioFileError(f"No clip is left that can be used. {_describe_skipped(self.skipped)}")
@@ -185,6 +186,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return sound
 
     def _load_crop(self, clip: Clip, index: int) -> Tensor:
+        """The crop for an item, from the whole clip or from a cache where that saves decoding."""
         audio = self.audio
         short = self._is_short(clip)
         if audio.features is not None and short:

@@ -214,6 +214,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         return self.datasets[name]
 
     def _loader(self, dataset: Dataset[Item], **options: Any) -> DataLoader[Item]:
+        """A loader with the settings that all loaders have in common."""
         return DataLoader(
             dataset,
             batch_size=self._batch_size,

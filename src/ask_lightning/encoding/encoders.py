@@ -63,7 +63,7 @@ def find_encoders(
     for pair in ENCODER_PAIRS:
         if all(_has_method(model, name) for name in pair):
             return pair
-    raise ValueError(_nothing_found(model, caller))
+    raise ValueError(_no_encoders_message(model, caller))
 
 
 def call_encoder(model: object, encoder: Encoder, batch: Any) -> Any:
@@ -107,7 +107,8 @@ def _find_partner(model: object, given: Encoder, side: int, caller: str) -> str:
     )
 
 
-def _nothing_found(model: object, caller: str) -> str:
+def _no_encoders_message(model: object, caller: str) -> str:
+    """The error message for a model in which no pair of methods was found."""
     pairs = ", ".join(f"`{audio}`/`{text}`" for audio, text in ENCODER_PAIRS)
     found = [f"`{name}`" for pair in ENCODER_PAIRS for name in pair if _has_method(model, name)]
     unpaired = f" It has {' and '.join(found)}, which are not of one pair." if found else ""

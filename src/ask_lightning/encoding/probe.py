@@ -93,6 +93,8 @@ def _knows_its_encoders(module: pl.LightningModule, audio: str | None, text: str
 
 
 def _embed_by(module: pl.LightningModule, audio: Encoder, text: Encoder) -> Embed:
+    """A function that embeds a batch with two encoders, without clip ids."""
+
     def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
         sides = [
             as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder))

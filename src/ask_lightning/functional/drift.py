@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.dtypes import computation_dtype
 
 
 def representation_drift(
@@ -46,7 +47,7 @@ def representation_drift(
     check_count("block_size", block_size)
     with torch.autocast(queries.device.type, enabled=False):
         # A drift of 1e-4 is a difference of logarithms, of which half precision leaves only noise.
-        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+        dtype = computation_dtype(queries)
         queries, current, stored = (rows.to(dtype) for rows in (queries, current, stored))
         total = queries.new_zeros(())
         for block in queries.split(block_size):

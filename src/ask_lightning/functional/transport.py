@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive
+from ask_lightning.utilities.dtypes import computation_dtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,8 +54,7 @@ def sinkhorn_plan(
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)
     with torch.autocast(similarity.device.type, enabled=False):
-        dtype = torch.float64 if similarity.dtype == torch.float64 else torch.float32
-        similarity = similarity.to(dtype)  # (B, C)
+        similarity = similarity.to(computation_dtype(similarity))  # (B, C)
         differentiated = torch.is_grad_enabled() and similarity.requires_grad
         # The exponential domain's gradient squares scalings that may themselves be near float32's limit.
         if differentiated or not bounded or epsilon < _SMALLEST_EXPONENTIAL_EPSILON:

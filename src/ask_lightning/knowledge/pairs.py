@@ -17,6 +17,7 @@ from ask_lightning.functional.drift import representation_drift
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.search import Search, build_search
+from ask_lightning.utilities.dtypes import computation_dtype
 
 T = TypeVar("T")
 
@@ -192,7 +193,7 @@ class StoredPairs:
     def longest(self) -> float:
         """Length of the longest row, 0 if there is none."""
         sides = (self.audio, self.text)
-        lengths = [torch.linalg.vector_norm(side, dim=1, dtype=score_dtype(side)) for side in sides]
+        lengths = [torch.linalg.vector_norm(side, dim=1, dtype=computation_dtype(side)) for side in sides]
         return float(torch.cat(lengths).max()) if len(self) else 0.0
 
     @cached_property
@@ -203,7 +204,7 @@ class StoredPairs:
     @property
     def mean(self) -> tuple[Tensor, Tensor]:
         """The mean audio row and the mean text row, `(d,)` each."""
-        audio, text = (side.mean(dim=0, dtype=score_dtype(side)) for side in (self.audio, self.text))
+        audio, text = (side.mean(dim=0, dtype=computation_dtype(side)) for side in (self.audio, self.text))
         return audio, text
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +214,9 @@ class StoredPairs:
     def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
         """RDM (Eq. 4) of each modality against older embeddings of the same pairs, see `PairStore`."""
         sides = zip(self.pairs(rows), (self.audio, self.text), (stored.audio, stored.text), strict=True)
-        audio, text = (representation_drift(*(part.to(score_dtype(part)) for part in side)) for side in sides)
+        audio, text = (
+            representation_drift(*(part.to(computation_dtype(part)) for part in side)) for side in sides
+        )
         return audio, text
 
     def astype(self, dtype: torch.dtype) -> StoredPairs:
@@ -245,8 +248,3 @@ def copy_cached(copy: T, original: T, *names: str) -> T:
     """
     vars(copy).update({name: vars(original)[name] for name in names if name in vars(original)})
     return copy
-
-
-def score_dtype(vectors: Tensor) -> torch.dtype:
-    """The dtype of what is computed from vectors that may be stored in half precision."""
-    return torch.float64 if vectors.dtype == torch.float64 else torch.float32

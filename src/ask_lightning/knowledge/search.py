@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ask_lightning.utilities.dtypes import computation_dtype
 from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
 
 # Number of scores held at a time. A block of 4 MB stays in a CPU's cache between product and selection.
@@ -92,7 +93,7 @@ class ExactSearch:
             # A product with one vector rounds by where a row stands: equal rows would not tie.
             scores, rows = self._search(queries.expand(2, -1), k)
             return scores[:1], rows[:1]
-        dtype = torch.float64 if self.vectors.dtype == torch.float64 else torch.float32
+        dtype = computation_dtype(self.vectors)
         queries = queries.to(dtype)
         scores = queries.new_empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ask_lightning.functional.drift import log_normalizers, softmax_divergence
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached, score_dtype
+from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
 from ask_lightning.knowledge.search import Search, build_search, sort_candidates
+from ask_lightning.utilities.dtypes import computation_dtype
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ShardedPairs:
     def mean(self) -> tuple[Tensor, Tensor]:
         """The mean audio row and the mean text row, `(d,)` each."""
         sides = (self.local.audio, self.local.text)
-        sums = (side.sum(dim=0, dtype=score_dtype(side)) for side in sides)
+        sums = (side.sum(dim=0, dtype=computation_dtype(side)) for side in sides)
         audio, text = (self.shard.ranks.sum(total) / len(self) for total in sums)
         return audio, text
 
@@ -105,7 +106,7 @@ class ShardedPairs:
         sides = zip(self.pairs(rows), (current.audio, current.text), (older.audio, older.text), strict=True)
         drifts = []
         for side in sides:
-            queries, own, before = (part.to(score_dtype(part)) for part in side)
+            queries, own, before = (part.to(computation_dtype(part)) for part in side)
             scores, older_scores = queries @ own.T, queries @ before.T  # (Q, n)
             normalizers = torch.stack(
                 self.shard.ranks.all_gather(log_normalizers(scores, older_scores))
@@ -155,7 +156,7 @@ class ShardedSearch:
     def _find_local(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """This rank's K best rows by global number; a rank with fewer adds rows of score -inf."""
         local, shard = self._rows.local, self._rows.shard
-        scores = queries.new_full((len(queries), k), -torch.inf, dtype=score_dtype(local))
+        scores = queries.new_full((len(queries), k), -torch.inf, dtype=computation_dtype(local))
         rows = torch.full((len(queries), k), shard.num_rows, device=queries.device)
         if self._search_local is not None:
             count = min(k, len(local))

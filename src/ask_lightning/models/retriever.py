@@ -115,6 +115,7 @@ class Retriever(L.LightningModule, ABC):
         self._log_metrics(self.test_metrics, "test")
 
     def _log_metrics(self, metrics: AudioTextRetrieval, stage: str) -> None:
+        """Compute, log and reset the metrics of an epoch."""
         scores = metrics.compute()
         metrics.reset()
         recalls = torch.stack([score for name, score in scores.items() if "recall_at" in name])

@@ -281,6 +281,7 @@ def _join_names(names: Sequence[str]) -> str:
 
 
 def _numpy_globals() -> list[Any]:
+    """The NumPy functions and classes that checkpoint files may refer to."""
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in ("i2", "i4", "i8", "u1", "f4", "f8", "?")}

@@ -45,6 +45,7 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
 
 
 def _integer_id(item: int | str, name: str) -> int:
+    """One id as a 64-bit integer: integers as they are, strings hashed."""
     if isinstance(item, str):
         return int.from_bytes(blake2b(item.encode(), digest_size=8).digest(), "big", signed=True)
     try:

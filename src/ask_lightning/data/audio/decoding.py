@@ -245,6 +245,7 @@ def _read_truncated(recording: Recording, first: int, needed: int) -> Samples:
 
 
 def _check_end(recording: Recording, end: int) -> None:
+    """Refuse a recording that ends at `end`, long before its header says."""
     if end < _SMALLEST_SHARE * recording.frames:
         raise AudioFileError(
             f"{recording.name}: the file is damaged: {end} of {recording.frames} samples can be read. "

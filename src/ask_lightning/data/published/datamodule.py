@@ -234,6 +234,7 @@ class PublishedDataModule(RetrievalDataModule):
         return report_table(list(self.reports.values()))
 
     def _make_dataset(self, split: Split) -> ClipDataset:
+        """Read a split, find its audio, and report what was found."""
         listed, store = self._splits.read(split)
         clips = self._train_clips("train") if split == "train" else listed
         audio = self._audio[split]
@@ -260,6 +261,7 @@ class PublishedDataModule(RetrievalDataModule):
         return dataset
 
     def _find_files(self, clips: Sequence[Clip], split: Split) -> Matches:
+        """Find the files of clips; refuse a split without any, and with `strict` one without some."""
         matches = self.match_files(clips, self._index, split)
         if not matches.files or (self._audio[split].strict and matches.missing):
             raise AudioFileError(

@@ -137,6 +137,7 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
 
 
 def _read_captions_csv(path: Path) -> list[tuple[str, frozenset[str], list[str]]]:
+    """Read captions by id from a CSV; see `read_captions_by_id`."""
     header = read_header(path)
     column = next((name for name in ID_COLUMNS if name in header), None)
     captions = caption_columns(header)

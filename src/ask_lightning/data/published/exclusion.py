@@ -115,6 +115,7 @@ def exclude_clips(clips: Sequence[Clip], excluded: str | Path | Iterable[str], w
 
 
 def _parse_json_ids(path: Path, content: Any) -> list[frozenset[str]]:
+    """The keys of each id in the content of a JSON file; see `read_ids`."""
     if isinstance(content, list):
         return [possible_keys(str(name)) for name in content]
     if isinstance(content, Mapping) and all(isinstance(names, list) for names in content.values()):

@@ -73,6 +73,7 @@ class KnowledgeSource:
 
 
 def _without_evaluation_clips(source: ClipDataset, evaluation: Sequence[Clip]) -> ClipDataset:
+    """The clips of a source without those of evaluation sets, by id and title; warns of equal captions."""
     leakage = find_leakage(source, evaluation)
     leaked = {*leakage.by_id, *leakage.by_title}
     if leakage.by_caption:

@@ -134,6 +134,7 @@ def find_metadata_table(table: Path, words: Sequence[str]) -> Path | None:
 
 
 def _annotation_files(root: Path) -> list[Path]:
+    """All files below a folder that may hold annotations, to a depth of three folders."""
     suffixes = {suffix for group in _SUFFIXES.values() for suffix in group}
     found: list[Path] = []
     for place, folders, names in os.walk(root, followlinks=True):

@@ -67,6 +67,7 @@ class ParquetStore:
         return self._paths[self._groups[group][0]], f"row {clip.row}"
 
     def _find(self, clip: Clip) -> tuple[Path, Any, int]:
+        """The file of a clip, the column of audio in its row group, and its row in that column."""
         number = bisect_right(self._ends, clip.row)
         file, group = self._groups[number]
         if self._loaded is None or self._loaded[:2] != (os.getpid(), number):
@@ -199,6 +200,7 @@ def _wanted_columns(columns: Sequence[str]) -> list[str]:
 
 
 def _check_audio_and_captions(where: str, columns: Sequence[str]) -> None:
+    """Refuse a table without a column of audio or of captions."""
     if _AUDIO not in columns or not caption_columns(columns):
         raise ValueError(
             f"{where}: it needs a column 'audio' and one called caption, captions, caption_1 or text, "
@@ -215,6 +217,7 @@ def _named_by_audio_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:
+    """Make clips of rows with a name and captions."""
     collector = ClipCollector(where)
     seen: set[str] = set()
     for number, row in enumerate(rows):

@@ -116,6 +116,7 @@ class SplitReader:
         return self._annotations[split]
 
     def _read(self, split: Split) -> tuple[list[Clip], AudioStore | None]:
+        """Read a split from the hub, or in the layout in which it is on disk."""
         if self._hub is not None:
             name = self._hub_split(split)
             return read_hub(f"{self._hub}, {name}", self._hub_splits[name], self._namespace)

@@ -60,7 +60,7 @@ def write_audiocaps(
     sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
     number = 90_000
     for split, size in sizes.items():
-        clips = _render(
+        clips = _make_soundscapes(
             size, split, seconds, sample_rate, 3 * seed + _AUDIOCAPS, 1 if split == "train" else 5
         )
         rows: list[Sequence[object]] = [("audiocap_id", "youtube_id", "start_time", "caption")]
@@ -112,7 +112,7 @@ def write_clotho(
     sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
     for split, size in sizes.items():
         name = _CLOTHO_SPLITS[split]
-        clips = _render(size, split, seconds, sample_rate, 3 * seed + _CLOTHO, _CAPTIONS)
+        clips = _make_soundscapes(size, split, seconds, sample_rate, 3 * seed + _CLOTHO, _CAPTIONS)
         captions: list[Sequence[object]] = [("file_name", *(f"caption_{i + 1}" for i in range(_CAPTIONS)))]
         metadata: list[Sequence[object]] = [("file_name", "keywords", "sound_id", "sound_link")]
         for index, texts in enumerate(clips.captions):
@@ -167,7 +167,7 @@ def write_wavcaps(
             f"Argument `num_clips` has to be at least 4 and 4 × `overlap`, but got {num_clips} and {overlap}."
         )
     root = Path(folder)
-    clips = _render(num_clips, "train", seconds, sample_rate, 3 * seed + _WAVCAPS, 1)
+    clips = _make_soundscapes(num_clips, "train", seconds, sample_rate, 3 * seed + _WAVCAPS, 1)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in ("as", "fsd", "bbc", "sb")}
     folders = {known.table.removesuffix("_final.json"): known.name for known in COLLECTIONS}
     for index, (caption,) in enumerate(clips.captions):
@@ -195,9 +195,10 @@ def write_wavcaps(
     return root
 
 
-def _render(
+def _make_soundscapes(
     size: int, split: Split, seconds: float, sample_rate: int, seed: int, captions: int
 ) -> Soundscapes:
+    """Render the soundscapes of a split."""
     return Soundscapes(
         size, split=split, seed=seed, seconds=seconds, captions_per_clip=captions, sample_rate=sample_rate
     )

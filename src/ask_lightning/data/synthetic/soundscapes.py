@@ -304,6 +304,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
 def _draw_event(
     name: str, start: float, duration: float, random: np.random.Generator, *, loudness: float
 ) -> Event:
+    """Draw pitch, speed and loudness of an event around those of its type."""
     return Event(
         name=name,
         start=start,
