@@ -227,7 +227,7 @@ class ASKModule(pl.LightningModule):
         if stage == "fit":
             check_trainer(self.trainer, self.model)
             refreshed = any(isinstance(item, KnowledgeRefreshCallback) for item in self.trainer.callbacks)  # type: ignore[attr-defined]
-            if not refreshed and self.loss.knowledge is None:
+            if self.loss.needs_knowledge and not refreshed and self.loss.knowledge is None:
                 raise RuntimeError(
                     "ASKModule has no knowledge to learn from. Add the callback that builds and renews it: "
                     "Trainer(..., callbacks=[KnowledgeRefreshCallback(T=15)]), or set "

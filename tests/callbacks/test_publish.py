@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 from lightning_utilities.core.imports import RequirementCache
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ask_lightning.callbacks import DriftMap
 from tests.helpers.command_line import ASK, BASELINE, ask_lightning, csv_rows, log_folder, refusal
+
+wandb = pytest.importorskip("wandb")
+event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 
 def last_weights(run: str | Path) -> dict[str, torch.Tensor]:
@@ -74,7 +75,9 @@ def test_wandb_offline(demo):
 def test_tensorboard(demo):
     ask_lightning("fit", "--config", ASK, "--config", "tensorboard", demo, "--run", "run")
     (folder,) = Path("run/tensorboard").iterdir()
-    events = EventAccumulator(str(folder), size_guidance={"images": 0, "audio": 0, "tensors": 0})
+    events = event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"images": 0, "audio": 0, "tensors": 0}
+    )
     events.Reload()
     tags = events.Tags()
     assert tags["images"] == ["drift_map"]

@@ -15,6 +15,7 @@ from ask_lightning import (
 )
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.functional import unit_length
+from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
 
 TRAINING = 48
@@ -167,6 +168,25 @@ def test_a_resumed_run_has_the_same_teacher(tmp_path, settings):
 def test_displays_of_neighbours_refuse_a_loss_without_any(display):
     with pytest.raises(RuntimeError, match=f"{display.__name__} shows the neighbours .* with Knowledge"):
         fit(callbacks=[display()])
+
+
+class SquaredDistance(RetrievalLoss):
+    """A loss of a user's that knows nothing but its batch."""
+
+    needs_knowledge = False
+
+    def compute(self, audio, text, ids, knowledge):
+        loss = (audio - text).square().sum(dim=1).mean()
+        return loss, {"loss": loss}
+
+
+def test_a_loss_of_ones_own_needs_no_knowledge():
+    loss = SquaredDistance(temperature=1.0, positives="diagonal", gather=False)
+    model = PlainTowers()
+    before = model.audio_encoder.weight.clone()
+    make_trainer(max_epochs=1).fit(ASKModule(model, loss), make_loader())
+    assert not torch.equal(before, model.audio_encoder.weight)
+    assert set(loss.last) == {"loss"}
 
 
 def test_ids_are_asked_for():

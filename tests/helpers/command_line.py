@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
+
+pytest.importorskip("jsonargparse")  # whose extra an environment may lack that tests the core only
 
 from ask_lightning.cli import main, run
 from ask_lightning.cli.retrieval_cli import RetrievalCLI

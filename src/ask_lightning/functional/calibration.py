@@ -34,7 +34,7 @@ def hub_bias(
     Args:
         gallery: `(N, d)`, the items that are searched, of one modality; unit vectors.
         bank: `(Q, d)`, training queries of the other modality; unit vectors.
-        calibration: See above.
+        calibration: How the bias is computed, one of the two kinds above.
         temperature: τ_b > 0, of the inverted softmax.
         num_neighbors: k in [1, Q], of the nearest neighbours.
         weight: a ≥ 0, of the nearest neighbours.

@@ -98,7 +98,7 @@ class StoredClips:
         """Move each clip's embeddings only a part of the way from the older ones.
 
         Args:
-            older: The same clips, or others, as they were stored before.
+            older: Clips that were stored before, by older encoders.
             momentum: m in [0, 1), the share of the older embeddings: unit(m · old + (1 - m) · new).
 
         Returns:

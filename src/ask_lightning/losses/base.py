@@ -43,6 +43,18 @@ class RetrievalLoss(nn.Module, ABC):
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`; `KnowledgeRefreshCallback` sets it.
         last: Detached terms of the last call, by name.
+
+    Examples:
+        A loss without knowledge, which trains in an `ASKModule` like the others:
+
+        >>> class SquaredDistance(RetrievalLoss):
+        ...     needs_knowledge = False
+        ...     def compute(self, audio, text, ids, knowledge):
+        ...         loss = (audio - text).square().sum(dim=1).mean()
+        ...         return loss, {"loss": loss}
+        >>> loss = SquaredDistance(temperature=0.07, positives="diagonal", gather=False)
+        >>> loss(torch.eye(2), torch.eye(2))
+        tensor(0.)
     """
 
     needs_knowledge: ClassVar[bool] = True

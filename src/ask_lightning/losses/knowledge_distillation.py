@@ -54,6 +54,7 @@ class KnowledgeDistillationLoss(RetrievalLoss):
             `unknown_clips`, the number of samples whose clip the knowledge lacks.
 
     Examples:
+        >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
         >>> audio, text = torch.randn(2, 100, 16, generator=generator)
         >>> loss = KnowledgeDistillationLoss(temperature=0.15)
