@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import Step, choose_step, step_with_capture, step_with_criterion
 from ask_lightning.encoding.compatibility import check_model, check_trainer
-from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
@@ -80,7 +79,8 @@ class ASKModule(pl.LightningModule):
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
-            methods. `"auto"` is `"capture"` if the model has a `training_step`, else `"encode"`.
+            methods. `"criterion"` goes with the argument `criterion`. `"auto"` is `"criterion"` if that is
+            given, else `"capture"` if the model has a `training_step`, else `"encode"`.
         criterion: Name of an attribute that the model's `training_step` calls with `(audio, text)`. It is
             replaced while the step runs, for steps that add other losses to the contrastive one.
 
@@ -202,10 +202,7 @@ class ASKModule(pl.LightningModule):
             TypeError: An encoder does not return a tensor.
             ValueError: The batch does not have the key of the clip ids.
         """
-        audio, text = (
-            as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
-            for encoder in (self._audio, self._text)
-        )
+        audio, text = embed_batch(self.model, self._audio, self._text, batch)
         return audio, text, self._ids_of(batch)
 
     def _ids_of(self, batch: Any) -> Ids | None:

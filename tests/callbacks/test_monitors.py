@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 from ask_lightning import DriftMonitor, InfluenceMonitor, KnowledgeBase, ReliabilityOTLoss
 from ask_lightning.callbacks.monitors import influence_of_knowledge
 from ask_lightning.functional import representation_drift, unit_length
-from ask_lightning.knowledge.pairs import StoredPairs, neighborhood
+from ask_lightning.knowledge.pairs import StoredPairs, read_neighborhood
 from tests.helpers.clients import (
     InlineClient,
     MemoryLogger,
@@ -182,7 +182,7 @@ def test_influence_agrees_with_finite_differences():
     hood = loss.retrieve(audio, text, base)["fine"]
 
     def value(moved: torch.Tensor) -> float:
-        near = {"fine": neighborhood(StoredPairs(*moved), hood.audio_rows, hood.text_rows)}
+        near = {"fine": read_neighborhood(StoredPairs(*moved), hood.audio_rows, hood.text_rows)}
         return loss.from_neighborhoods(audio, text, near)[0].item()
 
     sides = torch.stack([base.fine.audio, base.fine.text])

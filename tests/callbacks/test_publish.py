@@ -75,9 +75,8 @@ def test_wandb_offline(demo):
 def test_tensorboard(demo):
     ask_lightning("fit", "--config", ASK, "--config", "tensorboard", demo, "--run", "run")
     (folder,) = Path("run/tensorboard").iterdir()
-    events = event_accumulator.EventAccumulator(
-        str(folder), size_guidance={"images": 0, "audio": 0, "tensors": 0}
-    )
+    size_guidance = {"images": 0, "audio": 0, "tensors": 0}
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance=size_guidance)
     events.Reload()
     tags = events.Tags()
     assert tags["images"] == ["drift_map"]

@@ -286,8 +286,8 @@ class TestFingerprint:
 
 
 def test_longest_row():
-    assert make().fine.longest == pytest.approx(1, abs=1e-6)
-    assert make(normalize_prototypes=False).coarse.longest > 1.1
+    assert make().fine.max_norm == pytest.approx(1, abs=1e-6)
+    assert make(normalize_prototypes=False).coarse.max_norm > 1.1
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])

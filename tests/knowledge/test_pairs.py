@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ask_lightning.functional import representation_drift
-from ask_lightning.knowledge.pairs import Neighborhood, StoredPairs, neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, StoredPairs, read_neighborhood
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
+from tests.helpers import reference
 from tests.helpers.vectors import directions
 
 
@@ -19,14 +20,14 @@ def pairs(rows: int = 30, width: int = 5) -> StoredPairs:
 
 def found() -> Neighborhood:
     rows = torch.arange(12).view(2, 2, 3)
-    return neighborhood(pairs(), rows[0], rows[1])
+    return read_neighborhood(pairs(), rows[0], rows[1])
 
 
 def test_longest_row():
     text = torch.zeros(3, 2)
     text[1] = torch.tensor([3.0, 4.0])
-    assert StoredPairs(torch.eye(3)[:, :2], text).longest == 5
-    assert StoredPairs(torch.empty(0, 2), torch.empty(0, 2)).longest == 0
+    assert StoredPairs(torch.eye(3)[:, :2], text).max_norm == 5
+    assert StoredPairs(torch.empty(0, 2), torch.empty(0, 2)).max_norm == 0
 
 
 def test_indexes_do_not_travel():
@@ -58,7 +59,7 @@ def test_a_single_shard_of_all_rows_is_the_whole():
         one, other = (getattr(side, f"search_{name}")(queries, 6) for side in (sharded, stored))
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
-    assert (sharded.longest, sharded.checksums) == (stored.longest, stored.checksums)
+    assert (sharded.max_norm, sharded.checksums) == (stored.max_norm, stored.checksums)
     for one, other in zip(sharded.pairs(rows), stored.pairs(rows), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(sharded.mean, stored.mean, strict=True):
@@ -88,3 +89,18 @@ class TestNeighborhood:
     def test_frozen(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
             found().audio_rows = torch.zeros(1)
+
+
+def test_potentials_of_both_directions():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(2, 3, dtype=torch.int64)
+    vectors = torch.randn(4, 2, 3, 5, generator=generator, dtype=torch.float64)
+    found = Neighborhood(rows, rows, *vectors)
+    audio, text = torch.randn(2, 2, 5, generator=generator, dtype=torch.float64)
+    potentials = found.potentials(audio, text)
+    assert list(potentials) == ["t2a", "a2t"]
+    for direction, query, crossed, own in (("t2a", audio, 1, 0), ("a2t", text, 2, 3)):
+        expected = reference.reliability_potential(
+            query.numpy(), vectors[crossed].numpy(), vectors[own].numpy()
+        )
+        torch.testing.assert_close(potentials[direction], torch.from_numpy(expected))

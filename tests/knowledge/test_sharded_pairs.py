@@ -133,7 +133,7 @@ def drift() -> tuple[Tensor, Tensor]:
                 shard=shard_of(101, "interleaved"),
             ),
         )
-        assert now.has_rows_of(then)
+        assert now.has_same_rows_as(then)
         drifts.append(torch.stack(now.fine.drift_from(then.fine, rows)))
     return tuple(drifts)
 

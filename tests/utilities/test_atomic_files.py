@@ -5,11 +5,11 @@ import multiprocessing
 import pytest
 
 import ask_lightning.utilities.atomic_files
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 
 
 def write(path, content):
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -21,7 +21,7 @@ def names(folder):
 def test_written_and_replaced(tmp_path, flush):
     path = tmp_path / "new" / "folder" / "a.bin"
     for content in (b"first", b"", b"second"):
-        with written_whole(path, flush=flush) as temporary:
+        with atomic_write(path, flush=flush) as temporary:
             assert not temporary.exists()
             temporary.write_bytes(content)
         assert path.read_bytes() == content
@@ -35,7 +35,7 @@ def test_an_error_leaves_what_was_there(tmp_path, error, begun):
     write(path, b"old")
 
     def interrupted():
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             if begun:
                 temporary.write_bytes(b"half of the n")
             raise error
@@ -47,14 +47,14 @@ def test_an_error_leaves_what_was_there(tmp_path, error, begun):
 
 
 def test_nothing_written_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "a.bin", flush=False):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.bin", flush=False):
         pass
     assert names(tmp_path) == []
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "a.bin"
-    with written_whole(path) as first:
+    with atomic_write(path) as first:
         first.write_bytes(b"first")
         write(path, b"second")
         assert path.read_bytes() == b"second"
@@ -70,7 +70,7 @@ def test_a_folder_of_the_name_is_in_the_way(tmp_path):
 
 
 def half_written(path, begun):
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         begun.set()
         multiprocessing.Event().wait()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.text_tables import Cell, csv_table, markdown_table
 
@@ -119,7 +119,7 @@ def write_file(path: Path, content: bytes) -> None:
         content: Content of the file.
     """
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         warn(f"{path} could not be written ({error}). Training goes on without it.", stacklevel=3)

@@ -17,9 +17,9 @@ from ask_lightning.callbacks.schedule import is_due_after_epoch
 from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
 from ask_lightning.encoding.source_loader import has_index
 from ask_lightning.encoding.target import reliability_loss
-from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
+from ask_lightning.functional import disagreement, modulation_factor
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.pairs import Neighborhood, PairStore, neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, PairStore, read_neighborhood
 from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 
@@ -153,11 +153,10 @@ class _QueryAnswers:
         self, audio: Tensor, text: Tensor, neighborhoods: dict[Any, Neighborhood]
     ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
-        psi = {}
+        psi: dict[tuple[str, str], Tensor] = {}
         for name, stored in neighborhoods.items():
-            neighbors = stored.to(audio.dtype)
-            psi[name, "t2a"] = reliability_potential(audio, neighbors.audio_by_text, neighbors.audio_by_audio)
-            psi[name, "a2t"] = reliability_potential(text, neighbors.text_by_audio, neighbors.text_by_text)
+            potentials = stored.to(audio.dtype).potentials(audio, text)
+            psi |= {(name, direction): values for direction, values in potentials.items()}
         factor = {
             direction: modulation_factor(
                 [(self.lambdas[name], disagreement(psi[name, direction])) for name in neighborhoods]
@@ -205,7 +204,7 @@ def _random_pairs(base: KnowledgeBase, name: Any, retrieved: Neighborhood) -> Ne
         torch.randint(len(pairs), rows.shape, generator=generator).to(rows.device)
         for rows in (retrieved.audio_rows, retrieved.text_rows)
     )
-    return neighborhood(pairs, by_audio, by_text)
+    return read_neighborhood(pairs, by_audio, by_text)
 
 
 def _captioned_source(loader: Any, base: KnowledgeBase) -> Dataset[Any] | None:

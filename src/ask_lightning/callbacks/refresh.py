@@ -184,10 +184,10 @@ class KnowledgeRefreshCallback(Callback):
         if state is None or state["built_at"] is None:
             return
         ranks = Ranks.current()
-        beside = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
+        directory = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
             restorer = SnapshotRestorer(self._snapshots)
-            base = restorer.restore(state, beside, ranks, sharded=self.placement == "sharded")
+            base = restorer.restore(state, directory, ranks, sharded=self.placement == "sharded")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -298,7 +298,7 @@ class KnowledgeRefreshCallback(Callback):
         report |= (similarity := mean_similarity(base))
         if old is not None:
             self._warned_of_collapse = self._warned_of_collapse or _warn_of_collapse(similarity)
-            if has_index(loader) and base.has_rows_of(old):
+            if has_index(loader) and base.has_same_rows_as(old):
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}

@@ -145,14 +145,15 @@ class SnapshotRestorer:
         self.record = record
 
     def restore(
-        self, state: Mapping[str, Any], beside: Path | None, ranks: Ranks, *, sharded: bool
+        self, state: Mapping[str, Any], checkpoint_directory: Path | None, ranks: Ranks, *, sharded: bool
     ) -> KnowledgeBase:
         """Read the knowledge that a checkpoint names; collective.
 
         Args:
             state: The `state` of the record of the run that wrote the checkpoint, and the `fingerprint` of
                 the knowledge.
-            beside: The directory of the checkpoint, to which its snapshots may have moved together with it.
+            checkpoint_directory: The directory of the checkpoint, to which its snapshots may have moved
+                together with it.
             ranks: The processes of this run; there may be more or fewer than wrote the snapshot.
             sharded: Whether each rank shall hold a shard.
 
@@ -164,7 +165,7 @@ class SnapshotRestorer:
         """
         if state["snapshot"] is None:
             raise SnapshotError("The checkpoint was saved without its knowledge (`save_knowledge=False`).")
-        path = _present_location(Path(state["snapshot"]), beside)
+        path = _present_location(Path(state["snapshot"]), checkpoint_directory)
         base, failure = None, None
         try:
             base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
@@ -175,10 +176,10 @@ class SnapshotRestorer:
         if base.fingerprint != state["fingerprint"]:
             failure = f"{path} holds {base}, which is not the knowledge that the checkpoint names."
         _raise_first(ranks.all_gather_object(failure))
-        self._adopt(path, state, beside)
+        self._adopt(path, state, checkpoint_directory)
         return base
 
-    def _adopt(self, path: Path, state: Mapping[str, Any], beside: Path | None) -> None:
+    def _adopt(self, path: Path, state: Mapping[str, Any], checkpoint_directory: Path | None) -> None:
         """Make the snapshots of the earlier run those of this one."""
         record = self.record
         record.current = path
@@ -186,7 +187,8 @@ class SnapshotRestorer:
         # Snapshots stay as they are if checkpoints may need them in a directory that this run does not watch.
         if record.checkpoint_directories >= set(map(Path, state["checkpoint_directories"])):
             others = (
-                _present_location(Path(f"{name}.safetensors"), beside) for name in state["other_snapshots"]
+                _present_location(Path(f"{name}.safetensors"), checkpoint_directory)
+                for name in state["other_snapshots"]
             )
             record.written = [path, *(other for other in others if find_snapshot(other))]
 
@@ -285,10 +287,10 @@ def local_path(directory: str | os.PathLike[str]) -> Path | None:
     return None if "://" in str(directory) else Path(directory).absolute()
 
 
-def _present_location(recorded: Path, beside: Path | None) -> Path:
+def _present_location(recorded: Path, checkpoint_directory: Path | None) -> Path:
     """Where a snapshot is now: checkpoints may be moved together with the files beside them."""
-    if beside is not None and find_snapshot(beside / recorded.name):
-        return beside / recorded.name
+    if checkpoint_directory is not None and find_snapshot(checkpoint_directory / recorded.name):
+        return checkpoint_directory / recorded.name
     return recorded
 
 

@@ -17,7 +17,7 @@ from ask_lightning.cli.errors import UsageError
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 
 _FORMAT = "ask-lightning pairs 1"
@@ -59,7 +59,7 @@ class EncodedPairs:
         tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
         metadata = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
         try:
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 save_file(
                     {name: tensor.contiguous() for name, tensor in tensors.items()},
                     temporary,

@@ -18,6 +18,7 @@ from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 
 Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
+"""From a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`."""
 
 _EMPTY = "The knowledge source is empty: it yielded no batch. Check `source`."
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ask_lightning.encoding.outputs import as_embeddings
+
 Encoder = str | Callable[[Any, Any], Tensor]
 
 ENCODER_PAIRS = (
@@ -78,6 +80,27 @@ def call_encoder(model: object, encoder: Encoder, batch: Any) -> Any:
         What the encoder returns.
     """
     return getattr(model, encoder)(batch) if isinstance(encoder, str) else encoder(model, batch)
+
+
+def embed_batch(model: object, audio: Encoder, text: Encoder, batch: Any) -> tuple[Tensor, Tensor]:
+    """Encode both sides of a batch.
+
+    Args:
+        model: The model that has the methods, or that the callables get.
+        audio: Encoder of the audio.
+        text: Encoder of the text.
+        batch: The batch to encode.
+
+    Returns:
+        Audio and text embeddings, `(B, d)` each.
+
+    Raises:
+        TypeError: An encoder returns no embeddings.
+    """
+    embedded = [
+        as_embeddings(call_encoder(model, encoder, batch), encoder_name(encoder)) for encoder in (audio, text)
+    ]
+    return embedded[0], embedded[1]
 
 
 def encoder_name(encoder: Encoder) -> str:

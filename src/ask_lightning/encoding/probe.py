@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ask_lightning.encoding.encode import Embed, encode_source
-from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.encoders import Encoder, embed_batch, find_encoders
 from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.functional import unit_length
 
@@ -93,13 +92,5 @@ def _knows_its_encoders(module: pl.LightningModule, audio: str | None, text: str
 
 
 def _embed_by(module: pl.LightningModule, audio: Encoder, text: Encoder) -> Embed:
-    """A function that embeds a batch with two encoders, without clip ids."""
-
-    def embed(batch: Any) -> tuple[Tensor, Tensor, None]:
-        sides = [
-            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder))
-            for encoder in (audio, text)
-        ]
-        return sides[0], sides[1], None
-
-    return embed
+    """A function that embeds batches of pairs without clip ids."""
+    return lambda batch: (*embed_batch(module, audio, text, batch), None)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.encode import Embed
+from ask_lightning.encoding.encoders import embed_batch, find_encoders
 from ask_lightning.losses.base import Ids, RetrievalLoss
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
-
-Embed = Callable[[Any], tuple[Tensor, Tensor, Ids | None]]
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,7 @@ def find_target(module: pl.LightningModule) -> Target:
         )
 
     def embed(batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
-        audio, text = (
-            as_embeddings(call_encoder(module, encoder, batch), encoder_name(encoder)) for encoder in encoders
-        )
+        audio, text = embed_batch(module, *encoders, batch)
         return audio, text, module.encode_ids(batch) if loss.needs_ids else None  # type: ignore[operator]
 
     return Target(loss, embed)

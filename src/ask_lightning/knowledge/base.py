@@ -1,4 +1,4 @@
-"""The knowledge base: what is remembered of all source pairs, and how a batch looks it up.
+"""The knowledge base: the stored embeddings of all source pairs, and how a batch looks them up.
 
 Axes: `B` batch, `K` neighbours, `N` pairs, `n` pairs of this rank, `M` prototypes, `d` width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.pairs import Neighborhood, PairStore, StoredPairs, copy_cached, neighborhood
+from ask_lightning.knowledge.pairs import Neighborhood, PairStore, StoredPairs, copy_cached, read_neighborhood
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.search import Search
@@ -32,6 +32,7 @@ from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.dtypes import computation_dtype
 
 GranularityName = Literal["fine", "coarse"]
 Placement = Literal["replicated", "sharded"]
@@ -183,7 +184,7 @@ class KnowledgeBase:
             num_prototypes = shard.num_rows
         if index == "auto" and shard.ranks.size > 1:
             index = "exact"  # whose scores, unlike Faiss's, do not depend on who searches how many rows
-        dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+        dtype = computation_dtype(audio)
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text.to(audio.device)))
         local = StoredPairs(audio, text, index)
         coarse = build_prototypes(
@@ -246,7 +247,7 @@ class KnowledgeBase:
                 own_clip = excluded if name == "fine" else None
                 audio_rows = self._nearest(pairs.search_audio, audio, min(k, len(pairs)), own_clip)
                 text_rows = self._nearest(pairs.search_text, text, min(k, len(pairs)), own_clip)
-                found[name] = neighborhood(pairs, audio_rows, text_rows)
+                found[name] = read_neighborhood(pairs, audio_rows, text_rows)
             return found
 
     @torch.no_grad()
@@ -325,7 +326,7 @@ class KnowledgeBase:
                 "`num_neighbors` of a loss) or use a larger knowledge source."
             )
 
-    def has_rows_of(self, other: KnowledgeBase) -> bool:
+    def has_same_rows_as(self, other: KnowledgeBase) -> bool:
         """Whether both bases have as many pairs of the same width, in the same shards on every rank."""
         return self.fine.shard == other.fine.shard and self.width == other.width
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.drift import representation_drift
+from ask_lightning.functional.reliability import reliability_potential
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.search import Search, build_search
@@ -55,6 +56,21 @@ class Neighborhood:
             text_by_audio=function(self.text_by_audio),
             text_by_text=function(self.text_by_text),
         )
+
+    def potentials(self, audio: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """The reliability potentials Ψ of the queries, Eq. 11–13.
+
+        Args:
+            audio: `(B, d)`, the audio embeddings that retrieved these neighbours, in their dtype.
+            text: `(B, d)`, the text embeddings that retrieved them.
+
+        Returns:
+            Ψ of each query, `(B,)`, by direction: `"t2a"` and `"a2t"`.
+        """
+        return {
+            "t2a": reliability_potential(audio, self.audio_by_text, self.audio_by_audio),
+            "a2t": reliability_potential(text, self.text_by_audio, self.text_by_text),
+        }
 
     def to(self, dtype: torch.dtype) -> Neighborhood:
         """The same neighbours with vectors of another floating dtype."""
@@ -104,7 +120,7 @@ class PairStore(Protocol):
         ...
 
     @property
-    def longest(self) -> float:
+    def max_norm(self) -> float:
         """Length of the longest row; at most 1 keeps similarities in [-1, 1] and Ψ in [1/e, e]."""
         ...
 
@@ -128,7 +144,7 @@ class PairStore(Protocol):
         """RDM (Eq. 4) of each modality against older embeddings of the same pairs.
 
         Args:
-            stored: The older embeddings, with the same rows on every rank (`has_rows_of`).
+            stored: The older embeddings, with the same rows on every rank (`has_same_rows_as`).
             rows: `(Q,)`, numbers of the pairs that serve as queries.
 
         Returns:
@@ -190,7 +206,7 @@ class StoredPairs:
         return build_search(self.text, self.index)
 
     @cached_property
-    def longest(self) -> float:
+    def max_norm(self) -> float:
         """Length of the longest row, 0 if there is none."""
         sides = (self.audio, self.text)
         lengths = [torch.linalg.vector_norm(side, dim=1, dtype=computation_dtype(side)) for side in sides]
@@ -226,10 +242,10 @@ class StoredPairs:
     def to(self, device: torch.device | str) -> StoredPairs:
         """The same pairs on another device."""
         moved = StoredPairs(self.audio.to(device), self.text.to(device), self.index)
-        return copy_cached(moved, self, "longest", "checksums")
+        return copy_cached(moved, self, "max_norm", "checksums")
 
 
-def neighborhood(pairs: PairStore, audio_rows: Tensor, text_rows: Tensor) -> Neighborhood:
+def read_neighborhood(pairs: PairStore, audio_rows: Tensor, text_rows: Tensor) -> Neighborhood:
     """The neighbours of a batch, given their row numbers.
 
     Args:

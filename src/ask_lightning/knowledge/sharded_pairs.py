@@ -72,9 +72,9 @@ class ShardedPairs:
         return ShardedSearch(ShardedRows(self.local.text, self.shard), self.index)
 
     @cached_property
-    def longest(self) -> float:
+    def max_norm(self) -> float:
         """Length of the longest row of any rank."""
-        return float(max(self.shard.ranks.all_gather_object(self.local.longest)))
+        return float(max(self.shard.ranks.all_gather_object(self.local.max_norm)))
 
     @cached_property
     def checksums(self) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class ShardedPairs:
     def to(self, device: torch.device | str) -> ShardedPairs:
         """The same pairs on another device."""
         moved = ShardedPairs(self.local.to(device), self.shard)
-        return copy_cached(moved, self, "longest", "checksums")
+        return copy_cached(moved, self, "max_norm", "checksums")
 
 
 class ShardedSearch:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 
 _FORMAT = "ask-lightning knowledge 2"
 
@@ -84,7 +84,7 @@ def write_snapshot(
     if checksums is None:
         checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 temporary,

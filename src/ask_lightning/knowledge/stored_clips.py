@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.dtypes import computation_dtype
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StoredClips:
             The clips of these rows, on the device of `audio`.
         """
         unique, clip_of = ids.to(audio.device).unique(return_inverse=True)
-        dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+        dtype = computation_dtype(audio)
         sums = torch.zeros(len(unique), 2 * audio.shape[1], dtype=dtype, device=audio.device)
         sums.index_add_(0, clip_of, torch.cat([audio, text], dim=1).to(dtype))
         return cls(unique, sums, ranks or Ranks())

@@ -1,4 +1,4 @@
-"""What `ASKModule` can train with; one loss a file."""
+"""The losses that `ASKModule` can train with, one in each file."""
 
 from ask_lightning.losses.base import RetrievalLoss
 from ask_lightning.losses.knowledge_distillation import KnowledgeDistillationLoss

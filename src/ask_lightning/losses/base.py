@@ -19,6 +19,7 @@ from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.utilities.arguments import check_choice, check_positive
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
+from ask_lightning.utilities.dtypes import computation_dtype
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
@@ -159,7 +160,7 @@ class RetrievalLoss(nn.Module, ABC):
                 "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
             )
         with torch.autocast(audio.device.type, enabled=False):
-            dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
+            dtype = computation_dtype(audio)
             audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
             id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
             if knowledge is not None and knowledge is self.knowledge and knowledge.device != audio.device:

@@ -16,7 +16,6 @@ from ask_lightning.functional import (
     modulation_factor,
     nt_xent,
     realign_similarity,
-    reliability_potential,
     sinkhorn_plan,
 )
 from ask_lightning.functional.distillation import Teacher
@@ -242,7 +241,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         stored: list[PairStore] = [getattr(knowledge, name) for name in self.granularities]
         # Unit vectors stored in half precision are a little longer or shorter.
         return all(
-            pairs.longest <= 1 + max(1e-5, 2 * torch.finfo(pairs.local.audio.dtype).eps) for pairs in stored
+            pairs.max_norm <= 1 + max(1e-5, 2 * torch.finfo(pairs.local.audio.dtype).eps) for pairs in stored
         )
 
     def from_neighborhoods(
@@ -275,13 +274,12 @@ class ReliabilityOTLoss(RetrievalLoss):
         weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
-            near = found.to(audio.dtype)
+            neighbors = found.to(audio.dtype)
             ratio, renormalize = self.injection_ratio, self.renormalize_injected
             injected_audio, injected_text, *psi = self._rows_of_all_ranks(
-                inject_knowledge(audio, near.audio_by_audio, ratio, renormalize=renormalize),
-                inject_knowledge(text, near.text_by_text, ratio, renormalize=renormalize),
-                reliability_potential(audio, near.audio_by_text, near.audio_by_audio),  # (B,)
-                reliability_potential(text, near.text_by_audio, near.text_by_text),
+                inject_knowledge(audio, neighbors.audio_by_audio, ratio, renormalize=renormalize),
+                inject_knowledge(text, neighbors.text_by_text, ratio, renormalize=renormalize),
+                *neighbors.potentials(audio, text).values(),  # (B,) each
             )
             potentials = dict(zip(DIRECTIONS, psi, strict=True))
             contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)

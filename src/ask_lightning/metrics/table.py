@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.text_tables import Cell, csv_table
 
 
@@ -83,5 +83,5 @@ def write_scores(path: Path, rows: Mapping[str, Scores]) -> None:
         (path, csv_table(["dataset", *COLUMNS], cells)),
         (path.with_suffix(".json"), json.dumps(rows, indent=2) + "\n"),
     ):
-        with written_whole(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text(content, encoding="utf-8")

@@ -11,7 +11,7 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
-def written_whole(path: Path, *, flush: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Write a file under a temporary name that is renamed to `path` when the context ends without an error.
 
     Even if this process is killed, a reader of `path` finds the old file, the complete new one, or none. The
@@ -33,7 +33,7 @@ def written_whole(path: Path, *, flush: bool = True) -> Iterator[Path]:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.txt"
-        ...     with written_whole(path) as temporary:
+        ...     with atomic_write(path) as temporary:
         ...         _ = temporary.write_text("whole")
         ...     path.read_text()
         'whole'

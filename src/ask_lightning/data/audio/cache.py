@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ask_lightning.utilities.atomic_files import written_whole
+from ask_lightning.utilities.atomic_files import atomic_write
 
 _FORMAT = 1  # raise this when decoding or `log_mel` changes, so that older files are not used
 
@@ -75,7 +75,7 @@ class AudioCache:
         except (ValueError, EOFError):
             pass  # cut short by a full disk or a copy that was interrupted: written anew below
         value = compute()
-        with written_whole(stored, flush=False) as temporary, temporary.open("wb") as file:
+        with atomic_write(stored, flush=False) as temporary, temporary.open("wb") as file:
             np.save(file, value.numpy(), allow_pickle=False)
         return value
 
