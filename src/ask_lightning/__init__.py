@@ -2,7 +2,7 @@
 
 from ask_lightning.callbacks import DriftMonitor, InfluenceMonitor, KnowledgeRefreshCallback
 from ask_lightning.knowledge import KnowledgeBase, Neighborhood
-from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
+from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss
 from ask_lightning.module import ASKModule
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __all__ = [
     "DriftMonitor",
     "InfluenceMonitor",
     "KnowledgeBase",
+    "KnowledgeDistillationLoss",
     "KnowledgeRefreshCallback",
     "Neighborhood",
     "ReliabilityOTLoss",

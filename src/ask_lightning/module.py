@@ -20,10 +20,13 @@ from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
-from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
+from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
+from ask_lightning.losses.base import Ids
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
+
+_LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
 
 
 def _model_attribute(name: str) -> Any:
@@ -82,7 +85,7 @@ class ASKModule(pl.LightningModule):
             replaced while the step runs, for steps that add other losses to the contrastive one.
 
     Raises:
-        TypeError: `model` is not a `lightning.pytorch` module, or `loss` is not a `ReliabilityOTLoss`.
+        TypeError: `model` is not a `lightning.pytorch` module, or `loss` is not a `RetrievalLoss`.
         ValueError: A method, attribute or id that an option needs is missing.
 
     Examples:
@@ -115,7 +118,7 @@ class ASKModule(pl.LightningModule):
     def __init__(
         self,
         model: pl.LightningModule,
-        loss: ReliabilityOTLoss | None = None,
+        loss: RetrievalLoss | None = None,
         *,
         audio: Encoder | None = None,
         text: Encoder | None = None,
@@ -240,7 +243,7 @@ class ASKModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add the options of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options}
+        checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook; warn if training resumes with other options of the loss."""
@@ -260,7 +263,7 @@ class ASKModule(pl.LightningModule):
         cls,
         checkpoint_path: str | Path,
         model: pl.LightningModule,
-        loss: ReliabilityOTLoss | None = None,
+        loss: RetrievalLoss | None = None,
         *,
         map_location: Any = None,
         strict: bool | None = None,
@@ -282,11 +285,12 @@ class ASKModule(pl.LightningModule):
             The wrapped model. Knowledge is rebuilt when training resumes.
 
         Raises:
-            ValueError: The loss had options that a file cannot hold, and `loss` is not given.
+            ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
+                `loss` is not given.
         """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
-            loss = ReliabilityOTLoss.from_options(checkpoint[CHECKPOINT_KEY]["loss"])
+            loss = _stored_loss(checkpoint[CHECKPOINT_KEY])
         wrapped = cls(model, loss, **options)
         if is_overridden("configure_model", wrapped):
             wrapped.configure_model()
@@ -305,13 +309,30 @@ def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _check_loss(loss: ReliabilityOTLoss, model: pl.LightningModule, ids: object) -> None:
-    if not isinstance(loss, ReliabilityOTLoss):
-        raise TypeError(f"Argument `loss` has to be a ReliabilityOTLoss, but got {type(loss).__name__}.")
+def _class_path(loss: RetrievalLoss) -> str:
+    return f"{type(loss).__module__}.{type(loss).__qualname__}"
+
+
+def _stored_loss(stored: Mapping[str, Any]) -> RetrievalLoss:
+    """The loss with the class and the options in a checkpoint; nothing but this library's is imported."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _LOSSES}
+    if (path := stored["loss_class"]) not in kinds:
+        raise ValueError(
+            f"The checkpoint was trained with the loss {path}, which is not of this library. Pass it: "
+            "ASKModule.load_from_checkpoint(path, model, loss=...)."
+        )
+    return kinds[path].from_options(stored["loss"])
+
+
+def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> None:
+    if not isinstance(loss, RetrievalLoss):
+        raise TypeError(
+            f"Argument `loss` has to be a loss of ask_lightning.losses, but got {type(loss).__name__}."
+        )
     if loss.needs_ids and ids is None:
         raise ValueError(
-            'Argument `ids` has to be given, because the loss has `exclude_self=True` or `positives="ids"`: '
-            "the batch's key of the clip ids, or a callable (model, batch)."
+            f"Argument `ids` has to be given, because {type(loss).__name__} with these options compares "
+            "clips: the batch's key of the clip ids, or a callable (model, batch)."
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]

@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from ask_lightning.callbacks.refresh import find_refresher
 from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.source_loader import has_index, source_loader
-from ask_lightning.encoding.target import find_target
+from ask_lightning.encoding.target import find_target, reliability_loss
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
+from ask_lightning.losses.base import Ids
+from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
@@ -109,9 +110,10 @@ class InfluenceMonitor(Callback):
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Registers a forward hook on the loss."""
+        """Registers a forward hook on the loss, which has to be a `ReliabilityOTLoss`."""
         self._last_step = -1
-        self._hook = find_target(pl_module).loss.register_forward_hook(self._measure, with_kwargs=True)
+        loss = reliability_loss(find_target(pl_module), self)
+        self._hook = loss.register_forward_hook(self._measure, with_kwargs=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hook."""
@@ -183,6 +185,7 @@ def influence_of_knowledge(
         id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
         found = loss.retrieve(audio, text, knowledge, ids=id_tensor)
         bounded = loss.is_bounded(knowledge)
+        targets = loss.targets(id_tensor, knowledge, dtype)
         if loss.gather:  # every rank measures the batch of all ranks, as one process would
             loss = copy(loss)
             loss.gather = False
@@ -196,7 +199,7 @@ def influence_of_knowledge(
             name: hood.map_vectors(lambda vectors: vectors.detach().to(dtype).requires_grad_())
             for name, hood in found.items()
         }
-        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded)
+        value, _ = loss.from_neighborhoods(audio, text, near, ids=id_tensor, bounded=bounded, targets=targets)
         return {
             name: out_of_batch_influence(
                 value,

@@ -15,6 +15,7 @@ from ask_lightning.callbacks.publish import Sound, output_folder, publish_sounds
 from ask_lightning.callbacks.refresh import find_refresher
 from ask_lightning.encoding.probe import check_encoders, encode_probe, is_due, probe_of_validation
 from ask_lightning.encoding.source_loader import has_index
+from ask_lightning.encoding.target import reliability_loss
 from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore, neighborhood
@@ -91,12 +92,17 @@ class QueryTable(Callback):
             check_encoders(pl_module, self, self.audio, self.text)
             self._sounds_written = False
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks that there are neighbours to show."""
+        reliability_loss(find_refresher(trainer, self).target, self)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the table with the knowledge in use."""
         if not is_due(trainer, self.every_n_epochs):
             return
         refresher = find_refresher(trainer, self)
-        loss, base = refresher.target.loss, refresher.target.loss.knowledge
+        loss = reliability_loss(refresher.target, self)
+        base = loss.knowledge
         probe = probe_of_validation(trainer, self.num_queries)
         if probe is None or base is None or base.is_sharded:
             rank_zero_warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,23 @@ from ask_lightning.callbacks.snapshots import (
     local_path,
 )
 from ask_lightning.encoding.compatibility import check_finders, check_gradients, check_trainer
-from ask_lightning.encoding.encode import encode_source
+from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.encoding.source_loader import Source, has_index, source_loader
 from ask_lightning.encoding.target import Target, find_target
-from ask_lightning.knowledge.base import PLACEMENTS, STORAGES, KnowledgeBase, Placement, Storage
+from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.base import (
+    PLACEMENTS,
+    STORAGES,
+    KnowledgeBase,
+    Placement,
+    Storage,
+    check_embeddings,
+)
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.snapshot_file import SnapshotError
-from ask_lightning.utilities.arguments import check_choice, check_count
+from ask_lightning.knowledge.stored_clips import StoredClips
+from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.faiss_import import import_faiss
 
@@ -52,8 +61,8 @@ class KnowledgeRefreshCallback(Callback):
         ASK, arXiv 2512.19703 version 2, section 4.4 (the paper's 𝒯 is `T`).
 
     Requirements:
-        An `ASKModule`, or a module with a `ReliabilityOTLoss` and the methods that
-        `ask_lightning.encoding.target.find_target` names. The source's items pass through the training
+        An `ASKModule`, or a module with a loss of `ask_lightning.losses` and the methods
+        that `ask_lightning.encoding.target.find_target` names. The source's items pass through the training
         loader's collation unless the source is a loader itself.
 
     Recommendations:
@@ -73,6 +82,9 @@ class KnowledgeRefreshCallback(Callback):
             sources that do not fit into one device; each step then exchanges queries and neighbours.
         storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
             scores are float32 in any case.
+        momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
+            unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
+            0 the source needs an index.
         batch_size: Number of pairs per batch of a refresh; default: that of the loader.
         num_workers: Number of worker processes of a refresh; default: that of the loader.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
@@ -99,6 +111,7 @@ class KnowledgeRefreshCallback(Callback):
         index: str = "auto",
         placement: Placement = "replicated",
         storage: Storage = "float32",
+        momentum: float = 0.0,
         batch_size: int | None = None,
         num_workers: int | None = None,
         save_knowledge: bool = True,
@@ -113,6 +126,7 @@ class KnowledgeRefreshCallback(Callback):
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
+        check_fraction("momentum", momentum)
         self.T = T
         self.source = source
         self.num_prototypes = num_prototypes
@@ -121,6 +135,7 @@ class KnowledgeRefreshCallback(Callback):
         self.index = index
         self.placement: Placement = placement
         self.storage: Storage = storage
+        self.momentum = float(momentum)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.save_knowledge = save_knowledge
@@ -246,11 +261,24 @@ class KnowledgeRefreshCallback(Callback):
         ranks = Ranks.current()
         with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
-        with progress_bar(trainer, "Refreshing knowledge", _num_batches(loader)) as advance:
-            encoded = encode_source(trainer, pl_module, loader, self.target.embed, advance, ranks=ranks)
+            loaders = [loader]
+            if self.source is not None and self.target.loss.needs_training_clips:
+                loaders.append(self._open(None, trainer))
+            if self.momentum and not has_index(loader):
+                raise ValueError(
+                    f"KnowledgeRefreshCallback(momentum={self.momentum}) mixes old and new embeddings of the "
+                    f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
+                    "index by which to find them. Pass a map-style dataset, or leave `momentum` out."
+                )
+        with progress_bar(trainer, "Refreshing knowledge", _num_batches(loaders)) as advance:
+            encoded, *of_training = (
+                encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks)
+                for each in loaders
+            )
+        audio, text = self._keep_momentum(encoded)
         base = KnowledgeBase.from_embeddings(
-            encoded.audio,
-            encoded.text,
+            audio,
+            text,
             ids=encoded.ids,
             num_prototypes=self.num_prototypes,
             prototype_pairing=self.prototype_pairing,
@@ -260,6 +288,7 @@ class KnowledgeRefreshCallback(Callback):
             storage=self.storage,
             placement=self.placement,
             shard=encoded.shard,
+            training_clips=self._training_clips(*of_training),
         )
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
         self._built_at = trainer.current_epoch
@@ -275,15 +304,55 @@ class KnowledgeRefreshCallback(Callback):
             values = {f"ask/{name}": value for name, value in report.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
+    def _keep_momentum(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings `(n, d)` to store: the new ones, mixed with the old ones of the same rows."""
+        new = encoded.audio, encoded.text
+        old = self.target.loss.knowledge
+        if old is None or not self.momentum:
+            return new
+        same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
+        if same_rows and encoded.ids is not None:
+            ids = encoded.shard.gather(encoded.ids.to(old.device))
+            same_rows = torch.equal(ids, old.ids)
+        if not same_rows:
+            rank_zero_warn(
+                f"The knowledge source changed since the last refresh ({len(old.fine)} pairs then, "
+                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only."
+            )
+            return new
+        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
+        audio, text = (
+            self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
+            for before, now in zip(stored, new, strict=True)
+        )
+        return audio, text
+
+    def _training_clips(self, encoded: Encoded | None = None) -> StoredClips | None:
+        """The training clips, encoded beside a source of other pairs; held by every rank."""
+        if encoded is None:
+            return None
+        check_embeddings(encoded.audio, encoded.text, encoded.shard)
+        assert encoded.ids is not None
+        audio, text = (encoded.shard.gather(unit_length(side)) for side in (encoded.audio, encoded.text))
+        clips = StoredClips.of_rows(audio, text, encoded.shard.gather(encoded.ids.to(audio.device)))
+        old = self.target.loss.knowledge
+        if old is None or old.training_clips is None or not self.momentum:
+            return clips
+        return clips.blend(old.training_clips, self.momentum)
+
     def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
         """Make a new loader over this rank's items of the source, in order.
 
         Args:
             trainer: The running trainer, whose training data are the default source.
         """
+        return self._open(self.source, trainer)
+
+    def _open(self, source: object, trainer: pl.Trainer) -> Iterable[Any]:
+        """Make a new loader over this rank's items of a source; `None` is the training data."""
         with preserved_random_state():  # a callable that makes the source may draw
             return source_loader(
-                self.source,
+                source,
                 trainer.train_dataloader,
                 batch_size=self.batch_size,
                 num_workers=self.num_workers,
@@ -313,8 +382,8 @@ class KnowledgeRefreshCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
-        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage", "seed")
-        return {name: getattr(self, name) for name in names}
+        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage")
+        return {name: getattr(self, name) for name in (*names, "momentum", "seed")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
@@ -387,11 +456,9 @@ def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
     return collapsed
 
 
-def _num_batches(loader: object) -> int | None:
-    """The length of a loader, if it has one."""
-    if not isinstance(loader, Sized):
-        return None
+def _num_batches(loaders: Iterable[object]) -> int | None:
+    """The length of all loaders together, if each has one."""
     try:
-        return len(loader)
-    except TypeError:  # a DataLoader over an iterable dataset
+        return sum([len(loader) for loader in loaders])  # type: ignore[arg-type, misc]
+    except TypeError:  # no length, or that of a DataLoader over an iterable dataset
         return None

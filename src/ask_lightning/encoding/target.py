@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
-from ask_lightning.losses.reliability_ot import Ids, ReliabilityOTLoss
+from ask_lightning.losses.base import Ids, RetrievalLoss
+from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
 
 Embed = Callable[[Any], tuple[Tensor, Tensor, Ids | None]]
 
@@ -25,16 +26,17 @@ class Target:
         embed: Function from a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`.
     """
 
-    loss: ReliabilityOTLoss
+    loss: RetrievalLoss
     embed: Embed
 
 
 def find_target(module: pl.LightningModule) -> Target:
     """Find the loss and the encoders of a module that trains with ASK.
 
-    It is an `ASKModule`, or a module that calls a `ReliabilityOTLoss` itself. The latter has two methods that
-    take a batch and encode audio and text, under names that `find_encoders` finds, and, if its loss compares
-    clips, a method `encode_ids(batch)`. Or it has one method `embed_pairs(batch)` that returns all three.
+    It is an `ASKModule`, or a module that calls a loss of `ask_lightning.losses` itself. The latter has two
+    methods that take a batch and encode audio and text, under names that `find_encoders` finds, and, if its
+    loss compares clips, a method `encode_ids(batch)`. Or it has one method `embed_pairs(batch)` that returns
+    all three.
 
     Args:
         module: The module that the trainer trains.
@@ -47,10 +49,10 @@ def find_target(module: pl.LightningModule) -> Target:
         ValueError: The module has no methods that encode audio and text.
     """
     name = type(module).__name__
-    losses = [part for part in module.modules() if isinstance(part, ReliabilityOTLoss)]
+    losses = [part for part in module.modules() if isinstance(part, RetrievalLoss)]
     if len(losses) != 1:
         raise RuntimeError(
-            f"KnowledgeRefreshCallback needs a module with one ReliabilityOTLoss, but {name} has "
+            f"KnowledgeRefreshCallback needs a module with one loss of ask_lightning.losses, but {name} has "
             f"{len(losses)}. Wrap the model: trainer.fit(ASKModule(model), ...)."
         )
     (loss,) = losses
@@ -59,8 +61,8 @@ def find_target(module: pl.LightningModule) -> Target:
     encoders = find_encoders(module)
     if loss.needs_ids and not callable(getattr(module, "encode_ids", None)):
         raise RuntimeError(
-            f"{name} calls a ReliabilityOTLoss that compares clips, and so needs a method `encode_ids` that "
-            "takes a batch and returns its clip ids. Add it, or wrap a model: ASKModule(model, ids=...)."
+            f"{name} calls a {type(loss).__name__} that compares clips, and so needs a method `encode_ids` "
+            "that takes a batch and returns its clip ids. Add it, or wrap a model: ASKModule(model, ids=...)."
         )
 
     def embed(batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
@@ -70,3 +72,21 @@ def find_target(module: pl.LightningModule) -> Target:
         return audio, text, module.encode_ids(batch) if loss.needs_ids else None  # type: ignore[operator]
 
     return Target(loss, embed)
+
+
+def reliability_loss(target: Target, wanted_by: object) -> ReliabilityOTLoss:
+    """The loss of a target, which a callback needs to be the published one.
+
+    Args:
+        target: The loss and the encoders of a module.
+        wanted_by: The callback that needs it, for the error message.
+
+    Raises:
+        RuntimeError: The module trains with another loss.
+    """
+    if not isinstance(target.loss, ReliabilityOTLoss):
+        raise RuntimeError(
+            f"{type(wanted_by).__name__} shows the neighbours and the reliability of a ReliabilityOTLoss, "
+            f"but the module trains with {type(target.loss).__name__}. Leave the callback out."
+        )
+    return target.loss

@@ -1,4 +1,4 @@
-"""Search that knows its hubs: a bias for each gallery item, from training queries. Axes: `Q` bank queries, `N` items, `d` width."""
+"""Search that knows its hubs. Axes: `Q` training queries (the bank), `N` gallery items, `d` width."""
 
 import math
 from typing import Literal
@@ -23,11 +23,11 @@ def hub_bias(
 ) -> Tensor:
     """How far each gallery item is everybody's neighbour, in units of the score.
 
-    A few items are near to every query (hubs). How near they are to queries whose answers are known to be others,
-    those of the training set, is taken off their scores: `s'(q, r) = s(q, r) - bias(r)`.
+    A few items are near to every query: hubs. How near an item is to the queries of the training set, whose
+    answers are other items, is subtracted from its scores: `s'(q, r) = s(q, r) - bias(r)`.
 
-    * `"inverted_softmax"`: `bias(r) = τ_b log mean_b exp(s(q_b, r) / τ_b)`, so that `s' / τ_b` is the logarithm
-      of a softmax over queries (Smith et al., arXiv 1702.03859).
+    * `"inverted_softmax"`: `bias(r) = τ_b log mean_b exp(s(q_b, r) / τ_b)`, so that `s' / τ_b` is, up to a
+      constant, the logarithm of a softmax over queries (Smith et al., arXiv 1702.03859).
     * `"nearest_neighbors"`: `bias(r) = a · mean of the k largest s(q_b, r)` (Chowdhury et al., arXiv
       2410.24114).
 
@@ -40,7 +40,7 @@ def hub_bias(
         weight: a ≥ 0, of the nearest neighbours.
 
     Returns:
-        `(N,)`, float32 or float64 as the gallery is. It depends on the training queries only, so each test query
+        `(N,)`, in the dtype of the gallery. It depends on the training queries only, so each test query
         stands alone.
 
     Examples:

@@ -28,6 +28,7 @@ from ask_lightning.knowledge.snapshot_file import (
     snapshot_paths,
     write_snapshot,
 )
+from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
@@ -42,6 +43,8 @@ STORAGES: tuple[str, ...] = get_args(Storage)
 _ROWS_NAMED_IN_AN_ERROR = 5
 # Tensors of a snapshot that each shard file holds some rows of, and those that the first file alone holds.
 _SHARDED, _REPLICATED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text", "ids")
+# Tensors of a snapshot that its first file holds if the training clips are not those of the pairs.
+_CLIPS = ("clip_ids", "clip_sums")
 
 
 class KnowledgeBase:
@@ -53,6 +56,7 @@ class KnowledgeBase:
         fine: The pairs, Eq. 7.
         coarse: The prototypes, Eq. 8.
         ids: `(N,)` int64, the clip that each pair belongs to; a clip may have several pairs.
+        training_clips: The training clips, where the pairs are those of another source; else `None`.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -64,10 +68,17 @@ class KnowledgeBase:
         torch.Size([4, 3])
     """
 
-    def __init__(self, fine: PairStore, coarse: StoredPairs, ids: Tensor) -> None:
+    def __init__(
+        self,
+        fine: PairStore,
+        coarse: StoredPairs,
+        ids: Tensor,
+        training_clips: StoredClips | None = None,
+    ) -> None:
         self.fine = fine
         self.coarse = coarse
         self.ids = ids
+        self.training_clips = training_clips
 
     def __repr__(self) -> str:
         return (
@@ -116,6 +127,7 @@ class KnowledgeBase:
         storage: Storage = "float32",
         placement: Placement = "replicated",
         shard: RowShard | None = None,
+        training_clips: StoredClips | None = None,
     ) -> KnowledgeBase:
         """Build the base from the embeddings of all source pairs.
 
@@ -138,6 +150,8 @@ class KnowledgeBase:
                 Prototypes are replicated.
             shard: Which of the N pairs these are, if each rank passes its own; then this is collective.
                 Default: all of them.
+            training_clips: The training clips for `find_clips`, where the pairs are those of another source.
+                Default: the clips of the pairs.
 
         Returns:
             The base, on the device of `audio`, float32 unless `storage` says otherwise (float64 for
@@ -152,7 +166,7 @@ class KnowledgeBase:
         check_choice("storage", storage, STORAGES)
         check_choice("placement", placement, PLACEMENTS)
         check_count("num_prototypes", num_prototypes)
-        _check_embeddings(audio, text, shard)
+        check_embeddings(audio, text, shard)
         row_ids = shard.global_rows() if ids is None else integer_ids(ids)
         if row_ids.shape != (len(audio),):
             raise ValueError(
@@ -186,7 +200,8 @@ class KnowledgeBase:
         if index not in ("auto", "exact"):
             with shard.ranks.all_or_none("building its index"):
                 _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
-        base = cls(fine, coarse.astype(stored_dtype), shard.gather(row_ids.to(audio.device)))
+        all_ids = shard.gather(row_ids.to(audio.device))
+        base = cls(fine, coarse.astype(stored_dtype), all_ids, training_clips)
         if shard.ranks.size > 1:
             shard.ranks.require_equal(base.fingerprint, "the knowledge base")
         return base
@@ -234,6 +249,27 @@ class KnowledgeBase:
                 found[name] = neighborhood(pairs, audio_rows, text_rows)
             return found
 
+    @torch.no_grad()
+    def find_clips(self, ids: Tensor) -> ClipVectors:
+        """The stored embeddings of training clips as wholes, each the unit mean of the clip's rows.
+
+        Args:
+            ids: `(B,)` int64 clip ids, see `integer_ids`. On a sharded base this is collective, and the
+                number of ids may differ between ranks.
+
+        Returns:
+            The embeddings, and which of the clips are stored.
+        """
+        return self._clips.find(ids.to(self.device))
+
+    @cached_property
+    def _clips(self) -> StoredClips:
+        """The clips that `find_clips` looks up."""
+        if self.training_clips is not None:
+            return self.training_clips
+        local, shard = self.fine.local, self.fine.shard
+        return StoredClips.of_rows(local.audio, local.text, shard.select(self.ids), shard.ranks)
+
     def _nearest(self, search: Search, queries: Tensor, k: int, excluded: Tensor | None) -> Tensor:
         """The K nearest rows of each query, `(B, K)`, without those of an excluded clip."""
         if excluded is None:
@@ -255,7 +291,14 @@ class KnowledgeBase:
     def _checksums(self) -> dict[str, int]:
         """The checksum of each tensor of a snapshot by name, over the rows of all ranks."""
         sums = (*self.fine.checksums, *self.coarse.checksums, checksum(self.ids))
-        return dict(zip((*_SHARDED, *_REPLICATED), sums, strict=True))
+        clips = {name: checksum(tensor) for name, tensor in self._clip_tensors().items()}
+        return dict(zip((*_SHARDED, *_REPLICATED), sums, strict=True)) | clips
+
+    def _clip_tensors(self) -> dict[str, Tensor]:
+        """The tensors of `training_clips` by their names in a snapshot."""
+        if self.training_clips is None:
+            return {}
+        return dict(zip(_CLIPS, (self.training_clips.ids, self.training_clips.sums), strict=True))
 
     @cached_property
     def _rows_per_id(self) -> int:
@@ -290,7 +333,8 @@ class KnowledgeBase:
         """Move the base to a device; the result is this base if it is there already."""
         if self.device == torch.device(device):
             return self
-        moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device))
+        clips = self.training_clips and self.training_clips.to(device)
+        moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device), clips)
         return copy_cached(moved, self, "fingerprint", "_checksums", "_rows_per_id")
 
     def save(self, path: str | Path) -> list[Path]:
@@ -314,6 +358,7 @@ class KnowledgeBase:
         if ranks.rank == 0:
             replicated = (self.coarse.audio, self.coarse.text, self.ids)
             tensors |= zip(_REPLICATED, replicated, strict=True)
+            tensors |= self._clip_tensors()
         if self.is_sharded:
             tensors["rows"] = self.fine.shard.global_rows()
         checksums = None if self.is_sharded else self._checksums
@@ -340,11 +385,14 @@ class KnowledgeBase:
         """
         shard, index = RowShard.unsharded(0), ""
         kept: dict[str, Tensor] = {}
+        clips: StoredClips | None = None
         for number, file in enumerate(files := find_complete_snapshot(Path(path))):
             tensors, settings = read_snapshot(file)
             try:
                 if number == 0:
                     kept = {name: tensors[name] for name in _REPLICATED}
+                    if _CLIPS[0] in tensors:
+                        clips = StoredClips(tensors[_CLIPS[0]], tensors[_CLIPS[1]], Ranks())
                     shard = RowShard.interleaved(len(kept["ids"]), ranks or Ranks())
                     index = str(settings["index"])
                     if index == "auto" and Ranks.current().size > 1:
@@ -361,11 +409,20 @@ class KnowledgeBase:
         local = StoredPairs(kept["fine_audio"], kept["fine_text"], index)
         fine: PairStore = ShardedPairs(local, shard) if shard.ranks.size > 1 else local
         coarse = StoredPairs(kept["coarse_audio"], kept["coarse_text"])
-        return cls(fine, coarse, kept["ids"]).to(device)
+        return cls(fine, coarse, kept["ids"], clips).to(device)
 
 
-def _check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
-    """Refuse embeddings of unequal shape, none at all, NaN and Inf; warn of zero rows. Collective."""
+def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
+    """Refuse embeddings of which no knowledge can be made, and warn of zero rows; collective.
+
+    Args:
+        audio: `(n, d)`, this rank's audio embeddings.
+        text: `(n, d)`, this rank's text embeddings.
+        shard: Which rows of the source these are.
+
+    Raises:
+        ValueError: Shapes that are not two equal `(n, d)`, no rows on any rank, NaN or Inf (with the rows).
+    """
     shapes = (tuple(audio.shape), tuple(text.shape))
     shapes_of_ranks = shard.ranks.all_gather_object(shapes)
     width = shapes_of_ranks[0][0][1:]

@@ -1,4 +1,4 @@
-"""What the knowledge holds of a clip as a whole: the mean of its rows. Axes: `C` clips, `B` batch, `d` width."""
+"""What the knowledge has stored of whole clips. Axes: `C` clips, `n` rows, `B` batch, `d` width."""
 
 from __future__ import annotations
 
@@ -45,17 +45,20 @@ class StoredClips:
 
     ids: Tensor
     sums: Tensor
-    ranks: Ranks = Ranks()  # noqa: RUF009 - it is frozen
+    ranks: Ranks
 
     @classmethod
     def of_rows(cls, audio: Tensor, text: Tensor, ids: Tensor, ranks: Ranks | None = None) -> StoredClips:
-        """Group rows by clip.
+        """Add up the rows of each clip.
 
         Args:
-            audio: `(n, d)`, the rows of this rank.
-            text: `(n, d)`.
+            audio: `(n, d)`, the audio rows that this rank holds.
+            text: `(n, d)`, the text rows; row j of both is pair j.
             ids: `(n,)` int64, the clip of each row.
-            ranks: The processes over which rows are spread; default this one alone.
+            ranks: The processes that hold the rows together; default this one alone.
+
+        Returns:
+            The clips of these rows, on the device of `audio`.
         """
         unique, clip_of = ids.to(audio.device).unique(return_inverse=True)
         dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
@@ -64,21 +67,23 @@ class StoredClips:
         return cls(unique, sums, ranks or Ranks())
 
     def find(self, ids: Tensor) -> ClipVectors:
-        """The stored embeddings of clips, each the unit mean of the clip's rows.
+        """Look clips up by id; collective if several ranks hold the rows.
 
         Args:
-            ids: `(B,)` int64 clip ids, of another number on each rank if need be.
+            ids: `(B,)` int64, the clips; their number may differ between ranks.
+
+        Returns:
+            The unit mean of each clip's rows.
         """
         if self.ranks.size == 1:
             sums, known = self._local(ids)
         else:
-            everyone = self.ranks.gather(ids)
+            everyone = self.ranks.all_gather(ids)
             sums, known = self._local(torch.cat(everyone))
             sums, known = self.ranks.sum(sums), self.ranks.sum(known.long()) > 0
             start = sum(len(part) for part in everyone[: self.ranks.rank])
             sums, known = (side[start : start + len(ids)] for side in (sums, known))
         audio, text = sums.chunk(2, dim=1)
-        # Two opposite rows have no mean direction; such a clip says nothing.
         return ClipVectors(unit_length(audio), unit_length(text), known)
 
     def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,3 +93,23 @@ class StoredClips:
         place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         known = self.ids[place] == ids
         return self.sums[place] * known[:, None], known
+
+    def blend(self, older: StoredClips, momentum: float) -> StoredClips:
+        """Move each clip's embeddings only a part of the way from the older ones.
+
+        Args:
+            older: The same clips, or others, as they were stored before.
+            momentum: m in [0, 1), the share of the older embeddings: unit(m · old + (1 - m) · new).
+
+        Returns:
+            The clips of this object; those that were not stored before stay as they are.
+        """
+        before = older.find(self.ids)
+        stored = torch.cat([before.audio, before.text], dim=1)  # (C, 2 d)
+        now = torch.cat([unit_length(side) for side in self.sums.chunk(2, dim=1)], dim=1)
+        blended = torch.where(before.known[:, None], momentum * stored + (1 - momentum) * now, now)
+        return StoredClips(self.ids, blended, self.ranks)
+
+    def to(self, device: torch.device | str) -> StoredClips:
+        """The same clips on another device."""
+        return StoredClips(self.ids.to(device), self.sums.to(device), self.ranks)

@@ -1,4 +1,4 @@
-"""What every loss of this library is: the protocol between a loss, `ASKModule` and the refresh.
+"""The protocol between a loss, `ASKModule` and `KnowledgeRefreshCallback`.
 
 Axes: `B` batch, `d` width.
 """
@@ -16,9 +16,9 @@ from typing_extensions import Self
 
 from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.arguments import check_choice, check_positive
 from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.distributed import Ranks, gather_rows
+from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
@@ -35,10 +35,10 @@ class RetrievalLoss(nn.Module, ABC):
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
             callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
-            same clip leave the denominator; needs ids.
-        gather: Compute the loss over the batches of all ranks, which may be of different sizes, with
-            gradients to every rank: under DDP the gradient is that of one process with the whole batch.
-            `False`: over the local batch.
+            same clip are left out of the denominator; needs ids.
+        gather: `True`: the loss is computed over the batches of all ranks, which may be of different sizes,
+            with gradients to every rank; under DDP the gradient is that of one process with the whole
+            batch. `False`: it is computed over the local batch.
 
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`; `KnowledgeRefreshCallback` sets it.
@@ -50,7 +50,7 @@ class RetrievalLoss(nn.Module, ABC):
 
     def __init__(self, temperature: Temperature, *, positives: Positives, gather: bool) -> None:
         super().__init__()
-        check_temperature(temperature)
+        _check_temperature(temperature)
         check_choice("positives", positives, get_args(Positives))
         if isinstance(temperature, int | float):
             temperature = float(temperature)
@@ -63,7 +63,7 @@ class RetrievalLoss(nn.Module, ABC):
 
     @property
     def temperature(self) -> float | Tensor:
-        """The present τ."""
+        """τ at present."""
         (temperature,) = self._temperature
         if isinstance(temperature, Tensor) or not callable(temperature):
             return temperature
@@ -81,7 +81,7 @@ class RetrievalLoss(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's arguments as values that a file can hold; `None` for those it cannot."""
+        """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
         names = inspect.signature(type(self)).parameters
         values = {name: getattr(self, name) for name in names if name != "temperature"}
         (temperature,) = self._temperature
@@ -91,19 +91,27 @@ class RetrievalLoss(nn.Module, ABC):
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
-        """The loss that has these `options`.
+        """Make a loss from the `options` of another one.
 
         Args:
-            options: What `options` returned.
+            options: The other loss's `options`.
+
+        Returns:
+            The loss.
 
         Raises:
-            ValueError: The temperature was an object.
+            ValueError: The other loss had an option that is an object, such as a learnable temperature.
         """
-        if options["temperature"] is None:
+        for name in cls._objects_in(options):
             raise ValueError(
-                f"The loss had a temperature that a file cannot hold. Pass `loss={cls.__name__}(...)` with it."
+                f"The loss had a {name} that a file cannot hold. Pass `loss={cls.__name__}(...)` with it."
             )
         return cls(**options)
+
+    @staticmethod
+    def _objects_in(options: dict[str, Any]) -> list[str]:
+        """The names of options that stand for an object."""
+        return ["temperature"] if options["temperature"] is None else []
 
     def forward(
         self,
@@ -164,35 +172,40 @@ class RetrievalLoss(nn.Module, ABC):
         """
 
     @property
-    def gathers(self) -> bool:
-        """Whether the batch is that of all ranks."""
+    def _gathers_ranks(self) -> bool:
+        """Whether the loss is over the batches of several ranks."""
         return self.gather and Ranks.current().size > 1
 
-    def of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Rows `(B,)` or `(B, d)` of all ranks with gradients, if that is asked for; in one exchange."""
-        if not self.gathers:
+    def _rows_of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Tensors `(B,)` or `(B, d)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
+        if not self._gathers_ranks:
             return sides
         columns = [side if side.ndim == 2 else side[:, None] for side in sides]
-        gathered = gather_rows(torch.cat(columns, dim=1))  # (ΣB, …)
+        gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
         parts = gathered.split([column.shape[1] for column in columns], dim=1)
         return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
 
-    def ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
-        """Clip ids of the batches of all ranks, if that is asked for."""
-        return torch.cat(Ranks.current().gather(ids)) if ids is not None and self.gathers else ids
+    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
+        """Ids `(B,)`, of all ranks if `gather` asks for them."""
+        return None if ids is None else self._gathered(ids)
 
-    def same_clip(self, ids: Tensor | None) -> Tensor | None:
-        """`(B, B)`, true where two samples are of one clip, with `positives="ids"`; else `None`."""
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Rows `(b, ...)` of all ranks without gradient, if `gather` asks for them."""
+        return torch.cat(Ranks.current().all_gather(rows)) if self._gathers_ranks else rows
+
+    def _same_clip(self, ids: Tensor | None) -> Tensor | None:
+        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
         return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
 
     def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
+        """Refuse batches that cannot be contrasted, and missing ids."""
         if audio.ndim != 2 or audio.shape != text.shape:
             raise ValueError(
                 "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
                 f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
                 "tokens before the loss."
             )
-        if len(audio) < (1 if self.gathers else 2):
+        if len(audio) < (1 if self._gathers_ranks else 2):
             raise ValueError(
                 f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
                 f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
@@ -208,18 +221,12 @@ class RetrievalLoss(nn.Module, ABC):
             )
 
 
-def check_temperature(temperature: object) -> None:
-    """Refuse what can be no temperature.
-
-    Raises:
-        ValueError: A number that is not positive.
-        TypeError: Neither a number, nor a tensor with one element, nor callable.
-    """
+def _check_temperature(temperature: object) -> None:
+    """Refuse what can be no temperature."""
     if isinstance(temperature, Tensor) and temperature.numel() == 1:
         temperature = temperature.item()
     if isinstance(temperature, int | float):
-        if not temperature > 0:
-            raise ValueError(f"Argument `temperature` has to be positive, but got {float(temperature)}.")
+        check_positive("temperature", float(temperature))
     elif isinstance(temperature, Tensor) or not callable(temperature):
         raise TypeError(
             "Argument `temperature` has to be a number, a parameter with one element, or a callable without "

@@ -1,15 +1,12 @@
 """`KnowledgeDistillationLoss`: stored knowledge as the teacher. Axes: `B` batch, `d` width."""
 
-from typing import get_args
-
-import torch
 from torch import Tensor
 
 from ask_lightning.functional.contrastive import nt_xent
-from ask_lightning.functional.distillation import Teacher, teacher_targets
+from ask_lightning.functional.distillation import Teacher
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
-from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.losses.teacher import KnowledgeTeacher
 
 
 class KnowledgeDistillationLoss(RetrievalLoss):
@@ -17,7 +14,7 @@ class KnowledgeDistillationLoss(RetrievalLoss):
 
     A batch holds pairs that match almost as well as the true ones: two rains, two dogs. The embeddings that
     the knowledge base has stored of the batch's clips, made by older encoders in evaluation mode from all
-    captions of a clip, say which. With U⁰, V⁰ these embeddings, S the similarities of the batch:
+    captions of each clip, tell which. With U⁰, V⁰ these embeddings, S the similarities of the batch:
 
         P^{T→A} = softmax_rows(V⁰ U⁰ᵀ / τ_t)      P^{A→T} = softmax_rows(U⁰ V⁰ᵀ / τ_t)
         Y = (1 - α) I + α P
@@ -26,10 +23,10 @@ class KnowledgeDistillationLoss(RetrievalLoss):
     α = 0 is NT-Xent, a very large τ_t is label smoothing.
 
     References:
-        Not of the ASK paper. Its relatives are ALBEF's momentum distillation (arXiv 2107.07651), whose teacher
-        is a moving average of the weights, and estimated audio–caption correspondences (Primus et al.,
-        arXiv 2408.11641), whose teacher is trained to the end first. Here the teacher is the knowledge
-        base that `KnowledgeRefreshCallback` renews every T epochs.
+        Not of the ASK paper. Its relatives are ALBEF's momentum distillation (arXiv 2107.07651), whose
+        teacher is a moving average of the weights, and estimated audio–caption correspondences (Primus et
+        al., arXiv 2408.11641), whose teacher is trained to the end first. Here the teacher is the
+        knowledge base that `KnowledgeRefreshCallback` renews every T epochs.
 
     Requirements:
         Clip ids, and a `KnowledgeBase` that holds the training clips: `KnowledgeRefreshCallback` sees to it,
@@ -53,8 +50,8 @@ class KnowledgeDistillationLoss(RetrievalLoss):
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`.
         last: Detached terms of the last call: `loss`; `contrastive`, NT-Xent of the same batch at the same
-            temperature; `target_entropy` in nats and `target_diagonal`, of the targets; `unknown_clips`, how many
-            samples of the batch are of clips that the knowledge lacks.
+            temperature; `target_entropy` in nats and `target_diagonal`, the mean target of the own pair;
+            `unknown_clips`, the number of samples whose clip the knowledge lacks.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -76,19 +73,11 @@ class KnowledgeDistillationLoss(RetrievalLoss):
         gather: bool = False,
     ) -> None:
         super().__init__(temperature, positives=positives, gather=gather)
-        check_choice("teacher", teacher, get_args(Teacher))
-        if not 0 <= distillation_weight <= 1:
-            raise ValueError(
-                f"Argument `distillation_weight` has to be in [0, 1], but got {distillation_weight}."
-            )
-        if not teacher_temperature > 0:
-            raise ValueError(
-                f"Argument `teacher_temperature` has to be positive, but got {teacher_temperature}."
-            )
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
+        self._teacher = KnowledgeTeacher(self.distillation_weight, self.teacher_temperature, teacher)
 
     @property
     def needs_ids(self) -> bool:
@@ -108,39 +97,20 @@ class KnowledgeDistillationLoss(RetrievalLoss):
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `RetrievalLoss.compute`; without knowledge, in evaluation, it is NT-Xent."""
+        """The loss of unit embeddings and its terms; without knowledge, in evaluation, it is NT-Xent."""
         assert ids is not None
-        stored = None if knowledge is None else knowledge.find_clips(ids)
-        audio, text = self.of_all_ranks(audio, text)  # (B, d)
-        ignore = self.same_clip(self.ids_of_all_ranks(ids))
+        audio, text = self._rows_of_all_ranks(audio, text)  # (B, d)
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
         similarity = text @ audio.T  # (B texts, B audios)
-        sides = (similarity, similarity.T)
-        plain = sum(nt_xent(scores, self.temperature, ignore=ignore) for scores in sides) / 2
-        if stored is None:
-            return plain, {"loss": plain}  # type: ignore[return-value,dict-item]
-        with torch.no_grad():
-            teacher_audio, teacher_text, known = (
-                torch.cat(self._everyone(side)) for side in (stored.audio, stored.text, stored.known)
-            )
-            targets = teacher_targets(
-                teacher_audio.to(audio.dtype),
-                teacher_text.to(audio.dtype),
-                known,
-                distillation_weight=self.distillation_weight,
-                teacher_temperature=self.teacher_temperature,
-                teacher=self.teacher,
-                ignore=ignore,
-            )
-        losses = [
-            nt_xent(scores, self.temperature, targets=target, ignore=ignore)
-            for scores, target in zip(sides, targets, strict=True)
-        ]
-        loss = 0.5 * (losses[0] + losses[1])
-        both = torch.stack(targets)  # (2, B, B)
-        return loss, {
-            "loss": loss,
-            "contrastive": plain,  # type: ignore[dict-item]
-            "target_entropy": -torch.xlogy(both, both).sum(dim=2).mean(),
-            "target_diagonal": both.diagonal(dim1=1, dim2=2).mean(),
-            "unknown_clips": (~known).sum().to(loss.dtype),
-        }
+        plain = 0.5 * (
+            nt_xent(similarity, self.temperature, ignore=ignore)
+            + nt_xent(similarity.T, self.temperature, ignore=ignore)
+        )
+        if knowledge is None:
+            return plain, {"loss": plain}
+        targets = self._teacher.targets(knowledge, ids, ignore, audio.dtype, self._gathered)
+        loss = 0.5 * (
+            nt_xent(similarity, self.temperature, targets=targets.t2a, ignore=ignore)
+            + nt_xent(similarity.T, self.temperature, targets=targets.a2t, ignore=ignore)
+        )
+        return loss, {"loss": loss, "contrastive": plain} | targets.terms()

@@ -3,14 +3,12 @@
 Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are texts, columns audios.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 from warnings import warn
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import Self
+from torch import Tensor
 
 from ask_lightning.functional import (
     disagreement,
@@ -20,22 +18,20 @@ from ask_lightning.functional import (
     realign_similarity,
     reliability_potential,
     sinkhorn_plan,
-    unit_length,
 )
+from ask_lightning.functional.distillation import Teacher
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
+from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
+from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
-from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
 
-Ids = Tensor | Sequence[int] | Sequence[str]
 PlanScaling = Literal["marginal", "row"]
-Positives = Literal["diagonal", "ids"]
 Modulation = Literal["batch", "sample"]
 DIRECTIONS = ("t2a", "a2t")
 
 
-class ReliabilityOTLoss(nn.Module):
+class ReliabilityOTLoss(RetrievalLoss):
     """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
 
     For each granularity the batch's embeddings are mixed with the knowledge that they retrieve (Eq. 9), the
@@ -84,6 +80,10 @@ class ReliabilityOTLoss(nn.Module):
         gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
             may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
             process with the whole batch. `False`: they are computed over the local batch.
+        distillation_weight: α in [0, 1], the share of stored knowledge in the targets of the contrast, see
+            `KnowledgeDistillationLoss`; above 0 it needs ids. The paper has 0.
+        teacher_temperature: τ_t > 0, the temperature of these targets.
+        teacher: `"softmax"` or `"transport"`, how these targets are made.
 
     Attributes:
         knowledge: The `KnowledgeBase` in use, or `None`.
@@ -105,7 +105,7 @@ class ReliabilityOTLoss(nn.Module):
         ot_factor: float = 0.2,
         lambda_fine: float = 0.2,
         lambda_coarse: float = 0.3,
-        temperature: float | Tensor | Callable[[], Tensor] = 0.07,
+        temperature: Temperature = 0.07,
         sinkhorn_epsilon: float = 0.1,
         sinkhorn_iterations: int = 50,
         *,
@@ -119,15 +119,17 @@ class ReliabilityOTLoss(nn.Module):
         modulation_gradient: bool = True,
         interaction: Callable[[Tensor, Tensor], Tensor] | None = None,
         gather: bool = False,
+        distillation_weight: float = 0.0,
+        teacher_temperature: float = 0.1,
+        teacher: Teacher = "softmax",
     ) -> None:
-        super().__init__()
+        super().__init__(temperature, positives=positives, gather=gather)
         check_count("num_neighbors", num_neighbors)
         check_count("sinkhorn_iterations", sinkhorn_iterations)
         check_range("injection_ratio", injection_ratio, 0, 1)
         check_range("ot_factor", ot_factor, 0, 1)
         check_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
-        check_choice("positives", positives, get_args(Positives))
         check_choice("modulation", modulation, get_args(Modulation))
         if not granularities or not set(granularities) <= set(GRANULARITIES):
             raise ValueError(
@@ -135,17 +137,12 @@ class ReliabilityOTLoss(nn.Module):
                 f"but got {tuple(granularities)}."
             )
         _check_modulation(lambda_fine, lambda_coarse)
-        _check_temperature(temperature)
-        if isinstance(temperature, int | float):
-            temperature = float(temperature)
         self.num_neighbors = num_neighbors
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.injection_ratio = float(injection_ratio)
         self.ot_factor = float(ot_factor)
         self.lambda_fine = float(lambda_fine)
         self.lambda_coarse = float(lambda_coarse)
-        # In a tuple, because a parameter set as an attribute would be registered here a second time.
-        self._temperature = (temperature,)
         self.sinkhorn_epsilon = float(sinkhorn_epsilon)
         self.sinkhorn_iterations = sinkhorn_iterations
         self.granularities = tuple(name for name in GRANULARITIES if name in granularities)
@@ -153,112 +150,70 @@ class ReliabilityOTLoss(nn.Module):
         self.plan_scaling = plan_scaling
         self.detach_plan = detach_plan
         self.exclude_self = exclude_self
-        self.positives = positives
         self.modulation = modulation
         self.modulation_gradient = modulation_gradient
         self.interaction = interaction
-        self.gather = gather
-        self.knowledge: KnowledgeBase | None = None
-        self.last: dict[str, Tensor] = {}
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """τ at present."""
-        (temperature,) = self._temperature
-        if isinstance(temperature, Tensor) or not callable(temperature):
-            return temperature
-        return temperature()
+        self.distillation_weight = float(distillation_weight)
+        self.teacher_temperature = float(teacher_temperature)
+        self.teacher: Teacher = teacher
+        self._teacher = KnowledgeTeacher(self.distillation_weight, self.teacher_temperature, teacher)
 
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.exclude_self or self.positives == "ids"
+        return self.exclude_self or super().needs_ids or self.needs_training_clips
+
+    @property
+    def needs_training_clips(self) -> bool:
+        """Whether the knowledge is also the teacher."""
+        return self.distillation_weight > 0
 
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
-        names = inspect.signature(ReliabilityOTLoss).parameters
-        values = {name: getattr(self, name) for name in names if name != "temperature"}
-        (temperature,) = self._temperature
-        return values | {
-            "granularities": list(self.granularities),
-            "temperature": temperature if isinstance(temperature, int | float) else None,
-            "interaction": self.interaction and repr(self.interaction),
-        }
+        return super().options | {"interaction": self.interaction and repr(self.interaction)}
 
-    @classmethod
-    def from_options(cls, options: dict[str, Any]) -> Self:
-        """Make a loss from the `options` of another one.
-
-        Args:
-            options: The other loss's `options`.
-
-        Returns:
-            The loss.
-
-        Raises:
-            ValueError: The other loss had a temperature or an interaction that is an object.
-        """
-        for name, stands_for_an_object in (
-            ("temperature", options["temperature"] is None),
-            ("interaction", options["interaction"] is not None),
-        ):
-            if stands_for_an_object:
-                raise ValueError(
-                    f"The loss had a {name} that a file cannot hold. Pass `loss=ReliabilityOTLoss(...)` "
-                    "with it."
-                )
-        return cls(**options)
+    @staticmethod
+    def _objects_in(options: dict[str, Any]) -> list[str]:
+        """The names of options that stand for an object."""
+        with_interaction = ["interaction"] if options["interaction"] is not None else []
+        return [*RetrievalLoss._objects_in(options), *with_interaction]
 
     def extra_repr(self) -> str:
         """The options that the paper varies."""
         names = ("num_neighbors", "injection_ratio", "ot_factor", "lambda_fine", "lambda_coarse")
         return ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "granularities"))
 
-    def forward(
-        self,
-        audio: Tensor,
-        text: Tensor,
-        *,
-        ids: Ids | None = None,
-        knowledge: KnowledgeBase | None = None,
-    ) -> Tensor:
-        """The loss of a batch of pairs.
-
-        Args:
-            audio: `(B, d)`, B ≥ 2 over all ranks that are gathered; normalised here.
-            text: `(B, d)`; row i of both is pair i.
-            ids: B clip identifiers, needed by `exclude_self` and `positives="ids"`.
-            knowledge: The base to look up; default `self.knowledge`.
-
-        Returns:
-            0-d, float32 (float64 for float64 embeddings).
+    def compute(
+        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of unit embeddings and its terms, see `RetrievalLoss`.
 
         Raises:
-            ValueError: Shapes that are not two equal `(B, d)` with B ≥ 2, ids missing or of another
-                number, K larger than the base, a factor that is not positive.
-            RuntimeError: No knowledge while training.
+            ValueError: K is larger than the base, or a factor is not positive.
         """
-        self._check_batch(audio, text, ids)
-        knowledge = knowledge if knowledge is not None else self.knowledge
-        if knowledge is None and self.training:
-            raise RuntimeError(
-                "ReliabilityOTLoss has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
-                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
-            )
-        with torch.autocast(audio.device.type, enabled=False):
-            dtype = torch.float64 if audio.dtype == torch.float64 else torch.float32
-            audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
-            id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
-            if knowledge is None:
-                return self._without_knowledge(audio, text, id_tensor)
-            if knowledge is self.knowledge and knowledge.device != audio.device:
-                self.knowledge = knowledge = knowledge.to(audio.device)
-            neighborhoods = self.retrieve(audio, text, knowledge, ids=id_tensor)
-            bounded = self.is_bounded(knowledge)
-            loss, terms = self.from_neighborhoods(audio, text, neighborhoods, ids=id_tensor, bounded=bounded)
-        self.last = {name: term.detach() for name, term in terms.items()}
-        return loss
+        if knowledge is None:
+            return self._without_knowledge(audio, text, ids), {}
+        neighborhoods = self.retrieve(audio, text, knowledge, ids=ids)
+        bounded = self.is_bounded(knowledge)
+        targets = self.targets(ids, knowledge, audio.dtype)
+        return self.from_neighborhoods(audio, text, neighborhoods, ids=ids, bounded=bounded, targets=targets)
+
+    def targets(
+        self, ids: Tensor | None, knowledge: KnowledgeBase, dtype: torch.dtype
+    ) -> BatchTargets | None:
+        """The teacher's targets of a batch; `None` for the paper's, the diagonal.
+
+        Args:
+            ids: `(B,)` int64, the clips of the samples.
+            knowledge: The base that holds the training clips.
+            dtype: The dtype of the targets.
+        """
+        if not self.needs_training_clips:
+            return None
+        assert ids is not None
+        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        return self._teacher.targets(knowledge, ids, ignore, dtype, self._gathered)
 
     def retrieve(
         self, audio: Tensor, text: Tensor, knowledge: KnowledgeBase, *, ids: Tensor | None = None
@@ -298,6 +253,7 @@ class ReliabilityOTLoss(nn.Module):
         *,
         ids: Tensor | None = None,
         bounded: bool = True,
+        targets: BatchTargets | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings for neighbours that are looked up already (Eq. 9–19).
 
@@ -307,6 +263,7 @@ class ReliabilityOTLoss(nn.Module):
             neighborhoods: The neighbours of each granularity, as `KnowledgeBase.lookup` returns them.
             ids: `(B,)` int64 for `positives="ids"`.
             bounded: Whether all neighbours have at most unit length.
+            targets: Soft targets of the contrast; default the diagonal.
 
         Returns:
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
@@ -316,7 +273,7 @@ class ReliabilityOTLoss(nn.Module):
         entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
         # (λ_g, F_g) of each granularity, F_g of each sample (B,)
         weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
             near = found.to(audio.dtype)
             ratio, renormalize = self.injection_ratio, self.renormalize_injected
@@ -327,7 +284,7 @@ class ReliabilityOTLoss(nn.Module):
                 reliability_potential(text, near.text_by_audio, near.text_by_text),
             )
             potentials = dict(zip(DIRECTIONS, psi, strict=True))
-            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded)
+            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
             for direction in DIRECTIONS:
                 entropies[direction] = entropies[direction] + contrast[direction]
                 unreliability = disagreement(potentials[direction])
@@ -344,7 +301,12 @@ class ReliabilityOTLoss(nn.Module):
         return loss, terms | {"loss": loss}
 
     def _contrast(
-        self, audio: Tensor, text: Tensor, ignore: Tensor | None, bounded: bool
+        self,
+        audio: Tensor,
+        text: Tensor,
+        ignore: Tensor | None,
+        bounded: bool,
+        targets: BatchTargets | None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
         similarity = self._similarity(text, audio)  # (B texts, B audios)
@@ -360,6 +322,7 @@ class ReliabilityOTLoss(nn.Module):
             contrast[direction] = nt_xent(
                 realigned,
                 self.temperature,
+                targets=None if targets is None else getattr(targets, direction),
                 ignore=ignore,
                 reduction="none" if self.modulation == "sample" else "mean",
             )
@@ -389,31 +352,9 @@ class ReliabilityOTLoss(nn.Module):
             terms[f"factor_{direction}"] = factor.mean()
         return 0.5 * (weighed[0] + weighed[1])
 
-    @property
-    def _gathers_ranks(self) -> bool:
-        """Whether the contrast is over the batches of several ranks."""
-        return self.gather and Ranks.current().size > 1
-
-    def _rows_of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Tensors `(B,)` or `(B, d)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
-        if not self._gathers_ranks:
-            return sides
-        columns = [side if side.ndim == 2 else side[:, None] for side in sides]
-        gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
-        parts = gathered.split([column.shape[1] for column in columns], dim=1)
-        return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
-
-    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
-        """Ids `(B,)`, of all ranks if `gather` asks for them."""
-        return torch.cat(Ranks.current().all_gather(ids)) if ids is not None and self._gathers_ranks else ids
-
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
         """`(B, B)`, rows text, columns audio."""
         return text @ audio.T if self.interaction is None else self.interaction(text, audio)
-
-    def _same_clip(self, ids: Tensor | None) -> Tensor | None:
-        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
-        return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
 
     def _without_knowledge(self, audio: Tensor, text: Tensor, ids: Tensor | None) -> Tensor:
         """Plain NT-Xent, once for each granularity, with a warning."""
@@ -426,43 +367,7 @@ class ReliabilityOTLoss(nn.Module):
         ignore = self._same_clip(self._ids_of_all_ranks(ids))
         similarity = self._similarity(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
-        self.last = {}
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
-
-    def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
-        """Refuse batches that cannot be contrasted, and missing ids."""
-        if audio.ndim != 2 or audio.shape != text.shape:
-            raise ValueError(
-                "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
-                f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
-                "tokens before the loss."
-            )
-        if len(audio) < (1 if self._gathers_ranks else 2):
-            raise ValueError(
-                f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
-                f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."
-            )
-        if self.needs_ids and ids is None:
-            raise ValueError(
-                'Argument `ids` has to be given, because `exclude_self=True` or `positives="ids"` '
-                "compares clips: pass `ids=` to the loss, or to ASKModule."
-            )
-        if ids is not None and len(ids) != len(audio):
-            raise ValueError(
-                f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
-            )
-
-
-def _check_temperature(temperature: object) -> None:
-    if isinstance(temperature, Tensor) and temperature.numel() == 1:
-        temperature = temperature.item()
-    if isinstance(temperature, int | float):
-        check_positive("temperature", float(temperature))
-    elif isinstance(temperature, Tensor) or not callable(temperature):
-        raise TypeError(
-            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
-            f"arguments, but got {temperature!r}."
-        )
 
 
 def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
