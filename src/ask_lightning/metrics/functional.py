@@ -52,8 +52,8 @@ def retrieval_ranks(
     consecutive ranks, in any order. A model that maps everything to one point thus ranks last, not first.
 
     With a bias the score is the cosine similarity minus the candidate's bias, as in search that is
-    calibrated by `ask_lightning.functional.calibration.hub_bias`. Clips are ranked for a caption with `audio_bias`,
-    captions for a clip with `text_bias`.
+    calibrated by `ask_lightning.functional.calibration.hub_bias`. Clips are ranked for a caption with
+    `audio_bias`, captions for a clip with `text_bias`.
 
     One pass over blocks of the score matrix serves both directions. At most `block_size`² scores exist at
     a time; besides, the embeddings are held in float64.
