@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from ask_lightning import ASKModule, KnowledgeBase, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.functional import nt_xent
+from ask_lightning.losses import RetrievalLoss
 
 WIDTH, AUDIO, TEXT = 8, 12, 10
 # ASK without ASK: every switch off, one granularity.
@@ -259,7 +260,7 @@ class Watcher(pl.Callback):
         self.losses.append(float(outputs["loss"]))
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
         self.clips.append(batch["clip_id"].tolist())
-        loss = next((part for part in pl_module.modules() if isinstance(part, ReliabilityOTLoss)), None)
+        loss = next((part for part in pl_module.modules() if isinstance(part, RetrievalLoss)), None)
         base = loss.knowledge if loss is not None else None
         self.knowledge.append(base.fingerprint if base is not None else None)
 

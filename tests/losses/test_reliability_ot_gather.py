@@ -23,6 +23,8 @@ OPTIONS = {
     "no knowledge": {"injection_ratio": 0.0, "lambda_fine": 0.0, "lambda_coarse": 0.0},
     "no transport": {"ot_factor": 0.0},
     "unbounded": {"lambda_coarse": 0.1},
+    "teacher": {"distillation_weight": 0.6},
+    "transport as the teacher": {"distillation_weight": 0.6, "teacher": "transport", "positives": "ids"},
     "interaction": {"interaction": lambda text, audio: torch.tanh(2 * text @ audio.T)},
 }
 

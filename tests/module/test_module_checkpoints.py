@@ -128,7 +128,10 @@ def test_contents(fitted):
     stored = torch.load(path, weights_only=True)
     assert stored["hyper_parameters"] == {"learning_rate": 0.03}
     assert list(stored["state_dict"]) == list(PlainTowers().state_dict())
-    assert stored["ask_lightning"] == {"loss": module.loss.options}
+    assert stored["ask_lightning"] == {
+        "loss": module.loss.options,
+        "loss_class": "ask_lightning.losses.reliability_ot.ReliabilityOTLoss",
+    }
     state = stored["callbacks"]["KnowledgeRefreshCallback"]
     assert set(state) == {
         "built_at",

@@ -69,13 +69,13 @@ def test_fit_without_the_callback_but_with_a_base():
 
 def test_callback_on_a_module_without_ask():
     with pytest.raises(
-        RuntimeError, match=r"one ReliabilityOTLoss, but PlainTowers has 0.*trainer.fit\(ASKModule\(model\)"
+        RuntimeError, match=r"one loss of ask_lightning.losses, but PlainTowers has 0.*trainer.fit\(ASKModule"
     ):
         make_trainer(callbacks=[make_refresh()]).fit(PlainTowers(), make_loader())
 
 
 def test_callback_on_a_module_with_two_losses():
-    with pytest.raises(RuntimeError, match=r"one ReliabilityOTLoss, but ASKModule has 2"):
+    with pytest.raises(RuntimeError, match=r"one loss of ask_lightning.losses, but ASKModule has 2"):
         make_trainer(callbacks=[make_refresh()]).fit(wrap(SelfContained()), make_loader())
 
 
@@ -128,7 +128,7 @@ def test_ids_of_another_name():
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), 3])
 def test_loss_of_another_class(loss):
     with pytest.raises(
-        TypeError, match=rf"`loss` has to be a ReliabilityOTLoss, but got {type(loss).__name__}"
+        TypeError, match=rf"`loss` has to be a loss of ask_lightning.losses, but got {type(loss).__name__}"
     ):
         ASKModule(PlainTowers(), loss)
 

@@ -82,7 +82,9 @@ class RetrievalLoss(nn.Module, ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
-        names = inspect.signature(type(self)).parameters
+        # A subclass of the user's may take its arguments as it likes.
+        own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__))
+        names = inspect.signature(own).parameters
         values = {name: getattr(self, name) for name in names if name != "temperature"}
         (temperature,) = self._temperature
         return {

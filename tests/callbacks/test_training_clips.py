@@ -1,0 +1,199 @@
+"""A loss whose teacher is the knowledge finds the training clips there, whatever the source is."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ask_lightning import (
+    ASKModule,
+    InfluenceMonitor,
+    KnowledgeBase,
+    KnowledgeDistillationLoss,
+    KnowledgeRefreshCallback,
+    ReliabilityOTLoss,
+)
+from ask_lightning.callbacks import QueryTable
+from ask_lightning.functional import unit_length
+from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
+
+TRAINING = 48
+
+
+class Kept(pl.Callback):
+    """The bases of a run, the encoders' own embeddings when each was made, and what the steps logged."""
+
+    def __init__(self) -> None:
+        self.bases, self.fresh, self.unknown = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        base = pl_module.loss.knowledge
+        if not self.bases or base is not self.bases[-1]:
+            self.bases.append(base)
+            pairs = Pairs(TRAINING)
+            with torch.no_grad():
+                batch = {"audio": pairs.audio, "text": pairs.text}
+                audio, text = pl_module.model.encode_audio(batch), pl_module.model.encode_text(batch)
+            self.fresh.append((unit_length(audio), unit_length(text)))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.unknown.append(int(pl_module.loss.last["unknown_clips"]))
+
+
+def fit(loss=None, epochs=2, callbacks=(), model=None, T=1, **settings) -> tuple[Kept, ASKModule]:
+    kept = Kept()
+    pl.seed_everything(0, verbose=False)
+    module = ASKModule(
+        model or PlainTowers(), loss or KnowledgeDistillationLoss(temperature=0.2), ids="clip_id"
+    )
+    refresh = KnowledgeRefreshCallback(T, **({"num_prototypes": 6} | settings))
+    run = make_trainer(max_epochs=epochs, callbacks=[refresh, kept, *callbacks])
+    run.fit(module, make_loader(TRAINING))
+    return kept, module
+
+
+def test_the_training_set_is_its_own_teacher():
+    kept, module = fit()
+    assert len(kept.bases) == 2
+    assert kept.unknown == [0] * 12
+    for base, (audio, text) in zip(kept.bases, kept.fresh, strict=True):
+        assert base.training_clips is None
+        found = base.find_clips(torch.arange(TRAINING))
+        torch.testing.assert_close(found.audio, audio)
+        torch.testing.assert_close(found.text, text)
+    assert module.loss.last == {}, "the callback took the terms for the log"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
+    kept, _ = fit(source=Pairs(20, seed=7), momentum=momentum)
+    assert [len(base.fine) for base in kept.bases] == [20, 20]
+    assert kept.unknown == [0] * 12
+    first, second = (base.find_clips(torch.arange(TRAINING)) for base in kept.bases)
+    torch.testing.assert_close(first.audio, kept.fresh[0][0])
+    expected = unit_length(momentum * first.text + (1 - momentum) * kept.fresh[1][1])
+    torch.testing.assert_close(second.text, expected)
+
+
+def test_the_published_loss_does_not_ask_for_them():
+    module = ASKModule(PlainTowers(), ReliabilityOTLoss(num_neighbors=4), ids="clip_id")
+    refresh = KnowledgeRefreshCallback(1, Pairs(20, seed=7), num_prototypes=6)
+    make_trainer(max_epochs=1, callbacks=[refresh]).fit(module, make_loader(TRAINING))
+    assert module.loss.knowledge.training_clips is None
+
+
+def test_the_published_loss_with_a_teacher_trains():
+    loss = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
+    kept, _ = fit(loss, source=Pairs(20, seed=7), callbacks=[InfluenceMonitor(2)])
+    assert kept.unknown == [0] * 12
+
+
+def test_clips_that_the_knowledge_lacks_are_counted():
+    loss = KnowledgeDistillationLoss(temperature=0.2)
+    module = ASKModule(PlainTowers(), loss, ids=lambda model, batch: batch["clip_id"] + 24)
+    kept = Kept()
+    # Clips 24 … 71 are asked for; the base was made by hand of clips 0 … 47.
+    pairs = Pairs(TRAINING)
+    with torch.no_grad():
+        batch = {"audio": pairs.audio, "text": pairs.text}
+        audio, text = module.model.encode_audio(batch), module.model.encode_text(batch)
+    loss.knowledge = KnowledgeBase.from_embeddings(audio, text, ids=pairs.clip_id, num_prototypes=6)
+    make_trainer(max_epochs=1, callbacks=[kept]).fit(module, make_loader(TRAINING))
+    assert sum(kept.unknown) == 24
+
+
+@pytest.mark.parametrize("momentum", [0.25, 0.9])
+def test_momentum_keeps_a_part_of_each_row(momentum):
+    kept, _ = fit(momentum=momentum, epochs=3)
+    assert len(kept.bases) == 3
+    stored = kept.fresh[0]
+    for base, fresh in zip(kept.bases[1:], kept.fresh[1:], strict=True):
+        stored = tuple(
+            unit_length(momentum * old + (1 - momentum) * new) for old, new in zip(stored, fresh, strict=True)
+        )
+        torch.testing.assert_close(base.fine.audio, stored[0])
+        torch.testing.assert_close(base.fine.text, stored[1])
+
+
+def test_momentum_where_the_source_changes():
+    sizes = iter([20, 20, 24])
+
+    def source():
+        return Pairs(next(sizes), seed=7)
+
+    with pytest.warns(UserWarning, match=r"source changed since the last refresh \(20 pairs then, 24 now\)"):
+        kept, _ = fit(source=source, momentum=0.5, epochs=3)
+    assert [len(base.fine) for base in kept.bases] == [20, 20, 24]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        pairs = Pairs(20)
+        return (pairs[row] for row in range(20))
+
+
+def test_momentum_needs_rows_that_can_be_found_again():
+    with pytest.raises(ValueError, match=r"momentum=0\.5.*Stream has no index.*map-style"):
+        fit(source=DataLoader(Stream(), 5), momentum=0.5)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
+def test_momentum_out_of_range(momentum):
+    with pytest.raises(ValueError, match=r"`momentum` has to be in \[0, 1\)"):
+        KnowledgeRefreshCallback(momentum=momentum)
+
+
+@pytest.mark.parametrize("settings", [{}, {"source": "other"}, {"source": "other", "momentum": 0.5}])
+def test_a_resumed_run_has_the_same_teacher(tmp_path, settings):
+    def run(folder, epochs, resume=None):
+        pl.seed_everything(0, verbose=False)
+        watcher = Watcher()
+        options = settings | ({"source": Pairs(20, seed=7)} if "source" in settings else {})
+        refresh = KnowledgeRefreshCallback(2, num_prototypes=6, **options)
+        module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+        keep = pl.callbacks.ModelCheckpoint(folder, save_last=True, enable_version_counter=False)
+        going = make_trainer(max_epochs=epochs, callbacks=[refresh, watcher, keep], enable_checkpointing=True)
+        going.fit(module, make_loader(TRAINING), ckpt_path=resume)
+        return watcher.losses
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "broken", 3)
+    resumed = run(tmp_path / "again", 4, tmp_path / "broken" / "last.ckpt")
+    assert resumed == whole[-len(resumed) :]
+    assert len(resumed) == 6
+
+
+@pytest.mark.parametrize("display", [InfluenceMonitor, QueryTable])
+def test_displays_of_neighbours_refuse_a_loss_without_any(display):
+    with pytest.raises(RuntimeError, match=f"{display.__name__} shows the neighbours .* with Knowledge"):
+        fit(callbacks=[display()])
+
+
+def test_ids_are_asked_for():
+    with pytest.raises(ValueError, match="`ids` has to be given, because KnowledgeDistillationLoss"):
+        ASKModule(PlainTowers(), KnowledgeDistillationLoss())
+
+
+def test_the_wrapper_restores_the_loss_of_a_checkpoint(tmp_path):
+    loss = KnowledgeDistillationLoss(temperature=0.2, distillation_weight=0.4, teacher="transport")
+    module = ASKModule(PlainTowers(), loss, ids="clip_id")
+    run = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=4, num_prototypes=4)])
+    run.fit(module, make_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers(), ids="clip_id")
+    assert type(again.loss) is KnowledgeDistillationLoss
+    assert again.loss.options == loss.options
+
+
+def test_the_loss_of_a_users_class_has_to_be_passed(tmp_path):
+    class Mine(ReliabilityOTLoss):
+        pass
+
+    module = ASKModule(PlainTowers(), Mine(num_neighbors=3))
+    run = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=4, num_prototypes=4)])
+    run.fit(module, make_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"with the loss .*Mine, which is not of this library. Pass it"):
+        ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers())
+    again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers(), Mine(num_neighbors=3))
+    assert type(again.loss) is Mine
