@@ -9,7 +9,10 @@ split keeps all rows of a clip together, and every caption of a query's clip cou
 import argparse
 import csv
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -23,12 +26,12 @@ from ask_lightning.data import DatasetsDataModule, split_by_clip
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.reproduce import (
-    Run,
+    Method,
+    Protocol,
     compare,
     comparison_markdown,
     mean_recall,
     silence_lightning,
-    train_and_evaluate,
     training_picture,
 )
 
@@ -59,7 +62,6 @@ class ProjectionHeads(L.LightningModule):
         self.audio_head = self.head(audio_width, width)
         self.text_head = self.head(text_width, width)
         self.val_metrics = AudioTextRetrieval()
-        self.test_metrics = AudioTextRetrieval()
 
     @staticmethod
     def head(incoming: int, width: int) -> nn.Module:
@@ -87,14 +89,6 @@ class ProjectionHeads(L.LightningModule):
         scores["mean_recall"] = mean_recall(scores)
         self.log_dict({f"val/{name}": score for name, score in scores.items()})
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
-
-    def on_test_epoch_end(self) -> None:
-        scores = self.test_metrics.compute()
-        self.test_metrics.reset()
-        self.log_dict({f"test/{name}": score for name, score in scores.items()})
-
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=1e-2)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -105,44 +99,62 @@ class ProjectionHeads(L.LightningModule):
 def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
     silence_lightning()
     started = time.perf_counter()
     datasets = load(options)
     print("Pairs: " + ", ".join(f"{len(part)} {name}" for name, part in datasets.items()), flush=True)
     widths = datasets["train"].audio.shape[1], datasets["train"].text.shape[1]
-
-    def build(method: str, temperature: float) -> tuple[L.LightningModule, list[L.Callback]]:
-        heads = ProjectionHeads(
-            *widths, width=options.width, temperature=temperature, learning_rate=options.learning_rate
+    methods = [
+        Method(
+            name,
+            tuple({"temperature": temperature} for temperature in options.tune),
+            partial(build, name, widths, options),
         )
-        if method == "NT-Xent":
-            return heads, []
-        loss = ReliabilityOTLoss(
-            temperature=temperature,
-            plan_scaling=options.plan_scaling,
-            modulation_gradient=method == "ASK",
-        )
-        refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
-        return ASKModule(heads, loss), [refresh, DriftMonitor()]
-
-    def train(method: str, temperature: float, seed: int) -> Run:
-        return train_and_evaluate(
-            lambda: build(method, temperature),
-            DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed),
-            method=method,
-            temperature=temperature,
-            seed=seed,
-            output=options.output,
-            max_epochs=options.epochs,
-        )
-
-    runs = compare(train, options.methods, options.tune, range(options.seeds))
+        for name in options.methods
+    ]
+    free = ("methods", "tune", "seeds", "jobs", "threads", "output")
+    protocol = Protocol(
+        partial(make_loaders, datasets, options),
+        max_epochs=options.epochs,
+        description={name: value for name, value in vars(options).items() if name not in free},
+    )
+    runs = compare(
+        methods,
+        protocol,
+        options.output,
+        seeds=range(options.seeds),
+        jobs=options.jobs,
+        threads=options.threads,
+    )
     training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
     table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
-    print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
+    print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")
+
+
+def make_loaders(
+    datasets: Mapping[str, FrozenPairs], options: argparse.Namespace, seed: int
+) -> DatasetsDataModule:
+    """Loaders whose batches follow from a seed."""
+    return DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
+
+
+def build(
+    name: str, widths: tuple[int, int], options: argparse.Namespace, settings: Mapping[str, Any]
+) -> tuple[L.LightningModule, list[L.Callback]]:
+    """The heads as they are, or the same heads in an `ASKModule`."""
+    temperature = settings["temperature"]
+    heads = ProjectionHeads(
+        *widths, width=options.width, temperature=temperature, learning_rate=options.learning_rate
+    )
+    if name == "NT-Xent":
+        return heads, []
+    loss = ReliabilityOTLoss(
+        temperature=temperature, plan_scaling=options.plan_scaling, modulation_gradient=name == "ASK"
+    )
+    refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
+    return ASKModule(heads, loss), [refresh, DriftMonitor()]
 
 
 def load(options: argparse.Namespace) -> dict[str, FrozenPairs]:
@@ -185,7 +197,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="runs of each method with its chosen temperature")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
     add("--learning-rate", type=float, default=1e-3, help="learning rate of both methods")
-    add("--threads", type=int, default=1, help="CPU threads")
+    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--threads", type=int, default=1, help="CPU threads of each run")
     add("--output", type=Path, default=Path("runs/frozen"), help="where logs, checkpoints, picture go")
     return parser.parse_args()
 

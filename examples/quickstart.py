@@ -4,27 +4,31 @@
     python examples/quickstart.py --data folder --root DIR --annotations clips.csv --caption-columns title
 
 Both methods get the same weights, batches and epochs, and choose their temperature from the same grid on
-the validation part. Prints test recalls; writes CSV logs, checkpoints and comparison.png to the output.
+the validation part. Prints test recalls; writes runs.csv, logs, checkpoints and comparison.png to the output.
+A repeated command continues where the last one stopped.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import WandbLogger
+from torch.utils.data import Dataset
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import DatasetsDataModule, FolderData, RetrievalDataModule, SoundscapeData
 from ask_lightning.models import TinyRetriever
 from ask_lightning.reproduce import (
-    Run,
+    Method,
+    Protocol,
     compare,
     comparison_markdown,
     silence_lightning,
-    train_and_evaluate,
     training_picture,
 )
 
@@ -34,49 +38,62 @@ METHODS = ("NT-Xent", "ASK", "ASK-detached")
 def main() -> None:
     """Compare, print the table, draw the picture."""
     options = parse_arguments()
-    torch.set_num_threads(options.threads)
     silence_lightning()
     started = time.perf_counter()
     datasets = make_data(options).datasets
     sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
     print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
 
-    def train(method: str, temperature: float, seed: int) -> Run:
-        data = DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
-        extra = extra_loggers(f"{method}-temperature={temperature:g}-seed={seed}", options)
-        run = train_and_evaluate(
-            lambda: build(method, temperature, data, options),
-            data,
-            method=method,
-            temperature=temperature,
-            seed=seed,
-            output=options.output,
-            max_epochs=options.epochs,
-            accelerator=options.accelerator,
-            loggers=extra,
+    methods = [
+        Method(
+            name,
+            tuple({"temperature": temperature} for temperature in options.tune),
+            partial(build, name, datasets, options),
         )
-        for logger in extra:
-            logger.experiment.finish()  # or wandb would add the next run to this one
-        return run
-
-    runs = compare(train, options.methods, options.tune, range(options.seed, options.seed + options.seeds))
+        for name in options.methods
+    ]
+    free = ("methods", "tune", "seed", "seeds", "jobs", "threads", "wandb", "output")
+    protocol = Protocol(
+        partial(make_loaders, datasets, options),
+        max_epochs=options.epochs,
+        accelerator=options.accelerator,
+        make_loggers=partial(wandb_loggers, options) if options.wandb else None,
+        description={name: value for name, value in vars(options).items() if name not in free},
+    )
+    runs = compare(
+        methods,
+        protocol,
+        options.output,
+        seeds=range(options.seed, options.seed + options.seeds),
+        jobs=options.jobs,
+        threads=options.threads,
+    )
     picture = options.output / "comparison.png"
     training_picture(runs, picture, refresh_every=options.T)
     table = comparison_markdown(runs)
     (options.output / "comparison.md").write_text(table + "\n")
-    print(f"\nTest recall in %, temperature and epoch chosen on validation:\n\n{table}\n")
+    print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
     print(f"{picture} shows how it came about. {time.perf_counter() - started:.0f} s in all.")
 
 
+def make_loaders(
+    datasets: Mapping[str, Dataset], options: argparse.Namespace, seed: int
+) -> DatasetsDataModule:
+    """Loaders whose batches follow from a seed."""
+    return DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
+
+
 def build(
-    method: str, temperature: float, data: RetrievalDataModule, options: argparse.Namespace
+    name: str, datasets: Mapping[str, Dataset], options: argparse.Namespace, settings: Mapping[str, Any]
 ) -> tuple[L.LightningModule, list[L.Callback]]:
     """The model as it is, or the same model in an `ASKModule`."""
+    temperature = settings["temperature"]
     model = TinyRetriever(temperature=temperature, learning_rate=options.learning_rate)
-    if method == "NT-Xent":
+    if name == "NT-Xent":
         return model, []
-    loss = ReliabilityOTLoss(temperature=temperature, modulation_gradient=method == "ASK")
-    refresh = KnowledgeRefreshCallback(options.T, data.knowledge_dataset, num_prototypes=options.prototypes)
+    loss = ReliabilityOTLoss(temperature=temperature, modulation_gradient=name == "ASK")
+    source = make_loaders(datasets, options, seed=0).knowledge_dataset
+    refresh = KnowledgeRefreshCallback(options.T, source, num_prototypes=options.prototypes)
     return ASKModule(model, loss), [refresh, DriftMonitor()]
 
 
@@ -103,10 +120,8 @@ def make_data(options: argparse.Namespace) -> RetrievalDataModule:
     )
 
 
-def extra_loggers(name: str, options: argparse.Namespace) -> list[WandbLogger]:
-    """Weights & Biases if asked for; there is a CSV in any case."""
-    if not options.wandb:
-        return []
+def wandb_loggers(options: argparse.Namespace, name: str) -> list[WandbLogger]:
+    """Weights & Biases besides the CSV."""
     try:
         return [WandbLogger(name=name, project="ask-lightning-quickstart", save_dir=options.output)]
     except ModuleNotFoundError as error:
@@ -137,7 +152,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=32, help="pairs in a batch")
     add("--learning-rate", type=float, default=2e-3, help="peak learning rate of both methods")
     add("--accelerator", default="cpu", help="cpu, gpu, mps or auto")
-    add("--threads", type=int, default=2, help="CPU threads")
+    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--threads", type=int, default=2, help="CPU threads of each run")
     add("--wandb", action="store_true", help="log to Weights & Biases as well (WANDB_MODE=offline works)")
     add("--output", type=Path, default=Path("runs/quickstart"), help="where logs, checkpoints, picture go")
     return parser.parse_args()

@@ -1,11 +1,13 @@
 """The examples run in their short form and print what they promise."""
 
+import csv
 import logging
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -58,3 +60,24 @@ def test_wrap_your_model(run):
     assert len(changed) == 4, "two lines, each before and after"
     assert "after   validation R@10: a2t 0." in out
     assert "with_ask.ckpt loads in Towers." in out
+
+
+def test_caption_retrieval(run, tmp_path):
+    words = ["rain", "wind", "dog", "bell", "car", "door", "crowd"]
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "caption_1_embeddings.npy", random.standard_normal((120, 8), np.float32))
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip_id", *(f"caption_{number}" for number in range(2, 6))])
+        writer.writerows(
+            [f"{clip}.wav", *(" ".join(random.choice(words, 3)) for _ in range(4))] for clip in range(120)
+        )
+    out = run(
+        "caption_retrieval",
+        *("--data", str(tmp_path), "--epochs", "2", "--T", "1", "--seeds", "1", "--candidates", "1"),
+    )
+    assert "Pairs: 328 train, 64 val, 88 test; 7 words." in out
+    for method in ("NT-Xent", "NT-Xent, label smoothing", "Distillation", "ASK"):
+        assert f"| {method} | temperature=" in out
+    assert "minus NT-Xent, label smoothing" in out
+    assert len(Path("runs/captions/runs.csv").read_text().splitlines()) == 5

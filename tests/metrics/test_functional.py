@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR
 
 from ask_lightning.metrics import RetrievalRanks, retrieval_ranks, retrieval_scores
-from tests.helpers.retrieval_reference import noisy_pairs, reference_scores
+from tests.helpers.retrieval_reference import noisy_pairs, positions_of_own, reference_scores, unit
 
 
 @st.composite
@@ -159,6 +159,83 @@ def test_rows_of_a_clip_are_averaged_in_direction():
     mean = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.9, 1.0]])
     clip_ids = torch.tensor([4, 4, 9])
     assert_equal_ranks(retrieval_ranks(crops, text, clip_ids), retrieval_ranks(mean, text, clip_ids))
+
+
+@pytest.mark.parametrize("biased", [("audio_bias",), ("text_bias",), ("audio_bias", "text_bias")])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("coarse", [False, True])
+def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse):
+    crop_noise = 0.0 if coarse else 0.4
+    audio, text, clip_ids = noisy_pairs(num_rows=60, num_clips=17, crop_noise=crop_noise, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    if coarse:  # many ties
+        audio, text = audio.sign(), text.sign()
+    biases = {name: torch.randn(60, generator=generator) for name in biased}
+    if coarse:
+        biases = {name: (2 * bias).round() / 4 for name, bias in biases.items()}
+    ranks = retrieval_ranks(audio, text, clip_ids, **biases, block_size=13)
+
+    rows, captions = unit(np.asarray(audio, np.float64)), unit(np.asarray(text, np.float64))
+    text_bias = np.asarray(biases.get("text_bias", torch.zeros(60)), np.float64)
+    audio_bias = np.asarray(biases.get("audio_bias", torch.zeros(60)), np.float64)
+    ids = np.asarray(clip_ids)
+    clips = np.unique(ids)
+    clip_audio = np.stack([unit(rows[ids == clip].mean(axis=0)) for clip in clips])
+    clip_bias = np.stack([audio_bias[ids == clip].mean() for clip in clips])
+    for row in range(60):
+        scores = clip_audio @ captions[row] - clip_bias
+        assert [int(ranks.text_to_audio[row])] == positions_of_own(scores, clips == ids[row])
+    for clip, query in zip(clips, clip_audio, strict=True):
+        expected = positions_of_own(captions @ query - text_bias, ids == clip)
+        assert sorted(ranks.audio_to_text[ids == clip].tolist()) == expected
+
+
+@given(pairs_with_ties(), st.integers(1, 9), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_ranks_with_biases_do_not_depend_on_order_or_blocks(pairs, block_size, random):
+    num_rows = len(pairs[0])
+    pool = [0.1, 0.1, -0.7, 5.3]
+    biases = [torch.tensor([random.choice(pool) for _ in range(num_rows)]) for _ in range(2)]
+    ranks = retrieval_ranks(*pairs, audio_bias=biases[0], text_bias=biases[1])
+    order = list(range(num_rows))
+    random.shuffle(order)
+    shuffled = retrieval_ranks(
+        *(rows[order] for rows in pairs),
+        audio_bias=biases[0][order],
+        text_bias=biases[1][order],
+        block_size=block_size,
+    )
+    assert torch.equal(shuffled.text_to_audio, ranks.text_to_audio[order])
+    assert retrieval_scores(shuffled) == retrieval_scores(ranks)
+
+
+def test_a_bias_that_all_candidates_share_changes_nothing():
+    pairs = noisy_pairs()
+    same = torch.full((90,), 0.25)
+    assert_equal_ranks(retrieval_ranks(*pairs, audio_bias=same, text_bias=same), retrieval_ranks(*pairs))
+
+
+def test_a_bias_moves_a_hub_back():
+    audio, text = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.9]])
+    ids = torch.tensor([0, 1])
+    assert retrieval_ranks(audio, text, ids).text_to_audio.tolist() == [1, 2]
+    ranks = retrieval_ranks(audio, text, ids, audio_bias=torch.tensor([0.1, 0.0]))
+    assert ranks.text_to_audio.tolist() == [1, 1]
+    assert torch.equal(ranks.audio_to_text, retrieval_ranks(audio, text, ids).audio_to_text)
+
+
+@pytest.mark.parametrize("name", ["audio_bias", "text_bias"])
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.zeros(3), r"shape \(2,\), one number for each row, but got torch.float32 of shape \(3,\)"),
+        (torch.zeros(2, dtype=torch.long), r"floating tensor .* but got torch.int64"),
+        (torch.tensor([0.0, float("nan")]), "finite, but got NaN or Inf"),
+    ],
+)
+def test_biases_that_do_not_fit(name, bias, message):
+    with pytest.raises(ValueError, match=f"Argument `{name}` has to be .*{message}"):
+        retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2), **{name: bias})
 
 
 def test_zero_embeddings_are_legal_and_last():

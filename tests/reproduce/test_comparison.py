@@ -1,54 +1,184 @@
-"""The protocol of a comparison: equal budgets, tuned on validation only, and the table of its results."""
+"""The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
+import json
+from functools import partial
+
+import lightning.pytorch as pl
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
 
-from ask_lightning.reproduce import Run, compare, comparison_markdown, mean_recall
-from ask_lightning.reproduce.comparison import RECALLS
+from ask_lightning.data import DatasetsDataModule
+from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison
+from ask_lightning.reproduce.evaluation import RECALLS, mean_recall
 
 
 def scores(value: float) -> dict[str, float]:
     return dict.fromkeys(RECALLS, value)
 
 
-def test_every_method_sees_the_same_temperatures_and_seeds_and_is_tuned_on_validation():
-    calls = []
+PROTOCOL = Protocol(make_data=lambda seed: seed, max_epochs=3, description={"batch_size": 32})
+BEST = {"A": 0.05, "B": 0.2}
 
-    def train(method: str, temperature: float, seed: int) -> Run:
-        calls.append((method, temperature, seed))
-        best = {"A": 0.05, "B": 0.2}[method]
-        # Tests speak for another temperature than validation.
-        return Run(method, temperature, seed, scores(1 - abs(temperature - best)), scores(temperature))
 
+def methods(*temperatures, names=("A", "B")):
+    candidates = tuple({"temperature": temperature} for temperature in temperatures)
+    return [Method(name, candidates, partial(dict, name=name)) for name in names]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Training in no time: records what is trained; validation speaks for `BEST`, tests for the largest."""
+    made = []
+
+    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers):
+        built = build()
+        assert (data, max_epochs, accelerator) == (seed, 3, "cpu")
+        made.append((built["name"], built["temperature"], seed))
+        if len(made) == train_and_evaluate.fails_at:
+            raise ValueError("the loss is NaN")
+        validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
+        return Metrics(validation, scores(built["temperature"]), validation, scores(0.5))
+
+    train_and_evaluate.fails_at = None
+    monkeypatch.setattr(comparison, "train_and_evaluate", train_and_evaluate)
+    made_by = train_and_evaluate
+    made_by.made = made
+    return made_by
+
+
+def test_every_method_has_the_same_runs_and_is_tuned_on_validation(calls, tmp_path):
     lines = []
-    runs = compare(train, ["A", "B"], [0.05, 0.1, 0.2], [7, 8], log=lines.append)
-    assert [(run.method, run.temperature, run.seed) for run in runs] == [
-        ("A", 0.05, 7),
-        ("A", 0.05, 8),
-        ("B", 0.2, 7),
-        ("B", 0.2, 8),
+    runs = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8, 9], log=lines.append)
+    assert [(run.method, run.settings["temperature"], run.seed) for run in runs] == [
+        (name, BEST[name], seed) for name in "AB" for seed in (7, 8, 9)
     ]
-    for method, chosen in (("A", 0.05), ("B", 0.2)):
-        own = [call[1:] for call in calls if call[0] == method]
-        assert own == [(0.05, 7), (0.1, 7), (0.2, 7), (chosen, 8)]
-    assert len(lines) == 8
-    assert lines[-1].startswith("[8/8] B ")
+    for name in "AB":
+        own = [call[1:] for call in calls.made if call[0] == name]
+        assert own == [(0.05, 7), (0.1, 7), (0.2, 7), (BEST[name], 8), (BEST[name], 9)]
+    assert [run.stage for run in runs[:3]] == ["tune", "test", "test"]
+    assert len(lines) == 10
+    assert lines[-1].startswith("[10/10] B, temperature=0.2, seed 9: validation mean recall 100.0 % (")
 
 
-@pytest.mark.parametrize("empty", range(3))
-def test_nothing_to_compare(empty):
-    arguments = [["A"], [0.1], [0]]
-    arguments[empty] = []
-    with pytest.raises(ValueError, match="`methods`, `temperatures` and `seeds` have to hold at least one"):
-        compare(lambda *_: None, *arguments)
+def test_a_repeated_comparison_trains_only_what_is_missing(calls, tmp_path):
+    runs = compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    del calls.made[:]
+    assert compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len) == runs
+    assert calls.made == []
+    compare(methods(0.05, 0.1, names="BA"), PROTOCOL, tmp_path, seeds=[0, 1, 2], log=len)
+    assert sorted(calls.made) == [("A", 0.05, 2), ("B", 0.1, 2)]
 
 
-def test_the_table_has_mean_and_deviation_over_seeds():
-    runs = [Run("A", 0.1, seed, {}, scores(value)) for seed, value in enumerate((0.1, 0.2, 0.3))]
-    table = comparison_markdown([*runs, Run("B", 0.05, 0, {}, scores(0.5))], ["t2a/recall_at_5"])
-    assert table.splitlines() == [
-        "| method | τ | seeds | T2A R@5 |",
-        "|---|---|---|---|",
-        "| A | 0.1 | 3 | 20.0 ± 10.0 |",
-        "| B | 0.05 | 1 | 50.0 |",
+def test_a_failed_run_is_named_and_the_finished_ones_are_kept(calls, tmp_path):
+    calls.fails_at = 3
+    message = "The run of B with temperature=0.05, seed 0, failed: the loss is NaN"
+    with pytest.raises(RuntimeError, match=message):
+        compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
+    calls.fails_at = None
+    del calls.made[:]
+    compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
+    assert calls.made == [("B", 0.05, 0), ("B", 0.1, 0)]
+
+
+def test_another_protocol_needs_another_folder(calls, tmp_path):
+    compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
+    other = Protocol(PROTOCOL.make_data, max_epochs=3, description={"batch_size": 64})
+    with pytest.raises(ValueError, match=r"under another protocol: batch_size 32 → 64\. Use another"):
+        compare(methods(0.1), other, tmp_path, seeds=[0], log=len)
+    assert json.loads((tmp_path / "protocol.json").read_text())["batch_size"] == 32
+
+
+def test_methods_that_are_not_tuned_alike(calls, tmp_path):
+    uneven = [*methods(0.1, 0.2, names="A"), *methods(0.1, names="B")]
+    with pytest.raises(ValueError, match=r"same number of different candidates, .* got A: 2, B: 1\. Tune"):
+        compare(uneven, PROTOCOL, tmp_path)
+    with pytest.raises(ValueError, match=r"got A: 1, B: 2"):
+        compare([*methods(0.1, 0.1, names="A"), *methods(0.1, 0.2, names="B")], PROTOCOL, tmp_path)
+    with pytest.raises(ValueError, match=r"at least one, but got A: 0"):
+        compare(methods(names="A"), PROTOCOL, tmp_path)
+    assert calls.made == []
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "message"),
+    [
+        ("", [0], r"`methods` has to hold at least one value and none twice, but got \[\]"),
+        ("AA", [0], r"`methods` .* but got \['A', 'A'\]"),
+        ("A", [], r"`seeds` .* but got \[\]"),
+        ("A", [1, 1], r"`seeds` .* but got \[1, 1\]"),
+    ],
+)
+def test_nothing_to_compare_or_twice_the_same(tmp_path, names, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        compare(methods(0.1, names=names), PROTOCOL, tmp_path, seeds=seeds)
+
+
+class Pairs(Dataset):
+    """Noisy pairs of vectors."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.audio = torch.randn(count, 8, generator=generator)
+        self.text = self.audio + 0.3 * torch.randn(count, 8, generator=generator)
+
+    def __len__(self):
+        return len(self.audio)
+
+    def __getitem__(self, row):
+        return {"audio": self.audio[row], "text": self.text[row], "clip_id": row}
+
+
+class Heads(pl.LightningModule):
+    """Two linear maps; the validation metric it logs says that its first epoch was the best."""
+
+    def __init__(self, learning_rate):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.audio_head, self.text_head = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.dropout = nn.Dropout(0.5)
+
+    def encode_audio(self, batch):
+        return self.dropout(self.audio_head(batch["audio"]))
+
+    def encode_text(self, batch):
+        return self.dropout(self.text_head(batch["text"]))
+
+    def training_step(self, batch, batch_idx):
+        similarity = self.encode_text(batch) @ self.encode_audio(batch).T
+        return nn.functional.cross_entropy(similarity, torch.arange(len(similarity)))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/mean_recall", 1 / (1 + self.current_epoch), batch_size=1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.learning_rate)
+
+
+def make_data(seed):
+    return DatasetsDataModule(*(Pairs(count, count) for count in (48, 16, 24)), batch_size=16, seed=seed)
+
+
+def build(settings):
+    return Heads(**settings), []
+
+
+def real(output, max_epochs, **options):
+    method = Method("heads", ({"learning_rate": 0.3}, {"learning_rate": 0.1}), build)
+    return compare([method], Protocol(make_data, max_epochs), output, seeds=[0, 1], log=len, **options)
+
+
+def test_the_best_epoch_on_validation_is_evaluated(tmp_path):
+    one, three = (real(tmp_path / str(epochs), epochs) for epochs in (1, 3))
+    assert [run.metrics for run in one] == [run.metrics for run in three]
+    assert one[0].metrics != one[1].metrics
+    assert 0 < mean_recall(one[0].metrics.test) < 1
+    assert (three[1].folder / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_are_the_same(tmp_path):
+    assert [run.metrics for run in real(tmp_path / "one", 2)] == [
+        run.metrics for run in real(tmp_path / "two", 2, jobs=2)
     ]
-    assert mean_recall(runs[0].test) == pytest.approx(0.1)

@@ -2,7 +2,7 @@
 
 import csv
 
-from ask_lightning.reproduce import Run, training_picture
+from ask_lightning.reproduce import Metrics, Run, training_picture
 from ask_lightning.reproduce.figures import read_column
 
 NAMES = [
@@ -40,6 +40,7 @@ def test_the_picture_shows_a_baseline_without_what_only_ask_logs(tmp_path):
         (tmp_path / method).mkdir()
         rows = [{"epoch": epoch} | dict.fromkeys(names[1:], 0.5) for epoch in range(3)]
         write_metrics(tmp_path / method / "metrics.csv", rows)
-    runs = [Run(method, 0.1, 0, {}, {}, tmp_path / method) for method in ("NT-Xent", "ASK")]
+    metrics = Metrics({}, {}, {}, {})
+    runs = [Run(method, {}, 0, "tune", metrics, folder=tmp_path / method) for method in ("NT-Xent", "ASK")]
     training_picture(runs, tmp_path / "folder" / "picture.png", refresh_every=2)
     assert (tmp_path / "folder" / "picture.png").read_bytes()[:4] == b"\x89PNG"

@@ -34,7 +34,13 @@ class RetrievalRanks(NamedTuple):
 
 @torch.no_grad()
 def retrieval_ranks(
-    audio: Tensor, text: Tensor, clip_ids: Tensor, *, block_size: int = 2048
+    audio: Tensor,
+    text: Tensor,
+    clip_ids: Tensor,
+    *,
+    audio_bias: Tensor | None = None,
+    text_bias: Tensor | None = None,
+    block_size: int = 2048,
 ) -> RetrievalRanks:
     """Rank all captions for every clip and all clips for every caption, by cosine similarity.
 
@@ -45,6 +51,10 @@ def retrieval_ranks(
     ranks ahead of it. Captions of the same clip never push each other back: if they tie, they take
     consecutive ranks, in any order. A model that maps everything to one point thus ranks last, not first.
 
+    With a bias the score is the cosine similarity minus the candidate's bias, as in search that is
+    calibrated by `ask_lightning.functional.calibration.hub_bias`. Clips are ranked for a caption with
+    `audio_bias`, captions for a clip with `text_bias`.
+
     One pass over blocks of the score matrix serves both directions. At most `block_size`² scores exist at
     a time; besides, the embeddings are held in float64.
 
@@ -53,13 +63,16 @@ def retrieval_ranks(
             describes. A row of zeros ties with everything.
         text: Text embeddings `(N, d)`. Row i is caption i.
         clip_ids: Ids of the clips, `(N,)` integers. Rows of one clip need not be adjacent.
+        audio_bias: Bias of the clip of each row, `(N,)` floating, in units of the cosine. The rows of a clip
+            are averaged. None: no bias.
+        text_bias: Bias of each caption, `(N,)` floating. None: no bias.
         block_size: Side of the largest block of scores, at least 1. It changes speed and memory, not ranks.
 
     Returns:
         The ranks of each row, in the order of the rows.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, there is no row, or an embedding has NaN or Inf.
+        ValueError: If shapes or dtypes do not fit, there is no row, or an embedding or bias has NaN or Inf.
 
     Examples:
         Two clips. The first has two captions, and the second one of them sounds like the other clip.
@@ -80,6 +93,8 @@ def retrieval_ranks(
     check_count("block_size", block_size)
     _check_finite("audio", audio)
     _check_finite("text", text)
+    _check_bias("audio_bias", audio_bias, len(audio))
+    _check_bias("text_bias", text_bias, len(audio))
 
     # Clips with more captions come first, for `_count_ahead`.
     _, clips, sizes = torch.unique(clip_ids, return_inverse=True, return_counts=True)  # (N,), (C,)
@@ -90,14 +105,21 @@ def retrieval_ranks(
     text = _unit_on_grid(text)  # (N, d)
     pairs = zip(torch.split(clips, block_size), torch.split(text, block_size), strict=True)
     own = torch.cat([torch.linalg.vecdot(audio[clip], caption) for clip, caption in pairs])  # (N,)
+    audio_bias = _mean_bias(audio_bias, clips, len(sizes))  # (C,)
+    text_bias = _mean_bias(text_bias, torch.arange(len(text), device=text.device), len(text))  # (N,)
+    own_caption = own if text_bias is None else own - text_bias  # (N,)
+    own_clip = own if audio_bias is None else own - audio_bias[clips]  # (N,)
 
-    order = _by_clip(clips, own.argsort(descending=True))  # (N,)
-    clips, text, own = clips[order], text[order], own[order]
-    captions_ahead, clips_ahead = _count_ahead(audio, text, own, sizes, block_size)  # (N,)
+    order = _by_clip(clips, own_caption.argsort(descending=True))  # (N,)
+    clips, text, own_caption, own_clip = clips[order], text[order], own_caption[order], own_clip[order]
+    text_bias = None if text_bias is None else text_bias[order]
+    captions_ahead, clips_ahead = _count_ahead(
+        audio, text, own_caption, own_clip, audio_bias, text_bias, sizes, block_size
+    )  # (N,)
 
     # Tied captions of one clip have all counted each other: step back to consecutive ranks.
     _, tie, tied = torch.unique_consecutive(
-        torch.stack([clips.double(), own]), dim=1, return_inverse=True, return_counts=True
+        torch.stack([clips.double(), own_caption]), dim=1, return_inverse=True, return_counts=True
     )
     behind_in_tie = tied.cumsum(0)[tie] - torch.arange(1, len(tie) + 1, device=tie.device)  # (N,)
 
@@ -232,15 +254,38 @@ def _check_finite(name: str, rows: Tensor) -> None:
         )
 
 
+def _check_bias(name: str, bias: Tensor | None, num_rows: int) -> None:
+    """Refuse a bias that is not one finite number for each row."""
+    if bias is None:
+        return
+    if bias.shape != (num_rows,) or not bias.is_floating_point():
+        raise ValueError(
+            f"Argument `{name}` has to be a floating tensor of shape ({num_rows},), one number for each row, "
+            f"but got {bias.dtype} of shape {tuple(bias.shape)}."
+        )
+    if not bias.isfinite().all():
+        raise ValueError(f"Argument `{name}` has to be finite, but got NaN or Inf.")
+
+
 def _count_ahead(
-    audio: Tensor, text: Tensor, own: Tensor, sizes: Tensor, block_size: int
+    audio: Tensor,
+    text: Tensor,
+    own_caption: Tensor,
+    own_clip: Tensor,
+    audio_bias: Tensor | None,
+    text_bias: Tensor | None,
+    sizes: Tensor,
+    block_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Count the captions and the clips that score at least as high as each matching pair, itself included.
 
     Args:
         audio: Embeddings of the clips on the grid, `(C, d)`, clips with more captions first.
         text: Embeddings of the captions on the grid, `(N, d)`, sorted by clip.
-        own: Score of each caption with its clip, `(N,)`.
+        own_caption: Score of each caption for its clip as the query, `(N,)`.
+        own_clip: Score of each caption's clip for the caption as the query, `(N,)`.
+        audio_bias: What is subtracted from the scores of each clip, `(C,)` or None.
+        text_bias: What is subtracted from the scores of each caption, `(N,)` or None.
         sizes: Number of captions of each clip, `(C,)`.
         block_size: Side of the largest block of scores.
 
@@ -248,22 +293,24 @@ def _count_ahead(
         For each row, `(N,)`: the number of such captions with its clip as the query, and the number of such
         clips with its caption as the query.
     """
-    captions_ahead = torch.zeros_like(own, dtype=torch.long)  # (N,)
+    captions_ahead = torch.zeros_like(own_clip, dtype=torch.long)  # (N,)
     clips_ahead = torch.zeros_like(captions_ahead)  # (N,)
     first = sizes.cumsum(0) - sizes  # (C,), the row of each clip's first caption
-    for queries, start, counts in zip(
-        *(torch.split(x, block_size) for x in (audio, first, sizes)), strict=True
-    ):
+    for begin_clip in range(0, len(audio), block_size):
+        clip_block = slice(begin_clip, begin_clip + block_size)
+        queries, start, counts = audio[clip_block], first[clip_block], sizes[clip_block]
         # The clips that have a caption number `place` lead the block: compare with those rows only.
         having = [int((counts > place).sum()) for place in range(int(counts[0]))]
         for begin in range(0, len(text), block_size):
             block = slice(begin, begin + block_size)
             scores = queries @ text[block].T  # (block, block)
+            clip_scores = scores if audio_bias is None else scores - audio_bias[clip_block, None]
             # Sums in int32 are ten times faster on a CPU than in int64, and large enough for a block.
-            clips_ahead[block] += (scores >= own[block]).sum(0, dtype=torch.int32)
+            clips_ahead[block] += (clip_scores >= own_clip[block]).sum(0, dtype=torch.int32)
+            caption_scores = scores if text_bias is None else scores - text_bias[block]
             for place, count in enumerate(having):
                 captions = start[:count] + place  # (count,)
-                ahead = scores[:count] >= own[captions, None]  # (count, block)
+                ahead = caption_scores[:count] >= own_caption[captions, None]  # (count, block)
                 captions_ahead[captions] += ahead.sum(1, dtype=torch.int32)
     return captions_ahead, clips_ahead
 
@@ -283,6 +330,21 @@ def _mean_direction(rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
     """
     total = rows.new_zeros(num_groups, rows.shape[1], dtype=torch.float64)
     return _unit_on_grid(total.index_add_(0, group, _unit_on_grid(rows)))
+
+
+def _mean_bias(bias: Tensor | None, group: Tensor, num_groups: int) -> Tensor | None:
+    """Mean bias of each group, `(num_groups,)` float64 in whole multiples of the grid of scores.
+
+    A score is a whole number of at most 2⁵² in size, so its difference to a bias in [-1, 1] is at most
+    2⁵³ and exact. The difference to a larger bias is rounded once, to the same number in every block
+    and on every device.
+    """
+    if bias is None:
+        return None
+    # Components have the coarser grid. On it the sum is exact, and does not depend on the order of rows.
+    on_grid = bias.double().mul(_GRID).round_()
+    total = on_grid.new_zeros(num_groups).index_add_(0, group, on_grid)
+    return (total / group.bincount(minlength=num_groups)).mul_(_GRID).round_()
 
 
 def _by_clip(clips: Tensor, order: Tensor) -> Tensor:

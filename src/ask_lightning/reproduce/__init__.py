@@ -1,14 +1,24 @@
 """Fair comparisons, and the tables and figures made of them."""
 
-from ask_lightning.reproduce.comparison import Run, compare, comparison_markdown, mean_recall
+from ask_lightning.reproduce.comparison import Method, Protocol, compare
+from ask_lightning.reproduce.evaluation import Metrics, mean_recall
 from ask_lightning.reproduce.figures import training_picture
+from ask_lightning.reproduce.run_table import Run
+from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
+from ask_lightning.reproduce.tables import comparison_markdown, differences_markdown
 from ask_lightning.reproduce.training import silence_lightning, train_and_evaluate
 
 __all__ = [
+    "Method",
+    "Metrics",
+    "PairedDifference",
+    "Protocol",
     "Run",
     "compare",
     "comparison_markdown",
+    "differences_markdown",
     "mean_recall",
+    "paired_difference",
     "silence_lightning",
     "train_and_evaluate",
     "training_picture",

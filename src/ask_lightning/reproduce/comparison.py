@@ -1,140 +1,251 @@
-"""Methods compared under one protocol: same seeds, same temperature grid, tuned on validation only."""
+"""Methods compared under one protocol: the same number of tuning runs and the same seeds for all."""
 
 from __future__ import annotations
 
-import statistics
+import json
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ask_lightning.metrics.table import heading
-from ask_lightning.utilities.text_tables import Cell, markdown_table
+import torch
+from lightning.pytorch.loggers import Logger
 
-RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
+from ask_lightning.data import RetrievalDataModule
+from ask_lightning.reproduce.evaluation import mean_recall
+from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_text
+from ask_lightning.reproduce.training import ModuleAndCallbacks, silence_lightning, train_and_evaluate
+from ask_lightning.utilities.arguments import check_count
+
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run and what it reached.
+class Method:
+    """A way to train, and the settings that it is tried with.
 
     Attributes:
-        method: Name of the method.
-        temperature: Temperature τ of the loss.
-        seed: Seed of the weights and the batches.
-        validation: Validation metrics of the best epoch, under the names in `RECALLS`.
-        test: Test metrics of the same epoch's weights.
-        folder: Folder of the run's logs and checkpoints.
+        name: Name in tables.
+        candidates: Settings to choose from, each with values that JSON can hold.
+        build: Function from settings to a module and its callbacks. Worker processes get it by pickling, so
+            that it has to be a function of a module, or a `functools.partial` of one.
     """
 
-    method: str
-    temperature: float
+    name: str
+    candidates: tuple[Settings, ...]
+    build: Callable[[Settings], ModuleAndCallbacks]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all runs of a comparison have in common.
+
+    Attributes:
+        make_data: Function from a seed to the data module with training, validation and test datasets; the
+            seed is that of the batches. Worker processes get it by pickling.
+        max_epochs: Number of training epochs of each run.
+        accelerator: Accelerator of the trainer.
+        make_loggers: Function from the name of a run to loggers besides the CSV logger, or None.
+        description: Further options that decide results, such as the batch size. A comparison is continued
+            only under the same ones.
+    """
+
+    make_data: Callable[[int], RetrievalDataModule]
+    max_epochs: int
+    accelerator: str = "cpu"
+    make_loggers: Callable[[str], Sequence[Logger]] | None = None
+    description: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run to do."""
+
+    method: Method
+    settings: Settings
     seed: int
-    validation: Mapping[str, float]
-    test: Mapping[str, float]
-    folder: Path = field(default=Path(), compare=False)
+    stage: str
 
-
-def mean_recall(metrics: Mapping[str, float]) -> float:
-    """The mean of R@1, R@5 and R@10 of both directions: what temperatures and epochs are chosen by.
-
-    Args:
-        metrics: Metrics that include those named in `RECALLS`.
-
-    Examples:
-        >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
-        0.5
-    """
-    return statistics.fmean(metrics[name] for name in RECALLS)
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.method.name, settings_text(self.settings), self.seed
 
 
 def compare(
-    train: Callable[[str, float, int], Run],
-    methods: Sequence[str],
-    temperatures: Sequence[float],
-    seeds: Sequence[int],
+    methods: Sequence[Method],
+    protocol: Protocol,
+    output: Path,
     *,
+    seeds: Sequence[int] = range(5),
+    jobs: int = 1,
+    threads: int = 1,
     log: Callable[[str], object] = print,
 ) -> list[Run]:
-    """Tune every method's temperature in the same way, then run every seed with it.
+    """Tune every method with the same number of runs, then run every seed with what was chosen.
 
-    The first seed trains each method at each temperature; the one with the highest mean validation recall
-    is kept for the other seeds. No method sees more temperatures, seeds or epochs than another, and test
-    metrics choose nothing.
+    The first seed trains each method with each of its candidates; the one with the highest mean recall on
+    the validation part, by cosine similarity, is kept for the other seeds. Its run is the method's run of the
+    first seed. Test metrics choose nothing.
+
+    Every finished run is a line of `runs.csv`; what is there is not trained again.
 
     Args:
-        train: A function that takes method, temperature and seed, and returns the finished run.
-        methods: Names of the methods, at least one.
-        temperatures: The grid of temperatures, at least one.
-        seeds: Seeds, at least one; temperatures are tuned on the first.
+        methods: Methods with equally many candidates, at least one.
+        protocol: What all runs have in common.
+        output: Folder of `runs.csv`, logs and checkpoints.
+        seeds: Seeds, at least one; settings are chosen on the first.
+        jobs: Number of runs at a time. More than one run in processes of their own.
+        threads: Number of CPU threads of each run.
         log: A function that is called with a line about each finished run.
 
     Returns:
-        The runs at each method's chosen temperature, method by method, seed by seed.
+        The runs with each method's chosen settings, method by method, seed by seed.
 
     Raises:
-        ValueError: There is no method, no temperature or no seed.
-
-    Examples:
-        >>> def train(method, temperature, seed):
-        ...     scores = dict.fromkeys(RECALLS, 1 - abs(temperature - 0.1))
-        ...     return Run(method, temperature, seed, scores, scores)
-        >>> [run.temperature for run in compare(train, ["NT-Xent", "ASK"], [0.05, 0.1], [0], log=len)]
-        [0.1, 0.1]
+        ValueError: Methods or seeds are missing or double, the methods have not equally many candidates, or
+            the folder holds runs under another protocol.
+        RuntimeError: A run failed. Runs that are finished stay in `runs.csv`.
     """
-    if not methods or not temperatures or not seeds:
+    _check(methods, seeds)
+    check_count("jobs", jobs)
+    check_count("threads", threads)
+    table = RunTable(output)
+    _check_protocol(protocol, output)
+    finished = table.read()
+    total = len(methods) * (len(methods[0].candidates) + len(seeds) - 1)
+    done: set[tuple[str, str, int]] = set()
+
+    def run_all(wanted: Sequence[_Job]) -> None:
+        missing = [job for job in wanted if job.key not in finished]
+        done.update(job.key for job in wanted if job.key in finished)
+        for run in _train_all(missing, protocol, output, jobs, threads):
+            table.append(run)
+            key = (run.method, settings_text(run.settings), run.seed)
+            finished[key] = run
+            done.add(key)
+            log(
+                f"[{len(done)}/{total}] {run.method}, {_knobs(run.settings)}, seed {run.seed}: validation "
+                f"mean recall {100 * mean_recall(run.metrics.validation):.1f} % ({run.seconds:.0f} s)"
+            )
+
+    tuning = {
+        method.name: [_Job(method, settings, seeds[0], "tune") for settings in method.candidates]
+        for method in methods
+    }
+    run_all([job for candidates in tuning.values() for job in candidates])
+    testing: list[_Job] = []
+    for method in methods:
+        best = max(
+            tuning[method.name], key=lambda job: mean_recall(finished[job.key].metrics.validation)
+        ).settings
+        testing += [_Job(method, best, seed, "test") for seed in seeds]
+    run_all(testing)
+    return [finished[job.key] for job in testing]
+
+
+def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
+    """Refuse methods that are not tuned alike."""
+    names = [method.name for method in methods]
+    for argument, values in (("methods", names), ("seeds", list(seeds))):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(
+                f"Argument `{argument}` has to hold at least one value and none twice, but got {values}."
+            )
+    counts = {method.name: len(set(map(settings_text, method.candidates))) for method in methods}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise ValueError(
-            "Arguments `methods`, `temperatures` and `seeds` have to hold at least one value each."
+            "Every method has to have the same number of different candidates, at least one, but got "
+            f"{listed}. Tune all methods alike."
         )
-    total = len(methods) * (len(temperatures) + len(seeds) - 1)
-    finished = 0
 
-    def report(method: str, temperature: float, seed: int) -> Run:
-        nonlocal finished
-        started = time.perf_counter()
-        run = train(method, temperature, seed)
-        finished += 1
-        log(
-            f"[{finished}/{total}] {method:12} τ = {temperature:<6g}seed {seed}: validation mean recall "
-            f"{100 * mean_recall(run.validation):.1f} % ({time.perf_counter() - started:.0f} s)"
+
+def _check_protocol(protocol: Protocol, output: Path) -> None:
+    """Refuse a folder of runs under another protocol; note the protocol in a new one."""
+    options = {
+        "max_epochs": protocol.max_epochs,
+        "accelerator": protocol.accelerator,
+        **(protocol.description or {}),
+    }
+    present: dict[str, Any] = json.loads(json.dumps(options, default=str))
+    file = output / "protocol.json"
+    if not file.exists():
+        file.write_text(json.dumps(present, indent=2) + "\n", encoding="utf-8")
+        return
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    changed = [
+        f"{name} {stored.get(name)!r} → {present.get(name)!r}"
+        for name in sorted(stored | present)
+        if stored.get(name) != present.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{output} holds runs under another protocol: {', '.join(changed)}. Use another folder, or "
+            "remove this one."
         )
-        return run
-
-    tuned = {method: [report(method, value, seeds[0]) for value in temperatures] for method in methods}
-    runs = []
-    for method, candidates in tuned.items():
-        best = max(candidates, key=lambda run: mean_recall(run.validation))
-        runs += [best, *(report(method, best.temperature, seed) for seed in seeds[1:])]
-    return runs
 
 
-def comparison_markdown(runs: Iterable[Run], metrics: Sequence[str] = RECALLS) -> str:
-    """A table of test metrics in percent, mean ± standard deviation over the seeds of each method.
+def _train_all(
+    wanted: Sequence[_Job], protocol: Protocol, output: Path, jobs: int, threads: int
+) -> Iterator[Run]:
+    """Train, and yield each run as it ends."""
+    if jobs == 1:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for job in wanted:
+                yield _train(job, protocol, output)
+        finally:
+            torch.set_num_threads(before)
+        return
+    if not wanted:
+        return
+    # A forked copy of a process that has used torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(jobs, len(wanted)), context, initializer=_start_worker, initargs=(threads,)
+    ) as pool:
+        futures = [pool.submit(_train, job, protocol, output) for job in wanted]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    Args:
-        runs: The runs that `compare` returned.
-        metrics: Names of the metrics in the columns, such as `"a2t/recall_at_1"`.
 
-    Returns:
-        The table in Markdown. A method with a single seed has no deviation.
-
-    Examples:
-        >>> run = Run("ASK", 0.07, 0, {}, {"a2t/recall_at_1": 0.123})
-        >>> print(comparison_markdown([run], ["a2t/recall_at_1"]))
-        | method | τ | seeds | A2T R@1 |
-        |---|---|---|---|
-        | ASK | 0.07 | 1 | 12.3 |
-    """
-    by_method: dict[tuple[str, float], list[Run]] = {}
-    for run in runs:
-        by_method.setdefault((run.method, run.temperature), []).append(run)
-    rows: list[list[Cell]] = []
-    for (method, temperature), group in by_method.items():
-        cells = [_mean_and_deviation([100 * run.test[name] for run in group]) for name in metrics]
-        rows.append([method, f"{temperature:g}", len(group), *cells])
-    return markdown_table(["method", "τ", "seeds", *(heading(name) for name in metrics)], rows)
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    silence_lightning()
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
+    started = time.perf_counter()
+    folder = run_folder(output, job.method.name, job.settings, job.seed)
+    loggers = () if protocol.make_loggers is None else protocol.make_loggers(folder.name)
+    try:
+        metrics = train_and_evaluate(
+            lambda: job.method.build(job.settings),
+            protocol.make_data(job.seed),
+            seed=job.seed,
+            folder=folder,
+            max_epochs=protocol.max_epochs,
+            accelerator=protocol.accelerator,
+            loggers=loggers,
+        )
+    except Exception as error:
+        raise RuntimeError(
+            f"The run of {job.method.name} with {_knobs(job.settings)}, seed {job.seed}, failed: {error}"
+        ) from error
+    for logger in loggers:
+        if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
+            finish()  # or wandb would add the next run to this one
+    return Run(
+        job.method.name, job.settings, job.seed, job.stage, metrics, time.perf_counter() - started, folder
+    )
+
+
+def _knobs(settings: Settings) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

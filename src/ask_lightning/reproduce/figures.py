@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ask_lightning.reproduce.comparison import Run
+from ask_lightning.reproduce.run_table import Run
 from ask_lightning.utilities.optional_imports import import_optional
 
 _COLORS = ("#7a7a7a", "#c2410c", "#1d4ed8", "#15803d")

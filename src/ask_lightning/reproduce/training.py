@@ -13,49 +13,46 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from ask_lightning.reproduce.comparison import Run
+from ask_lightning.data import RetrievalDataModule
+from ask_lightning.reproduce.evaluation import Metrics, embed_loader, evaluate
 
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
 
 
 def train_and_evaluate(
     build: Callable[[], ModuleAndCallbacks],
-    data: pl.LightningDataModule,
+    data: RetrievalDataModule,
     *,
-    method: str,
-    temperature: float,
     seed: int,
-    output: Path,
+    folder: Path,
     max_epochs: int,
     accelerator: str = "cpu",
     loggers: Sequence[Logger] = (),
-) -> Run:
+) -> Metrics:
     """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
 
     Args:
         build: A function that makes the module and its callbacks. It is called after seeding, so that a seed
-            gives every method the same weights. The module logs `val/` and `test/` metrics under the names in
-            `RECALLS`, and the mean of these as `val/mean_recall`.
-        data: Data module with training, validation and test loaders.
-        method: Name of the method, for the report.
-        temperature: Temperature τ that `build` uses, for the report.
+            gives every method the same weights. The module logs the mean of its validation recalls as
+            `val/mean_recall`.
+        data: Data module with training, validation and test datasets.
         seed: Seed of weights and dropout; `data` has a seed of its own for the batches.
-        output: Folder in which the run makes its own folder.
+        folder: Folder of the run's logs and checkpoint.
         max_epochs: Number of training epochs.
         accelerator: Accelerator of the trainer.
         loggers: Loggers besides the CSV logger.
 
     Returns:
-        The run, with validation and test metrics of the best epoch's weights.
+        Metrics of the best epoch's weights.
     """
-    name = f"{method}-temperature={temperature:g}-seed={seed}"
     pl.seed_everything(seed, verbose=False)
     module, callbacks = build()
     best = ModelCheckpoint(
-        output / name,
+        folder,
         "best",
         monitor="val/mean_recall",
         mode="max",
+        save_weights_only=True,
         enable_version_counter=False,
     )
     trainer = pl.Trainer(
@@ -63,7 +60,7 @@ def train_and_evaluate(
         devices=1,
         max_epochs=max_epochs,
         callbacks=[*callbacks, best],
-        logger=[CSVLogger(output, name, version=""), *loggers],
+        logger=[CSVLogger(folder.parent, folder.name, version=""), *loggers],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_progress_bar=sys.stdout.isatty(),
@@ -72,7 +69,6 @@ def train_and_evaluate(
     trainer.fit(module, datamodule=data)
     weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     module.load_state_dict(weights)
-    # Without the loggers, whose curves would end in another point of the best epoch.
     evaluator = pl.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -80,16 +76,10 @@ def train_and_evaluate(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    (validation,) = evaluator.validate(module, datamodule=data, verbose=False)
-    (test,) = evaluator.test(module, datamodule=data, verbose=False)
-    return Run(
-        method,
-        temperature,
-        seed,
-        validation={key.removeprefix("val/"): value for key, value in validation.items()},
-        test={key.removeprefix("test/"): value for key, value in test.items()},
-        folder=output / name,
+    parts = (
+        embed_loader(evaluator, module, data.ordered_dataloader(split)) for split in ("val", "test", "train")
     )
+    return evaluate(*parts)
 
 
 def silence_lightning() -> None:

@@ -1,0 +1,140 @@
+"""The runs of a comparison in a CSV file, one line each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ask_lightning.reproduce.evaluation import RECALLS, Metrics
+
+_PARTS = ("validation", "test", "validation_calibrated", "test_calibrated")
+_COLUMNS = (
+    "method",
+    "settings",
+    "seed",
+    "stage",
+    *(f"{part}/{name}" for part in _PARTS for name in RECALLS),
+    "calibration",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run.
+
+    Attributes:
+        method: Name of the method.
+        settings: Values of the method's knobs.
+        seed: Seed of the weights and the batches.
+        stage: `"tune"` if it was among the runs that settings are chosen from, otherwise `"test"`.
+        metrics: Metrics of the best epoch.
+        seconds: Time that it took.
+        folder: Folder of the run's logs and checkpoint.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    seed: int
+    stage: str
+    metrics: Metrics
+    seconds: float = field(default=0.0, compare=False)
+    folder: Path = field(default=Path(), compare=False)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as JSON in one order.
+
+    Args:
+        settings: Values of a method's knobs.
+
+    Examples:
+        >>> settings_text({"temperature": 0.1, "T": 5})
+        '{"T": 5, "temperature": 0.1}'
+    """
+    return json.dumps(dict(settings), sort_keys=True)
+
+
+def run_folder(output: Path, method: str, settings: Mapping[str, Any], seed: int) -> Path:
+    """The folder of a run.
+
+    Args:
+        output: Folder of the comparison.
+        method: Name of the method.
+        settings: Values of the method's knobs.
+        seed: Seed of the run.
+
+    Examples:
+        >>> run_folder(Path("runs"), "NT-Xent + smoothing", {"temperature": 0.1}, 0).name
+        'NT-Xent-smoothing-temperature=0.1-seed=0'
+    """
+    knobs = "".join(f"-{name}={settings[name]}" for name in sorted(settings))
+    return output / re.sub(r"[^\w=.]+", "-", f"{method}{knobs}-seed={seed}")
+
+
+class RunTable:
+    """Finished runs in `runs.csv`, appended one by one, so that a comparison can be continued.
+
+    Args:
+        output: Folder of the comparison; created if it does not exist.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output / "runs.csv"
+        output.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> dict[tuple[str, str, int], Run]:
+        """The runs so far, by method, settings as JSON, and seed.
+
+        Raises:
+            ValueError: The file has other columns than this version writes.
+        """
+        if not self.path.exists():
+            return {}
+        text = self.path.read_text(encoding="utf-8")
+        # A process that was killed while it wrote leaves a line without its end.
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")
+        rows = csv.DictReader(io.StringIO(whole))
+        if whole and tuple(rows.fieldnames or ()) != _COLUMNS:
+            raise ValueError(f"{self.path} has other columns than this version writes. Use another folder.")
+        runs = {}
+        for row in rows:
+            settings = json.loads(row["settings"])
+            parts = {part: {name: float(row[f"{part}/{name}"]) for name in RECALLS} for part in _PARTS}
+            run = Run(
+                row["method"],
+                settings,
+                int(row["seed"]),
+                row["stage"],
+                Metrics(**parts, calibration=json.loads(row["calibration"])),
+                float(row["seconds"]),
+                run_folder(self.output, row["method"], settings, int(row["seed"])),
+            )
+            runs[run.method, settings_text(settings), run.seed] = run
+        return runs
+
+    def append(self, run: Run) -> None:
+        """Add a finished run.
+
+        Args:
+            run: The run.
+        """
+        metrics = [getattr(run.metrics, part)[name] for part in _PARTS for name in RECALLS]
+        line = [run.method, settings_text(run.settings), run.seed, run.stage, *metrics]
+        line += [json.dumps(dict(run.metrics.calibration)), f"{run.seconds:.1f}"]
+        is_new = not self.path.exists() or self.path.stat().st_size == 0
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([_COLUMNS, line] if is_new else [line])
+            file.flush()
+            os.fsync(file.fileno())

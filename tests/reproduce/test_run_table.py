@@ -1,0 +1,65 @@
+"""Runs survive the way through the file, and a line that was not finished is as if it had not been begun."""
+
+import pytest
+
+from ask_lightning.reproduce import Metrics, Run
+from ask_lightning.reproduce.evaluation import RECALLS
+from ask_lightning.reproduce.run_table import RunTable, run_folder
+
+
+def make_run(output, method="NT-Xent", seed=0, value=1 / 3):
+    parts = [dict.fromkeys(RECALLS, value + number) for number in range(4)]
+    settings = {"temperature": 0.1, "T": 5}
+    return Run(
+        method,
+        settings,
+        seed,
+        "tune",
+        Metrics(*parts, calibration={"calibration": "inverted_softmax", "temperature": 0.1}),
+        12.0,
+        run_folder(output, method, settings, seed),
+    )
+
+
+def test_what_is_appended_is_read(tmp_path):
+    table = RunTable(tmp_path / "new")
+    assert table.read() == {}
+    runs = [make_run(table.output, 'a, "quoted" name', seed) for seed in range(3)]
+    for run in runs:
+        table.append(run)
+    read = list(RunTable(tmp_path / "new").read().values())
+    assert read == runs
+    assert [run.folder for run in read] == [run.folder for run in runs]
+    assert len(table.path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("lost", [1, 40])
+def test_a_torn_last_line_is_dropped(tmp_path, lost):
+    table = RunTable(tmp_path)
+    for seed in range(2):
+        table.append(make_run(tmp_path, seed=seed))
+    table.path.write_text(table.path.read_text()[:-lost])
+    assert [run.seed for run in table.read().values()] == [0]
+    table.append(make_run(tmp_path, seed=2))
+    assert [run.seed for run in table.read().values()] == [0, 2]
+
+
+def test_a_torn_heading_is_written_again(tmp_path):
+    table = RunTable(tmp_path)
+    table.path.write_text("method,sett")
+    assert table.read() == {}
+    table.append(make_run(tmp_path))
+    assert len(table.read()) == 1
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"runs\.csv has other columns than this version writes"):
+        RunTable(tmp_path).read()
+
+
+def test_folders_of_runs_differ(tmp_path):
+    settings = [{"temperature": 0.1}, {"temperature": 0.01}, {"learning_rate": 0.1}]
+    folders = {run_folder(tmp_path, "A + b", knobs, seed) for knobs in settings for seed in (0, 1)}
+    assert len(folders) == 6
+    assert {folder.parent for folder in folders} == {tmp_path}
