@@ -6,10 +6,14 @@ that tests share are imported from `tests.helpers`.
 
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# Tables that the `datasets` library copies go where the tests' other files go.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 # For this process, before torch is imported, and for those that tests start: one thread rounds otherwise than
 # two, and tests that run side by side share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for line in _CHATTER:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from ask_lightning.utilities.optional_imports import import_optional
     [
         ("h5py", "data", "to read HDF5 files"),
         ("pyarrow.parquet", "data", "to read parquet files"),
-        ("datasets", "hub", "to read datasets of the Hugging Face hub"),
+        ("datasets", "data", "to read parquet files and datasets of the Hugging Face hub"),
         ("soundfile", "audio", "to read and write audio files"),
         ("transformers", "audio", "for pretrained encoders"),
         ("torchaudio.transforms", "audio", "to resample audio"),

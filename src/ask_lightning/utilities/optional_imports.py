@@ -12,7 +12,7 @@ _PACKAGES = {
     "huggingface_hub": ("audio", "to download published weights"),
     "h5py": ("data", "to read HDF5 files"),
     "pyarrow": ("data", "to read parquet files"),
-    "datasets": ("hub", "to read datasets of the Hugging Face hub"),
+    "datasets": ("data", "to read parquet files and datasets of the Hugging Face hub"),
     "matplotlib": ("plot", "to draw pictures"),
     "jsonargparse": ("cli", "for the command line"),
     "rich": ("cli", "to draw tables in a terminal"),

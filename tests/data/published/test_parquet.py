@@ -13,6 +13,7 @@ from ask_lightning.data.published.parquet import read_parquet
 
 pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
+datasets = pytest.importorskip("datasets")
 
 RATE = 32000
 VIDEOS = [f"video_{index:05d}" for index in range(8)]
@@ -54,7 +55,6 @@ def test_parquet_in_parts_and_groups(tmp_path):
     first = write_parquet(tmp_path / "val-00000-of-00002.parquet", content[:7])
     second = write_parquet(tmp_path / "val-00001-of-00002.parquet", content[7:])
     clips, store = read_parquet([first, second], "youtube")
-    assert store.num_rows == 16
     assert len(clips) == 8
     assert clips[2].keys == {"youtube:video_00002", "audiocap:20", "audiocap:21"}
     assert clips[3].captions == ("tone 3 said 0", "tone 3 said 1"), "over the border of the parts"
@@ -128,7 +128,6 @@ def test_parquet_as_a_data_module_with_a_cache(tmp_path, given):
 
 
 def test_the_datasets_library(tmp_path):
-    datasets = pytest.importorskip("datasets")
     content = datasets.Dataset.from_list(rows(captions=5))
     content = content.cast_column("audio", datasets.Audio())
     other = datasets.Dataset.from_list(

@@ -1,10 +1,7 @@
-"""Datasets with a column of audio: parquet files, and what the `datasets` library of Hugging Face loads."""
+"""Tables with a column of audio, read by the `datasets` library: parquet files and datasets of the hub."""
 
-import os
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,89 +15,28 @@ _NAMES = ("youtube_id", "file_name", "filename", "audio_name", "fname", "id", "n
 _AUDIO = "audio"
 
 
-class ParquetStore:
-    """Audio in a column of parquet files.
-
-    Files are read by row groups, and the last group stays in memory. Reading in order is fast; in random
-    order each clip costs a whole group, so use a cache for training.
-
-    Args:
-        paths: Paths of the files, in order.
-
-    Raises:
-        ImportError: pyarrow is missing.
-
-    Examples:
-        >>> ParquetStore([]).num_rows
-        0
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = list(paths)
-        parquet = import_optional("pyarrow.parquet")
-        self._groups: list[tuple[int, int]] = []  # (file, group)
-        sizes: list[int] = []
-        for number, path in enumerate(self._paths):
-            metadata = parquet.ParquetFile(path).metadata
-            for group in range(metadata.num_row_groups):
-                self._groups.append((number, group))
-                sizes.append(metadata.row_group(group).num_rows)
-        self._ends = list(accumulate(sizes))
-        self._loaded: tuple[int, int, Any] | None = None  # process, group, column
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of all files together."""
-        return self._ends[-1] if self._ends else 0
-
-    @contextmanager
-    def open(self, clip: Clip) -> Iterator[Recording]:
-        """Open the audio of a row; see `AudioStore`."""
-        path, column, row = self._find(clip)
-        content = _cell_content(column[row].as_py(), path.parent)
-        with open_audio(f"{path}, {clip.name!r}", content) as recording:
-            yield recording
-
-    def origin(self, clip: Clip) -> tuple[Path, str]:
-        """The file and the row of a clip; see `AudioStore`."""
-        group = bisect_right(self._ends, clip.row)
-        return self._paths[self._groups[group][0]], f"row {clip.row}"
-
-    def _find(self, clip: Clip) -> tuple[Path, Any, int]:
-        """The file of a clip, the column of audio in its row group, and its row in that column."""
-        number = bisect_right(self._ends, clip.row)
-        file, group = self._groups[number]
-        if self._loaded is None or self._loaded[:2] != (os.getpid(), number):
-            reader = import_optional("pyarrow.parquet").ParquetFile(self._paths[file])
-            column = reader.read_row_group(group, columns=[_AUDIO]).column(_AUDIO)
-            self._loaded = os.getpid(), number, column
-        column = self._loaded[2]
-        return self._paths[file], column, clip.row - (self._ends[number] - len(column))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
-
-
-class HubStore:
-    """Audio in a column of a dataset that the `datasets` library loaded.
+class ColumnStore:
+    """Audio in a column of a table that the `datasets` library reads.
 
     Args:
         dataset: One split, with its column of audio not decoded.
         name: Name of the dataset, for errors.
+        folder: Folder to which the paths of audio in the table are relative.
 
     Examples:
-        >>> HubStore([], "demo").origin(Clip("a", ("rain",), "a", row=0))
+        >>> ColumnStore([], "demo").origin(Clip("a", ("rain",), "a", row=0))
         (PosixPath('demo'), 'row 0')
     """
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: Any, name: str, folder: Path = Path()) -> None:
         self._dataset = dataset
         self._name = name
+        self._folder = folder
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
         """Open the audio of a row; see `AudioStore`."""
-        content = _cell_content(self._dataset[clip.row][_AUDIO], Path())
+        content = _cell_content(self._dataset[clip.row][_AUDIO], self._folder)
         with open_audio(f"{self._name}, {clip.name!r}", content) as recording:
             yield recording
 
@@ -110,8 +46,11 @@ class HubStore:
         return Path(files[0]["filename"] if files else self._name), f"row {clip.row}"
 
 
-def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip], ParquetStore]:
+def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip], ColumnStore]:
     """Read the names and captions of parquet files with a column `audio`.
+
+    The `datasets` library keeps a copy of the table in its cache folder, from which clips are read in any
+    order without loading the table into memory.
 
     Args:
         paths: Paths of the files of one split.
@@ -121,33 +60,19 @@ def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip
         The clips with their row numbers, and the store of their audio.
 
     Raises:
-        ImportError: pyarrow is missing.
+        ImportError: The `datasets` library is missing.
         ValueError: A file is not parquet, or lacks a column.
-
-    Examples:
-        >>> import pyarrow, pyarrow.parquet
-        >>> path = getfixture("tmp_path") / "test-00000-of-00001.parquet"
-        >>> audio = [{"bytes": b"", "path": "a.wav"}]
-        >>> columns = {"youtube_id": ["b0RFKhbpFJA"], "caption": ["wind"], "audio": audio}
-        >>> pyarrow.parquet.write_table(pyarrow.table(columns), path)
-        >>> read_parquet([path], "youtube")[0][0].key
-        'youtube:b0RFKhbpFJA'
     """
-    parquet = import_optional("pyarrow.parquet")
-    rows: list[dict[str, Any]] = []
+    datasets = import_optional("datasets")
     files = [Path(path) for path in paths]
     for path in files:
         try:
-            columns = parquet.ParquetFile(path).schema_arrow.names
+            columns = import_optional("pyarrow.parquet").read_schema(path).names
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a parquet file, or one that was cut short ({error}).") from error
         _check_audio_and_captions(str(path), columns)
-        wanted = _wanted_columns(columns)
-        if not any(name in _NAMES for name in wanted):
-            rows += _named_by_audio_path(parquet.read_table(path).to_pylist())
-            continue
-        rows += parquet.read_table(path, columns=wanted).to_pylist()
-    return _rows_to_clips(f"{files[0].parent}", rows, namespace), ParquetStore(files)
+    dataset = datasets.Dataset.from_parquet([str(path) for path in files])
+    return _read_table(f"{files[0].parent}", dataset, namespace, files[0].parent)
 
 
 def load_hub(name: str) -> dict[str, Any]:
@@ -168,7 +93,7 @@ def load_hub(name: str) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
 
 
-def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], HubStore]:
+def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], ColumnStore]:
     """Read the names and captions of a split.
 
     Args:
@@ -182,15 +107,19 @@ def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], HubSt
     Raises:
         ValueError: It lacks a column.
     """
-    datasets = import_optional("datasets")
     _check_audio_and_captions(name, dataset.column_names)
-    dataset = dataset.cast_column(_AUDIO, datasets.Audio(decode=False))
+    return _read_table(name, dataset, namespace, Path())
+
+
+def _read_table(where: str, dataset: Any, namespace: str, folder: Path) -> tuple[list[Clip], ColumnStore]:
+    """The clips of a table, and the store of its audio, whose paths are relative to a folder."""
+    dataset = dataset.cast_column(_AUDIO, import_optional("datasets").Audio(decode=False))
     wanted = _wanted_columns(dataset.column_names)
     if any(column in _NAMES for column in wanted):
         rows = dataset.select_columns(wanted).to_list()
     else:
         rows = _named_by_audio_path(dataset.select_columns([*wanted, _AUDIO]).to_list())
-    return _rows_to_clips(name, rows, namespace), HubStore(dataset, name)
+    return _rows_to_clips(where, rows, namespace), ColumnStore(dataset, where, folder)
 
 
 def _wanted_columns(columns: Sequence[str]) -> list[str]:
