@@ -11,8 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.encoders import embed_batch, find_encoders
 from ask_lightning.functional import unit_length
 from ask_lightning.functional.calibration import hub_bias
 from ask_lightning.metrics import retrieval_ranks, retrieval_scores
@@ -96,10 +95,7 @@ class _Embedder(pl.LightningModule):
         if callable(embed_pairs := getattr(self.module, "embed_pairs", None)):
             audio, text, _ = embed_pairs(batch)
         else:
-            audio, text = (
-                as_embeddings(call_encoder(self.module, encoder, batch), encoder_name(encoder))
-                for encoder in find_encoders(self.module)
-            )
+            audio, text = embed_batch(self.module, *find_encoders(self.module), batch)
         sides = (unit_length(side.float()).cpu() for side in (audio, text))
         return *sides, integer_ids(batch["clip_id"]).cpu()
 
