@@ -126,9 +126,10 @@ def compare(
             key = (run.method, settings_text(run.settings), run.seed)
             finished[key] = run
             done.add(key)
+            recall = 100 * mean_recall(run.metrics.validation)
             log(
-                f"[{len(done)}/{total}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: validation "
-                f"mean recall {100 * mean_recall(run.metrics.validation):.1f} % ({run.seconds:.0f} s)"
+                f"[{len(done)}/{total}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
+                f"validation mean recall {recall:.1f} % ({run.seconds:.0f} s)"
             )
 
     tuning = {
@@ -237,7 +238,8 @@ def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
         )
     except Exception as error:
         raise RuntimeError(
-            f"The run of {job.method.name} with {settings_label(job.settings)}, seed {job.seed}, failed: {error}"
+            f"The run of {job.method.name} with {settings_label(job.settings)}, seed {job.seed}, failed: "
+            f"{error}"
         ) from error
     for logger in loggers:
         if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
