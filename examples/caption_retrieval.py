@@ -52,19 +52,19 @@ CANDIDATES: dict[str, tuple[dict[str, float], ...]] = {
         {"temperature": 0.1},
         {"temperature": 0.07},
         {"temperature": 0.15},
-        {"temperature": 0.05},
+        {"temperature": 0.2},
     ),
     "NT-Xent, label smoothing": (
         {"temperature": 0.15, "label_smoothing": 0.3},
         {"temperature": 0.1, "label_smoothing": 0.1},
         {"temperature": 0.2, "label_smoothing": 0.5},
-        {"temperature": 0.1, "label_smoothing": 0.3},
+        {"temperature": 0.3, "label_smoothing": 0.5},
     ),
     "Distillation": (
         {"temperature": 0.15, "distillation_weight": 0.7},
         {"temperature": 0.1, "distillation_weight": 0.7},
         {"temperature": 0.2, "distillation_weight": 0.7},
-        {"temperature": 0.15, "distillation_weight": 0.5},
+        {"temperature": 0.3, "distillation_weight": 0.7},
     ),
     "ASK": (
         {"temperature": 0.07},

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.reproduce.evaluation import mean_recall
-from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_text
+from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_label, settings_text
 from ask_lightning.reproduce.training import ModuleAndCallbacks, silence_lightning, train_and_evaluate
 from ask_lightning.utilities.arguments import check_count
 
@@ -126,9 +126,10 @@ def compare(
             key = (run.method, settings_text(run.settings), run.seed)
             finished[key] = run
             done.add(key)
+            recall = 100 * mean_recall(run.metrics.validation)
             log(
-                f"[{len(done)}/{total}] {run.method}, {_knobs(run.settings)}, seed {run.seed}: validation "
-                f"mean recall {100 * mean_recall(run.metrics.validation):.1f} % ({run.seconds:.0f} s)"
+                f"[{len(done)}/{total}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
+                f"validation mean recall {recall:.1f} % ({run.seconds:.0f} s)"
             )
 
     tuning = {
@@ -237,7 +238,8 @@ def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
         )
     except Exception as error:
         raise RuntimeError(
-            f"The run of {job.method.name} with {_knobs(job.settings)}, seed {job.seed}, failed: {error}"
+            f"The run of {job.method.name} with {settings_label(job.settings)}, seed {job.seed}, failed: "
+            f"{error}"
         ) from error
     for logger in loggers:
         if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
@@ -245,7 +247,3 @@ def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
     return Run(
         job.method.name, job.settings, job.seed, job.stage, metrics, time.perf_counter() - started, folder
     )
-
-
-def _knobs(settings: Settings) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())

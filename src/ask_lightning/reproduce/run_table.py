@@ -62,6 +62,19 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return json.dumps(dict(settings), sort_keys=True)
 
 
+def settings_label(settings: Mapping[str, Any]) -> str:
+    """Settings for a reader, in the order of their names, whether they come from a file or not.
+
+    Args:
+        settings: Values of a method's knobs.
+
+    Examples:
+        >>> settings_label({"temperature": 0.1, "label_smoothing": 0.3})
+        'label_smoothing=0.3, temperature=0.1'
+    """
+    return ", ".join(f"{name}={settings[name]}" for name in sorted(settings))
+
+
 def run_folder(output: Path, method: str, settings: Mapping[str, Any], seed: int) -> Path:
     """The folder of a run.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ask_lightning.metrics.table import heading
 from ask_lightning.reproduce.evaluation import RECALLS, mean_recall
-from ask_lightning.reproduce.run_table import Run
+from ask_lightning.reproduce.run_table import Run, settings_label
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
 from ask_lightning.utilities.text_tables import Cell, markdown_table
 
@@ -26,7 +26,7 @@ def comparison_markdown(runs: Iterable[Run]) -> str:
     """
     rows: list[list[Cell]] = []
     for method, group in _by_method(runs).items():
-        settings = ", ".join(f"{name}={value}" for name, value in group[0].settings.items())
+        settings = settings_label(group[0].settings)
         for search, part in _SEARCHES.items():
             found = [getattr(run.metrics, part) for run in group]
             cells = [_mean_and_deviation([100 * metrics[name] for metrics in found]) for name in RECALLS]
