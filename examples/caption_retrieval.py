@@ -53,24 +53,32 @@ CANDIDATES: dict[str, tuple[dict[str, float], ...]] = {
         {"temperature": 0.07},
         {"temperature": 0.15},
         {"temperature": 0.2},
+        {"temperature": 0.05},
+        {"temperature": 0.12},
     ),
     "NT-Xent, label smoothing": (
         {"temperature": 0.15, "label_smoothing": 0.3},
         {"temperature": 0.1, "label_smoothing": 0.1},
         {"temperature": 0.2, "label_smoothing": 0.5},
         {"temperature": 0.3, "label_smoothing": 0.5},
+        {"temperature": 0.4, "label_smoothing": 0.5},
+        {"temperature": 0.3, "label_smoothing": 0.7},
     ),
     "Distillation": (
         {"temperature": 0.15, "distillation_weight": 0.7},
         {"temperature": 0.1, "distillation_weight": 0.7},
         {"temperature": 0.2, "distillation_weight": 0.7},
         {"temperature": 0.3, "distillation_weight": 0.7},
+        {"temperature": 0.2, "distillation_weight": 0.5},
+        {"temperature": 0.25, "distillation_weight": 0.7},
     ),
     "ASK": (
         {"temperature": 0.07},
         {"temperature": 0.05},
         {"temperature": 0.03},
         {"temperature": 0.1},
+        {"temperature": 0.04},
+        {"temperature": 0.02},
     ),
 }
 # Of Clotho's 3,839 development clips; another number of clips is divided in proportion.
@@ -243,7 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--captions-per-clip", type=int, choices=(4, 1), default=4, help="captions of a training clip")
     add("--methods", nargs="+", choices=names, default=names, help="methods to compare")
     add("--references", nargs="+", choices=names, default=names[:2], help="methods to subtract")
-    add("--candidates", type=int, choices=range(1, 5), default=4, help="settings that each method tries")
+    add("--candidates", type=int, choices=range(1, 7), default=6, help="settings that each method tries")
     add("--seeds", type=int, default=5, help="runs of each method with its chosen settings")
     add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=15, help="epochs between refreshes of the knowledge")
