@@ -72,7 +72,15 @@ def own_steps(bounds: list[int]) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "bounds", [[0, 6, 12], [0, 1, 12], [0, 4, 8, 12], [0, 2, 7, 12], [0, 3, 6, 9, 12]], ids=str
+    "bounds",
+    [
+        [0, 6, 12],
+        [0, 1, 12],
+        [0, 2, 7, 12],
+        pytest.param([0, 4, 8, 12], marks=pytest.mark.slow),
+        pytest.param([0, 3, 6, 9, 12], marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_gradient_is_that_of_one_process(bounds):
     results = on_ranks(len(bounds) - 1, own_steps, bounds)
