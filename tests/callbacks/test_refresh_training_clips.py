@@ -164,6 +164,23 @@ def test_a_resumed_run_has_the_same_teacher(tmp_path, settings):
     assert len(resumed) == 6
 
 
+def test_a_resumed_run_whose_knowledge_lacks_the_training_clips(tmp_path):
+    """It began with the published loss, which needs none."""
+
+    def run(loss, epochs, resume=None):
+        refresh = KnowledgeRefreshCallback(9, Pairs(20, seed=7), num_prototypes=6)
+        keep = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False)
+        kept = [Kept()] if resume else []
+        going = make_trainer(max_epochs=epochs, callbacks=[refresh, keep, *kept], enable_checkpointing=True)
+        going.fit(ASKModule(PlainTowers(), loss, ids="clip_id"), make_loader(TRAINING), ckpt_path=resume)
+        return kept
+
+    run(ReliabilityOTLoss(num_neighbors=4), 1)
+    with pytest.warns(UserWarning, match="newly encoded knowledge .* lacks the training clips"):
+        (kept,) = run(KnowledgeDistillationLoss(temperature=0.2), 2, tmp_path / "last.ckpt")
+    assert kept.unknown == [0] * 6
+
+
 @pytest.mark.parametrize("display", [InfluenceMonitor, QueryTable])
 def test_displays_of_neighbours_refuse_a_loss_without_any(display):
     with pytest.raises(RuntimeError, match=f"{display.__name__} shows the neighbours .* with Knowledge"):

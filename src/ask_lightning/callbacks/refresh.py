@@ -155,6 +155,11 @@ class KnowledgeRefreshCallback(Callback):
             raise RuntimeError("KnowledgeRefreshCallback knows its module from the start of `fit` on.")
         return self._target
 
+    @property
+    def _needs_training_clips(self) -> bool:
+        """Whether a refresh encodes the training clips beside the source."""
+        return self.source is not None and self.target.loss.needs_training_clips
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that ASK can train this module with this trainer."""
         if stage != "fit":
@@ -188,6 +193,8 @@ class KnowledgeRefreshCallback(Callback):
         try:
             restorer = SnapshotRestorer(self._snapshots)
             base = restorer.restore(state, directory, ranks, sharded=self.placement == "sharded")
+            if self._needs_training_clips and base.training_clips is None:
+                raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -262,7 +269,7 @@ class KnowledgeRefreshCallback(Callback):
         with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
             loaders = [loader]
-            if self.source is not None and self.target.loss.needs_training_clips:
+            if self._needs_training_clips:
                 loaders.append(self._open(None, trainer))
             if self.momentum and not has_index(loader):
                 raise ValueError(

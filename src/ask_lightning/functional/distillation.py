@@ -69,7 +69,7 @@ def teacher_targets(
             for scores, permitted in ((similarity, allowed), (similarity.T, allowed.T))
         )
     else:
-        # A pair that is not allowed is as far away as no pair of unit vectors is, so that it gets no mass.
+        # A pair that is not allowed gets no mass; the diagonal always is, so that there is a plan.
         plan = sinkhorn_plan(
             similarity.masked_fill(~allowed, -torch.inf), teacher_temperature, bounded=False
         ) * len(similarity)

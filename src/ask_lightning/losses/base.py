@@ -200,17 +200,16 @@ class RetrievalLoss(nn.Module, ABC):
         parts = gathered.split([column.shape[1] for column in columns], dim=1)
         return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
 
-    def _ids_of_all_ranks(self, ids: Tensor | None) -> Tensor | None:
-        """Ids `(B,)`, of all ranks if `gather` asks for them."""
-        return None if ids is None else self._gathered(ids)
-
     def _gathered(self, rows: Tensor) -> Tensor:
         """Rows `(b, ...)` of all ranks without gradient, if `gather` asks for them."""
         return torch.cat(Ranks.current().all_gather(rows)) if self._gathers_ranks else rows
 
     def _same_clip(self, ids: Tensor | None) -> Tensor | None:
         """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
-        return ids[:, None] == ids if ids is not None and self.positives == "ids" else None
+        if ids is None or self.positives != "ids":
+            return None
+        everyone = self._gathered(ids)  # (B,)
+        return everyone[:, None] == everyone
 
     def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
         """Refuse batches that cannot be contrasted, and missing ids."""

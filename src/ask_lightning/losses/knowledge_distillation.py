@@ -1,5 +1,6 @@
 """`KnowledgeDistillationLoss`: stored knowledge as the teacher. Axes: `B` batch, `d` width."""
 
+import torch
 from torch import Tensor
 
 from ask_lightning.functional.contrastive import nt_xent
@@ -101,12 +102,14 @@ class KnowledgeDistillationLoss(RetrievalLoss):
         """The loss of unit embeddings and its terms; without knowledge, in evaluation, it is NT-Xent."""
         assert ids is not None
         audio, text = self._rows_of_all_ranks(audio, text)  # (B, d)
-        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        ignore = self._same_clip(ids)
         similarity = text @ audio.T  # (B texts, B audios)
-        plain = 0.5 * (
-            nt_xent(similarity, self.temperature, ignore=ignore)
-            + nt_xent(similarity.T, self.temperature, ignore=ignore)
-        )
+        # Beside a teacher it is only logged.
+        with torch.set_grad_enabled(knowledge is None and torch.is_grad_enabled()):
+            plain = 0.5 * (
+                nt_xent(similarity, self.temperature, ignore=ignore)
+                + nt_xent(similarity.T, self.temperature, ignore=ignore)
+            )
         if knowledge is None:
             return plain, {"loss": plain}
         targets = self._teacher.targets(knowledge, ids, ignore, audio.dtype, self._gathered)

@@ -211,7 +211,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         if not self.needs_training_clips:
             return None
         assert ids is not None
-        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        ignore = self._same_clip(ids)
         return self._teacher.targets(knowledge, ids, ignore, dtype, self._gathered)
 
     def retrieve(
@@ -267,7 +267,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         Returns:
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
-        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        ignore = self._same_clip(ids)
         lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
         entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
         # (λ_g, F_g) of each granularity, F_g of each sample (B,)
@@ -362,7 +362,7 @@ class ReliabilityOTLoss(RetrievalLoss):
             stacklevel=3,
         )
         audio, text = self._rows_of_all_ranks(audio, text)
-        ignore = self._same_clip(self._ids_of_all_ranks(ids))
+        ignore = self._same_clip(ids)
         similarity = self._similarity(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
