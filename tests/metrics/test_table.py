@@ -4,7 +4,15 @@ import csv
 import json
 
 from ask_lightning.metrics import AudioTextRetrieval
-from ask_lightning.metrics.table import COLUMNS, heading, percentages, score_table, write_scores
+from ask_lightning.metrics.table import (
+    COLUMNS,
+    RECALLS,
+    heading,
+    mean_recall,
+    percentages,
+    score_table,
+    write_scores,
+)
 
 ROWS = {"AudioCaps": {"a2t/recall_at_1": 25.0, "t2a/map_at_10": 12.3456}, "Clotho": {"a2t/recall_at_1": 0.0}}
 
@@ -35,3 +43,10 @@ def test_files_hold_all_columns(tmp_path):
     assert list(audiocaps) == ["dataset", *COLUMNS]
     assert (audiocaps["t2a/map_at_10"], clotho["t2a/map_at_10"]) == ("12.3456", "")
     assert json.loads((tmp_path / "scores.json").read_text()) == ROWS
+
+
+def test_mean_recall_of_what_was_measured():
+    whole = {name: float(number) for number, name in enumerate(RECALLS)} | {"t2a/map_at_10": 9.0}
+    assert mean_recall(whole) == 2.5
+    assert mean_recall({"t2a/recall_at_1": 0.25, "t2a/median_rank": 7.0}) == 0.25
+    assert mean_recall({"t2a/map_at_10": 0.5}) == 0.0

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ask_lightning.data import DatasetsDataModule
+from ask_lightning.metrics.table import RECALLS, mean_recall
 from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison
-from ask_lightning.reproduce.evaluation import RECALLS, mean_recall
 
 
 def scores(value: float) -> dict[str, float]:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.evaluation import (
     CALIBRATIONS,
     RECALLS,
     Embeddings,
     evaluate,
-    mean_recall,
     retrieval_metrics,
 )
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ask_lightning.metrics.table import RECALLS
 from ask_lightning.reproduce import Metrics, Run
-from ask_lightning.reproduce.evaluation import RECALLS
 from ask_lightning.reproduce.run_table import RunTable, run_folder
 
 

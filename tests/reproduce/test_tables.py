@@ -2,8 +2,8 @@
 
 import pytest
 
+from ask_lightning.metrics.table import RECALLS
 from ask_lightning.reproduce import Metrics, Run, comparison_markdown, differences_markdown
-from ask_lightning.reproduce.evaluation import RECALLS
 
 
 def runs(method, raw, calibrated, seeds=None):

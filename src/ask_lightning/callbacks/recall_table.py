@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ask_lightning.callbacks.publish import output_folder, publish_table
-from ask_lightning.metrics.table import percentages, score_table
+from ask_lightning.metrics.table import mean_recall, percentages, score_table
 from ask_lightning.utilities.text_tables import print_table
 
 
@@ -43,7 +43,7 @@ class RecallTable(Callback):
             _publish(trainer, {"validation": scores})
             return
         self._last, self._last_epoch = scores, trainer.current_epoch
-        if not self.best or _mean_recall(scores) > _mean_recall(self.best):
+        if not self.best or mean_recall(scores) > mean_recall(self.best):
             self.best, self._best_epoch = scores, trainer.current_epoch
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,11 +71,6 @@ class RecallTable(Callback):
 
 def _logged_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def _mean_recall(scores: dict[str, float]) -> float:
-    recalls = [value for name, value in scores.items() if "recall_at" in name]
-    return sum(recalls) / len(recalls) if recalls else 0.0
 
 
 def _publish(trainer: pl.Trainer, rows: dict[str, dict[str, float]]) -> None:

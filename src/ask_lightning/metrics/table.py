@@ -1,8 +1,11 @@
 """Retrieval metrics as rows of the paper's tables: percent, both directions."""
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.text_tables import Cell, csv_table
@@ -22,10 +25,29 @@ def heading(metric: str) -> str:
     return f"{direction.upper()} {name.replace('recall_at_', 'R@').replace('map_at_', 'mAP@')}"
 
 
+RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
+"""Names of the recalls that epochs and methods are compared by."""
+
+
+def mean_recall(metrics: Mapping[str, float | Tensor]) -> float:
+    """The mean of R@1, R@5 and R@10 of both directions: what epochs and settings are chosen by.
+
+    Args:
+        metrics: Metrics by name. Some names of `RECALLS` may be missing, as in the logs of a model that
+            measures one direction only; without any the mean is 0.
+
+    Examples:
+        >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
+        0.5
+    """
+    found = [float(metrics[name]) for name in RECALLS if name in metrics]
+    return statistics.fmean(found) if found else 0.0
+
+
 COLUMNS = {
     metric: heading(metric)
     for direction in ("a2t", "t2a")
-    for metric in (*(f"{direction}/recall_at_{k}" for k in (1, 5, 10)), f"{direction}/map_at_10")
+    for metric in (*(name for name in RECALLS if name.startswith(direction)), f"{direction}/map_at_10")
 }
 """Headings of the paper's tables, by the names of the metrics."""
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics.table import mean_recall
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.utilities.arguments import check_count, check_positive
 
@@ -118,10 +119,9 @@ class Retriever(L.LightningModule, ABC):
         """Compute, log and reset the metrics of an epoch."""
         scores = metrics.compute()
         metrics.reset()
-        recalls = torch.stack([score for name, score in scores.items() if "recall_at" in name])
-        scores["mean_recall"] = recalls.mean()
+        logged = {f"{stage}/{name}": score for name, score in scores.items()}
         # The metric has gathered the rows of all processes, so that every process logs the same numbers.
-        self.log_dict({f"{stage}/{name}": score for name, score in scores.items()}, sync_dist=True)
+        self.log_dict(logged | {f"{stage}/mean_recall": mean_recall(scores)}, sync_dist=True)
 
 
 class FineTunedRetriever(Retriever):

@@ -1,7 +1,8 @@
 """Fair comparisons, and the tables and figures made of them."""
 
+from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Method, Protocol, compare
-from ask_lightning.reproduce.evaluation import Metrics, mean_recall
+from ask_lightning.reproduce.evaluation import Metrics
 from ask_lightning.reproduce.figures import training_picture
 from ask_lightning.reproduce.run_table import Run
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from ask_lightning.data import RetrievalDataModule
-from ask_lightning.reproduce.evaluation import mean_recall
+from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_label, settings_text
 from ask_lightning.reproduce.training import ModuleAndCallbacks, silence_lightning, train_and_evaluate
 from ask_lightning.utilities.arguments import check_count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,8 @@ from ask_lightning.encoding.encoders import embed_batch, find_encoders
 from ask_lightning.functional import unit_length
 from ask_lightning.functional.calibration import hub_bias
 from ask_lightning.metrics import retrieval_ranks, retrieval_scores
+from ask_lightning.metrics.table import RECALLS, mean_recall
 from ask_lightning.utilities.clip_ids import integer_ids
-
-RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
-"""Names of the metrics that methods are compared by."""
 
 CALIBRATIONS: tuple[Mapping[str, Any], ...] = (
     *({"calibration": "inverted_softmax", "temperature": value} for value in (0.05, 0.1, 0.2)),
@@ -29,19 +26,6 @@ CALIBRATIONS: tuple[Mapping[str, Any], ...] = (
     ),
 )
 """Arguments of `hub_bias` that each run chooses from on its validation part."""
-
-
-def mean_recall(metrics: Mapping[str, float]) -> float:
-    """The mean of R@1, R@5 and R@10 of both directions: what settings and epochs are chosen by.
-
-    Args:
-        metrics: Metrics that include those named in `RECALLS`.
-
-    Examples:
-        >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
-        0.5
-    """
-    return statistics.fmean(metrics[name] for name in RECALLS)
 
 
 @dataclass(frozen=True)

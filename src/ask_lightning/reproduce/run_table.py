@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ask_lightning.reproduce.evaluation import RECALLS, Metrics
+from ask_lightning.metrics.table import RECALLS
+from ask_lightning.reproduce.evaluation import Metrics
 
 _PARTS = ("validation", "test", "validation_calibrated", "test_calibrated")
 _COLUMNS = (

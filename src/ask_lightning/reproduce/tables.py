@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from ask_lightning.metrics.table import heading
-from ask_lightning.reproduce.evaluation import RECALLS, mean_recall
+from ask_lightning.metrics.table import RECALLS, heading, mean_recall
 from ask_lightning.reproduce.run_table import Run, settings_label
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
 from ask_lightning.utilities.text_tables import Cell, markdown_table
