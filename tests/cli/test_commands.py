@@ -121,6 +121,7 @@ def test_ctrl_c_says_how_to_go_on(epochs, demo):
     assert ("with `--ckpt_path last` goes on" in written) == bool(epochs)
 
 
+@pytest.mark.slow
 def test_commands_run_as_processes(demo, trained):
     given = ["--config", ASK, demo, "--run", "run", "--ckpt_path", str(last_checkpoint(trained))]
     done = subprocess.run(

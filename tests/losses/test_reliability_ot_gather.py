@@ -76,7 +76,7 @@ def own_steps(bounds: list[int]) -> dict[str, dict[str, Tensor]]:
     [
         [0, 6, 12],
         [0, 1, 12],
-        [0, 2, 7, 12],
+        pytest.param([0, 2, 7, 12], marks=pytest.mark.slow),
         pytest.param([0, 4, 8, 12], marks=pytest.mark.slow),
         pytest.param([0, 3, 6, 9, 12], marks=pytest.mark.slow),
     ],

@@ -54,7 +54,8 @@ def test_sonar_from_a_folder(tmp_path):
     from transformers.models.m2m_100.modeling_m2m_100 import M2M100Encoder
 
     torch.manual_seed(3)
-    published = M2M100Encoder(transformers.M2M100Config(**text_module.SONAR))
+    small = {"vocab_size": 1000, "encoder_layers": 2, "encoder_ffn_dim": 64}
+    published = M2M100Encoder(transformers.M2M100Config(**text_module.SONAR | small))
     published.save_pretrained(tmp_path)
     encoder = TextEncoder.sonar(str(tmp_path), None, "hashed").eval()
     ids, mask = encoder.tokenizer(CAPTIONS)
