@@ -2,7 +2,8 @@
 
 import torch.distributed as dist
 
-from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics import AudioTextRetrieval, QueryBank
+from tests.helpers.hubs import hubby_pairs
 from tests.helpers.ranks import on_ranks
 from tests.helpers.retrieval_reference import noisy_pairs
 
@@ -41,3 +42,23 @@ def test_two_processes_equal_one():
     for results in on_ranks(2, own_scores):
         for name, scores in results.items():
             assert scores == expected, name
+
+
+def calibrated_scores(rows: range) -> tuple:
+    bank = QueryBank.from_pairs(*hubby_pairs(100, seed=4, hub=3))
+    validation, test = AudioTextRetrieval(), AudioTextRetrieval()
+    for metric, seed in ((validation, 3), (test, 5)):
+        metric.update(*(side[rows] for side in hubby_pairs(seed=seed, hub=3)))
+    chosen = validation.choose_calibration(bank)
+    test.calibrate(bank, chosen)
+    return chosen, validation.compute(), test.compute()
+
+
+def own_calibrated_scores() -> tuple:
+    return calibrated_scores(range(dist.get_rank(), 120, 2))
+
+
+def test_two_processes_choose_and_calibrate_as_one():
+    expected = calibrated_scores(range(120))
+    for found in on_ranks(2, own_calibrated_scores):
+        assert found == expected
