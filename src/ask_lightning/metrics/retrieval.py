@@ -11,11 +11,9 @@ from torchmetrics.utilities.data import dim_zero_cat
 from ask_lightning.functional.calibration import Calibration
 from ask_lightning.metrics.calibration import CALIBRATIONS, QueryBank, calibrated_ranks, choose_calibration
 from ask_lightning.metrics.functional import check_rows, merge_duplicates, retrieval_ranks, retrieval_scores
+from ask_lightning.metrics.table import CALIBRATED
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
-
-CALIBRATED = "calibrated/"
-"""Prefix of the names of scores of calibrated search."""
 
 
 class AudioTextRetrieval(Metric):

@@ -10,18 +10,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import embed_batch, find_encoders
+from ask_lightning.encoding.encoders import find_pair_encoder
 from ask_lightning.functional import unit_length
-from ask_lightning.metrics import (
-    Calibration,
-    QueryBank,
-    RetrievalRanks,
-    calibrated_ranks,
-    choose_calibration,
-    retrieval_ranks,
-    retrieval_scores,
-)
-from ask_lightning.metrics.table import RECALLS
+from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank, choose_calibration
+from ask_lightning.metrics.table import CALIBRATED, RECALLS
 from ask_lightning.utilities.clip_ids import integer_ids
 
 
@@ -72,11 +64,7 @@ class _Embedder(pl.LightningModule):
         self.module = module
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[Tensor, ...]:
-        if callable(embed_pairs := getattr(self.module, "embed_pairs", None)):
-            audio, text, _ = embed_pairs(batch)
-        else:
-            audio, text = embed_batch(self.module, *find_encoders(self.module), batch)
-        sides = (unit_length(side.float()).cpu() for side in (audio, text))
+        sides = (unit_length(side.float()).cpu() for side in find_pair_encoder(self.module)(batch))
         return *sides, integer_ids(batch["clip_id"]).cpu()
 
 
@@ -113,20 +101,19 @@ def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metr
     """
     queries = QueryBank.from_pairs(*bank.pairs)
     calibration = choose_calibration(*validation.pairs, queries)
-    searches: list[Mapping[str, float]] = []
+    recalls = []
     for part in (validation, test):
-        (calibrated,) = calibrated_ranks(*part.pairs, queries, [calibration])
-        searches += [_recalls(retrieval_ranks(*part.pairs)), _recalls(calibrated)]
+        metric = AudioTextRetrieval()
+        metric.calibrate(queries, calibration)
+        metric.update(*part.pairs)
+        scores = metric.compute()
+        recalls += [
+            {name: float(scores[f"{search}{name}"]) for name in RECALLS} for search in ("", CALIBRATED)
+        ]
     return Metrics(
-        validation=searches[0],
-        test=searches[2],
-        validation_calibrated=searches[1],
-        test_calibrated=searches[3],
+        validation=recalls[0],
+        test=recalls[2],
+        validation_calibrated=recalls[1],
+        test_calibrated=recalls[3],
         calibration=calibration,
     )
-
-
-def _recalls(ranks: RetrievalRanks) -> dict[str, float]:
-    """Metrics under the names in `RECALLS`."""
-    scores = retrieval_scores(ranks)
-    return {name: float(scores[name]) for name in RECALLS}
