@@ -14,6 +14,8 @@ from ask_lightning.utilities.arguments import check_count
 # order, threads, device, TF32 or autocast: equal embeddings tie exactly and the ranks are reproducible.
 # The grid moves a cosine by about 1e-8, less than float32 rounding does.
 _GRID = 2.0**26
+# Rows that are brought onto the grid at a time where all of them would be copied more than once.
+_ROWS_PER_PART = 1 << 13
 
 
 class RetrievalRanks(NamedTuple):
@@ -437,7 +439,9 @@ def unit_rows(rows: Tensor) -> Tensor:
         >>> unit_rows(torch.tensor([[3.0, 0.0]]))
         tensor([[1., 0.]], dtype=torch.float64)
     """
-    return _unit_on_grid(rows).div_(_GRID)
+    # In parts, so that a bank of training pairs is not held in float64 several times over.
+    parts = [_unit_on_grid(part).div_(_GRID) for part in rows.split(_ROWS_PER_PART)]
+    return torch.cat(parts)
 
 
 def unit_clips(audio: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
