@@ -19,9 +19,8 @@ from ask_lightning.metrics.functional import (
     check_rows,
     retrieval_ranks,
     retrieval_scores,
-    unit_clips,
-    unit_rows,
 )
+from ask_lightning.metrics.grid import unit_clips, unit_rows
 from ask_lightning.metrics.table import mean_recall
 from ask_lightning.utilities.arguments import check_choice
 

@@ -6,16 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ask_lightning.metrics.grid import mean_bias, mean_direction, unit_on_grid
 from ask_lightning.utilities.arguments import check_count
-
-# Unit vectors are rounded to multiples of 2⁻²⁶ and held as whole numbers. A product of two components is
-# then a whole number, and no partial sum of an inner product exceeds 2⁵³ (Cauchy–Schwarz), so float64
-# holds every intermediate result exactly. Scores therefore do not depend on block shapes, summation
-# order, threads, device, TF32 or autocast: equal embeddings tie exactly and the ranks are reproducible.
-# The grid moves a cosine by about 1e-8, less than float32 rounding does.
-_GRID = 2.0**26
-# Rows that are brought onto the grid at a time where all of them would be copied more than once.
-_ROWS_PER_PART = 1 << 13
 
 
 class RetrievalRanks(NamedTuple):
@@ -110,14 +102,14 @@ def retrieval_ranks(
     sizes, largest_first = sizes.sort(descending=True, stable=True)  # (C,)
     clips = largest_first.argsort()[clips]  # (N,)
 
-    audio = _mean_direction(audio, clips, len(sizes))  # (C, d)
-    text = _unit_on_grid(text)  # (N, d)
+    audio = mean_direction(audio, clips, len(sizes))  # (C, d)
+    text = unit_on_grid(text)  # (N, d)
     pairs = zip(torch.split(clips, block_size), torch.split(text, block_size), strict=True)
     own = torch.cat([torch.linalg.vecdot(audio[clip], caption) for clip, caption in pairs])  # (N,)
     clip_hubs = None if audio_hubs is None else clips[audio_hubs].bincount(minlength=len(sizes)) > 0  # (C,)
     gate_of_captions, gate_of_clips = _open_gates(audio, text, clip_hubs, text_hubs, block_size)  # (N,), (C,)
-    bias_of_clips = _mean_bias(audio_bias, clips, len(sizes))  # (C,)
-    bias_of_captions = _mean_bias(text_bias, torch.arange(len(text), device=text.device), len(text))  # (N,)
+    bias_of_clips = mean_bias(audio_bias, clips, len(sizes))  # (C,)
+    bias_of_captions = mean_bias(text_bias, torch.arange(len(text), device=text.device), len(text))  # (N,)
     own_caption = own_clip = own  # (N,)
     if bias_of_captions is not None:
         own_caption = own - bias_of_captions * gate_of_clips[clips]
@@ -224,7 +216,7 @@ def merge_duplicates(
         tensor([5, 5])
     """
     pairs, row = torch.unique(torch.stack([clip_ids, caption_ids], 1), dim=0, return_inverse=True)
-    return _mean_direction(audio, row, len(pairs)), _mean_direction(text, row, len(pairs)), pairs[:, 0]
+    return mean_direction(audio, row, len(pairs)), mean_direction(text, row, len(pairs)), pairs[:, 0]
 
 
 def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
@@ -392,77 +384,6 @@ def _count_ahead(
                 ahead = caption_scores[:count] >= own_caption[captions, None]  # (count, block)
                 captions_ahead[captions] += ahead.sum(1, dtype=torch.int32)
     return captions_ahead, clips_ahead
-
-
-def _unit_on_grid(rows: Tensor) -> Tensor:
-    """Rows `(N, d)` at unit length in whole multiples of the grid, as float64; rows of zeros stay zero."""
-    rows = rows.double()
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (N, 1)
-    unit = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
-    return unit.mul_(_GRID).round_()
-
-
-def _mean_direction(rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Mean direction of the rows of each group, `(num_groups, d)` on the grid.
-
-    The sum is exact, so that it does not depend on the order of the rows.
-    """
-    total = rows.new_zeros(num_groups, rows.shape[1], dtype=torch.float64)
-    return _unit_on_grid(total.index_add_(0, group, _unit_on_grid(rows)))
-
-
-def _mean_bias(bias: Tensor | None, group: Tensor, num_groups: int) -> Tensor | None:
-    """Mean bias of each group, `(num_groups,)` float64 in whole multiples of the grid of scores.
-
-    A score is a whole number of at most 2⁵² in size, so its difference to a bias in [-1, 1] is at most
-    2⁵³ and exact. The difference to a larger bias is rounded once, to the same number in every block
-    and on every device.
-    """
-    if bias is None:
-        return None
-    # Components have the coarser grid. On it the sum is exact, and does not depend on the order of rows.
-    on_grid = bias.double().mul(_GRID).round_()
-    total = on_grid.new_zeros(num_groups).index_add_(0, group, on_grid)
-    return (total / group.bincount(minlength=num_groups)).mul_(_GRID).round_()
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows at unit length, in float64 and rounded so that their inner products are exact.
-
-    Args:
-        rows: Embeddings `(N, d)` of any floating dtype and length.
-
-    Returns:
-        `(N, d)` float64; rows of zeros stay zero.
-
-    Examples:
-        >>> unit_rows(torch.tensor([[3.0, 0.0]]))
-        tensor([[1., 0.]], dtype=torch.float64)
-    """
-    # In parts, so that a bank of training pairs is not held in float64 several times over.
-    parts = [_unit_on_grid(part).div_(_GRID) for part in rows.split(_ROWS_PER_PART)]
-    return torch.cat(parts)
-
-
-def unit_clips(audio: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The embedding of each clip, the mean direction of its rows as in `retrieval_ranks`.
-
-    Args:
-        audio: Audio embeddings `(N, d)` of any floating dtype and length.
-        clip_ids: Ids of the clips, `(N,)` integers.
-
-    Returns:
-        Unit vectors of the clips in the order of their ids, `(C, d)` as `unit_rows` returns them, and the
-        number of each row's clip, `(N,)`.
-
-    Examples:
-        >>> audio = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 0.0]])
-        >>> clips, clip_of = unit_clips(audio, torch.tensor([7, 3, 7]))
-        >>> clip_of, clips.tolist()
-        (tensor([1, 0, 1]), [[0.0, 1.0], [1.0, 0.0]])
-    """
-    ids, clip_of = torch.unique(clip_ids, return_inverse=True)
-    return _mean_direction(audio, clip_of, len(ids)).div_(_GRID), clip_of
 
 
 def _by_clip(clips: Tensor, order: Tensor) -> Tensor:
