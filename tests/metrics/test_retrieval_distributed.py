@@ -1,11 +1,14 @@
 """Two real processes give exactly what one gives."""
 
+import torch
 import torch.distributed as dist
 
 from ask_lightning.metrics import AudioTextRetrieval, QueryBank
+from ask_lightning.utilities.clip_ids import integer_ids
 from tests.helpers.hubs import hubby_pairs
 from tests.helpers.ranks import on_ranks
 from tests.helpers.retrieval_reference import noisy_pairs
+from tests.helpers.sharded_bases import build, source
 
 # Which rows each of the two processes sees. "padded" deals out 91 rows in turn and repeats the first one, as
 # `DistributedSampler` does.
@@ -55,10 +58,15 @@ def calibrated_scores(rows: range) -> tuple:
 
 
 def own_calibrated_scores() -> tuple:
-    return calibrated_scores(range(dist.get_rank(), 120, 2))
+    base = build(50, "five at a time", placement="sharded", index="exact")
+    return calibrated_scores(range(dist.get_rank(), 120, 2)), QueryBank.from_knowledge(base)
 
 
 def test_two_processes_choose_and_calibrate_as_one():
     expected = calibrated_scores(range(120))
-    for found in on_ranks(2, own_calibrated_scores):
+    audio, text, ids = source(50, captions=5)
+    whole = QueryBank.from_pairs(audio, text, integer_ids(ids))
+    for found, bank in on_ranks(2, own_calibrated_scores):
         assert found == expected
+        torch.testing.assert_close(bank.audio, whole.audio)
+        torch.testing.assert_close(bank.text, whole.text)
