@@ -136,6 +136,15 @@ class Towers(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class TestedTowers(Towers):
+    """One with a test of its own."""
+
+    __test__ = False
+
+    def test_step(self, batch, batch_idx):
+        self.log("width", float(self.listen(batch).shape[1]))
+
+
 class Numbers(L.LightningDataModule):
     def train_dataloader(self):
         return DataLoader([{"clip_id": number} for number in range(24)], batch_size=8)

@@ -14,10 +14,10 @@ Train and evaluate audio–text retrieval models, with ASK and without.
 commands:
   fit         train; goes on with --ckpt_path last
   validate    metrics of the validation split
-  test        metrics of the test split
+  test        metrics of the test split, by cosine and calibrated: --calibrate false
   predict     embeddings of the test split, in the folder of the run
-  encode      embeddings of a split into a file: --split, --output
-  search      a text against encoded clips, or an audio file against captions
+  encode      embeddings of a split into a file: --split, --output, --calibrate true
+  search      a text against encoded clips, or an audio file against captions: --raw
   transfer    train on one dataset, test on it and on another: --target
 
 flags of all commands but search:
