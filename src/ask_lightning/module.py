@@ -19,13 +19,28 @@ from ask_lightning.capture import Step, choose_step, step_with_capture, step_wit
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.hooks import overridden_hooks
-from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
+from ask_lightning.losses import (
+    HardNegativeLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    RetrievalLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
 from ask_lightning.losses.base import Ids
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
 
-_LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
+_LOSSES: tuple[type[RetrievalLoss], ...] = (
+    ReliabilityOTLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    TripletLoss,
+    SigmoidLoss,
+    HardNegativeLoss,
+)
 
 
 def _model_attribute(name: str) -> Any:
@@ -333,8 +348,7 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    if isinstance(loss.temperature, nn.Parameter) and id(loss.temperature) not in learned:
-        orphans.append("temperature")
+    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
     if orphans:
         raise ValueError(
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
