@@ -36,7 +36,8 @@ class RetrievalLoss(nn.Module, ABC):
 
     Args:
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`). A loss without
+            temperature leaves it at 1.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
             same clip are left out of the denominator; needs ids. `"same_clip"`: they are positives as well;
             needs ids and a loss that names it in `kinds_of_positives`.
@@ -56,7 +57,7 @@ class RetrievalLoss(nn.Module, ABC):
         ...     def compute(self, audio, text, ids, knowledge):
         ...         loss = (audio - text).square().sum(dim=1).mean()
         ...         return loss, {"loss": loss}
-        >>> loss = SquaredDistance(temperature=0.07, positives="diagonal", gather=False)
+        >>> loss = SquaredDistance()
         >>> loss(torch.eye(2), torch.eye(2))
         tensor(0.)
     """
@@ -70,7 +71,9 @@ class RetrievalLoss(nn.Module, ABC):
     scalar_names: ClassVar[tuple[str, ...]] = ("temperature",)
     """The arguments that may be numbers, parameters of the wrapped model or callables."""
 
-    def __init__(self, temperature: Temperature = 1.0, *, positives: SharedPositives, gather: bool) -> None:
+    def __init__(
+        self, temperature: Temperature = 1.0, *, positives: SharedPositives = "diagonal", gather: bool = False
+    ) -> None:
         super().__init__()
         # In a dictionary, because a parameter set as an attribute would be registered here a second time.
         self._scalars: dict[str, Scalar] = {}
