@@ -174,8 +174,8 @@ def test_help_names_commands_and_configs(capsys):
     assert "transfer" in out
     assert "audiocaps_resnet38_bert_ask" in out
     assert re.search(r"DATASET +audiocaps, clotho\n", out)
-    assert re.search(r"LOSS +baseline, ask, .*triplet\n", out)
-    assert re.search(r"KNOWLEDGE +enriched, wavcaps \(after ask, teacher\)\n", out)
+    assert re.search(r"LOSS +baseline, ask, .*triplet", out)
+    assert re.search(r"KNOWLEDGE +enriched, wavcaps \(after ask, .*teacher", out)
 
 
 def test_as_a_process_of_its_own():

@@ -80,7 +80,7 @@ def test_it_trains_without_a_refresh_and_its_terms_are_logged(kind):
     assert not torch.equal(model.audio.weight, before)
     terms = {name for name in trainer.logged_metrics if name.startswith("ask/")}
     assert "ask/loss" in terms
-    assert len(terms) >= 3
+    assert len(terms) >= 2
     assert all(torch.isfinite(trainer.logged_metrics[name]) for name in terms)
 
 
