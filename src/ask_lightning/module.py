@@ -78,8 +78,8 @@ class ASKModule(pl.LightningModule):
     these names for its side that the model has.
 
     Requirements:
-        `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
-        `loss.knowledge`.
+        For a loss that needs knowledge `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of
+        your own in `loss.knowledge`.
 
     Args:
         model: Retrieval model to train. It is available as `.model` and is not modified.
@@ -90,7 +90,8 @@ class ASKModule(pl.LightningModule):
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
-            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+            them. The options `exclude_self`, `positives="ids"` and `positives="same_clip"` of a loss
+            need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two

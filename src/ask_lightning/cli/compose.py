@@ -74,11 +74,12 @@ def shipped_roles() -> Roles:
     def with_entry(*keys: str) -> tuple[str, ...]:
         return tuple(name for name, content in parts.items() if _has_entry(content, keys))
 
+    losses = with_entry("ask", "loss", "class_path")
     return Roles(
         datasets=with_entry("data", "class_path"),
         models=with_entry("model", "class_path"),
-        losses=with_entry("ask", "loss", "class_path"),
-        with_knowledge=with_entry("ask", "refresh"),
+        losses=losses,
+        with_knowledge=tuple(name for name in losses if _has_entry(parts[name], ("ask", "refresh"))),
         sources=with_entry("data", "init_args", "knowledge") + with_entry("data", "init_args", "enriched"),
     )
 
