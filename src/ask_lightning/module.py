@@ -19,13 +19,28 @@ from ask_lightning.capture import Step, choose_step, step_with_capture, step_wit
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.hooks import overridden_hooks
-from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
+from ask_lightning.losses import (
+    HardNegativeLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    RetrievalLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
 from ask_lightning.losses.base import Ids
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
 
-_LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
+_LOSSES: tuple[type[RetrievalLoss], ...] = (
+    ReliabilityOTLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    TripletLoss,
+    SigmoidLoss,
+    HardNegativeLoss,
+)
 
 
 def _model_attribute(name: str) -> Any:
@@ -63,8 +78,8 @@ class ASKModule(pl.LightningModule):
     these names for its side that the model has.
 
     Requirements:
-        `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
-        `loss.knowledge`.
+        For a loss that needs knowledge `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of
+        your own in `loss.knowledge`.
 
     Args:
         model: Retrieval model to train. It is available as `.model` and is not modified.
@@ -75,7 +90,8 @@ class ASKModule(pl.LightningModule):
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
-            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+            them. The options `exclude_self`, `positives="ids"` and `positives="same_clip"` of a loss
+            need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -333,8 +349,7 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    if isinstance(loss.temperature, nn.Parameter) and id(loss.temperature) not in learned:
-        orphans.append("temperature")
+    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
     if orphans:
         raise ValueError(
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "

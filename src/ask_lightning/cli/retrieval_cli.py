@@ -18,7 +18,14 @@ import ask_lightning.models  # so that their classes can be named without their 
 from ask_lightning import ASKModule
 from ask_lightning.callbacks import SearchCalibration
 from ask_lightning.callbacks.snapshots import checkpoint_directories
-from ask_lightning.cli.ask_section import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
+from ask_lightning.cli.ask_section import (
+    SECTION,
+    add_ask_arguments,
+    ask_callbacks,
+    ask_module,
+    check_ask,
+    check_knowledge_flags,
+)
 from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_pairs
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
@@ -254,7 +261,8 @@ class RetrievalCLI(LightningCLI):
         # ASK takes part in training only.
         if section["enabled"] and self.subcommand == "fit":
             self.model = ask_module(self.model, section)
-            callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
+            check_knowledge_flags(self.model.loss, self._arguments)
+            callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
         callbacks += [ResumeHint(), self._loop_marker]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from ask_lightning.utilities.dtypes import computation_dtype
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
-Temperature = float | Tensor | Callable[[], Tensor]
+SharedPositives = Literal["diagonal", "ids", "same_clip"]
+Scalar = float | Tensor | Callable[[], Tensor]
+Temperature = Scalar
 
 
 class RetrievalLoss(nn.Module, ABC):
@@ -34,9 +36,11 @@ class RetrievalLoss(nn.Module, ABC):
 
     Args:
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`). A loss without
+            temperature leaves it at 1.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
-            same clip are left out of the denominator; needs ids.
+            same clip are left out of the denominator; needs ids. `"same_clip"`: they are positives as well;
+            needs ids and a loss that names it in `kinds_of_positives`.
         gather: `True`: the loss is computed over the batches of all ranks, which may be of different sizes,
             with gradients to every rank; under DDP the gradient is that of one process with the whole
             batch. `False`: it is computed over the local batch.
@@ -53,7 +57,7 @@ class RetrievalLoss(nn.Module, ABC):
         ...     def compute(self, audio, text, ids, knowledge):
         ...         loss = (audio - text).square().sum(dim=1).mean()
         ...         return loss, {"loss": loss}
-        >>> loss = SquaredDistance(temperature=0.07, positives="diagonal", gather=False)
+        >>> loss = SquaredDistance()
         >>> loss(torch.eye(2), torch.eye(2))
         tensor(0.)
     """
@@ -61,14 +65,24 @@ class RetrievalLoss(nn.Module, ABC):
     needs_knowledge: ClassVar[bool] = True
     """Whether training cannot start without a knowledge base."""
 
-    def __init__(self, temperature: Temperature, *, positives: Positives, gather: bool) -> None:
+    kinds_of_positives: ClassVar[tuple[str, ...]] = ("diagonal", "ids")
+    """What `positives` may be."""
+
+    scalar_names: ClassVar[tuple[str, ...]] = ("temperature",)
+    """The arguments that may be numbers, parameters of the wrapped model or callables."""
+
+    def __init__(
+        self, temperature: Temperature = 1.0, *, positives: SharedPositives = "diagonal", gather: bool = False
+    ) -> None:
         super().__init__()
-        _check_temperature(temperature)
-        check_choice("positives", positives, get_args(Positives))
-        if isinstance(temperature, int | float):
-            temperature = float(temperature)
-        # In a tuple, because a parameter set as an attribute would be registered here a second time.
-        self._temperature = (temperature,)
+        # In a dictionary, because a parameter set as an attribute would be registered here a second time.
+        self._scalars: dict[str, Scalar] = {}
+        self._hold_scalar("temperature", temperature)
+        if isinstance(temperature, Tensor):
+            check_positive("temperature", temperature.item())
+        elif isinstance(temperature, int | float):
+            check_positive("temperature", float(temperature))
+        check_choice("positives", positives, self.kinds_of_positives)
         self.positives = positives
         self.gather = gather
         self.knowledge: KnowledgeBase | None = None
@@ -77,15 +91,33 @@ class RetrievalLoss(nn.Module, ABC):
     @property
     def temperature(self) -> float | Tensor:
         """τ at present."""
-        (temperature,) = self._temperature
-        if isinstance(temperature, Tensor) or not callable(temperature):
-            return temperature
-        return temperature()
+        return self._scalar("temperature")
+
+    def _hold_scalar(self, name: str, value: Scalar) -> None:
+        """Keep one of `scalar_names`."""
+        if isinstance(value, int | float):
+            value = float(value)
+        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value)):
+            raise TypeError(
+                f"Argument `{name}` has to be a number, a parameter with one element, or a callable without "
+                f"arguments, but got {value!r}."
+            )
+        self._scalars[name] = value
+
+    def _scalar(self, name: str) -> float | Tensor:
+        """The present value of one of `scalar_names`."""
+        scalar = self._scalars[name]
+        return scalar if isinstance(scalar, Tensor) or not callable(scalar) else scalar()
+
+    @property
+    def borrowed_parameters(self) -> dict[str, nn.Parameter]:
+        """The wrapped model's parameters that were passed as scalars, by the names of the arguments."""
+        return {name: value for name, value in self._scalars.items() if isinstance(value, nn.Parameter)}
 
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.positives == "ids"
+        return self.positives != "diagonal"
 
     @property
     def needs_training_clips(self) -> bool:
@@ -98,11 +130,11 @@ class RetrievalLoss(nn.Module, ABC):
         # A subclass of the user's may take its arguments as it likes.
         own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__))
         names = inspect.signature(own).parameters
-        values = {name: getattr(self, name) for name in names if name != "temperature"}
-        (temperature,) = self._temperature
+        values = {name: getattr(self, name) for name in names if name not in self.scalar_names}
+        scalars = {name: self._scalars[name] for name in self.scalar_names if name in names}
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        } | {"temperature": temperature if isinstance(temperature, int | float) else None}
+        } | {name: value if isinstance(value, int | float) else None for name, value in scalars.items()}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -123,10 +155,10 @@ class RetrievalLoss(nn.Module, ABC):
             )
         return cls(**options)
 
-    @staticmethod
-    def _objects_in(options: dict[str, Any]) -> list[str]:
+    @classmethod
+    def _objects_in(cls, options: dict[str, Any]) -> list[str]:
         """The names of options that stand for an object."""
-        return ["temperature"] if options["temperature"] is None else []
+        return [name for name in cls.scalar_names if name in options and options[name] is None]
 
     def forward(
         self,
@@ -205,8 +237,8 @@ class RetrievalLoss(nn.Module, ABC):
         return torch.cat(Ranks.current().all_gather(rows)) if self._gathers_ranks else rows
 
     def _same_clip(self, ids: Tensor | None) -> Tensor | None:
-        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
-        if ids is None or self.positives != "ids":
+        """`(B, B)`, true where two samples are of one clip, if `positives` asks for it."""
+        if ids is None or self.positives == "diagonal":
             return None
         everyone = self._gathered(ids)  # (B,)
         return everyone[:, None] == everyone
@@ -233,16 +265,3 @@ class RetrievalLoss(nn.Module, ABC):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
             )
-
-
-def _check_temperature(temperature: object) -> None:
-    """Refuse what can be no temperature."""
-    if isinstance(temperature, Tensor) and temperature.numel() == 1:
-        temperature = temperature.item()
-    if isinstance(temperature, int | float):
-        check_positive("temperature", float(temperature))
-    elif isinstance(temperature, Tensor) or not callable(temperature):
-        raise TypeError(
-            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
-            f"arguments, but got {temperature!r}."
-        )
