@@ -1,4 +1,4 @@
-"""NT-Xent over a similarity matrix, Eq. 16. Axes: `B` batch."""
+"""NT-Xent over a similarity matrix, Eq. 16. Axes: `B` batch, `C` candidates."""
 
 from typing import Literal
 
@@ -21,10 +21,11 @@ def nt_xent(
     usual symmetric loss is `(nt_xent(S) + nt_xent(S.T)) / 2`.
 
     Args:
-        similarity: `(B, B)`, similarity of query i (row) and candidate j (column).
+        similarity: `(B, C)`, similarity of query i (row) and candidate j (column). C is B, or more: the
+            columns behind the first B are further negatives.
         temperature: τ > 0, a number or a 0-d tensor (learnable if it requires a gradient).
-        targets: `(B, B)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
-        ignore: `(B, B)` boolean; true entries are left out of the denominator, such as other captions of
+        targets: `(B, C)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
+        ignore: `(B, C)` boolean; true entries are left out of the denominator, such as other captions of
             the same clip. The diagonal is never left out.
         reduction: `"mean"` over the batch, or `"none"` for one value for each row.
 
@@ -37,7 +38,7 @@ def nt_xent(
     """
     logits = similarity / temperature
     if ignore is not None:
-        ignore = ignore & ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        ignore = ignore & ~torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
         logits = logits.masked_fill(ignore, -torch.inf)
     if targets is None:
         pairs = torch.arange(len(similarity), device=similarity.device)
