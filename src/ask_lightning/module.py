@@ -151,6 +151,7 @@ class ASKModule(pl.LightningModule):
         self._audio, self._text = find_encoders(model, audio, text)
         self._ids = ids
         self._criterion = criterion
+        self._logs_terms = False
         self.step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
         # Last, because from here on attributes that the model has are set on the model.
@@ -216,7 +217,11 @@ class ASKModule(pl.LightningModule):
 
             # After the model's own encoding, whose random numbers are those of a run without keys.
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
-        return self.loss(audio, text, ids=ids)  # type: ignore[no-any-return]
+        loss: Tensor = self.loss(audio, text, ids=ids)
+        if self._logs_terms:
+            terms = self.loss.last.items()
+            self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
+        return loss
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
@@ -264,6 +269,8 @@ class ASKModule(pl.LightningModule):
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
                     f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
                 )
+            # With a refresh callback it is the callback that logs the terms of the loss.
+            self._logs_terms = not (refreshed or self.trainer.barebones)
             if self.trainer.current_epoch == 0:
                 # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
                 self.loss.reset()

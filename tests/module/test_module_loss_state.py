@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from ask_lightning import ASKModule
@@ -30,6 +31,7 @@ from tests.helpers.clients import (
     make_loader,
     make_refresh,
     make_trainer,
+    own_metrics,
 )
 
 STEPS = 6  # in an epoch of `make_loader()`
@@ -225,7 +227,8 @@ def test_the_run_around_it_is_that_of_any_loss(name):
     ours, plain = run(LOSSES[name]()), run(CrossBatchMemoryLoss(start_step=10**6))
     assert ours.values("train/noise") == plain.values("train/noise")
     assert len(ours.values("train/norm")) == len(plain.values("train/norm"))
-    assert ours.names == plain.names
+    assert own_metrics(dict.fromkeys(ours.names, 0)) == own_metrics(dict.fromkeys(plain.names, 0))
+    assert len(ours.values("ask/queue_fill")) == 3 * STEPS
 
 
 def test_validation_leaves_the_queue_alone():
@@ -323,3 +326,28 @@ def test_model_without_a_step():
     module = ASKModule(Towers(), LOSSES["momentum"](), ids="clip_id")
     assert module.step == "encode"
     assert fit("momentum", module=module)[2][-1]["queue_fill"] == 1
+
+
+@pytest.mark.parametrize("name", WITH_QUEUE)
+def test_learning_rate_finder_leaves_no_state(name, tmp_path, recwarn):
+    class Client(NormedTowers):
+        lr = 1e-5
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    module = ASKModule(Client(), LOSSES[name](), ids="clip_id")
+    run = make_trainer(max_epochs=2, default_root_dir=tmp_path)
+    Tuner(run).lr_find(module, make_loader(), num_training=20, max_lr=10.0)
+    _, _, terms = fit(name, module=module)
+    assert terms[0]["queue_fill"] == 0
+    assert not [warning for warning in recwarn if "no state" in str(warning.message)]
+
+
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_terms_are_logged_once_with_and_without_a_refresh(refreshed):
+    logger = MemoryLogger()
+    extra = [make_refresh(2)] if refreshed else []
+    fit("memory", extra=extra, logger=logger, log_every_n_steps=1)
+    assert len(logger.values("ask/queue_fill")) == 3 * STEPS
+    assert logger.values("ask/queue_fill")[-1] == 1

@@ -21,7 +21,7 @@ def select_hard_negatives(
         positive_scores: `(B,)`, s⁺.
         excluded: `(B, C)` boolean, candidates that are not to be chosen, such as those of the query's clip.
         num_negatives: K in [1, C].
-        false_negative_threshold: p in (0, 1], or `None` for no such filter.
+        false_negative_threshold: p in [0, 1], or `None` for no such filter.
 
     Returns:
         The columns of the chosen candidates `(B, K)`, hardest first; `(B, K)` boolean, false where a query

@@ -42,7 +42,7 @@ class HardNegativeMiningLoss(RetrievalLoss):
             without arguments that returns τ.
         num_candidates: C ≥ K, the number of most similar stored items among which they are chosen; at most
             all that are stored.
-        false_negative_threshold: Share p in (0, 1] of the score of a query's own pair; a stored item of a
+        false_negative_threshold: Share p in [0, 1] of the score of a query's own pair; a stored item of a
             higher score than p times that is taken for a false negative. `None`: no item is.
         positives: `"ids"`: other samples of the same clip in the batch are left out of the denominator.
             `"diagonal"`: they are negatives. Stored items of the same clip never are.
