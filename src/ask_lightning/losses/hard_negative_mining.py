@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.contrastive import nt_xent
-from ask_lightning.functional.hard_negatives import repeated, select_hard_negatives
+from ask_lightning.functional.negative_mining import repeated, select_hard_negatives
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
 from ask_lightning.utilities.arguments import check_count, check_range

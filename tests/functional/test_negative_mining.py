@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ask_lightning.functional.hard_negatives import repeated, select_hard_negatives
+from ask_lightning.functional.negative_mining import repeated, select_hard_negatives
 
 
 def by_hand(scores, positive, excluded, k, threshold):
