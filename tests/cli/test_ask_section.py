@@ -18,9 +18,9 @@ from ask_lightning import (
     TripletLoss,
 )
 from ask_lightning import losses as library
-from ask_lightning.callbacks import LossTerms, QueryTable
+from ask_lightning.callbacks import QueryTable
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
-from tests.helpers.command_line import BASELINE, Distance, Towers, ask_lightning, logged, refusal
+from tests.helpers.command_line import BASELINE, Distance, ask_lightning, logged, refusal
 
 PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
 LOSSES = shipped_roles().losses
@@ -30,7 +30,7 @@ OF_KNOWLEDGE = (KnowledgeRefreshCallback, DriftMonitor, InfluenceMonitor, QueryT
 
 
 def callbacks_of_ask(cli) -> set[type]:
-    return {type(one) for one in cli.trainer.callbacks} & {*OF_KNOWLEDGE, LossTerms}
+    return {type(one) for one in cli.trainer.callbacks} & {*OF_KNOWLEDGE}
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_without_knowledge_nothing_is_encoded_and_the_baseline_is_met(demo):
     given = (demo, *PLAIN, "--trainer.max_epochs", 1)
     cli = ask_lightning("fit", "--config", "audiocaps_resnet38_bert_ntxent", *given, "--run", "wrapped")
     assert type(cli.model.loss) is NTXentLoss
-    assert callbacks_of_ask(cli) == {LossTerms}
+    assert callbacks_of_ask(cli) == set()
     assert cli.model.loss.knowledge is None
     assert not list(Path("wrapped/checkpoints").glob("knowledge*"))
     assert {"ask/loss", "ask/contrastive_t2a"} <= set(logged(Path("wrapped")))
@@ -122,7 +122,7 @@ def test_a_loss_by_flags_takes_the_models_temperature_and_the_run_repeats(demo):
     cli = ask_lightning("fit", *given, *flags, "--trainer.max_epochs", 1)
     assert type(cli.model.loss) is SigmoidLoss
     assert (cli.model.loss.temperature, cli.model.loss.bias) == (0.4, -3.0)
-    assert callbacks_of_ask(cli) == {LossTerms}
+    assert callbacks_of_ask(cli) == set()
     (config,) = Path("run/logs").glob("*/config.yaml")
     again = ask_lightning("fit", "--config", config, "--run", "again")
     assert again.model.loss.options == cli.model.loss.options
@@ -150,7 +150,7 @@ def test_a_loss_of_ones_own():
     cli = ask_lightning("fit", "--config", "mine.yaml", "--run", "run")
     assert type(cli.model.loss) is Distance
     assert cli.model.loss.power == 3
-    assert callbacks_of_ask(cli) == {LossTerms}
+    assert callbacks_of_ask(cli) == set()
 
 
 def test_the_default_is_the_papers():
@@ -179,8 +179,3 @@ def test_the_default_is_the_papers():
 def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
     given = ("fit", "--config", "audiocaps_resnet38_bert_triplet", demo)
     assert message in refusal(capsys, *given, *flags)
-
-
-def test_loss_terms_need_a_loss():
-    with pytest.raises(RuntimeError, match=r"need a module with one loss of ask_lightning\.losses, but"):
-        LossTerms().setup(None, Towers(), "fit")

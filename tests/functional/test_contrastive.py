@@ -142,3 +142,17 @@ def test_decoupled_leaves_targets_out_of_the_denominator():
     )
     torch.testing.assert_close(rows, expected)
     torch.testing.assert_close(nt_xent(similarity, 1.0, decoupled=True), expected.mean())
+
+
+def test_further_columns_are_further_negatives():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    ignore = torch.zeros(3, 7, dtype=torch.bool)
+    ignore[0, 0] = ignore[0, 5] = ignore[2, 1] = True  # a pair's own entry is never left out
+    expected = []
+    for row in range(3):
+        kept = [column for column in range(7) if column == row or not ignore[row, column]]
+        logits = (scores[row] / 0.2).numpy()
+        expected.append(np.log(sum(np.exp(logits[kept]))) - logits[row])
+    losses = nt_xent(scores, 0.2, ignore=ignore, reduction="none")
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-12)

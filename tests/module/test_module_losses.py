@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 import ask_lightning.losses
 from ask_lightning import ASKModule, NTXentLoss, SigmoidLoss
-from ask_lightning.callbacks import LossTerms
 from ask_lightning.losses import RetrievalLoss
 
 LOSSES = [
@@ -53,7 +52,6 @@ def fitted(loss: RetrievalLoss, model: L.LightningModule | None = None) -> L.Tra
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LossTerms()],
     )
     trainer.fit(ASKModule(model or Towers(), loss, ids="clip"), batches())
     return trainer

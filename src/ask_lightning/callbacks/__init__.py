@@ -1,7 +1,6 @@
 """Callbacks: the refresh of the knowledge, and the monitors, tables and maps that report on a run."""
 
 from ask_lightning.callbacks.drift_map import DriftMap
-from ask_lightning.callbacks.loss_terms import LossTerms
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
 from ask_lightning.callbacks.recall_table import RecallTable
@@ -13,7 +12,6 @@ __all__ = [
     "DriftMonitor",
     "InfluenceMonitor",
     "KnowledgeRefreshCallback",
-    "LossTerms",
     "QueryTable",
     "RecallTable",
     "SearchCalibration",

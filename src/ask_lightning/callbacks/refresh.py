@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from ask_lightning.callbacks.loss_terms import log_terms
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
     SnapshotCollector,
@@ -257,7 +256,9 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the terms of the step's loss."""
-        log_terms(trainer, pl_module, self.target.loss)
+        terms, self.target.loss.last = self.target.loss.last, {}
+        if terms and not trainer.barebones:
+            pl_module.log_dict({f"ask/{name}": term.mean() for name, term in terms.items()}, batch_size=1)
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encode the source with the current encoders and put the new base in place of the old one.

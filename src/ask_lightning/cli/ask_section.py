@@ -15,7 +15,7 @@ from ask_lightning import (
     KnowledgeRefreshCallback,
     ReliabilityOTLoss,
 )
-from ask_lightning.callbacks import LossTerms, QueryTable
+from ask_lightning.callbacks import QueryTable
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.losses import RetrievalLoss
 
@@ -119,7 +119,7 @@ def ask_callbacks(
     """The callbacks that renew the knowledge and monitor it, as far as the loss uses knowledge.
 
     Args:
-        loss: The loss of the run. Without need of knowledge it is only logged.
+        loss: The loss of the run. One that needs no knowledge needs no callback.
         data: The data of the run. What its method `knowledge_dataset` returns is the source of the
             knowledge; without that method the training data are.
         section: The parsed section `ask`.
@@ -128,7 +128,7 @@ def ask_callbacks(
         The callbacks for the trainer.
     """
     if not loss.needs_knowledge:
-        return [LossTerms()]
+        return []
     source = getattr(data, "knowledge_dataset", None)
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
     if not section["monitors"]:

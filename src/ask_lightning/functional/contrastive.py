@@ -1,4 +1,4 @@
-"""NT-Xent over a similarity matrix, Eq. 16, and its targets. Axes: `B` batch."""
+"""NT-Xent over a similarity matrix, Eq. 16, and its targets. Axes: `B` batch, `C` candidates."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -23,10 +23,11 @@ def nt_xent(
     usual symmetric loss is `(nt_xent(S) + nt_xent(S.T)) / 2`.
 
     Args:
-        similarity: `(B, B)`, similarity of query i (row) and candidate j (column).
+        similarity: `(B, C)`, similarity of query i (row) and candidate j (column). C is B, or more: the
+            columns behind the first B are further negatives.
         temperature: τ > 0, a number or a 0-d tensor (learnable if it requires a gradient).
-        targets: `(B, B)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
-        ignore: `(B, B)` boolean; true entries are left out of the denominator, such as other captions of
+        targets: `(B, C)`, a probability for each candidate of a row, rows of sum 1. Default: the diagonal.
+        ignore: `(B, C)` boolean; true entries are left out of the denominator, such as other captions of
             the same clip. The diagonal is never left out.
         decoupled: Whether the targets leave the denominator, which then holds the negatives alone (DCL,
             Yeh et al., arXiv 2110.06848, Eq. 5). A row without negatives counts as 0.
@@ -41,7 +42,7 @@ def nt_xent(
     """
     logits = similarity / temperature
     if ignore is not None:
-        ignore = ignore & ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        ignore = ignore & ~torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
         logits = logits.masked_fill(ignore, -torch.inf)
     if decoupled:
         losses = _decoupled(logits, targets)
@@ -58,7 +59,7 @@ def nt_xent(
 def _decoupled(logits: Tensor, targets: Tensor | None) -> Tensor:
     """Cross-entropy `(B,)` of rows whose targets are left out of the denominator."""
     if targets is None:
-        targets = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+        targets = torch.eye(*logits.shape, dtype=logits.dtype, device=logits.device)
     attraction = (targets * logits.masked_fill(targets == 0, 0)).sum(dim=1)  # (B,)
     negatives = logits.masked_fill(targets > 0, -torch.inf)  # (B, B)
     return without_empty_rows(negatives, lambda rows: rows.logsumexp(dim=1) - attraction)

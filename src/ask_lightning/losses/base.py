@@ -1,5 +1,15 @@
 """The protocol between a loss, `ASKModule` and `KnowledgeRefreshCallback`.
 
+A loss computes `compute`. One with state that outlives a batch also implements `reset`, `training_state` and
+`load_training_state`, by which `ASKModule` starts a run anew, writes checkpoints and resumes from them. Such
+state is in plain attributes, neither parameters nor buffers: those would go to the optimiser, to every
+forward pass of DDP and into averages of weights.
+
+A loss that contrasts with what another encoder than the model makes of the batch sets `needs_keys`: then
+`ASKModule` calls `start` with the model before the first step, and before the loss of each training batch
+`make_keys`, with the model, a function that embeds this batch with whatever copy of the model it is given,
+and the number of optimiser steps so far. The loss owns the copy and decides how it follows the model.
+
 Axes: `B` batch, `d` width.
 """
 
@@ -26,6 +36,8 @@ Positives = Literal["diagonal", "ids"]
 SharedPositives = Literal["diagonal", "ids", "same_clip"]
 Scalar = float | Tensor | Callable[[], Tensor]
 Temperature = Scalar
+Encode = Callable[[nn.Module], tuple[Tensor, Tensor]]
+"""Function from a copy of the model to its audio and text embeddings `(B, d)` of the batch in hand."""
 
 
 class RetrievalLoss(nn.Module, ABC):
@@ -64,6 +76,9 @@ class RetrievalLoss(nn.Module, ABC):
 
     needs_knowledge: ClassVar[bool] = True
     """Whether training cannot start without a knowledge base."""
+
+    needs_keys: ClassVar[bool] = False
+    """Whether the loss encodes each training batch by another encoder than the model, in `make_keys`."""
 
     kinds_of_positives: ClassVar[tuple[str, ...]] = ("diagonal", "ids")
     """What `positives` may be."""
@@ -216,6 +231,38 @@ class RetrievalLoss(nn.Module, ABC):
 
         Returns:
             The loss, 0-d, and its terms by name.
+        """
+
+    def start(self, model: nn.Module, step: int) -> None:
+        """Take what `make_keys` needs of the model; called before the first training step of a `fit`.
+
+        Args:
+            model: Model with the weights, on the device and in the dtype in which training starts.
+            step: Number of optimiser steps so far; above 0 in a resumed run.
+        """
+
+    def make_keys(self, model: nn.Module, encode: Encode, step: int) -> None:
+        """Encode the batch whose loss is computed next; called before it where `needs_keys` is true.
+
+        Args:
+            model: Model that is trained, with its weights after `step` optimiser steps.
+            encode: Function that embeds the batch with a copy of the model, without a trace in the run's
+                random streams and logs.
+            step: Number of optimiser steps so far; it stays the same while gradients are accumulated.
+        """
+
+    def reset(self) -> None:
+        """Forget what earlier batches left behind; called where a new run starts."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What the next loss depends on beside the batch, as tensors and numbers; empty without state."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `training_state` returned.
+
+        Args:
+            state: The other loss's `training_state`; tensors may lie on another device.
         """
 
     @property
