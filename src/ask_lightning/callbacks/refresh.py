@@ -37,6 +37,7 @@ from ask_lightning.knowledge.base import (
     Storage,
     check_embeddings,
 )
+from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
 from ask_lightning.knowledge.snapshot_file import SnapshotError
@@ -78,7 +79,10 @@ class KnowledgeRefreshCallback(Callback):
         num_prototypes: M, the number of coarse prototypes, at least 1.
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
-        normalize_prototypes: Whether to bring max-pooled prototypes back to unit length.
+        normalize_prototypes: Whether to bring max-pooled prototypes back to unit length. The paper's Eq. 8
+            does not; without it they are longer than one, and the modulation factor may fall to 0.
+        clustering: The kind of K-means that makes the prototypes: `"spherical"`, or `"euclidean"` as
+            `faiss.Kmeans` does it, see `ask_lightning.knowledge.kmeans.kmeans`.
         index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string.
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
@@ -112,6 +116,7 @@ class KnowledgeRefreshCallback(Callback):
         num_prototypes: int = 512,
         prototype_pairing: PrototypePairing = "matched",
         normalize_prototypes: bool = True,
+        clustering: Clustering = "spherical",
         index: str = "auto",
         placement: Placement = "replicated",
         storage: Storage = "float32",
@@ -129,6 +134,7 @@ class KnowledgeRefreshCallback(Callback):
         if num_workers is not None:
             check_count("num_workers", num_workers, 0)
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
+        check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
         check_fraction("momentum", momentum)
@@ -139,6 +145,7 @@ class KnowledgeRefreshCallback(Callback):
         self.num_prototypes = num_prototypes
         self.prototype_pairing: PrototypePairing = prototype_pairing
         self.normalize_prototypes = normalize_prototypes
+        self.clustering: Clustering = clustering
         self.index = index
         self.placement: Placement = placement
         self.storage: Storage = storage
@@ -301,6 +308,7 @@ class KnowledgeRefreshCallback(Callback):
             num_prototypes=self.num_prototypes,
             prototype_pairing=self.prototype_pairing,
             normalize_prototypes=self.normalize_prototypes,
+            clustering=self.clustering,
             index=self.index,
             seed=self.seed,
             storage=self.storage,
@@ -400,7 +408,14 @@ class KnowledgeRefreshCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
-        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage")
+        names = (
+            "num_prototypes",
+            "prototype_pairing",
+            "normalize_prototypes",
+            "clustering",
+            "index",
+            "storage",
+        )
         settings = {name: getattr(self, name) for name in (*names, "momentum", "seed")}
         return settings | {"refine": None if self.refine is None else asdict(self.refine)}
 

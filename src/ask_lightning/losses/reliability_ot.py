@@ -11,23 +11,28 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional import (
-    disagreement,
+    find_transport_solver,
     inject_knowledge,
     modulation_factor,
     nt_xent,
-    realign_similarity,
-    sinkhorn_plan,
+    realign_both_directions,
+    reliability_penalty,
+    reliability_term,
 )
 from ask_lightning.functional.distillation import Teacher
+from ask_lightning.functional.reliability import ReliabilityForm
+from ask_lightning.functional.transport import A2TRealignment, PlanScaling
+from ask_lightning.functional.transport_solvers import SINKHORN
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
-PlanScaling = Literal["marginal", "row"]
 Modulation = Literal["batch", "sample"]
 DIRECTIONS = ("t2a", "a2t")
+Weighted = list[tuple[float, Tensor]]
+"""(λ_g, F_g) of each granularity, F_g of each sample `(B,)`."""
 
 
 class ReliabilityOTLoss(RetrievalLoss):
@@ -58,21 +63,37 @@ class ReliabilityOTLoss(RetrievalLoss):
         injection_ratio: ρ in [0, 1], the share of knowledge in the injected embedding. 0 switches it off.
         ot_factor: β in [0, 1], the share of the transport plan in the realignment. 0 switches it off.
         lambda_fine: λ_f ≥ 0, the weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
-            positive; a negative one would train the model away from its pairs.
+            positive; a negative one would train the model away from its pairs. (The terms of
+            `reliability_form` have no such limit.)
         lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
             callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
         sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
         sinkhorn_iterations: Number of updates of the plan, at least 1.
         granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
+        num_coarse_neighbors: K ≥ 1 of the coarse knowledge, all prototypes if there are fewer. Default:
+            `num_neighbors`.
         renormalize_injected: Whether to bring injected embeddings back to unit length.
         plan_scaling: `"marginal"` (the paper: rows of the plan sum to 1/B) or `"row"` (rows sum to 1).
+        a2t_realignment: What the audio-to-text direction makes of the plan: `"transposed_plan"`,
+            `"transposed_result"` or `"same_plan"`, see `functional.realign_both_directions`.
+        transport_solver: `"sinkhorn"`, or `"pot:NAME"` for the solver NAME of POT, with further parameters
+            behind semicolons, see `functional.find_transport_solver`: unbalanced and partial transport leave
+            out pairs that do not match. It needs the extra `pot` and a plan that is detached. ε is POT's
+            `reg`, and acts only where the solver has one.
         detach_plan: Whether the plan is constant in the backward pass.
         exclude_self: Whether to leave out knowledge rows of the query's own clip; needs ids.
+        distinct_clips: Whether the fine neighbours of a query are of K different clips, each by the row of it
+            that comes first; needs ids. Otherwise five captions of a clip are five rows with one audio.
         positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip are left out of the
             denominator; needs ids.
+        reliability_form: How the reliability enters the loss. `"disagreement_factor"`: the cross-entropy is
+            multiplied by 1 + Σ λ F with F = -log Ψ (Eq. 17–18). `"agreement_factor"`: the same with
+            F = log Ψ. `"agreement_term"`: Σ λ log Ψ is added to the cross-entropy of each sample (Eq. 21 and
+            33–34). `"disagreement_term"`: -Σ λ log Ψ is added.
         modulation: `"batch"`: the loss of the batch is weighed by the mean reliability (the paper);
-            `"sample"`: the loss of each sample by its own.
+            `"sample"`: the loss of each sample by its own. It is for the factors: of a term that is added,
+            the mean over the batch is the same.
         modulation_gradient: Whether to differentiate the factor as well.
         interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
             embeddings. Default: inner product.
@@ -109,11 +130,16 @@ class ReliabilityOTLoss(RetrievalLoss):
         sinkhorn_iterations: int = 50,
         *,
         granularities: Sequence[GranularityName] = GRANULARITIES,
+        num_coarse_neighbors: int | None = None,
         renormalize_injected: bool = False,
         plan_scaling: PlanScaling = "marginal",
+        a2t_realignment: A2TRealignment = "transposed_plan",
+        transport_solver: str = SINKHORN,
         detach_plan: bool = True,
         exclude_self: bool = False,
+        distinct_clips: bool = False,
         positives: Positives = "diagonal",
+        reliability_form: ReliabilityForm = "disagreement_factor",
         modulation: Modulation = "batch",
         modulation_gradient: bool = True,
         interaction: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -129,14 +155,32 @@ class ReliabilityOTLoss(RetrievalLoss):
         check_range("ot_factor", ot_factor, 0, 1)
         check_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
+        check_choice("a2t_realignment", a2t_realignment, get_args(A2TRealignment))
+        check_choice("reliability_form", reliability_form, get_args(ReliabilityForm))
         check_choice("modulation", modulation, get_args(Modulation))
         if not granularities or not set(granularities) <= set(GRANULARITIES):
             raise ValueError(
                 f"Argument `granularities` has to name one or both of {GRANULARITIES}, "
                 f"but got {tuple(granularities)}."
             )
-        _check_modulation(lambda_fine, lambda_coarse)
+        if num_coarse_neighbors is not None:
+            check_count("num_coarse_neighbors", num_coarse_neighbors)
+            if "coarse" not in granularities:
+                raise ValueError(
+                    f"Argument `num_coarse_neighbors` is for the coarse granularity, but got "
+                    f"{num_coarse_neighbors} with granularities={tuple(granularities)}. Leave it out."
+                )
+        if transport_solver != SINKHORN and not detach_plan:
+            raise ValueError(
+                f"Argument `detach_plan` has to be True with transport_solver={transport_solver!r}, whose "
+                'plan has no gradient. Use "sinkhorn" to differentiate through the plan.'
+            )
+        if reliability_form.endswith("term"):
+            _check_term(reliability_form, lambda_fine, lambda_coarse, modulation, modulation_gradient)
+        else:
+            _check_factor(lambda_fine, lambda_coarse)
         self.num_neighbors = num_neighbors
+        self.num_coarse_neighbors = num_coarse_neighbors
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.injection_ratio = float(injection_ratio)
         self.ot_factor = float(ot_factor)
@@ -146,9 +190,14 @@ class ReliabilityOTLoss(RetrievalLoss):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.granularities = tuple(name for name in GRANULARITIES if name in granularities)
         self.renormalize_injected = renormalize_injected
-        self.plan_scaling = plan_scaling
+        self.plan_scaling: PlanScaling = plan_scaling
+        self.a2t_realignment: A2TRealignment = a2t_realignment
+        self.transport_solver = transport_solver
+        self._solve_transport = find_transport_solver(transport_solver)
         self.detach_plan = detach_plan
         self.exclude_self = exclude_self
+        self.distinct_clips = distinct_clips
+        self.reliability_form: ReliabilityForm = reliability_form
         self.modulation = modulation
         self.modulation_gradient = modulation_gradient
         self.interaction = interaction
@@ -160,12 +209,35 @@ class ReliabilityOTLoss(RetrievalLoss):
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.exclude_self or super().needs_ids or self.needs_training_clips
+        return self.exclude_self or self.distinct_clips or super().needs_ids or self.needs_training_clips
 
     @property
     def needs_training_clips(self) -> bool:
         """Whether the knowledge is also the teacher."""
         return self.distillation_weight > 0
+
+    @property
+    def adds_reliability(self) -> bool:
+        """Whether the reliability is a term of the loss, not a factor."""
+        return self.reliability_form.endswith("term")
+
+    def factors(self, potentials: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+        """The modulation factors that belong to some reliability potentials; none where terms are added.
+
+        Args:
+            potentials: Ψ of each sample, `(B,)`, by granularity and direction.
+
+        Returns:
+            The factor of each sample, `(B,)`, by direction.
+        """
+        if self.adds_reliability:
+            return {}
+        lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
+        weighted: dict[str, Weighted] = {direction: [] for direction in DIRECTIONS}
+        for (granularity, direction), psi in potentials.items():
+            penalty = reliability_penalty(psi, self.reliability_form)
+            weighted[direction].append((lambdas[granularity], penalty))
+        return {direction: modulation_factor(pairs) for direction, pairs in weighted.items()}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -231,8 +303,9 @@ class ReliabilityOTLoss(RetrievalLoss):
         return knowledge.lookup(
             audio.detach(),
             text.detach(),
-            self.num_neighbors,
+            {"fine": self.num_neighbors, "coarse": self.num_coarse_neighbors or self.num_neighbors},
             exclude_ids=ids if self.exclude_self else None,
+            distinct_clips=self.distinct_clips,
             granularities=self.granularities,
         )
 
@@ -270,8 +343,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         ignore = self._same_clip(ids)
         lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
         entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
-        # (λ_g, F_g) of each granularity, F_g of each sample (B,)
-        weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
+        weighted: dict[str, Weighted] = {direction: [] for direction in DIRECTIONS}
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
             neighbors = found.to(audio.dtype)
@@ -285,17 +357,21 @@ class ReliabilityOTLoss(RetrievalLoss):
             contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
             for direction in DIRECTIONS:
                 entropies[direction] = entropies[direction] + contrast[direction]
-                unreliability = disagreement(potentials[direction])
-                weighted[direction].append((lambdas[name], unreliability))
+                penalty = reliability_penalty(potentials[direction], self.reliability_form)
+                weighted[direction].append((lambdas[name], penalty))
                 terms[f"psi_{name}_{direction}"] = potentials[direction]
-                terms[f"factor_{name}_{direction}"] = modulation_factor(
-                    [(lambdas[name], unreliability.mean())]
-                )
-            mass = plan * len(plan)  # rows of sum 1
+                if not self.adds_reliability:
+                    of_this = [(lambdas[name], penalty.mean())]
+                    terms[f"factor_{name}_{direction}"] = modulation_factor(of_this)
+            mass = plan * len(plan)  # rows of sum 1, unless the solver leaves out mass
             terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
             terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
-        factors = {direction: modulation_factor(weighted[direction]) for direction in DIRECTIONS}  # (B,)
-        loss = self._weigh(entropies, factors, terms, bounded)
+            if self.transport_solver != SINKHORN:
+                terms[f"plan_mass_{name}"] = plan.sum()
+        if self.adds_reliability:
+            loss = self._add(entropies, weighted, terms)
+        else:
+            loss = self._multiply(entropies, weighted, terms, bounded)
         return loss, terms | {"loss": loss}
 
     def _contrast(
@@ -308,17 +384,23 @@ class ReliabilityOTLoss(RetrievalLoss):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
         similarity = self._similarity(text, audio)  # (B texts, B audios)
-        plan = sinkhorn_plan(
+        plan = self._solve_transport(
             similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
             self.sinkhorn_epsilon,
             self.sinkhorn_iterations,
             bounded=bounded and self.interaction is None,
         )
+        realigned = realign_both_directions(
+            similarity,
+            plan,
+            self.ot_factor,
+            plan_scaling=self.plan_scaling,
+            a2t_realignment=self.a2t_realignment,
+        )
         contrast = {}
-        for direction, scores, transport in (("t2a", similarity, plan), ("a2t", similarity.T, plan.T)):
-            realigned = realign_similarity(scores, transport, self.ot_factor, plan_scaling=self.plan_scaling)
+        for direction, scores in zip(DIRECTIONS, realigned, strict=True):
             contrast[direction] = nt_xent(
-                realigned,
+                scores,
                 self.temperature,
                 targets=None if targets is None else getattr(targets, direction),
                 ignore=ignore,
@@ -326,17 +408,19 @@ class ReliabilityOTLoss(RetrievalLoss):
             )
         return contrast, plan.detach()
 
-    def _weigh(
+    def _multiply(
         self,
         entropies: dict[str, Tensor],
-        factors: dict[str, Tensor],
+        weighted: dict[str, Weighted],
         terms: dict[str, Tensor],
         bounded: bool,
     ) -> Tensor:
-        """Eq. 16–19: the mean of both directions, each weighed by its factors `(B,)`. Adds to `terms`."""
+        """Eq. 16–19: the mean of both directions, each times its factor. Adds to `terms`."""
         weighed = []
         for direction in DIRECTIONS:
-            factor = factors[direction].mean() if self.modulation == "batch" else factors[direction]
+            factor = modulation_factor(weighted[direction])  # (B,)
+            if self.modulation == "batch":
+                factor = factor.mean()
             if not bounded and bool((factor <= 0).any()):
                 raise ValueError(
                     f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
@@ -349,6 +433,21 @@ class ReliabilityOTLoss(RetrievalLoss):
             terms[f"contrastive_{direction}"] = entropies[direction].mean()
             terms[f"factor_{direction}"] = factor.mean()
         return 0.5 * (weighed[0] + weighed[1])
+
+    def _add(
+        self,
+        entropies: dict[str, Tensor],
+        weighted: dict[str, Weighted],
+        terms: dict[str, Tensor],
+    ) -> Tensor:
+        """Eq. 21 and 33–34: the mean of both directions, each plus its reliability. Adds to `terms`."""
+        summed = []
+        for direction in DIRECTIONS:
+            term = reliability_term(weighted[direction]).mean()
+            summed.append(entropies[direction] + term)
+            terms[f"contrastive_{direction}"] = entropies[direction]
+            terms[f"reliability_{direction}"] = term
+        return 0.5 * (summed[0] + summed[1])
 
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
         """`(B, B)`, rows text, columns audio."""
@@ -368,10 +467,29 @@ class ReliabilityOTLoss(RetrievalLoss):
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
 
 
-def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
+def _check_factor(lambda_fine: float, lambda_coarse: float) -> None:
+    """Refuse weights by which the factor could become negative."""
     if not (lambda_fine >= 0 and lambda_coarse >= 0 and lambda_fine + lambda_coarse < 1):
         raise ValueError(
             "Arguments `lambda_fine` and `lambda_coarse` have to be at least 0 and sum to less than 1, but "
             f"got {lambda_fine} and {lambda_coarse}: the modulation factor 1 + λ_f F_f + λ_c F_c with F in "
             "[-1, 1] could become negative and train the model away from its pairs."
+        )
+
+
+def _check_term(
+    form: str, lambda_fine: float, lambda_coarse: float, modulation: str, modulation_gradient: bool
+) -> None:
+    """Refuse options that say nothing about a reliability that is added."""
+    check_range("lambda_fine", lambda_fine, 0)
+    check_range("lambda_coarse", lambda_coarse, 0)
+    if modulation == "sample":
+        raise ValueError(
+            f'Argument `modulation` has to be "batch" with reliability_form={form!r}, but got "sample": a '
+            "term that is added has the same mean over the batch either way."
+        )
+    if not modulation_gradient:
+        raise ValueError(
+            f"Argument `modulation_gradient` has to be True with reliability_form={form!r}, but got False: a "
+            "constant that is added to the loss changes nothing. Set both λ to 0 to leave it out."
         )
