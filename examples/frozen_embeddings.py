@@ -2,15 +2,20 @@
 
     python examples/frozen_embeddings.py --audio audio.npy --text text.npy --pairs pairs.csv --seeds 5
 
+`--variants "clustering=euclidean" "reliability_form=agreement_term lambda_fine=0.5"` adds ASK with other
+options of `ReliabilityOTLoss` and `KnowledgeRefreshCallback`.
+
 Row i of both arrays is one audio–caption pair; the CSV has a row for each with the id of its clip. The
 split keeps all rows of a clip together, and every caption of a query's clip counts as correct.
 """
 
 import argparse
 import csv
+import json
 import time
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +115,9 @@ def main() -> None:
             tuple({"temperature": temperature} for temperature in options.tune),
             partial(build, name, widths, options),
         )
-        for name in options.methods
+        for name in (*options.methods, *options.variants)
     ]
-    free = ("methods", "tune", "seeds", "jobs", "threads", "output")
+    free = ("methods", "variants", "tune", "seeds", "jobs", "threads", "output")
     protocol = Protocol(
         partial(make_loaders, datasets, options),
         max_epochs=options.epochs,
@@ -143,18 +148,30 @@ def make_loaders(
 def build(
     name: str, widths: tuple[int, int], options: argparse.Namespace, settings: Mapping[str, Any]
 ) -> tuple[L.LightningModule, list[L.Callback]]:
-    """The heads as they are, or the same heads in an `ASKModule`."""
+    """The heads as they are, or the same heads in an `ASKModule`. The name of a variant is its options."""
     temperature = settings["temperature"]
     heads = ProjectionHeads(
         *widths, width=options.width, temperature=temperature, learning_rate=options.learning_rate
     )
     if name == "NT-Xent":
         return heads, []
-    loss = ReliabilityOTLoss(
-        temperature=temperature, plan_scaling=options.plan_scaling, modulation_gradient=name == "ASK"
-    )
-    refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
-    return ASKModule(heads, loss), [refresh, DriftMonitor()]
+    of_loss = {"plan_scaling": options.plan_scaling, "modulation_gradient": name != "ASK-detached"}
+    of_refresh = {"T": options.T, "num_prototypes": options.prototypes}
+    for option in () if name in METHODS else name.split():
+        argument, _, value = option.partition("=")
+        of_loss_or_refresh = of_loss if argument in signature(ReliabilityOTLoss).parameters else of_refresh
+        of_loss_or_refresh[argument] = number_or_text(value)
+    loss = ReliabilityOTLoss(temperature=temperature, **of_loss)
+    module = ASKModule(heads, loss, ids="clip_id" if loss.needs_ids else None)
+    return module, [KnowledgeRefreshCallback(**of_refresh), DriftMonitor()]
+
+
+def number_or_text(value: str) -> Any:
+    """What JSON reads: a number, `true`, `false`, `null`, a list; else the text itself."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def load(options: argparse.Namespace) -> dict[str, FrozenPairs]:
@@ -189,6 +206,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--split-seed", type=int, default=0, help="seed of the split into train, validation and test")
     add("--width", type=int, default=256, help="width of the shared embedding space")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="ASK-detached: constant factor")
+    add(
+        "--variants",
+        nargs="*",
+        default=[],
+        metavar="OPTIONS",
+        help='ASK with options, as "clustering=euclidean"',
+    )
     add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=5, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
