@@ -36,6 +36,7 @@ from ask_lightning.reproduce import (
     compare,
     comparison_markdown,
     comparison_picture,
+    differences_markdown,
     mean_recall,
     silence_lightning,
 )
@@ -133,6 +134,8 @@ def main() -> None:
     )
     comparison_picture(compared, options.output / "comparison.png", refresh_every=options.T)
     table = comparison_markdown(compared)
+    if options.seeds > 1 and len(methods) > 1:
+        table += "\n\n" + differences_markdown(compared, methods[0].name)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")

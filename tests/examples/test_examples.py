@@ -81,3 +81,20 @@ def test_caption_retrieval(run, tmp_path):
         assert re.search(rf"^\| {method} \| [^|]*temperature=", out, re.MULTILINE)
     assert "minus NT-Xent, label smoothing" in out
     assert len(Path("runs/captions/runs.csv").read_text().splitlines()) == 5
+
+
+def test_variants_on_frozen_embeddings(run, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("audio", "text"):
+        np.save(tmp_path / f"{name}.npy", random.standard_normal((120, 8), np.float32))
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["clip_id"], *([f"{row // 2}.wav"] for row in range(120))])
+    variant = "distinct_clips=true num_prototypes=5 transport_solver=pot:sinkhorn_unbalanced;reg_m=1.0"
+    out = run(
+        "frozen_embeddings",
+        *("--audio", "audio.npy", "--text", "text.npy", "--pairs", "pairs.csv", "--width", "8"),
+        *("--methods", "ASK", "--variants", variant, "--tune", "0.1", "--seeds", "2"),
+        *("--epochs", "1", "--T", "1", "--prototypes", "4"),
+    )
+    assert re.search(rf"^\| {re.escape(variant)} \| temperature=0.1 \| 2 \| raw \|", out, re.MULTILINE)
+    assert re.search(rf"^\| {re.escape(variant)} \| raw \| [+-]\d", out, re.MULTILINE), "minus ASK"
