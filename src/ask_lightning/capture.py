@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -15,11 +16,24 @@ from ask_lightning.encoding.encoders import Encoder, encoder_name
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.utilities.arguments import check_choice
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Step = Literal["auto", "capture", "encode", "criterion"]
 """Ways to take the embeddings of a training step; `"auto"` stands for the one that fits the model."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Loss of audio and text embeddings `(B, d)`."""
+
+
+def outside_graphs(function: F) -> F:
+    """Keep `torch.compile` from tracing a function; what it calls is traced.
+
+    What is put in place of a model's methods changes with every step, so a graph must not hold it.
+
+    Args:
+        function: Function or method to decorate.
+    """
+    return cast(F, torch.compiler.disable(function, recursive=False))
 
 
 def choose_step(
@@ -76,6 +90,7 @@ def choose_step(
     return "capture"
 
 
+@outside_graphs
 def step_with_capture(
     model: pl.LightningModule, audio: str, text: str, objective: Objective, *arguments: Any
 ) -> Any:
@@ -114,6 +129,7 @@ def step_with_capture(
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
 
+@outside_graphs
 def step_with_criterion(
     model: pl.LightningModule, criterion: str, objective: Objective, *arguments: Any
 ) -> Any:
@@ -134,6 +150,7 @@ def step_with_criterion(
     """
     calls = 0
 
+    @outside_graphs
     def replacement(*embeddings: Tensor, **named: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
@@ -162,6 +179,7 @@ class _StandIn:
     def __init__(self, original: Any, call: Callable[..., Any]) -> None:
         vars(self).update(_original=original, _call=call)
 
+    @outside_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
@@ -175,6 +193,7 @@ class _StandIn:
 def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., Any]:
     """The method, which also appends what it returns to the record."""
 
+    @outside_graphs
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = method(*args, **kwargs)
         record.append(output)
@@ -184,6 +203,7 @@ def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., A
 
 
 @contextmanager
+@outside_graphs
 def _shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Put functions in place of a model's methods or submodules for a while.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
-from ask_lightning.capture import Step, choose_step, step_with_capture, step_with_criterion
+from ask_lightning.capture import Step, choose_step, outside_graphs, step_with_capture, step_with_criterion
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
+from ask_lightning.names import NamedAsModel
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
@@ -47,13 +49,13 @@ def _model_of(wrapper: nn.Module) -> pl.LightningModule | None:
     return wrapper.__dict__.get("_modules", {}).get("model")  # type: ignore[no-any-return]
 
 
-class ASKModule(pl.LightningModule):
+class ASKModule(NamedAsModel):
     """Trains any audio–text retrieval model with ASK, without an edit to the model.
 
     The model keeps its hooks, logs, optimisers, schedules, hyper-parameters and loops; only the loss of its
     training step is replaced. Attributes that the wrapper does not have are read from and written to the
-    model, so callbacks that were written for the model keep working. Checkpoints have the model's keys and
-    load in its class without this library.
+    model, and parameters, buffers and submodules have the model's names, so callbacks that were written for
+    the model keep working. Checkpoints have the model's keys and load in its class without this library.
 
     The embeddings come from two methods of the model. Unless they are named, the wrapper takes the first of
     these pairs that the model has, and logs at the start of `fit` which one: `encode_audio`/`encode_text`,
@@ -103,6 +105,8 @@ class ASKModule(pl.LightningModule):
         'encode'
     """
 
+    loss: RetrievalLoss
+
     _current_fx_name = _model_attribute("_current_fx_name")
     _hparams = _model_attribute("_hparams")
     _hparams_initial = _model_attribute("_hparams_initial")
@@ -128,6 +132,11 @@ class ASKModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_model(model)
+        if isinstance(model, ASKModule):
+            raise TypeError(
+                "Argument `model` has to be a model without ASK, but got an ASKModule. Wrap its `.model`, or "
+                "use it as it is."
+            )
         loss = ReliabilityOTLoss() if loss is None else loss
         _check_loss(loss, model, ids)
         self._found_encoders = audio is None or text is None
@@ -140,8 +149,6 @@ class ASKModule(pl.LightningModule):
         self.model = model
         # On the instance: Lightning decides by what a module overrides how it trains.
         self.__dict__.update(overridden_hooks(model))
-        # A module that holds this one loads it through its submodules, not through `load_state_dict`.
-        self.register_load_state_dict_pre_hook(_add_submodule_prefixes)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -161,33 +168,28 @@ class ASKModule(pl.LightningModule):
         else:
             setattr(model, name, value)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's state dict, which may leave weights out."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state dict into the model."""
-        return self.model.load_state_dict(*args, **kwargs)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's `forward`."""
         return self.model(*args, **kwargs)
 
+    @outside_graphs  # what it calls of the model and of the loss is compiled
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
+        self._put_loss_into_the_models_mode()  # Lightning restores modes by name, after a validation
         if self.step == "encode":
-            audio, text, ids = self.embed_pairs(batch)
-            return self.loss(audio, text, ids=ids)
+            return self._objective(batch, *embed_batch(self.model, self._audio, self._text, batch))
         if not is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2):
             args = ()
 
-        def objective(audio: Tensor, text: Tensor) -> Tensor:
-            return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
-
+        objective = partial(self._objective, batch)
         if self.step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
+
+    def _objective(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
+        """The ASK loss of a batch's embeddings."""
+        return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
@@ -340,15 +342,3 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
             "would not train them and checkpoints would not hold them. Make them attributes of the model."
         )
-
-
-def _add_submodule_prefixes(
-    wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
-) -> None:
-    """Prefix the names of weights with those of the wrapper's submodules, which load them afterwards."""
-    stored = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    # All at once: the model may have a submodule that is called `model` as well.
-    state_dict.update({f"{prefix}model.{key[len(prefix) :]}": value for key, value in stored.items()})
-    assert isinstance(wrapper, ASKModule)
-    for key, value in wrapper.loss.state_dict().items():
-        state_dict[f"{prefix}loss.{key}"] = value

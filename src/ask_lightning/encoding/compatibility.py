@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -27,6 +28,11 @@ def check_model(model: object) -> None:
         TypeError: The model is of another class. For a module of the twin package `pytorch_lightning`, the
             message says which import to change.
     """
+    if isinstance(model, OptimizedModule):
+        raise TypeError(
+            "Argument `model` has to be a `lightning.pytorch.LightningModule`, but got a compiled one. Wrap "
+            "it first and compile then: torch.compile(ASKModule(model))."
+        )
     if isinstance(model, pl.LightningModule):
         return
     if any(base.__module__.split(".")[0] == "pytorch_lightning" for base in type(model).__mro__):
@@ -98,7 +104,9 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     if not wrapper.require_backward_grad_sync:
         return False
     idle = [
-        name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None
+        name
+        for name, weight in module.named_parameters()
+        if weight.requires_grad and weight.grad is None and name not in wrapper.parameters_to_ignore
     ]
     if idle:
         raise RuntimeError(

@@ -123,8 +123,9 @@ def _encode_batches(
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
             _check_batch(batch_audio, batch_text, batch_ids)
-            audio.append(batch_audio.detach().float())  # (B, d)
-            text.append(batch_text.detach().float())  # (B, d)
+            # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
+            audio.append(batch_audio.detach().to(torch.float32, copy=True))  # (B, d)
+            text.append(batch_text.detach().to(torch.float32, copy=True))  # (B, d)
             if batch_ids is not None:
                 ids.append(integer_ids(batch_ids).cpu())
             on_batch()
