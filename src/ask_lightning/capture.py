@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -127,6 +127,46 @@ def step_with_capture(
     (audio_output,), (text_output,) = outputs.values()
     loss = objective(as_embeddings(audio_output, audio), as_embeddings(text_output, text))
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+
+class _AllCalled(BaseException):
+    """Ends a training step that is only observed; no `except Exception` of the step's own catches it."""
+
+
+def observed_calls(
+    model: pl.LightningModule, names: Sequence[str], *arguments: Any
+) -> tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], Exception | None]:
+    """Run a training step until it has called each of some methods, and note with what it called them.
+
+    Args:
+        model: The model whose `training_step` runs; what it does before the last of the calls is done.
+        names: Names of the methods.
+        *arguments: The arguments of `training_step`.
+
+    Returns:
+        Positional and named arguments of each method's first call, and the error in which the step ended, if
+        it did not come to the last of them.
+    """
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            calls.setdefault(name, (args, kwargs))
+            if len(calls) == len(names):
+                raise _AllCalled
+            return method(*args, **kwargs)
+
+        return noted
+
+    failure = None
+    try:
+        with _shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
+            model.training_step(*arguments)
+    except _AllCalled:
+        pass
+    except Exception as error:
+        failure = error
+    return calls, failure
 
 
 @outside_graphs

@@ -10,22 +10,35 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
-from ask_lightning.capture import Step, choose_step, outside_graphs, step_with_capture, step_with_criterion
+from ask_lightning.capture import (
+    Step,
+    choose_step,
+    observed_calls,
+    outside_graphs,
+    step_with_capture,
+    step_with_criterion,
+)
+from ask_lightning.encoding.batch_parts import EncoderCall, describe, find_call
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
+from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
+from ask_lightning.utilities.distributed import Ranks
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
+# What a checkpoint holds in place of an argument that is a callable.
+_CALLABLE = "<callable>"
 
 _LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
 
@@ -76,8 +89,9 @@ class ASKModule(NamedAsModel):
             None: a method is found as described above.
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
-        ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
-            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+        ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
+            callable `(model, batch)` that returns them. The options `exclude_self` and `positives="ids"` of
+            the loss need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -101,7 +115,7 @@ class ASKModule(NamedAsModel):
         ...         return self.text(batch["text"])
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters(), lr=1e-3)
-        >>> ASKModule(Retriever()).step
+        >>> ASKModule(Retriever()).ask_step
         'encode'
     """
 
@@ -126,7 +140,7 @@ class ASKModule(NamedAsModel):
         *,
         audio: Encoder | None = None,
         text: Encoder | None = None,
-        ids: str | Callable[[Any, Any], Ids] | None = None,
+        ids: str | int | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
     ) -> None:
@@ -139,16 +153,37 @@ class ASKModule(NamedAsModel):
             )
         loss = ReliabilityOTLoss() if loss is None else loss
         _check_loss(loss, model, ids)
+        loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
         self._ids = ids
         self._criterion = criterion
-        self.step = choose_step(step, criterion, self._audio, self._text, model)
+        self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
-        # Last, because from here on attributes that the model has are set on the model.
+        # From here on attributes that the model has are set on the model.
         self.model = model
+        self._call_of_encoders: dict[str, EncoderCall] = {}
+        self._warned_of_single_pair = False
+        self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
+        self._adopt_hooks()
+
+    def _adopt_hooks(self, *, announce: bool = True) -> None:
+        """Have the hooks that the model has now, without those that a subclass or the user put here."""
+        hooks = {
+            name: hook
+            for name, hook in overridden_hooks(self.model, announce=announce).items()
+            if getattr(type(self), name, None) is getattr(ASKModule, name, None)
+        }
+        own = vars(self)
+        earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
+        for name in earlier:
+            del own[name]
+        self._forwarded_hooks = {name: hook for name, hook in hooks.items() if name not in own}
         # On the instance: Lightning decides by what a module overrides how it trains.
-        self.__dict__.update(overridden_hooks(model))
+        own.update(self._forwarded_hooks)
+
+    def _attached(self) -> None:
+        self._adopt_hooks(announce=False)  # the model may have got hooks since it was wrapped
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -176,20 +211,35 @@ class ASKModule(NamedAsModel):
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
         self._put_loss_into_the_models_mode()  # Lightning restores modes by name, after a validation
-        if self.step == "encode":
+        if self.ask_step == "encode":
             return self._objective(batch, *embed_batch(self.model, self._audio, self._text, batch))
-        if not is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2):
-            args = ()
-
+        args = self._step_arguments(*args)
         objective = partial(self._objective, batch)
-        if self.step == "criterion":
+        if self.ask_step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
     def _objective(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
         """The ASK loss of a batch's embeddings."""
+        if audio.shape == text.shape and len(audio) == 1 and not (self.loss.gather and self._num_ranks > 1):
+            return self._loss_of_single_pair(audio, text)
         return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
+
+    def _loss_of_single_pair(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
+        if not self._warned_of_single_pair:
+            self._warned_of_single_pair = True
+            rank_zero_warn(
+                "A batch holds a single pair, which has nothing to be contrasted with: its loss is 0. Set "
+                "`drop_last=True` on the training loader, or another batch size."
+            )
+        self.loss.last = {}
+        return 0.0 * (audio.float().sum() + text.float().sum() + self.loss.temperature)
+
+    @property
+    def _num_ranks(self) -> int:
+        return Ranks.current().size
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
@@ -200,25 +250,90 @@ class ASKModule(NamedAsModel):
         Returns:
             Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
 
+        In a model whose training step passes parts of the batch to its encoders, the encoders get the same
+        parts here: if one of them cannot take the batch itself, the training step is run until it has called
+        both, to see what it passes.
+
         Raises:
-            TypeError: An encoder does not return a tensor.
+            TypeError: An encoder does not return a tensor, or takes something else than the batch or a part.
             ValueError: The batch does not have the key of the clip ids.
         """
-        audio, text = embed_batch(self.model, self._audio, self._text, batch)
-        return audio, text, self._ids_of(batch)
+        return *self._embed(batch), self._ids_of(batch)
+
+    def _embed(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Audio and text embeddings of a batch."""
+        if not self._call_of_encoders:
+            try:
+                return embed_batch(self.model, self._audio, self._text, batch)
+            except Exception as error:
+                self._call_of_encoders = self._find_calls(batch, error)
+        outputs = []
+        for encoder in (str(self._audio), str(self._text)):
+            call = self._call_of_encoders[encoder]
+            positional, named = call.arguments(batch)
+            outputs.append(as_embeddings(getattr(self.model, encoder)(*positional, **named), encoder))
+        return outputs[0], outputs[1]
+
+    def _find_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
+        """How the training step calls the encoders, which cannot be called with the batch itself."""
+        name, encoders = type(self.model).__name__, (encoder_name(self._audio), encoder_name(self._text))
+        failed = (
+            f"`{encoders[0]}` and `{encoders[1]}` of {name} were called with the batch, {describe(batch)}, "
+            f"which ended in {type(error).__name__}: {error}."
+        )
+        remedy = (
+            'Say how they are called: ASKModule(..., step="encode", '
+            f'audio=lambda model, batch: model.{encoders[0]}(batch["..."]), '
+            f'text=lambda model, batch: model.{encoders[1]}(batch["..."])).'
+        )
+        by_name = isinstance(self._audio, str), isinstance(self._text, str)
+        if self.ask_step == "encode" or not all(by_name):
+            is_about_arguments = isinstance(error, TypeError | KeyError | IndexError | AttributeError)
+            if not any(by_name) or not is_about_arguments:
+                raise error
+            raise TypeError(f"{failed} {remedy}") from error
+        observed, failure = observed_calls(self.model, encoders, batch, *self._step_arguments(0))
+        calls = {}
+        for encoder, (positional, named) in observed.items():
+            call = find_call(batch, positional, named)
+            if call is None:
+                passed = ", ".join(map(describe, (*positional, *named.values())))
+                raise TypeError(
+                    f"{failed} `{name}.training_step` calls `{encoder}` with {passed}, which it made itself "
+                    f"and which is no part of the batch. {remedy}"
+                ) from error
+            calls[encoder] = call
+        if calls and all(call.takes_batch for call in calls.values()):
+            raise error  # they are called with the batch, and fail for another reason
+        if missing := [f"`self.{encoder}`" for encoder in encoders if encoder not in calls]:
+            raise TypeError(
+                f"{failed} `{name}.training_step` ends without a call of {' and '.join(missing)}"
+                f"{f' ({failure})' if failure else ''}. {remedy}"
+            ) from error
+        rank_zero_info(
+            "As the training step does, the refresh calls "
+            + " and ".join(f"`{encoder}({call})`" for encoder, call in calls.items())
+            + "."
+        )
+        return calls
+
+    def _step_arguments(self, *arguments: Any) -> tuple[Any, ...]:
+        """The arguments after the batch that the model's training step takes."""
+        takes_index = is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2)
+        return arguments if takes_index else ()
 
     def _ids_of(self, batch: Any) -> Ids | None:
         if self._ids is None:
             return None
-        if not isinstance(self._ids, str):
+        if not isinstance(self._ids, str | int):
             return self._ids(self.model, batch)
         try:
             return batch[self._ids]  # type: ignore[no-any-return]
         except (KeyError, TypeError, IndexError) as error:
-            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
             raise ValueError(
-                f"Argument `ids` has to be a key of the batch or a callable (model, batch), but got "
-                f"{self._ids!r} and the batch is {keys}."
+                f"Argument `ids` has to be a key of the batch or position in it, or a callable (model, "
+                f"batch), but got {self._ids!r} and the batch is {keys}."
             ) from error
 
     def setup(self, stage: str) -> None:
@@ -238,11 +353,13 @@ class ASKModule(NamedAsModel):
                     f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
                 )
         self.model.setup(stage)
+        self._adopt_hooks(announce=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add the options of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
+        checkpoint[CHECKPOINT_KEY]["options"] = self._options()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook; warn if training resumes with other options of the loss."""
@@ -256,6 +373,17 @@ class ASKModule(NamedAsModel):
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
         self.model.on_load_checkpoint(checkpoint)
+
+    def _options(self) -> dict[str, str | int | None]:
+        """The constructor's arguments that say how the model is wrapped, callables as `_CALLABLE`."""
+        values = {
+            "audio": self._audio,
+            "text": self._text,
+            "ids": self._ids,
+            "step": self.ask_step,
+            "criterion": self._criterion,
+        }
+        return {name: _CALLABLE if callable(value) else value for name, value in values.items()}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -272,31 +400,48 @@ class ASKModule(NamedAsModel):
         """Wrap a model and load the weights of a checkpoint into it.
 
         Args:
-            checkpoint_path: Path of a checkpoint of `Trainer`, trained with or without ASK.
+            checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
+                without ASK.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.
             strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
             weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
-            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`.
+            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`. Those that are
+                left out are the checkpoint's.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes.
 
         Raises:
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
-                `loss` is not given.
+                `loss` is not given; or an argument of the wrapper was a callable and is not given.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
+        with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = _stored_loss(checkpoint[CHECKPOINT_KEY])
-        wrapped = cls(model, loss, **options)
+        stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})
+        wrapped = cls(model, loss, **_completed(options, stored))
         if is_overridden("configure_model", wrapped):
             wrapped.configure_model()
         wrapped.on_load_checkpoint(checkpoint)
         strict = wrapped.strict_loading if strict is None else strict
         wrapped.load_state_dict(checkpoint["state_dict"], strict=strict)
         return wrapped
+
+
+def _completed(options: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the wrapper, completed by those of a checkpoint."""
+    if options.keys() & {"step", "criterion"}:  # they depend on each other
+        stored = {name: value for name, value in stored.items() if name not in ("step", "criterion")}
+    for name, value in stored.items():
+        if name not in options and value == _CALLABLE:
+            raise ValueError(
+                f"The checkpoint was trained with a callable as `{name}`, which a file cannot hold. Pass it: "
+                f"ASKModule.load_from_checkpoint(path, model, {name}=...)."
+            )
+    return {**stored, **options}
 
 
 def _without_address(option: Any) -> Any:
@@ -335,8 +480,15 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    if isinstance(loss.temperature, nn.Parameter) and id(loss.temperature) not in learned:
+    (temperature,) = loss._temperature
+    if isinstance(temperature, nn.Parameter) and id(temperature) not in learned:
         orphans.append("temperature")
+    if callable(temperature) and not isinstance(temperature, Tensor) and not loss._takes_model:
+        raise ValueError(
+            "Argument `temperature` of the loss has to be a callable (model) here, because one without "
+            "arguments would go on to read this model's parameters in copies of the module: write `def "
+            "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
+        )
     if orphans:
         raise ValueError(
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "

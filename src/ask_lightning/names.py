@@ -113,13 +113,17 @@ class NamedAsModel(pl.LightningModule):
     @property
     def trainer(self) -> pl.Trainer:
         """The trainer, which the model has as well."""
-        return pl.LightningModule.trainer.__get__(self)
+        return pl.LightningModule.trainer.__get__(self)  # type: ignore[no-any-return]
 
     @trainer.setter
     def trainer(self, trainer: pl.Trainer | None) -> None:
         # Lightning gives it to its children only, which here are the model's.
         self.model.trainer = trainer
+        self._attached()
         pl.LightningModule.trainer.__set__(self, trainer)  # type: ignore[attr-defined]
+
+    def _attached(self) -> None:
+        """Called whenever the wrapper gets a trainer."""
 
     @property
     def fabric(self) -> Any:

@@ -95,7 +95,7 @@ def test_a_subclass_and_numpy_numbers_make_a_checkpoint_that_loads_safely(tmp_pa
 
 @pytest.mark.parametrize("temperature", ["0.07", None, torch.ones(3)])
 def test_temperature_of_another_kind(temperature):
-    with pytest.raises(TypeError, match="`temperature` has to be a number, a parameter"):
+    with pytest.raises(TypeError, match="`temperature` has to be a number, the name of an attribute"):
         ReliabilityOTLoss(temperature=temperature)
 
 

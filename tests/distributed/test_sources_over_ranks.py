@@ -373,7 +373,7 @@ def test_monitors_on_ranks():
 
 def idle_parameter(strategy: str, learnable: bool, accumulate: int = 1) -> str:
     model = InlineClient()
-    options = {"temperature": lambda: 1 / model.logit_scale.exp()} if learnable else {}
+    options = {"temperature": lambda model: 1 / model.logit_scale.exp()} if learnable else {}
     run = make_trainer(
         max_steps=3,
         devices=2,

@@ -34,9 +34,7 @@ def test_compiled_wrapper_trains_like_the_plain_one(client, options):
         torch._dynamo.reset()
         pl.seed_everything(0, verbose=False)
         module, watcher, refresh = wrap(client(), **options), Watcher(), make_refresh(1, Pairs(16))
-        run = make_trainer(
-            max_epochs=2, limit_train_batches=3, callbacks=[make_refresh(1, Pairs(16)), watcher]
-        )
+        run = make_trainer(max_epochs=2, limit_train_batches=3, callbacks=[refresh, watcher])
         run.fit(torch.compile(module, backend=compiler) if compiled else module, make_loader(), held_out())
         return watcher
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ from ask_lightning.utilities.dtypes import computation_dtype
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
-Temperature = float | Tensor | Callable[[], Tensor]
+Temperature = float | Tensor | str | Callable[[], Tensor] | Callable[[Any], Tensor]
 
 
 class RetrievalLoss(nn.Module, ABC):
@@ -33,8 +34,9 @@ class RetrievalLoss(nn.Module, ABC):
     whatever the precision around it, clip ids, the batches of other ranks, and the terms for the log.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, such as a
+            learnable parameter or a property, a callable `(model)` that returns τ, or the parameter itself.
+            A loss without a wrapper also takes a callable without arguments.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
             same clip are left out of the denominator; needs ids.
         gather: `True`: the loss is computed over the batches of all ranks, which may be of different sizes,
@@ -69,6 +71,8 @@ class RetrievalLoss(nn.Module, ABC):
             temperature = float(temperature)
         # In a tuple, because a parameter set as an attribute would be registered here a second time.
         self._temperature = (temperature,)
+        self._model: tuple[nn.Module, ...] = ()
+        self._takes_model = isinstance(temperature, str) or _needs_argument(temperature)
         self.positives = positives
         self.gather = gather
         self.knowledge: KnowledgeBase | None = None
@@ -78,9 +82,52 @@ class RetrievalLoss(nn.Module, ABC):
     def temperature(self) -> float | Tensor:
         """τ at present."""
         (temperature,) = self._temperature
+        if self._takes_model:
+            return self._temperature_of_model(temperature)
         if isinstance(temperature, Tensor) or not callable(temperature):
-            return temperature
-        return temperature()
+            return temperature  # type: ignore[return-value]
+        return temperature()  # type: ignore[call-arg]
+
+    def _temperature_of_model(self, temperature: Any) -> float | Tensor:
+        """τ as the model has it, under a name or through a callable."""
+        if not self._model:
+            raise RuntimeError(
+                f"{type(self).__name__} reads its temperature from a model and has none. Wrap the model: "
+                "ASKModule(model, loss); or call `loss.bind(model)`."
+            )
+        (model,) = self._model
+        if not isinstance(temperature, str):
+            return temperature(model)  # type: ignore[no-any-return]
+        try:
+            return attrgetter(temperature)(model)  # type: ignore[no-any-return]
+        except AttributeError as error:
+            raise ValueError(
+                f"Argument `temperature` has to name an attribute of {type(model).__name__}, but got "
+                f"{temperature!r}, and: {error}."
+            ) from error
+
+    def bind(self, model: nn.Module) -> None:
+        """Let the loss read its temperature from a model, if it is given by name or as a callable `(model)`.
+
+        Args:
+            model: The model that trains with this loss. A copy of the two together is bound to the copy.
+        """
+        self._model = (model,)
+
+    def check_temperature(self) -> None:
+        """Refuse a temperature that has been trained out of its range; this reads it from its device.
+
+        Raises:
+            RuntimeError: τ is not positive.
+        """
+        temperature = self.temperature
+        value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        if not value > 0:
+            raise RuntimeError(
+                f"The temperature of {type(self).__name__} has become {value:.4g}, but it has to be "
+                "positive. Let the model learn its logarithm, and write a function of the model: `def "
+                "tau(model): return model.log_temperature.exp()`."
+            )
 
     @property
     def needs_ids(self) -> bool:
@@ -102,7 +149,7 @@ class RetrievalLoss(nn.Module, ABC):
         (temperature,) = self._temperature
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        } | {"temperature": temperature if isinstance(temperature, int | float) else None}
+        } | {"temperature": temperature if isinstance(temperature, int | float | str) else None}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -168,6 +215,16 @@ class RetrievalLoss(nn.Module, ABC):
             loss, terms = self.compute(audio, text, id_tensor, knowledge)
         self.last = {name: term.detach() for name, term in terms.items()}
         return loss
+
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Refuse a base with which the loss cannot be computed, when it is made; by default none.
+
+        Args:
+            knowledge: The new base.
+
+        Raises:
+            ValueError: The base cannot be used; the message says why.
+        """
 
     @abstractmethod
     def compute(
@@ -241,8 +298,24 @@ def _check_temperature(temperature: object) -> None:
         temperature = temperature.item()
     if isinstance(temperature, int | float):
         check_positive("temperature", float(temperature))
-    elif isinstance(temperature, Tensor) or not callable(temperature):
+    elif isinstance(temperature, Tensor) or not (callable(temperature) or _is_name(temperature)):
         raise TypeError(
-            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
-            f"arguments, but got {temperature!r}."
+            "Argument `temperature` has to be a number, the name of an attribute of the model, a callable "
+            f"(model), or a parameter with one element, but got {temperature!r}."
         )
+
+
+def _is_name(value: object) -> bool:
+    """Whether something is the name of an attribute, of an object itself or of its attributes."""
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
+
+
+def _needs_argument(function: object) -> bool:
+    """Whether something is a callable that cannot be called without an argument."""
+    if isinstance(function, Tensor) or not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    return False
