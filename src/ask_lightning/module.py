@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
     Step,
+    calls_in_step,
     choose_step,
-    observed_calls,
     outside_graphs,
+    refused_batch,
     step_with_capture,
     step_with_criterion,
 )
-from ask_lightning.encoding.batch_parts import EncoderCall, describe, find_call
+from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
@@ -162,7 +163,7 @@ class ASKModule(NamedAsModel):
         self.loss = loss
         # From here on attributes that the model has are set on the model.
         self.model = model
-        self._call_of_encoders: dict[str, EncoderCall] = {}
+        self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._warned_of_single_pair = False
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
@@ -262,60 +263,26 @@ class ASKModule(NamedAsModel):
 
     def _embed(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Audio and text embeddings of a batch."""
-        if not self._call_of_encoders:
+        if not self._calls_of_encoders:
             try:
                 return embed_batch(self.model, self._audio, self._text, batch)
             except Exception as error:
-                self._call_of_encoders = self._find_calls(batch, error)
+                self._calls_of_encoders = self._observe_calls(batch, error)
         outputs = []
-        for encoder in (str(self._audio), str(self._text)):
-            call = self._call_of_encoders[encoder]
+        for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
             outputs.append(as_embeddings(getattr(self.model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
-    def _find_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
-        """How the training step calls the encoders, which cannot be called with the batch itself."""
-        name, encoders = type(self.model).__name__, (encoder_name(self._audio), encoder_name(self._text))
-        failed = (
-            f"`{encoders[0]}` and `{encoders[1]}` of {name} were called with the batch, {describe(batch)}, "
-            f"which ended in {type(error).__name__}: {error}."
-        )
-        remedy = (
-            'Say how they are called: ASKModule(..., step="encode", '
-            f'audio=lambda model, batch: model.{encoders[0]}(batch["..."]), '
-            f'text=lambda model, batch: model.{encoders[1]}(batch["..."])).'
-        )
-        by_name = isinstance(self._audio, str), isinstance(self._text, str)
-        if self.ask_step == "encode" or not all(by_name):
-            is_about_arguments = isinstance(error, TypeError | KeyError | IndexError | AttributeError)
-            if not any(by_name) or not is_about_arguments:
-                raise error
-            raise TypeError(f"{failed} {remedy}") from error
-        observed, failure = observed_calls(self.model, encoders, batch, *self._step_arguments(0))
-        calls = {}
-        for encoder, (positional, named) in observed.items():
-            call = find_call(batch, positional, named)
-            if call is None:
-                passed = ", ".join(map(describe, (*positional, *named.values())))
-                raise TypeError(
-                    f"{failed} `{name}.training_step` calls `{encoder}` with {passed}, which it made itself "
-                    f"and which is no part of the batch. {remedy}"
-                ) from error
-            calls[encoder] = call
-        if calls and all(call.takes_batch for call in calls.values()):
-            raise error  # they are called with the batch, and fail for another reason
-        if missing := [f"`self.{encoder}`" for encoder in encoders if encoder not in calls]:
-            raise TypeError(
-                f"{failed} `{name}.training_step` ends without a call of {' and '.join(missing)}"
-                f"{f' ({failure})' if failure else ''}. {remedy}"
-            ) from error
-        rank_zero_info(
-            "As the training step does, the refresh calls "
-            + " and ".join(f"`{encoder}({call})`" for encoder, call in calls.items())
-            + "."
-        )
-        return calls
+    def _observe_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
+        """How the training step calls the encoders, after a call with the batch ended in an error."""
+        if self.ask_step != "encode" and isinstance(self._audio, str) and isinstance(self._text, str):
+            arguments = self._step_arguments(0)
+            return calls_in_step(self.model, self._audio, self._text, batch, arguments, error)
+        is_named = isinstance(self._audio, str) or isinstance(self._text, str)
+        if is_named and isinstance(error, TypeError | KeyError | IndexError | AttributeError):
+            raise refused_batch(self.model, self._audio, self._text, batch, error) from error
+        raise error
 
     def _step_arguments(self, *arguments: Any) -> tuple[Any, ...]:
         """The arguments after the batch that the model's training step takes."""

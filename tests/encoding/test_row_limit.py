@@ -68,6 +68,12 @@ def test_trainer_that_reads_less_limits_the_refresh(settings):
     assert module.loss.knowledge.ids.tolist() == list(range(16))
 
 
+def test_training_data_that_are_batches_already():
+    batches = list(DataLoader(PAIRS, 8))
+    assert rows(batches, limit_train_batches=3) == list(range(24))
+    assert rows(DataLoader(batches, batch_size=None), limit_train_batches=3) == list(range(24))
+
+
 def test_named_source_is_read_as_a_whole():
     assert rows(callback=make_refresh(source=PAIRS), limit_train_batches=2) == list(range(48))
 

@@ -445,8 +445,8 @@ class KnowledgeRefreshCallback(Callback):
             is_training_data = self.source is None
         limits = [] if self.max_rows is None else [self.max_rows]
         option = limiting_option(trainer, is_training_data=is_training_data)
-        if option is not None:
-            size = batch_size_of(trainer.train_dataloader) or 1
+        size = batch_size_of(trainer.train_dataloader)
+        if option is not None and size is not None:
             visited = int(trainer.num_training_batches) * size * Ranks.current().size
             # Enough for a lookup, and for one that leaves the query's own clip out.
             limits.append(max(visited, 2 * getattr(self.target.loss, "num_neighbors", 1)))
@@ -461,13 +461,17 @@ class KnowledgeRefreshCallback(Callback):
 
     def _row_limits(self, trainer: pl.Trainer, loaders: list[Iterable[Any]]) -> list[RowLimit]:
         """What this rank reads of sources whose items cannot be counted beforehand."""
-        visited = rows_of_an_epoch(trainer, batch_size_of(trainer.train_dataloader) or 1)
+        size = batch_size_of(trainer.train_dataloader)
+        visited = rows_of_an_epoch(trainer, size)
         limits = []
         for number, loader in enumerate(loaders):
-            most = self.max_items(trainer, is_training_data=number > 0 or self.source is None)
+            is_training_data = number > 0 or self.source is None
+            most = self.max_items(trainer, is_training_data=is_training_data)
+            option = limiting_option(trainer, is_training_data=is_training_data)
+            batches = int(trainer.num_training_batches) if option and size is None else None
             is_counted = has_index(loader) and getattr(loader, "batch_size", None) is not None
             take = None if most is None or is_counted else -(-most // Ranks.current().size)
-            limits.append(RowLimit(take, visited))
+            limits.append(RowLimit(take, batches, visited))
         return limits
 
     def on_save_checkpoint(

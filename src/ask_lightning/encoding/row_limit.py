@@ -20,13 +20,16 @@ class RowLimit:
 
     Attributes:
         take: Number of rows after which reading ends; `None` for no such end.
-        visited: Number of rows that training visits on this rank; infinite where nothing limits it.
+        batches: Number of batches after which reading ends; `None` for no such end.
+        visited: Number of rows that training visits on this rank; infinite where that is not known.
         count: Number of rows that have been read.
     """
 
     take: int | None = None
+    batches: int | None = None
     visited: float = math.inf
     count: int = 0
+    _batches_read: int = field(default=0, repr=False)
     _reported: int = field(default=0, repr=False)
 
     def add(self, rows: int, *, has_length: bool) -> int:
@@ -44,7 +47,8 @@ class RowLimit:
         """
         wanted = rows if self.take is None else min(rows, self.take - self.count)
         self.count += wanted
-        if has_length or self.take is not None:
+        self._batches_read += 1
+        if has_length or self.take is not None or self.batches is not None:
             return wanted
         if self.count > max(_ROWS_WITHOUT_A_WORD, min(self.visited, _MOST_ROWS)):
             use = f", while training visits {self.visited:,.0f}" if self.visited < math.inf else ""
@@ -64,16 +68,19 @@ class RowLimit:
     @property
     def is_reached(self) -> bool:
         """Whether no further row is wanted."""
-        return self.take is not None and self.count >= self.take
+        has_rows = self.take is not None and self.count >= self.take
+        return has_rows or (self.batches is not None and self._batches_read >= self.batches)
 
 
-def rows_of_an_epoch(trainer: pl.Trainer, batch_size: int) -> float:
+def rows_of_an_epoch(trainer: pl.Trainer, batch_size: int | None) -> float:
     """Number of training rows that this rank visits in an epoch, or in the whole run if that is less.
 
     Args:
         trainer: The running trainer.
-        batch_size: Number of rows of a training batch.
+        batch_size: Number of rows of a training batch; with `None` the result is infinite.
     """
+    if batch_size is None:
+        return math.inf
     batches = float(trainer.num_training_batches)
     if trainer.max_steps >= 0:
         batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)

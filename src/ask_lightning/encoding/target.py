@@ -53,8 +53,8 @@ def find_target(module: pl.LightningModule) -> Target:
             f"{len(losses)}. Wrap the model: trainer.fit(ASKModule(model), ...)."
         )
     (loss,) = losses
-    if not isinstance(getattr(module, "loss", None), RetrievalLoss):
-        loss.bind(module)  # without a wrapper, which has bound it to its model
+    if not loss.is_bound:  # a wrapper has bound it to its model
+        loss.bind(module)
     if callable(embed_pairs := getattr(module, "embed_pairs", None)):
         return Target(loss, embed_pairs)
     encoders = find_encoders(module)

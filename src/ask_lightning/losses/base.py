@@ -112,7 +112,13 @@ class RetrievalLoss(nn.Module, ABC):
         Args:
             model: The model that trains with this loss. A copy of the two together is bound to the copy.
         """
-        self._model = (model,)
+        if self._takes_model:
+            self._model = (model,)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the loss has a model to read its temperature from, or needs none."""
+        return bool(self._model) or not self._takes_model
 
     def check_temperature(self) -> None:
         """Refuse a temperature that has been trained out of its range; this reads it from its device.
