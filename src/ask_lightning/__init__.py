@@ -2,7 +2,14 @@
 
 from ask_lightning.callbacks import DriftMonitor, InfluenceMonitor, KnowledgeRefreshCallback
 from ask_lightning.knowledge import KnowledgeBase, Neighborhood
-from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss
+from ask_lightning.losses import (
+    HardNegativeLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
 from ask_lightning.module import ASKModule
 
 __version__ = "0.1.0"
@@ -10,10 +17,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ASKModule",
     "DriftMonitor",
+    "HardNegativeLoss",
     "InfluenceMonitor",
     "KnowledgeBase",
     "KnowledgeDistillationLoss",
     "KnowledgeRefreshCallback",
+    "NTXentLoss",
     "Neighborhood",
     "ReliabilityOTLoss",
+    "SigmoidLoss",
+    "TripletLoss",
 ]

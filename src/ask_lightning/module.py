@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -29,9 +30,22 @@ from ask_lightning.capture import (
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
+from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
-from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
+from ask_lightning.losses import (
+    CrossBatchMemoryLoss,
+    HardNegativeLoss,
+    HardNegativeMiningLoss,
+    KnowledgeDistillationLoss,
+    MomentumContrastLoss,
+    NearestNeighborContrastiveLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    RetrievalLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
 from ask_lightning.utilities.distributed import Ranks
@@ -41,7 +55,18 @@ CHECKPOINT_KEY = "ask_lightning"
 # What a checkpoint holds in place of an argument that is a callable.
 _CALLABLE = "<callable>"
 
-_LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
+_LOSSES: tuple[type[RetrievalLoss], ...] = (
+    ReliabilityOTLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    TripletLoss,
+    SigmoidLoss,
+    HardNegativeLoss,
+    MomentumContrastLoss,
+    CrossBatchMemoryLoss,
+    NearestNeighborContrastiveLoss,
+    HardNegativeMiningLoss,
+)
 
 
 def _model_attribute(name: str) -> Any:
@@ -79,8 +104,8 @@ class ASKModule(NamedAsModel):
     these names for its side that the model has.
 
     Requirements:
-        `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
-        `loss.knowledge`.
+        For a loss that needs knowledge `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of
+        your own in `loss.knowledge`.
 
     Args:
         model: Retrieval model to train. It is available as `.model` and is not modified.
@@ -91,8 +116,8 @@ class ASKModule(NamedAsModel):
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
-            callable `(model, batch)` that returns them. The options `exclude_self` and `positives="ids"` of
-            the loss need it.
+            callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
+            `positives="same_clip"` of a loss need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -159,6 +184,7 @@ class ASKModule(NamedAsModel):
         self._audio, self._text = find_encoders(model, audio, text)
         self._ids = ids
         self._criterion = criterion
+        self._logs_terms = False
         self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
         # From here on attributes that the model has are set on the model.
@@ -211,21 +237,34 @@ class ASKModule(NamedAsModel):
     @outside_graphs  # what it calls of the model and of the loss is compiled
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
-        self._put_loss_into_the_models_mode()  # Lightning restores modes by name, after a validation
+        self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
         if self.ask_step == "encode":
-            return self._objective(batch, *embed_batch(self.model, self._audio, self._text, batch))
+            return self._loss_of(batch, *embed_batch(self.model, self._audio, self._text, batch))
         args = self._step_arguments(*args)
-        objective = partial(self._objective, batch)
+        objective = partial(self._loss_of, batch)
         if self.ask_step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
-    def _objective(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
-        """The ASK loss of a batch's embeddings."""
+    def _loss_of(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
+        """The loss of a training batch whose embeddings are known."""
         if audio.shape == text.shape and len(audio) == 1 and not (self.loss.gather and self._num_ranks > 1):
             return self._loss_of_single_pair(audio, text)
-        return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
+        ids = self._ids_of(batch)
+        if self.loss.needs_keys:
+
+            def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
+                with isolated_copy(copy, self.trainer):
+                    return self._embed(batch, copy)
+
+            # After the model's own encoding, whose random numbers are those of a run without keys.
+            self.loss.make_keys(self.model, encode, self.trainer.global_step)
+        loss: Tensor = self.loss(audio, text, ids=ids)
+        if self._logs_terms:
+            terms = self.loss.last.items()
+            self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
+        return loss
 
     def _loss_of_single_pair(self, audio: Tensor, text: Tensor) -> Tensor:
         """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
@@ -236,7 +275,7 @@ class ASKModule(NamedAsModel):
                 "`drop_last=True` on the training loader, or another batch size."
             )
         self.loss.last = {}
-        return 0.0 * (audio.float().sum() + text.float().sum() + self.loss.temperature)
+        return 0.0 * (audio.float().sum() + text.float().sum() + sum(self.loss.scalars.values()))
 
     @property
     def _num_ranks(self) -> int:
@@ -259,19 +298,19 @@ class ASKModule(NamedAsModel):
             TypeError: An encoder does not return a tensor, or takes something else than the batch or a part.
             ValueError: The batch does not have the key of the clip ids.
         """
-        return *self._embed(batch), self._ids_of(batch)
+        return *self._embed(batch, self.model), self._ids_of(batch)
 
-    def _embed(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Audio and text embeddings of a batch."""
+    def _embed(self, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Audio and text embeddings of a batch by the model or a copy of it."""
         if not self._calls_of_encoders:
             try:
-                return embed_batch(self.model, self._audio, self._text, batch)
+                return embed_batch(model, self._audio, self._text, batch)
             except Exception as error:
                 self._calls_of_encoders = self._observe_calls(batch, error)
         outputs = []
         for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
-            outputs.append(as_embeddings(getattr(self.model, encoder)(*positional, **named), encoder))
+            outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
     def _observe_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
@@ -319,26 +358,43 @@ class ASKModule(NamedAsModel):
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
                     f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
                 )
+            # With a refresh callback it is the callback that logs the terms of the loss.
+            self._logs_terms = not (refreshed or self.trainer.barebones)
+            if self.trainer.current_epoch == 0:
+                # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
+                self.loss.reset()
         self.model.setup(stage)
         self._adopt_hooks(announce=False)
 
+    def on_train_start(self) -> None:
+        """Call the model's own hook, then let the loss take what it needs of the model."""
+        self.model.on_train_start()
+        # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
+        self.loss.train()
+        if self.loss.needs_keys:
+            self.loss.start(self.model, self.trainer.global_step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Call the model's own hook, then add the options of the loss under a key of their own."""
+        """Call the model's own hook, then add options and state of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
-        checkpoint[CHECKPOINT_KEY]["options"] = self._options()
+        stored = {"loss": self.loss.options, "loss_class": _class_path(self.loss), "options": self._options()}
+        # Like the optimiser's, the state is only of use where training goes on.
+        if "optimizer_states" in checkpoint and (state := self.loss.training_state()):
+            stored["state"] = state
+        checkpoint[CHECKPOINT_KEY] = stored
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Call the model's own hook; warn if training resumes with other options of the loss."""
-        stored = checkpoint.get(CHECKPOINT_KEY, {}).get("loss", {})
+        """Call the model's own hook; restore the state of the loss, and warn where it has other options."""
+        stored = checkpoint.get(CHECKPOINT_KEY, {})
         changed = [
             f"{name} {value!r} → {self.loss.options[name]!r}"
-            for name, value in stored.items()
+            for name, value in stored.get("loss", {}).items()
             if name in self.loss.options
             and _without_address(value) != _without_address(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
+        self._restore_loss(stored)
         self.model.on_load_checkpoint(checkpoint)
 
     def _options(self) -> dict[str, str | int | None]:
@@ -351,6 +407,23 @@ class ASKModule(NamedAsModel):
             "criterion": self._criterion,
         }
         return {name: _CALLABLE if callable(value) else value for name, value in values.items()}
+
+    def _restore_loss(self, stored: Mapping[str, Any]) -> None:
+        """Give the loss the state in a checkpoint, if it is that of such a loss; else it starts anew."""
+        self.loss.reset()
+        if "state" in stored and stored["loss_class"] == _class_path(self.loss):
+            self.loss.load_training_state(stored["state"])
+        elif self.loss.training_state() and self._is_fitting:
+            rank_zero_warn(
+                f"The checkpoint holds no state of a {type(self.loss).__name__}, so the loss starts with "
+                "none and differs at first from that of a run without a break."
+            )
+
+    @property
+    def _is_fitting(self) -> bool:
+        """Whether a trainer is training this module, rather than only loading or evaluating it."""
+        trainer = self._trainer
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -378,7 +451,8 @@ class ASKModule(NamedAsModel):
                 left out are the checkpoint's.
 
         Returns:
-            The wrapped model. Knowledge is rebuilt when training resumes.
+            The wrapped model. Knowledge is rebuilt when training resumes; a loss with a queue starts a new
+            `fit` with an empty one.
 
         Raises:
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
@@ -447,12 +521,10 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    (temperature,) = loss._temperature
-    if isinstance(temperature, nn.Parameter) and id(temperature) not in learned:
-        orphans.append("temperature")
-    if callable(temperature) and not isinstance(temperature, Tensor) and not loss._takes_model:
+    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
+    for name in loss.closures:
         raise ValueError(
-            "Argument `temperature` of the loss has to be a callable (model) here, because one without "
+            f"Argument `{name}` of the loss has to be a callable (model) here, because one without "
             "arguments would go on to read this model's parameters in copies of the module: write `def "
             "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
         )

@@ -87,16 +87,16 @@ class NamedAsModel(pl.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Put the model and the loss into training mode, or out of it."""
         self.model.train(mode)
-        self._put_loss_into_the_models_mode()
+        self._put_loss_into_mode(mode)
         return self
 
-    def _put_loss_into_the_models_mode(self) -> None:
-        """Let the loss be in training mode when the model is; parts that it shares have the model's modes."""
-        if self.loss.training != self.model.training:
+    def _put_loss_into_mode(self, mode: bool) -> None:
+        """Put the loss into training mode, or out of it, without the parts that it shares with the model."""
+        if self.loss.training != mode:
             shared = set(map(id, self.model.modules()))
             for part in self.loss.modules():
                 if id(part) not in shared:
-                    part.training = self.model.training
+                    part.training = mode
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Call a function with every part of the model, with the loss, and with the wrapper itself."""

@@ -245,7 +245,7 @@ def test_loss_with_a_shared_part_leaves_its_mode_to_the_model():
     module = wrap(model, {"interaction": Shared(model.interaction)})
     model.interaction.eval()
     module.loss.training = False
-    module._put_loss_into_the_models_mode()
+    module._put_loss_into_mode(True)
     assert module.loss.training
     assert not model.interaction.training
     assert isinstance(module.loss, ReliabilityOTLoss)
