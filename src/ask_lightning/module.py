@@ -28,7 +28,12 @@ from ask_lightning.capture import (
     step_with_criterion,
 )
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
-from ask_lightning.encoding.compatibility import check_model, check_trainer
+from ask_lightning.encoding.compatibility import (
+    check_gradients,
+    check_model,
+    check_trainer,
+    warn_of_single_pair,
+)
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.outputs import as_embeddings
@@ -185,6 +190,7 @@ class ASKModule(NamedAsModel):
         self._ids = ids
         self._criterion = criterion
         self._logs_terms = False
+        self._is_refreshed = self._checked_gradients = False
         self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
         # From here on attributes that the model has are set on the model.
@@ -237,6 +243,7 @@ class ASKModule(NamedAsModel):
     @outside_graphs  # what it calls of the model and of the loss is compiled
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
+        self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
         if self.ask_step == "encode":
             return self._loss_of(batch, *embed_batch(self.model, self._audio, self._text, batch))
@@ -360,6 +367,8 @@ class ASKModule(NamedAsModel):
                 )
             # With a refresh callback it is the callback that logs the terms of the loss.
             self._logs_terms = not (refreshed or self.trainer.barebones)
+            # As are checks of data and gradients.
+            self._is_refreshed, self._checked_gradients = refreshed, refreshed
             if self.trainer.current_epoch == 0:
                 # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
                 self.loss.reset()
@@ -369,10 +378,18 @@ class ASKModule(NamedAsModel):
     def on_train_start(self) -> None:
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
+        if not self._is_refreshed:
+            warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
         self.loss.train()
         if self.loss.needs_keys:
             self.loss.start(self.model, self.trainer.global_step)
+
+    def on_after_backward(self) -> None:
+        """Call the model's own hook, then check once which parameters have no gradient."""
+        self.model.on_after_backward()
+        if not self._checked_gradients:
+            self._checked_gradients = check_gradients(self.trainer, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ask_lightning import ASKModule, ReliabilityOTLoss
+from ask_lightning.losses import MomentumContrastLoss
 from tests.helpers.clients import (
     AUDIO,
     NEUTRAL,
@@ -533,3 +534,18 @@ def test_plain_training_with_a_last_batch_of_one_is_the_same():
         return model
 
     assert_same_weights(train(True), train(False))
+
+
+def test_keys_of_encoders_that_take_parts_of_the_batch():
+    """A copy of the model encodes each batch; it is called as the training step calls the model."""
+    watcher = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            watcher.append(float(outputs["loss"]))
+
+    model = PartsClient()
+    module = ASKModule(model, MomentumContrastLoss(16, 0.1, positives="diagonal"))
+    make_trainer(max_epochs=1, callbacks=[Look()]).fit(module, DataLoader(PartsPairs(), 8))
+    assert len(watcher) == model.steps == 6
+    assert all(loss == loss for loss in watcher)

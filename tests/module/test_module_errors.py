@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.losses import NTXentLoss
 from tests.helpers.clients import (
     PlainTowers,
     SelfContained,
@@ -348,3 +349,25 @@ def test_temperature_that_has_been_trained_below_zero():
         RuntimeError, match=r"temperature of ReliabilityOTLoss has become -0.*learn its logarithm"
     ):
         make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), {"temperature": "tau"}), make_loader())
+
+
+def test_what_is_said_without_the_refresh_callback(recwarn):
+    """A loss without knowledge needs none; temperature, idle parameters and single pairs are checked."""
+
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.tau, self.head = nn.Parameter(torch.tensor(0.5)), nn.Linear(2, 2)
+
+        def on_train_epoch_start(self):
+            with torch.no_grad():
+                self.tau -= 0.4 * self.current_epoch
+
+    with pytest.raises(RuntimeError, match=r"temperature of NTXentLoss has become -0"):
+        make_trainer().fit(ASKModule(Client(), NTXentLoss("tau")), make_loader())
+    texts = [str(warning.message) for warning in recwarn]
+    assert sum("The parameters head.weight, head.bias got no gradient" in text for text in texts) == 1
+    loader = torch.utils.data.DataLoader(make_loader(9).dataset, 8)
+    make_trainer(max_epochs=1).fit(ASKModule(PlainTowers(), NTXentLoss()), loader)
+    texts = [str(warning.message) for warning in recwarn]
+    assert sum("last batch of each epoch holds a single pair" in text for text in texts) == 1

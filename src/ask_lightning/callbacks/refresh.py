@@ -61,8 +61,6 @@ from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
-# On a GPU, a learnable temperature is read every so many steps.
-_STEPS_PER_CHECK = 50
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
 
@@ -309,9 +307,7 @@ class KnowledgeRefreshCallback(Callback):
         """Builds the base after a resume inside an epoch, where `on_train_epoch_start` is skipped."""
         if self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
-        # Reading it from a GPU waits for the GPU.
-        if pl_module.device.type == "cpu" or batch_idx % _STEPS_PER_CHECK == 0:
-            self.target.loss.check_temperature()
+        self.target.loss.check_temperature(batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

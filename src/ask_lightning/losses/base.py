@@ -40,6 +40,9 @@ Temperature = Scalar
 Encode = Callable[[nn.Module], tuple[Tensor, Tensor]]
 """Function from a copy of the model to its audio and text embeddings `(B, d)` of the batch in hand."""
 
+# On a GPU, a learnable temperature is read every so many steps.
+_STEPS_PER_CHECK = 50
+
 
 class RetrievalLoss(nn.Module, ABC):
     """A loss of a batch of pairs, which may use a knowledge base.
@@ -184,13 +187,18 @@ class RetrievalLoss(nn.Module, ABC):
             if callable(value) and not isinstance(value, Tensor) and not _needs_argument(value)
         ]
 
-    def check_temperature(self) -> None:
-        """Refuse a temperature that has been trained out of its range; this reads it from its device.
+    def check_temperature(self, step: int) -> None:
+        """Refuse a temperature that has been trained out of its range.
+
+        Args:
+            step: Number of the training step. On a GPU, which would have to be waited for, most are left out.
 
         Raises:
             RuntimeError: τ is not positive.
         """
         temperature = self.temperature
+        if isinstance(temperature, Tensor) and not temperature.is_cpu and step % _STEPS_PER_CHECK:
+            return
         value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
         if not value > 0:
             raise RuntimeError(
