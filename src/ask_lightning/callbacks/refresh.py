@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +33,7 @@ from ask_lightning.encoding.compatibility import (
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.encoding.row_limit import RowLimit, limiting_option, rows_of_an_epoch
+from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import (
     Source,
     batch_size_of,
@@ -262,7 +262,7 @@ class KnowledgeRefreshCallback(Callback):
         """Drops the base of another source than the present one, so that it is built anew."""
         base, loader = self.target.loss.knowledge, self.loader(trainer)
         assert base is not None
-        present, stored = _source_key(loader), self._source_key or {}
+        present, stored = source_key(loader), self._source_key or {}
         changed = [
             f"{name} {stored[name]} → {present[name]}" for name in stored if stored[name] != present[name]
         ]
@@ -369,8 +369,8 @@ class KnowledgeRefreshCallback(Callback):
         )
         self.target.loss.check_knowledge(base)
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
-        same_dataset = self._dataset is None or self._dataset() is _dataset_of(loader)
-        self._source_key, self._dataset = _source_key(loader), _weak_reference(_dataset_of(loader))
+        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
+        self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = trainer.current_epoch
         self._snapshots.supersede()
         seconds = time.perf_counter() - started
@@ -578,28 +578,6 @@ def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
             "ReliabilityOTLoss(modulation_gradient=False), a lower temperature, or pretrained encoders."
         )
     return collapsed
-
-
-def _dataset_of(loader: object) -> object:
-    """The dataset of a loader, without selections of its rows; or the loader itself."""
-    dataset = getattr(loader, "dataset", loader)
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset
-
-
-def _weak_reference(dataset: object) -> Callable[[], object] | None:
-    """A reference that does not keep a dataset alive; `None` for lists and the like."""
-    try:
-        return weakref.ref(dataset)
-    except TypeError:
-        return None
-
-
-def _source_key(loader: object) -> dict[str, Any]:
-    """What tells sources apart without reading them: the class of the dataset and the number of its items."""
-    kind = type(_dataset_of(loader))
-    return {"dataset": f"{kind.__module__}.{kind.__qualname__}", "items": num_items(loader)}
 
 
 def _num_batches(loaders: Iterable[object]) -> int | None:

@@ -133,7 +133,7 @@ def _encode_batches(
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
             _check_batch(batch_audio, batch_text, batch_ids)
-            wanted = limit.add(len(batch_audio), has_length=has_index(loader))
+            wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
             batch_audio, batch_text = batch_audio[:wanted], batch_text[:wanted]
             # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
             audio.append(batch_audio.detach().to(torch.float32, copy=True))  # (B, d)
@@ -212,6 +212,15 @@ def _check_ranks_differ(audio: Tensor, text: Tensor, ids: Tensor | None, ranks: 
                 "`torch.distributed.get_world_size()`-th item from `torch.distributed.get_rank()` on in its "
                 "`__iter__`, or pass a map-style Dataset, which is divided for you."
             )
+
+
+def _has_length(loader: Iterable[Any]) -> bool:
+    """Whether a loader says how many batches it has."""
+    try:
+        len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
