@@ -324,7 +324,7 @@ def test_weight_averaging_beside_it():
 
 def test_model_without_a_step():
     module = ASKModule(Towers(), LOSSES["momentum"](), ids="clip_id")
-    assert module.step == "encode"
+    assert module.ask_step == "encode"
     assert fit("momentum", module=module)[2][-1]["queue_fill"] == 1
 
 

@@ -29,8 +29,8 @@ class CrossBatchMemoryLoss(QueuedLoss):
         A memory larger than the training set holds each sample several times, at different ages.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         memory_size: Number of pairs in the memory, at least 1.
         start_step: Number of training batches, at least 0, before the memory is used and filled (warm-up);
             the paper has 1,000. Batches are counted, also where gradients are accumulated.

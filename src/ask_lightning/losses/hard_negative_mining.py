@@ -36,8 +36,8 @@ class HardNegativeMiningLoss(RetrievalLoss):
         Clip ids, and a `KnowledgeBase` whose ids are of the same kind: `KnowledgeRefreshCallback` makes one.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         num_negatives: K ≥ 1, the number of further negatives of each query. A query for which fewer remain
             has fewer.
         num_candidates: C ≥ K, the number of most similar stored items among which they are chosen; at most

@@ -39,8 +39,8 @@ class MomentumContrastLoss(QueuedLoss):
         of the model a second time, in checkpoints as well.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         queue_size: Number of pairs whose keys are kept, at least 1; the paper has 65,536.
         momentum: m in [0, 1), the share of itself that the copy keeps at each optimiser step.
         positives: `"ids"`: other samples of the same clip, in the batch and in the queue, are left out of

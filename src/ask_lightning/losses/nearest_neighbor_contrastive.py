@@ -40,8 +40,8 @@ class NearestNeighborContrastiveLoss(QueuedLoss):
         the sample's own text of the epoch before (`own_clip_neighbors`), which teaches nothing new.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         support_size: n, the number of texts in the support set, at least 1; the paper has 98,304.
         positives: `"ids"`: samples and neighbours of the same clip are no negatives of each other; needs
             ids. `"diagonal"`: they are. A neighbour that two samples share is no negative in either case.
