@@ -206,7 +206,7 @@ def test_knowledge_and_encoding_have_no_random_crops(folder):
 
 def test_given_parts(folder):
     def part(*indices, **options):
-        rows = ["filename,caption", *(f"{index}.wav,a tone" for index in indices)]
+        rows = ["filename,caption", *(f"{index}.wav,tone {index}" for index in indices)]
         (folder / "part.csv").write_text("\n".join(rows))
         return AudioFolder(folder, folder / "part.csv", seconds=1, **options)
 

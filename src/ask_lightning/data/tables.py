@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ask_lightning.data.clips import abbreviate
+
 _SEPARATORS = (";", "\t", "|", ",")
 _CAPTION_COLUMN = re.compile(r"captions?(?:_\d+)?")
 
@@ -66,6 +70,9 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     r"""The lines of a CSV that are not blank, with their numbers; fields without the spaces around them.
 
+    After the last row a warning names the rows that span several lines: a lost quotation mark makes a field
+    of all that follows, up to the next one.
+
     Args:
         path: Path of the CSV, for errors.
         text: Content of the CSV.
@@ -79,15 +86,23 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
         [(1, ['a', 'b']), (3, ['c', 'd'])]
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    spanning: list[str] = []
     try:
         for fields in reader:
             if fields:
+                if any("\n" in field for field in fields):
+                    spanning.append(f"up to line {reader.line_num}")
                 yield reader.line_num, [field.strip() for field in fields]
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {reader.line_num}: {error}. Look for a double quote that is not closed or not "
             'doubled; inside a quoted field it is written "".'
         ) from error
+    if spanning:
+        rank_zero_warn(
+            f"{path}: {len(spanning)} rows span several lines ({abbreviate(spanning)}). Was a double quote "
+            "lost? Then a field has swallowed the rows below it."
+        )
 
 
 def check_columns(

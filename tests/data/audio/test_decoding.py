@@ -101,7 +101,7 @@ def test_a_flac_that_does_not_say_its_length(tmp_path):
     content[21] &= 0xF0  # the upper four of the 36 bits that hold the number of samples
     content[22:26] = bytes(4)
     path.write_bytes(content)
-    with pytest.raises(AudioFileError, match="a.flac: the file does not say how long it is.*Write it anew"):
+    with pytest.raises(AudioFileError, match=r"a.flac: the file does not say how long it is.*Write it anew"):
         open_audio("a.flac", path).__enter__()
 
 

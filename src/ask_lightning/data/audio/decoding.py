@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ask_lightning.data.audio.near_names import near_file
 from ask_lightning.utilities.optional_imports import import_optional
 
 Samples = npt.NDArray[np.float32]
@@ -129,7 +130,9 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     """
     soundfile = import_optional("soundfile")
     if isinstance(content, Path) and not content.is_file():
-        raise AudioFileError(f"{name}: the file does not exist. Correct its name or remove its rows.")
+        near = near_file(content)
+        hint = "" if near is None else f"There is {near}, which differs in capitals, signs or Unicode form. "
+        raise AudioFileError(f"{name}: the file does not exist. {hint}Correct its name or remove its rows.")
     if not (len(content) if isinstance(content, bytes) else content.stat().st_size):
         raise AudioFileError(f"{name}: the file is empty. Replace it or remove its rows.")
     try:
@@ -154,7 +157,7 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
         samples: Whether to read the recording to its end.
 
     Raises:
-        AudioFileError: It has no samples, ends long before its header says, or holds samples that are no audio.
+        AudioFileError: It has no samples, ends long before its header says, or holds what is no audio.
 
     Examples:
         >>> check_recording(ArrayRecording("a", np.zeros(1), frames=1, rate=16000), samples=True)
@@ -298,6 +301,6 @@ def _check_samples(recording: Recording, samples: Samples) -> None:
     peak = float(np.abs(samples).max(initial=0))
     if peak > _LOUDEST:
         raise AudioFileError(
-            f"{recording.name}: the file holds samples of {peak:.0e}, but those of audio lie between -1 and 1. "
-            f"{_REMEDY}"
+            f"{recording.name}: the file holds samples of {peak:.0e}, but those of audio lie between -1 and "
+            f"1. {_REMEDY}"
         )
