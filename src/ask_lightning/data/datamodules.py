@@ -19,6 +19,7 @@ from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
 from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
 from ask_lightning.utilities.arguments import check_count, check_range
+from ask_lightning.utilities.augmentation import without_augmentation
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
@@ -198,7 +199,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no such dataset.
         """
-        return self._loader(_without_random_crops(self._dataset(split)))
+        return self._loader(without_augmentation(self._dataset(split)))
 
     def knowledge_dataset(self) -> Dataset[Item]:
         """The training pairs without random crops, to build the knowledge base from.
@@ -208,7 +209,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no training dataset.
         """
-        return _without_random_crops(self._dataset("train"))
+        return without_augmentation(self._dataset("train"))
 
     def _dataset(self, name: str) -> Dataset[Item]:
         if name not in self.datasets:
@@ -226,10 +227,6 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self._seed),
             **options,
         )
-
-
-def _without_random_crops(dataset: Dataset[Item]) -> Dataset[Item]:
-    return dataset.without_random_crops() if isinstance(dataset, ClipDataset) else dataset
 
 
 class DatasetsDataModule(RetrievalDataModule):
