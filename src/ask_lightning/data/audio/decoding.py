@@ -131,6 +131,8 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     soundfile = import_optional("soundfile")
     if isinstance(content, Path) and not content.is_file():
         near = near_file(content)
+        if content.is_dir():
+            raise AudioFileError(f"{name}: a folder, not an audio file. Name a file in it.")
         hint = "" if near is None else f"There is {near}, which differs in capitals, signs or Unicode form. "
         raise AudioFileError(f"{name}: the file does not exist. {hint}Correct its name or remove its rows.")
     if not (len(content) if isinstance(content, bytes) else content.stat().st_size):
