@@ -127,7 +127,7 @@ def test_a_later_fit_into_the_same_folder_is_noticed(demo, trained, capsys):
     torch.save(checkpoint, "best.ckpt")
     message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
     assert "best.ckpt holds other weights than those that encoded the file" in message
-    assert "Encode the split anew, or pass as `--ckpt_path` a" in message
+    assert "Encode the split anew, or pass as `--ckpt_path` " in message
     given = ("search", "a.safetensors", "--text", "rain", "--ckpt_path", "kept.ckpt")
     assert len(ask_lightning(*given)) == 6
 

@@ -106,8 +106,8 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
     if weights_fingerprint(model) != pairs.model["fingerprint"]:
         raise UsageError(
             f"{path} holds other weights than those that encoded the file: a later run or epoch has replaced "
-            "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` a "
-            "copy of the checkpoint that encoded the file."
+            "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` "
+            "a copy of the checkpoint that encoded the file."
         )
     return model
 
