@@ -10,6 +10,8 @@ import torch
 
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.data import collate_pairs
+from ask_lightning.functional import unit_length
 from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
@@ -138,3 +140,25 @@ def test_a_query_that_the_model_makes_nan_of(demo, trained, capsys, monkeypatch)
     monkeypatch.setattr(ResNet38BERT, "encode_text", lambda *_: torch.full((1, 16), torch.nan))
     message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
     assert message.startswith("The model makes NaN or infinity of the query")
+
+
+def test_training_clips_of_a_folder_are_encoded_without_random_crops():
+    random = np.random.default_rng(0)
+    for number in range(8):
+        soundfile.write(f"{number}.wav", random.uniform(-0.5, 0.5, 16000), 16000)
+    rows = ["filename,caption", *(f"{number}.wav,noise number {number}" for number in range(8))]
+    Path("clips.csv").write_text("\n".join(rows))
+    Path("mine.yaml").write_text(
+        "compose: [run, ask]\n"
+        "model: {class_path: TinyRetriever}\n"
+        "data: {class_path: FolderData, init_args: {root: ., annotations: clips.csv, fractions: [0.5, 0.5], "
+        "seconds: 0.2, batch_size: 4}}\n"
+        "trainer: {accelerator: cpu}\n"
+    )
+    given = ("--config", "mine.yaml", "--split", "train", "--output", "a.safetensors")
+    cli = ask_lightning("encode", *given)
+    middle = collate_pairs(list(cli.datamodule.datasets["train"].without_random_crops()))
+    expected = unit_length(cli.model.eval().encode_audio(middle)).detach()
+    torch.testing.assert_close(EncodedPairs.load(Path("a.safetensors")).audio, expected, rtol=1e-4, atol=1e-5)
+    knowledge = cli.datamodule.knowledge_dataset()
+    assert torch.equal(collate_pairs(list(knowledge))["waveform"], middle["waveform"])

@@ -1,8 +1,11 @@
 """The command `ask-lightning`; `docs/cli.md` describes it."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import ask_lightning
 
 __all__ = ["main", "run"]
 
@@ -19,6 +22,8 @@ commands:
   encode      embeddings of a split into a file: --split, --output
   search      a text against encoded clips, or an audio file against captions
   transfer    train on one dataset, test on it and on another: --target
+
+ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
 flags of all commands but search:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
@@ -45,10 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success, 2 after an error in the command line or in what it names, 1 after another error that
         the user can mend, 130 after Ctrl-C. Other errors are raised.
     """
-    from ask_lightning.cli.errors import UsageError, explain
-
     try:
-        run(list(sys.argv[1:] if arguments is None else arguments))
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as end:
@@ -56,6 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         return _INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
+    """Run the program; Ctrl-C passes, also while the library is being imported, which takes seconds."""
+    if arguments[:1] == ["--version"]:
+        print(f"ask-lightning {ask_lightning.__version__}")
+        return 0
+    from ask_lightning.cli.errors import UsageError, explain
+
+    # As with `python -m`: a config may name classes in modules of the current folder.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        run(arguments)
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -102,6 +102,31 @@ class LoopMarker(Callback):
     on_sanity_check_end = _stop
 
 
+class MonitorCheck(Callback):
+    """Refuses at the start to look for the best epoch by a metric of validation that nobody logs."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a monitor of validation where there is none."""
+        if not trainer.enable_validation:
+            self._refuse_missing(trainer, "there is no validation")
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the monitors with what the first batches of validation have logged."""
+        names = sorted(name for name in trainer.callback_metrics if _is_of_validation(name))
+        self._refuse_missing(trainer, f"validation logs {', '.join(names) or 'nothing'}", names)
+
+    @staticmethod
+    def _refuse_missing(trainer: pl.Trainer, reason: str, logged: Sequence[str] = ()) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(monitor, str) and _is_of_validation(monitor) and monitor not in logged:
+                raise UsageError(
+                    f"{type(callback).__name__} goes by {monitor!r}, but {reason}. Log it, as "
+                    "`metrics.AudioTextRetrieval` computes it, or list `trainer.callbacks` in your config "
+                    "with another `monitor`."
+                )
+
+
 class ResumeHint(Callback):
     """Says after Ctrl-C from where the run can go on."""
 
@@ -206,7 +231,7 @@ class RetrievalCLI(LightningCLI):
         if section["enabled"] and self.subcommand == "fit":
             self.model = ask_module(self.model, section)
             callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
-        callbacks += [ResumeHint(), self._loop_marker]
+        callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def before_fit(self) -> None:
@@ -227,6 +252,10 @@ class RetrievalCLI(LightningCLI):
         assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _is_of_validation(name: str) -> bool:
+    return name.startswith(("val/", "val_"))
 
 
 def _replace_run_folder(value: Any, run: str) -> Any:

@@ -44,7 +44,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is in another encoding; the message names the line.
+        ValueError: It is in another encoding, and the message names the line; or there is no such encoding.
 
     Examples:
         >>> path = getfixture("tmp_path") / "a.csv"
@@ -58,6 +58,11 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise FileNotFoundError(f"There is no file at {path}. Correct the path.") from None
     try:
         return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise ValueError(
+            f'Argument `encoding` has to be an encoding that Python knows, such as "utf-8" or "latin-1", '
+            f"but got {encoding!r}."
+        ) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -94,8 +99,9 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
                     spanning.append(f"up to line {reader.line_num}")
                 yield reader.line_num, [field.strip() for field in fields]
     except csv.Error as error:
+        problem = str(error).replace("field larger than field limit", "a field is longer than")
         raise ValueError(
-            f"{path}, line {reader.line_num}: {error}. Look for a double quote that is not closed or not "
+            f"{path}, line {reader.line_num}: {problem}. Look for a double quote that is not closed or not "
             'doubled; inside a quoted field it is written "".'
         ) from error
     if spanning:
