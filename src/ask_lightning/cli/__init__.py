@@ -1,8 +1,11 @@
 """The command `ask-lightning`; `docs/cli.md` describes it."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ask_lightning
@@ -62,12 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    """Run the program; Ctrl-C passes, also while the library is being imported, which takes seconds."""
+    """Run the program; Ctrl-C passes."""
     if arguments[:1] == ["--version"]:
         print(f"ask-lightning {ask_lightning.__version__}")
         return 0
-    from ask_lightning.cli.errors import UsageError, explain
+    with _ctrl_c_ends_the_process():  # imports take seconds
+        from ask_lightning.cli.errors import UsageError, explain
 
+        try:
+            import ask_lightning.cli.commands  # noqa: F401
+        except ImportError:
+            pass  # `run` says which package is missing, if the command needs it
     # As with `python -m`: a config may name classes in modules of the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
@@ -80,6 +88,20 @@ def _main(arguments: list[str]) -> int:
         print(f"ask-lightning: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+@contextmanager
+def _ctrl_c_ends_the_process() -> Iterator[None]:
+    """End the process at once after Ctrl-C: packages that are interrupted in their import go on and fail."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(arguments: Sequence[str]) -> Any:

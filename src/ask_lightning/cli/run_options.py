@@ -141,8 +141,8 @@ class RunOptions:
             if given or (named is not None and named not in shipped):
                 raise UsageError(
                     f"--demo shrinks the models and data of shipped parts only, but `{section}` is "
-                    f"{'given by ' + given[0] if given else named}. Leave out `--demo`, and choose small sizes "
-                    "yourself."
+                    f"{'given by ' + given[0] if given else named}. Leave out `--demo`, and choose small "
+                    "sizes yourself."
                 )
 
     def check_run_is_new(self, config: Mapping[str, Any]) -> None:
