@@ -222,7 +222,7 @@ def main() -> None:
             "T": options.T,
         },
     )
-    runs = compare(
+    compared = compare(
         methods,
         protocol,
         options.output,
@@ -230,10 +230,10 @@ def main() -> None:
         jobs=options.jobs,
         log=partial(print, flush=True),
     )
-    tables = [comparison_markdown(runs)]
+    tables = [comparison_markdown(compared)]
     if len(options.methods) > 1:
-        compared = [name for name in options.references if name in options.methods]
-        tables += [differences_markdown(runs, name) for name in compared]
+        references = [name for name in options.references if name in options.methods]
+        tables += [differences_markdown(compared, name) for name in references]
     text = "\n\n".join(tables)
     (options.output / "comparison.md").write_text(text + "\n", encoding="utf-8")
     print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{text}\n")

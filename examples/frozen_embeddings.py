@@ -30,9 +30,9 @@ from ask_lightning.reproduce import (
     Protocol,
     compare,
     comparison_markdown,
+    comparison_picture,
     mean_recall,
     silence_lightning,
-    training_picture,
 )
 
 METHODS = ("NT-Xent", "ASK", "ASK-detached")
@@ -118,7 +118,7 @@ def main() -> None:
         max_epochs=options.epochs,
         description={name: value for name, value in vars(options).items() if name not in free},
     )
-    runs = compare(
+    compared = compare(
         methods,
         protocol,
         options.output,
@@ -126,8 +126,8 @@ def main() -> None:
         jobs=options.jobs,
         threads=options.threads,
     )
-    training_picture(runs, options.output / "comparison.png", refresh_every=options.T)
-    table = comparison_markdown(runs)
+    comparison_picture(compared, options.output / "comparison.png", refresh_every=options.T)
+    table = comparison_markdown(compared)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")

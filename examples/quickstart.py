@@ -28,8 +28,8 @@ from ask_lightning.reproduce import (
     Protocol,
     compare,
     comparison_markdown,
+    comparison_picture,
     silence_lightning,
-    training_picture,
 )
 
 METHODS = ("NT-Xent", "ASK", "ASK-detached")
@@ -60,7 +60,7 @@ def main() -> None:
         make_loggers=partial(wandb_loggers, options) if options.wandb else None,
         description={name: value for name, value in vars(options).items() if name not in free},
     )
-    runs = compare(
+    compared = compare(
         methods,
         protocol,
         options.output,
@@ -69,8 +69,8 @@ def main() -> None:
         threads=options.threads,
     )
     picture = options.output / "comparison.png"
-    training_picture(runs, picture, refresh_every=options.T)
-    table = comparison_markdown(runs)
+    comparison_picture(compared, picture, refresh_every=options.T)
+    table = comparison_markdown(compared)
     (options.output / "comparison.md").write_text(table + "\n")
     print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
     print(f"{picture} shows how it came about. {time.perf_counter() - started:.0f} s in all.")

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ask_lightning.callbacks import DriftMonitor, InfluenceMonitor, KnowledgeRefreshCallback
     from ask_lightning.knowledge import KnowledgeBase, Neighborhood
-    from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss
+    from ask_lightning.losses import (
+        HardNegativeLoss,
+        KnowledgeDistillationLoss,
+        NTXentLoss,
+        ReliabilityOTLoss,
+        SigmoidLoss,
+        TripletLoss,
+    )
     from ask_lightning.module import ASKModule
 
 __version__ = "0.1.0"
@@ -15,23 +22,31 @@ __version__ = "0.1.0"
 __all__ = [
     "ASKModule",
     "DriftMonitor",
+    "HardNegativeLoss",
     "InfluenceMonitor",
     "KnowledgeBase",
     "KnowledgeDistillationLoss",
     "KnowledgeRefreshCallback",
+    "NTXentLoss",
     "Neighborhood",
     "ReliabilityOTLoss",
+    "SigmoidLoss",
+    "TripletLoss",
 ]
 
 _MODULES = {
     "ASKModule": "module",
     "DriftMonitor": "callbacks",
+    "HardNegativeLoss": "losses",
     "InfluenceMonitor": "callbacks",
     "KnowledgeBase": "knowledge",
     "KnowledgeDistillationLoss": "losses",
     "KnowledgeRefreshCallback": "callbacks",
+    "NTXentLoss": "losses",
     "Neighborhood": "knowledge",
     "ReliabilityOTLoss": "losses",
+    "SigmoidLoss": "losses",
+    "TripletLoss": "losses",
 }
 
 

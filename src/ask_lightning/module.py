@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -18,14 +19,38 @@ from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import Step, choose_step, step_with_capture, step_with_criterion
 from ask_lightning.encoding.compatibility import check_model, check_trainer
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
+from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.hooks import overridden_hooks
-from ask_lightning.losses import KnowledgeDistillationLoss, ReliabilityOTLoss, RetrievalLoss
+from ask_lightning.losses import (
+    CrossBatchMemoryLoss,
+    HardNegativeLoss,
+    HardNegativeMiningLoss,
+    KnowledgeDistillationLoss,
+    MomentumContrastLoss,
+    NearestNeighborContrastiveLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    RetrievalLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
 from ask_lightning.losses.base import Ids
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
 
-_LOSSES: tuple[type[RetrievalLoss], ...] = (ReliabilityOTLoss, KnowledgeDistillationLoss)
+_LOSSES: tuple[type[RetrievalLoss], ...] = (
+    ReliabilityOTLoss,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    TripletLoss,
+    SigmoidLoss,
+    HardNegativeLoss,
+    MomentumContrastLoss,
+    CrossBatchMemoryLoss,
+    NearestNeighborContrastiveLoss,
+    HardNegativeMiningLoss,
+)
 
 
 def _model_attribute(name: str) -> Any:
@@ -63,8 +88,8 @@ class ASKModule(pl.LightningModule):
     these names for its side that the model has.
 
     Requirements:
-        `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of your own in
-        `loss.knowledge`.
+        For a loss that needs knowledge `KnowledgeRefreshCallback` among the trainer's callbacks, or a base of
+        your own in `loss.knowledge`.
 
     Args:
         model: Retrieval model to train. It is available as `.model` and is not modified.
@@ -75,7 +100,8 @@ class ASKModule(pl.LightningModule):
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
-            them. The options `exclude_self` and `positives="ids"` of the loss need it.
+            them. The options `exclude_self`, `positives="ids"` and `positives="same_clip"` of a loss
+            need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -134,6 +160,7 @@ class ASKModule(pl.LightningModule):
         self._audio, self._text = find_encoders(model, audio, text)
         self._ids = ids
         self._criterion = criterion
+        self._logs_terms = False
         self.step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
         # Last, because from here on attributes that the model has are set on the model.
@@ -176,18 +203,34 @@ class ASKModule(pl.LightningModule):
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
         if self.step == "encode":
-            audio, text, ids = self.embed_pairs(batch)
-            return self.loss(audio, text, ids=ids)
+            return self._loss_of(batch, *embed_batch(self.model, self._audio, self._text, batch))
         if not is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2):
             args = ()
 
         def objective(audio: Tensor, text: Tensor) -> Tensor:
-            return self.loss(audio, text, ids=self._ids_of(batch))  # type: ignore[no-any-return]
+            return self._loss_of(batch, audio, text)
 
         if self.step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
+
+    def _loss_of(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
+        """The loss of a training batch whose embeddings are known."""
+        ids = self._ids_of(batch)
+        if self.loss.needs_keys:
+
+            def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
+                with isolated_copy(copy, self.trainer):
+                    return embed_batch(copy, self._audio, self._text, batch)
+
+            # After the model's own encoding, whose random numbers are those of a run without keys.
+            self.loss.make_keys(self.model, encode, self.trainer.global_step)
+        loss: Tensor = self.loss(audio, text, ids=ids)
+        if self._logs_terms:
+            terms = self.loss.last.items()
+            self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
+        return loss
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
@@ -235,25 +278,60 @@ class ASKModule(pl.LightningModule):
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
                     f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
                 )
+            # With a refresh callback it is the callback that logs the terms of the loss.
+            self._logs_terms = not (refreshed or self.trainer.barebones)
+            if self.trainer.current_epoch == 0:
+                # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
+                self.loss.reset()
         self.model.setup(stage)
 
+    def on_train_start(self) -> None:
+        """Call the model's own hook, then let the loss take what it needs of the model."""
+        self.model.on_train_start()
+        # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
+        self.loss.train()
+        if self.loss.needs_keys:
+            self.loss.start(self.model, self.trainer.global_step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Call the model's own hook, then add the options of the loss under a key of their own."""
+        """Call the model's own hook, then add options and state of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
+        stored = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
+        # Like the optimiser's, the state is only of use where training goes on.
+        if "optimizer_states" in checkpoint and (state := self.loss.training_state()):
+            stored["state"] = state
+        checkpoint[CHECKPOINT_KEY] = stored
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Call the model's own hook; warn if training resumes with other options of the loss."""
-        stored = checkpoint.get(CHECKPOINT_KEY, {}).get("loss", {})
+        """Call the model's own hook; restore the state of the loss, and warn where it has other options."""
+        stored = checkpoint.get(CHECKPOINT_KEY, {})
         changed = [
             f"{name} {value!r} → {self.loss.options[name]!r}"
-            for name, value in stored.items()
+            for name, value in stored.get("loss", {}).items()
             if name in self.loss.options
             and _without_address(value) != _without_address(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
+        self._restore_loss(stored)
         self.model.on_load_checkpoint(checkpoint)
+
+    def _restore_loss(self, stored: Mapping[str, Any]) -> None:
+        """Give the loss the state in a checkpoint, if it is that of such a loss; else it starts anew."""
+        self.loss.reset()
+        if "state" in stored and stored["loss_class"] == _class_path(self.loss):
+            self.loss.load_training_state(stored["state"])
+        elif self.loss.training_state() and self._is_fitting:
+            rank_zero_warn(
+                f"The checkpoint holds no state of a {type(self.loss).__name__}, so the loss starts with "
+                "none and differs at first from that of a run without a break."
+            )
+
+    @property
+    def _is_fitting(self) -> bool:
+        """Whether a trainer is training this module, rather than only loading or evaluating it."""
+        trainer = self._trainer
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -279,7 +357,8 @@ class ASKModule(pl.LightningModule):
             options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`.
 
         Returns:
-            The wrapped model. Knowledge is rebuilt when training resumes.
+            The wrapped model. Knowledge is rebuilt when training resumes; a loss with a queue starts a new
+            `fit` with an empty one.
 
         Raises:
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
@@ -333,8 +412,7 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
         )
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    if isinstance(loss.temperature, nn.Parameter) and id(loss.temperature) not in learned:
-        orphans.append("temperature")
+    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
     if orphans:
         raise ValueError(
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "

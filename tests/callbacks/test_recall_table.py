@@ -17,6 +17,7 @@ def test_after_fit_there_are_the_best_and_the_last_epoch(trained):
 def test_after_validate_and_test_there_is_the_split(command, row, demo, trained, capsys):
     given = ("--config", ASK, demo, "--run", "run", "--ckpt_path", trained / "checkpoints" / "best.ckpt")
     ask_lightning(command, *given)
-    (scores,) = csv_rows(log_folder("run") / "recall.csv")
+    scores, *others = csv_rows(log_folder("run") / "recall.csv")
     assert scores["% of"] == row
+    assert [other["% of"] for other in others] == (["test, calibrated"] if command == "test" else [])
     assert 0 <= float(scores["T2A R@10"]) <= 100

@@ -15,6 +15,8 @@ from ask_lightning import (
 )
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.refinement import GraphRefinement
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
 
@@ -114,6 +116,23 @@ def test_momentum_keeps_a_part_of_each_row(momentum):
         )
         torch.testing.assert_close(base.fine.audio, stored[0])
         torch.testing.assert_close(base.fine.text, stored[1])
+
+
+@pytest.mark.parametrize("refine", ["graph", GraphRefinement(3, share=0.5)])
+def test_a_refresh_stores_refined_pairs(refine):
+    kept, _ = fit(refine=refine, momentum=0.25, epochs=2)
+    expected = GraphRefinement() if refine == "graph" else refine
+    shard = RowShard.unsharded(len(kept.fresh[0][0]))
+    stored = expected(*kept.fresh[0], shard)
+    torch.testing.assert_close((kept.bases[0].fine.audio, kept.bases[0].fine.text), stored)
+    mixed = (0.25 * old + 0.75 * new for old, new in zip(stored, kept.fresh[1], strict=True))
+    stored = expected(*mixed, shard)
+    torch.testing.assert_close((kept.bases[1].fine.audio, kept.bases[1].fine.text), stored)
+
+
+def test_an_unknown_refinement_is_refused():
+    with pytest.raises(ValueError, match="`refine`"):
+        KnowledgeRefreshCallback(refine="tree")
 
 
 def test_momentum_where_the_source_changes():

@@ -16,12 +16,14 @@ def write(path, text):
 def test_a_config_of_ones_own_is_laid_over_a_shipped_one(tmp_path):
     own = write(
         tmp_path / "mine.yaml",
-        "compose: [clotho_ced_sonar_ask]\nask: {loss: {num_neighbors: 5}}\ntrainer: {max_epochs: 3}\n",
+        "compose: [clotho_ced_sonar_ask]\n"
+        "ask: {loss: {init_args: {num_neighbors: 5}}}\n"
+        "trainer: {max_epochs: 3}\n",
     )
     made = compose([own], PLACES)
     assert made.parts == ["run", "clotho", "ced_sonar", "ask"]
-    assert made.config["ask"]["loss"]["num_neighbors"] == 5
-    assert made.config["ask"]["loss"]["injection_ratio"] == 0.2
+    assert made.config["ask"]["loss"]["init_args"]["num_neighbors"] == 5
+    assert made.config["ask"]["loss"]["init_args"]["injection_ratio"] == 0.2
     assert made.config["trainer"]["max_epochs"] == 3
     assert made.config["data"]["init_args"]["root"] == "/data/Clotho"
 
@@ -65,7 +67,7 @@ def test_a_section_ask_switches_ask_on_and_an_empty_one_off(tmp_path, section, e
         ("- 1", "has to hold sections such as `model:`, but holds a list"),
         ("compose: run", "`compose` has to be a list of names and paths, but got 'run'"),
         ("compose: [mine.yaml]", "is made of itself"),
-        ("compose: [nothere]", "There is no config 'nothere'. Shipped are audiocaps_ced_sonar_ask, "),
+        ("compose: [nothere]", "There is no config 'nothere'. Shipped are DATASET_MODEL_LOSS and DATASET_"),
         ("compose: [nothere.yaml]", r"There is no config file .*nothere.yaml' \(named in .*mine.yaml\)"),
     ],
 )

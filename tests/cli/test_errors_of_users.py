@@ -4,6 +4,7 @@ What jsonargparse says itself differs between its versions; of that only the nam
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
     ("arguments", "message"),
     [
         (["ft"], "There is no command 'ft', only fit, validate, test, predict, encode, search, transfer."),
-        (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are audiocaps_ced_sonar_ask, "),
+        (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are DATASET_MODEL_LOSS and "),
         (["fit", "--config", "nope.yaml"], "There is no config file 'nope.yaml'"),
         (["fit", "--config"], "argument -c/--config: expected one argument. See `ask-lightning --help`."),
         (["fit"], "`fit` needs a model and data, so a config is required: pass `--config NAME`."),
@@ -65,7 +66,7 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
             ["fit", "DEMO", "--ask.loss.injection_ratio", "3"],
             "`injection_ratio` has to be in [0, 1], but got",
         ),
-        (["fit", "DEMO", "--ask.loss.plan_scaling", "x"], 'Parser key "ask.loss.plan_scaling": '),
+        (["fit", "DEMO", "--ask.loss.plan_scaling", "x"], 'Parser key "plan_scaling": '),
         (
             ["fit", "DEMO", "--ask.refresh.T", "0"],
             "Argument `T` has to be an integer of at least 1, but got 0",
@@ -155,7 +156,7 @@ def test_other_processes_of_a_run_take_no_lock(monkeypatch):
 def test_options_of_ask_for_a_baseline(demo, capsys):
     message = refusal(capsys, "fit", "--config", BASELINE, demo, "--ask.loss.num_neighbors", 3)
     assert message.startswith("--ask.loss.num_neighbors has no effect")
-    assert message.endswith("Add `--config ask`.")
+    assert message.endswith("Add `--config ask`, or the part of another loss.")
     given = ("--config", BASELINE, "--config", "ask", demo, "--trainer.max_epochs", 1)
     cli = ask_lightning("fit", *given, "--ask.loss.num_neighbors", 3)
     assert cli.model.loss.num_neighbors == 3
@@ -234,7 +235,10 @@ def test_help_names_commands_and_configs(capsys):
     assert main(["--help"]) == main([]) == 0
     out = capsys.readouterr().out
     assert "transfer" in out
-    assert "  clotho_ced_sonar_ask_wavcaps\n" in out
+    assert "audiocaps_resnet38_bert_ask" in out
+    assert re.search(r"DATASET +audiocaps, clotho\n", out)
+    assert re.search(r"LOSS +baseline, ask, .*triplet", out)
+    assert re.search(r"KNOWLEDGE +enriched, wavcaps \(after ask, .*teacher", out)
 
 
 def test_version(capsys):

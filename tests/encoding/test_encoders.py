@@ -8,7 +8,7 @@ from torch import nn
 import ask_lightning.module
 from ask_lightning import ASKModule
 from ask_lightning.callbacks import DriftMap
-from ask_lightning.encoding.encoders import ENCODER_PAIRS, find_encoders
+from ask_lightning.encoding.encoders import ENCODER_PAIRS, find_encoders, find_pair_encoder
 from ask_lightning.encoding.target import find_target
 from tests.helpers.clients import SelfContained, Towers, make_loader, make_refresh, make_trainer, wrap
 
@@ -162,3 +162,15 @@ def test_callbacks_take_the_encoders_that_the_wrapper_was_given():
         module, make_loader(), make_loader()
     )
     assert drift_map.state_dict()["epochs"] == [0, 1]
+
+
+def test_pairs_are_embedded_by_the_module_or_by_its_encoders():
+    model = model_with("encode_audio", "encode_text")
+    batch = {"audio": torch.randn(3, 12), "text": torch.randn(3, 10), "id": torch.arange(3)}
+    expected = model.encode_audio(batch), model.encode_text(batch)
+    for module in (model, ASKModule(model)):
+        found = find_pair_encoder(module)(batch)
+        assert len(found) == 2
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match="found no methods"):
+        find_pair_encoder(Bare())

@@ -1,5 +1,6 @@
 """A refresh leaves nothing behind but a new base: streams, modes, buffers, logs, stages."""
 
+import copy
 import random
 import signal
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from ask_lightning.encoding.isolation import isolated_copy
 from tests.helpers.clients import (
     FrozenClient,
     Pairs,
@@ -138,3 +140,29 @@ def test_interrupted_refresh_leaves_everything_as_it_was(error):
     assert module.loss.knowledge.fingerprint == watcher.knowledge[-1]
     assert not module.model.norm.training
     assert module.model.dropout.training
+
+
+def test_a_copy_encodes_without_a_trace():
+    """It sees the trainer while it encodes; what it draws and logs is not the run's, also after an error."""
+
+    class Client(DrawingEncoders):
+        def encode_text(self, batch):
+            self.log("train/text", 1.0)
+            self.log_dict({"train/both": 1.0})
+            assert self.trainer is trainer
+            return super().encode_text(batch)
+
+    trainer, model = make_trainer(), Client()
+    twin = copy.deepcopy(model)
+    batch = next(iter(make_loader()))
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    with isolated_copy(twin, trainer):
+        first = twin.encode_text(batch)
+    with pytest.raises(KeyError), isolated_copy(twin, trainer):
+        twin.encode_text({})
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert torch.equal(first, model.text_encoder(batch["text"]))
+    assert twin._trainer is None
+    assert "log" not in vars(twin)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.functional import nt_xent
+from ask_lightning.functional import nt_xent, pair_targets
 from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
@@ -117,3 +117,42 @@ def test_gradcheck(reduction, ignore):
         lambda s, t: nt_xent(s, t, ignore=ignore, reduction=reduction),
         (sample(0).requires_grad_(), temperature),
     )
+
+
+def test_pair_targets_are_shared_by_positives_and_smoothed_over_candidates():
+    same = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    targets = pair_targets(same, label_smoothing=0.3, dtype=torch.float64)
+    expected = torch.tensor([[0.45, 0.1, 0.45], [0.1, 0.8, 0.1], [0.45, 0.1, 0.45]], dtype=torch.float64)
+    torch.testing.assert_close(targets, expected)
+    nobody = torch.zeros(3, 3, dtype=torch.bool)
+    smoothed = pair_targets(nobody, label_smoothing=0.3, ignore=same, dtype=torch.float64)
+    expected = torch.tensor([[0.85, 0.15, 0], [0.1, 0.8, 0.1], [0, 0.15, 0.85]], dtype=torch.float64)
+    torch.testing.assert_close(smoothed, expected)
+
+
+def test_decoupled_leaves_targets_out_of_the_denominator():
+    similarity = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 0.0], [1.0, 1.0, 1.0]])
+    rows = nt_xent(similarity, 1.0, decoupled=True, reduction="none")
+    expected = torch.stack(
+        [
+            similarity[0, [1, 2]].logsumexp(0) - 3,
+            similarity[1, [0, 2]].logsumexp(0) - 5,
+            similarity[2, [0, 1]].logsumexp(0) - 1,
+        ]
+    )
+    torch.testing.assert_close(rows, expected)
+    torch.testing.assert_close(nt_xent(similarity, 1.0, decoupled=True), expected.mean())
+
+
+def test_further_columns_are_further_negatives():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    ignore = torch.zeros(3, 7, dtype=torch.bool)
+    ignore[0, 0] = ignore[0, 5] = ignore[2, 1] = True  # a pair's own entry is never left out
+    expected = []
+    for row in range(3):
+        kept = [column for column in range(7) if column == row or not ignore[row, column]]
+        logits = (scores[row] / 0.2).numpy()
+        expected.append(np.log(sum(np.exp(logits[kept]))) - logits[row])
+    losses = nt_xent(scores, 0.2, ignore=ignore, reduction="none")
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-12)

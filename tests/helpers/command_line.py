@@ -22,6 +22,7 @@ pytest.importorskip("jsonargparse")  # whose extra an environment may lack that 
 
 from ask_lightning.cli import main, run
 from ask_lightning.cli.retrieval_cli import RetrievalCLI
+from ask_lightning.losses import RetrievalLoss
 
 ASK = "audiocaps_resnet38_bert_ask"
 BASELINE = "audiocaps_resnet38_bert_baseline"
@@ -134,6 +135,29 @@ class Towers(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TestedTowers(Towers):
+    """One with a test of its own."""
+
+    __test__ = False
+
+    def test_step(self, batch, batch_idx):
+        self.log("width", float(self.listen(batch).shape[1]))
+
+
+class Distance(RetrievalLoss):
+    """A loss of the user's, with an option and without knowledge."""
+
+    needs_knowledge = False
+
+    def __init__(self, power: float = 2.0) -> None:
+        super().__init__()
+        self.power = power
+
+    def compute(self, audio, text, ids, knowledge):
+        loss = (audio - text).norm(dim=1).pow(self.power).mean()
+        return loss, {"loss": loss}
 
 
 class Numbers(L.LightningDataModule):

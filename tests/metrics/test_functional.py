@@ -164,7 +164,8 @@ def test_rows_of_a_clip_are_averaged_in_direction():
 @pytest.mark.parametrize("biased", [("audio_bias",), ("text_bias",), ("audio_bias", "text_bias")])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("coarse", [False, True])
-def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse):
+@pytest.mark.parametrize("gated", [False, True])
+def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse, gated):
     crop_noise = 0.0 if coarse else 0.4
     audio, text, clip_ids = noisy_pairs(num_rows=60, num_clips=17, crop_noise=crop_noise, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -173,7 +174,10 @@ def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse):
     biases = {name: torch.randn(60, generator=generator) for name in biased}
     if coarse:
         biases = {name: (2 * bias).round() / 4 for name, bias in biases.items()}
-    ranks = retrieval_ranks(audio, text, clip_ids, **biases, block_size=13)
+    hubs = {}
+    if gated:
+        hubs = {name.replace("bias", "hubs"): torch.rand(60, generator=generator) < 0.2 for name in biased}
+    ranks = retrieval_ranks(audio, text, clip_ids, **biases, **hubs, block_size=13)
 
     rows, captions = unit(np.asarray(audio, np.float64)), unit(np.asarray(text, np.float64))
     text_bias = np.asarray(biases.get("text_bias", torch.zeros(60)), np.float64)
@@ -182,11 +186,18 @@ def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse):
     clips = np.unique(ids)
     clip_audio = np.stack([unit(rows[ids == clip].mean(axis=0)) for clip in clips])
     clip_bias = np.stack([audio_bias[ids == clip].mean() for clip in clips])
+    is_hub = np.asarray(hubs.get("audio_hubs", torch.ones(60)), bool)
+    clip_hubs = np.stack([is_hub[ids == clip].any() for clip in clips])
+    caption_hubs = np.asarray(hubs.get("text_hubs", torch.ones(60)), bool)
+
+    def calibrated(scores, bias, hubs):
+        return scores - bias if hubs[scores > scores.max() - 1e-9].any() else scores
+
     for row in range(60):
-        scores = clip_audio @ captions[row] - clip_bias
+        scores = calibrated(clip_audio @ captions[row], clip_bias, clip_hubs)
         assert [int(ranks.text_to_audio[row])] == positions_of_own(scores, clips == ids[row])
     for clip, query in zip(clips, clip_audio, strict=True):
-        expected = positions_of_own(captions @ query - text_bias, ids == clip)
+        expected = positions_of_own(calibrated(captions @ query, text_bias, caption_hubs), ids == clip)
         assert sorted(ranks.audio_to_text[ids == clip].tolist()) == expected
 
 
@@ -195,14 +206,17 @@ def test_biases_are_subtracted_from_the_candidates(biased, seed, coarse):
 def test_ranks_with_biases_do_not_depend_on_order_or_blocks(pairs, block_size, random):
     num_rows = len(pairs[0])
     pool = [0.1, 0.1, -0.7, 5.3]
-    biases = [torch.tensor([random.choice(pool) for _ in range(num_rows)]) for _ in range(2)]
-    ranks = retrieval_ranks(*pairs, audio_bias=biases[0], text_bias=biases[1])
+    given = {
+        f"{side}_{name}": torch.tensor([random.choice(values) for _ in range(num_rows)])
+        for side in ("audio", "text")
+        for name, values in (("bias", pool), ("hubs", [False, False, True]))
+    }
+    ranks = retrieval_ranks(*pairs, **given)
     order = list(range(num_rows))
     random.shuffle(order)
     shuffled = retrieval_ranks(
         *(rows[order] for rows in pairs),
-        audio_bias=biases[0][order],
-        text_bias=biases[1][order],
+        **{name: values[order] for name, values in given.items()},
         block_size=block_size,
     )
     assert torch.equal(shuffled.text_to_audio, ranks.text_to_audio[order])
@@ -236,6 +250,29 @@ def test_a_bias_moves_a_hub_back():
 def test_biases_that_do_not_fit(name, bias, message):
     with pytest.raises(ValueError, match=f"Argument `{name}` has to be .*{message}"):
         retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2), **{name: bias})
+
+
+@pytest.mark.parametrize("side", ["audio", "text"])
+@pytest.mark.parametrize("hubs", [torch.ones(3, dtype=torch.bool), torch.ones(2)])
+def test_hubs_that_do_not_fit(side, hubs):
+    bias = {f"{side}_bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match=rf"`{side}_hubs` has to be a boolean tensor of shape \(2,\)"):
+        retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2), **bias, **{f"{side}_hubs": hubs})
+
+
+def test_hubs_need_their_bias():
+    hubs = torch.ones(2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"beside `text_bias`, but got torch.bool .* without it"):
+        retrieval_ranks(torch.eye(2), torch.eye(2), torch.arange(2), text_hubs=hubs)
+
+
+def test_a_gate_leaves_a_query_alone_whose_best_hit_is_no_hub():
+    audio, text, ids = torch.eye(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), torch.tensor([0, 1])
+    bias = torch.tensor([0.0, 0.5])
+    assert retrieval_ranks(audio, text, ids, audio_bias=bias).text_to_audio.tolist() == [1, 2]
+    for hubs, expected in (([True, False], [1, 1]), ([False, True], [1, 2])):
+        ranks = retrieval_ranks(audio, text, ids, audio_bias=bias, audio_hubs=torch.tensor(hubs))
+        assert ranks.text_to_audio.tolist() == expected
 
 
 def test_zero_embeddings_are_legal_and_last():
@@ -275,9 +312,12 @@ def test_no_tensor_is_larger_than_a_block_or_the_embeddings():
             return out
 
     audio, text, clip_ids = noisy_pairs(num_rows=3000, num_clips=700, width=8)
-    with LargestOutput() as largest:
-        retrieval_ranks(audio, text, clip_ids, block_size=128)
-    assert 128 * 128 <= largest.numel <= text.numel()  # 24,000, not 700 × 3000 = 2,100,000
+    bias, hubs = torch.zeros(3000), torch.ones(3000, dtype=torch.bool)
+    calibrated = {"audio_bias": bias, "text_bias": bias, "audio_hubs": hubs, "text_hubs": hubs}
+    for biases in ({}, calibrated):
+        with LargestOutput() as largest:
+            retrieval_ranks(audio, text, clip_ids, **biases, block_size=128)
+        assert 128 * 128 <= largest.numel <= text.numel()  # 24,000, not 700 × 3000 = 2,100,000
 
 
 @pytest.mark.parametrize("name", ["audio", "text"])

@@ -11,12 +11,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from ask_lightning.metrics import (
+    CALIBRATIONS,
     AudioTextRetrieval,
+    QueryBank,
+    calibrated_ranks,
+    choose_calibration,
     retrieval_ranks,
     retrieval_scores,
 )
 from ask_lightning.metrics import retrieval as retrieval_module
 from ask_lightning.utilities.clip_ids import integer_ids
+from tests.helpers.hubs import hubby_pairs
 from tests.helpers.retrieval_reference import noisy_pairs, reference_scores
 
 NAMES = [
@@ -278,3 +283,41 @@ def test_lightning_logs_each_epoch_on_its_own(tmp_path, count_rankings):
     # Sanity check, two epochs of each, and two times three training batches by `forward`.
     assert len(count_rankings) == 1 + 2 * 2 + 2 * 3
     assert not [name for name in model.state_dict() if "metrics" in name]
+
+
+def test_with_a_bank_both_searches_are_reported():
+    pairs, bank = hubby_pairs(seed=1, hub=3), QueryBank.from_pairs(*hubby_pairs(100, seed=2, hub=3))
+    metric = update_in_batches(AudioTextRetrieval(), pairs)
+    raw = metric.compute()
+    assert raw == direct(pairs)
+    for calibration in (CALIBRATIONS[1], CALIBRATIONS[-1]):
+        metric.calibrate(bank, calibration)
+        scores = metric.compute()
+        assert tuple(scores) == metric.score_names
+        expected = retrieval_scores(calibrated_ranks(*pairs, bank, [calibration])[0])
+        assert scores == raw | {f"calibrated/{name}": score for name, score in expected.items()}
+    metric.calibrate(None)
+    assert metric.compute() == raw
+    assert tuple(raw) == metric.score_names
+
+
+def test_a_bank_survives_resets_and_copies():
+    pairs, bank = hubby_pairs(seed=1, hub=3), QueryBank.from_pairs(*hubby_pairs(100, seed=2, hub=3))
+    metric = AudioTextRetrieval()
+    metric.calibrate(bank)
+    expected = update_in_batches(metric, pairs).compute()
+    assert any(name.startswith("calibrated/") for name in expected)
+    metric.reset()
+    for other in (metric, metric.clone(), pickle.loads(pickle.dumps(metric))):
+        assert update_in_batches(other, pairs).compute() == expected
+    assert not metric.state_dict()
+
+
+def test_a_calibration_is_chosen_on_the_rows_of_the_metric():
+    pairs, bank = hubby_pairs(seed=3, hub=3), QueryBank.from_pairs(*hubby_pairs(100, seed=2, hub=3))
+    metric = update_in_batches(AudioTextRetrieval(), pairs)
+    assert metric.choose_calibration(bank) == choose_calibration(*pairs, bank)
+    assert metric.choose_calibration(bank, CALIBRATIONS[-1:]) == CALIBRATIONS[-1]
+    assert metric.compute() == direct(pairs)
+    with pytest.raises(ValueError, match="There are no rows to rank"):
+        AudioTextRetrieval().choose_calibration(bank)

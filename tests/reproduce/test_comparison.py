@@ -39,18 +39,22 @@ def calls(monkeypatch):
         if len(made) == train_and_evaluate.fails_at:
             raise ValueError("the loss is NaN")
         validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
-        return Metrics(validation, scores(built["temperature"]), validation, scores(0.5))
+        calibrated = scores(built["temperature"]) if train_and_evaluate.calibration_differs else validation
+        return Metrics(validation, scores(built["temperature"]), calibrated, scores(0.5))
 
     train_and_evaluate.fails_at = None
+    train_and_evaluate.calibration_differs = False
     monkeypatch.setattr(comparison, "train_and_evaluate", train_and_evaluate)
-    made_by = train_and_evaluate
-    made_by.made = made
-    return made_by
+    train_and_evaluate.made = made
+    return train_and_evaluate
 
 
 def test_every_method_has_the_same_runs_and_is_tuned_on_validation(calls, tmp_path):
     lines = []
-    runs = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8, 9], log=lines.append)
+    compared = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8, 9], log=lines.append)
+    runs = compared.raw
+    assert compared.calibrated == runs
+    assert [run.settings["temperature"] for run in compared.tuning] == 2 * [0.05, 0.1, 0.2]
     assert [(run.method, run.settings["temperature"], run.seed) for run in runs] == [
         (name, BEST[name], seed) for name in "AB" for seed in (7, 8, 9)
     ]
@@ -60,6 +64,18 @@ def test_every_method_has_the_same_runs_and_is_tuned_on_validation(calls, tmp_pa
     assert [run.stage for run in runs[:3]] == ["tune", "test", "test"]
     assert len(lines) == 10
     assert lines[-1].startswith("[10/10] B, temperature=0.2, seed 9: validation mean recall 100.0 % (")
+
+
+def test_calibrated_search_is_tuned_for_itself(calls, tmp_path):
+    calls.calibration_differs = True
+    lines = []
+    compared = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8], log=lines.append)
+    chosen = [(run.method, run.settings["temperature"], run.seed) for run in compared.calibrated]
+    assert chosen == [(name, 0.2, seed) for name in "AB" for seed in (7, 8)]
+    assert [run.settings["temperature"] for run in compared.raw] == [0.05, 0.05, 0.2, 0.2]
+    # What both chose is trained once.
+    assert [call for call in calls.made if call[2] == 8] == [("A", 0.05, 8), ("B", 0.2, 8), ("A", 0.2, 8)]
+    assert lines[-1].startswith("[9/9] A")
 
 
 def test_a_repeated_comparison_trains_only_what_is_missing(calls, tmp_path):
@@ -171,14 +187,12 @@ def real(output, max_epochs, **options):
 
 def test_the_best_epoch_on_validation_is_evaluated(tmp_path):
     one, three = (real(tmp_path / str(epochs), epochs) for epochs in (1, 3))
-    assert [run.metrics for run in one] == [run.metrics for run in three]
-    assert one[0].metrics != one[1].metrics
-    assert 0 < mean_recall(one[0].metrics.test) < 1
-    assert (three[1].folder / "metrics.csv").exists()
+    assert [run.metrics for run in one.raw] == [run.metrics for run in three.raw]
+    assert one.raw[0].metrics != one.raw[1].metrics
+    assert 0 < mean_recall(one.raw[0].metrics.test) < 1
+    assert (three.raw[1].folder / "metrics.csv").exists()
 
 
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_are_the_same(tmp_path):
-    assert [run.metrics for run in real(tmp_path / "one", 2)] == [
-        run.metrics for run in real(tmp_path / "two", 2, jobs=2)
-    ]
+    assert real(tmp_path / "one", 2) == real(tmp_path / "two", 2, jobs=2)

@@ -2,18 +2,11 @@
 
 import csv
 
-from ask_lightning.reproduce import Metrics, Run, training_picture
-from ask_lightning.reproduce.figures import read_column
+from ask_lightning.metrics.table import RECALLS
+from ask_lightning.reproduce import Comparison, Metrics, Run, comparison_picture
+from ask_lightning.reproduce.figures import _mean_curve, read_column
 
-NAMES = [
-    "epoch",
-    "val/a2t/recall_at_10",
-    "val/t2a/recall_at_10",
-    "ask/probe_rdm_audio",
-    "ask/probe_rdm_text",
-    "ask/factor_a2t",
-    "ask/factor_t2a",
-]
+NAMES = ["epoch", "val/mean_recall", "ask/probe_rdm_audio", "ask/probe_rdm_text", "ask/factor_a2t"]
 
 
 def write_metrics(path, rows):
@@ -27,20 +20,45 @@ def test_steps_of_an_epoch_are_averaged_and_gaps_left_out(tmp_path):
     rows = [
         {"epoch": 0, "ask/factor_a2t": 1.0},
         {"epoch": 0, "ask/factor_a2t": 2.0},
-        {"epoch": 1, "val/a2t/recall_at_10": 0.5},
+        {"epoch": 1, "val/mean_recall": 0.5},
         {"epoch": 2, "ask/factor_a2t": 3.0},
     ]
     write_metrics(tmp_path / "metrics.csv", rows)
     assert read_column(tmp_path / "metrics.csv", "ask/factor_a2t") == ([0, 2], [1.5, 3.0])
-    assert read_column(tmp_path / "metrics.csv", "ask/factor_t2a") == ([], [])
+    assert read_column(tmp_path / "metrics.csv", "ask/probe_rdm_audio") == ([], [])
+
+
+def make_run(folder, method, seed, values):
+    """A finished run whose folder has one value of each named metric for each epoch."""
+    run = folder / f"{method}-{seed}"
+    run.mkdir()
+    write_metrics(
+        run / "metrics.csv",
+        [
+            {"epoch": epoch} | {name: column[epoch] for name, column in values.items()}
+            for epoch in range(len(next(iter(values.values()))))
+        ],
+    )
+    recalls = dict.fromkeys(RECALLS, 0.1 * (seed + 1))
+    return Run(method, {"temperature": 0.1}, seed, "test", Metrics(*[recalls] * 4), folder=run)
+
+
+def test_curves_are_means_over_seeds_and_sides_of_the_epochs_that_all_have(tmp_path):
+    runs = [
+        make_run(tmp_path, "ASK", 0, {"ask/probe_rdm_audio": [1, 2, 3], "ask/probe_rdm_text": [1, 2, 3]}),
+        make_run(tmp_path, "ASK", 1, {"ask/probe_rdm_audio": [3, 6], "ask/probe_rdm_text": [5, 6]}),
+    ]
+    assert _mean_curve(runs, ("ask/probe_rdm_audio", "ask/probe_rdm_text")) == ([0, 1], [2.5, 4.0])
+    assert _mean_curve(runs, ("val/mean_recall",)) == ([], [])
 
 
 def test_the_picture_shows_a_baseline_without_what_only_ask_logs(tmp_path):
-    for method, names in (("NT-Xent", NAMES[:3]), ("ASK", NAMES)):
-        (tmp_path / method).mkdir()
-        rows = [{"epoch": epoch} | dict.fromkeys(names[1:], 0.5) for epoch in range(3)]
-        write_metrics(tmp_path / method / "metrics.csv", rows)
-    metrics = Metrics({}, {}, {}, {})
-    runs = [Run(method, {}, 0, "tune", metrics, folder=tmp_path / method) for method in ("NT-Xent", "ASK")]
-    training_picture(runs, tmp_path / "folder" / "picture.png", refresh_every=2)
+    recall = {"val/mean_recall": [0.1, 0.2, 0.3]}
+    drift = {"ask/probe_rdm_audio": [0.1, 0.2, 0.3], "ask/probe_rdm_text": [0.1, 0.2, 0.3]}
+    runs = tuple(
+        make_run(tmp_path, method, seed, values)
+        for method, values in (("NT-Xent", recall), ("ASK", recall | drift))
+        for seed in (0, 1)
+    )
+    comparison_picture(Comparison(runs, runs, runs), tmp_path / "folder" / "picture.png", refresh_every=2)
     assert (tmp_path / "folder" / "picture.png").read_bytes()[:4] == b"\x89PNG"

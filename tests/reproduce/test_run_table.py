@@ -2,6 +2,7 @@
 
 import pytest
 
+from ask_lightning.metrics import Calibration
 from ask_lightning.metrics.table import RECALLS
 from ask_lightning.reproduce import Metrics, Run
 from ask_lightning.reproduce.run_table import RunTable, run_folder
@@ -15,7 +16,7 @@ def make_run(output, method="NT-Xent", seed=0, value=1 / 3):
         settings,
         seed,
         "tune",
-        Metrics(*parts, calibration={"calibration": "inverted_softmax", "temperature": 0.1}),
+        Metrics(*parts, calibration=Calibration("nearest_neighbors", num_neighbors=128, gate_top_k=1)),
         12.0,
         run_folder(output, method, settings, seed),
     )
@@ -63,3 +64,13 @@ def test_folders_of_runs_differ(tmp_path):
     folders = {run_folder(tmp_path, "A + b", knobs, seed) for knobs in settings for seed in (0, 1)}
     assert len(folders) == 6
     assert {folder.parent for folder in folders} == {tmp_path}
+
+
+def test_calibrations_of_another_version_are_refused(tmp_path):
+    table = RunTable(tmp_path)
+    table.append(make_run(tmp_path))
+    table.path.write_text(table.path.read_text().replace('""kind""', '""way""'))
+    with pytest.raises(
+        ValueError, match=r"runs.csv holds calibrations of another kind .* Use another folder"
+    ):
+        table.read()

@@ -3,17 +3,30 @@
 import pytest
 
 from ask_lightning.metrics.table import RECALLS
-from ask_lightning.reproduce import Metrics, Run, comparison_markdown, differences_markdown
+from ask_lightning.reproduce import (
+    Comparison,
+    Metrics,
+    Run,
+    comparison_markdown,
+    differences_markdown,
+    tuning_markdown,
+)
 
 
-def runs(method, raw, calibrated, seeds=None):
+def compared(*groups):
+    """A comparison in which raw and calibrated search chose the same settings."""
+    runs = tuple(run for group in groups for run in group)
+    return Comparison(tuning=(), raw=runs, calibrated=runs)
+
+
+def runs(method, raw, calibrated, seeds=None, temperature=0.1):
     return [
         Run(
             method,
-            {"temperature": 0.1},
+            {"temperature": temperature},
             seed,
             "test",
-            Metrics({}, dict.fromkeys(RECALLS, one), {}, dict.fromkeys(RECALLS, other)),
+            Metrics(*(dict.fromkeys(RECALLS, value) for value in (one, one, other, other))),
         )
         for seed, one, other in zip(seeds or range(len(raw)), raw, calibrated, strict=True)
     ]
@@ -21,7 +34,7 @@ def runs(method, raw, calibrated, seeds=None):
 
 def test_the_table_has_mean_and_deviation_over_seeds():
     lines = comparison_markdown(
-        [*runs("A", (0.1, 0.2, 0.3), (0.4, 0.4, 0.4)), *runs("B", (0.5,), (0.25,))]
+        compared(runs("A", (0.1, 0.2, 0.3), (0.4, 0.4, 0.4)), runs("B", (0.5,), (0.25,)))
     ).splitlines()
     heading = (
         "| method | settings | seeds | search | A2T R@1 | A2T R@5 | A2T R@10 | T2A R@1 | T2A R@5 | T2A R@10"
@@ -34,11 +47,11 @@ def test_the_table_has_mean_and_deviation_over_seeds():
 
 
 def test_differences_are_paired_by_seed():
-    compared = [
-        *runs("base", (0.30, 0.40, 0.50), (0.30, 0.40, 0.50)),
-        *runs("better", (0.53, 0.41, 0.32), (0.50, 0.40, 0.30), seeds=[2, 1, 0]),
-    ]
-    assert differences_markdown(compared, "base").splitlines() == [
+    comparison = compared(
+        runs("base", (0.30, 0.40, 0.50), (0.30, 0.40, 0.50)),
+        runs("better", (0.53, 0.41, 0.32), (0.50, 0.40, 0.30), seeds=[2, 1, 0]),
+    )
+    assert differences_markdown(comparison, "base").splitlines() == [
         "| method | search | minus base | 95 % interval | p |",
         "|---|---|---|---|---|",
         "| better | raw | +2.00 | -0.48 … +4.48 | 0.074 |",
@@ -47,13 +60,39 @@ def test_differences_are_paired_by_seed():
 
 
 def test_one_seed_has_no_interval():
-    table = differences_markdown([*runs("base", (0.3,), (0.3,)), *runs("other", (0.2,), (0.4,))], "base")
+    table = differences_markdown(
+        compared(runs("base", (0.3,), (0.3,)), runs("other", (0.2,), (0.4,))), "base"
+    )
     assert "| other | raw | -10.00 | – | – |" in table
 
 
 def test_what_cannot_be_paired():
     one, other = runs("base", (0.3,), (0.3,)), runs("other", (0.2,), (0.4,), seeds=[7])
     with pytest.raises(ValueError, match=r"`reference` has to be one of \['base'\], but got 'basis'"):
-        differences_markdown(one, "basis")
+        differences_markdown(compared(one), "basis")
     with pytest.raises(ValueError, match="same seeds for each method, but got"):
-        differences_markdown([*one, *other], "base")
+        differences_markdown(compared(one, other), "base")
+
+
+def test_each_kind_of_search_has_settings_of_its_own():
+    comparison = Comparison(
+        tuning=(),
+        raw=tuple(runs("A", (0.3,), (0.3,)) + runs("B", (0.2,), (0.2,))),
+        calibrated=tuple(runs("A", (0.3,), (0.3,)) + runs("B", (0.1,), (0.5,), temperature=0.2)),
+    )
+    lines = comparison_markdown(comparison).splitlines()
+    assert lines[4] == "| B | temperature=0.1 | 1 | raw" + 7 * " | 20.0" + " |"
+    assert lines[5] == "| B | temperature=0.2 | 1 | calibrated" + 7 * " | 50.0" + " |"
+    assert differences_markdown(comparison, "A").splitlines()[2:] == [
+        "| B | raw | -10.00 | – | – |",
+        "| B | calibrated | +20.00 | – | – |",
+    ]
+
+
+def test_the_candidates_and_the_chosen_ones():
+    tuning = runs("A", (0.3,), (0.3,)) + runs("A", (0.2,), (0.4,), temperature=0.2)
+    lines = tuning_markdown(Comparison(tuple(tuning), (), ())).splitlines()
+    assert lines[2:] == [
+        "| A | temperature=0.1 | **30.0** | 30.0 |",
+        "| A | temperature=0.2 | 20.0 | **40.0** |",
+    ]

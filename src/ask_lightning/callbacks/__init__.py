@@ -5,6 +5,7 @@ from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
 from ask_lightning.callbacks.recall_table import RecallTable
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
+from ask_lightning.callbacks.search_calibration import SearchCalibration
 
 __all__ = [
     "DriftMap",
@@ -13,4 +14,5 @@ __all__ = [
     "KnowledgeRefreshCallback",
     "QueryTable",
     "RecallTable",
+    "SearchCalibration",
 ]

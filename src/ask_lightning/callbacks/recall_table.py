@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ask_lightning.callbacks.publish import output_folder, publish_table
-from ask_lightning.metrics.table import mean_recall, percentages, score_table
+from ask_lightning.metrics.table import CALIBRATED, mean_recall, percentages, score_table
 from ask_lightning.utilities.text_tables import print_table
 
 
@@ -17,7 +17,8 @@ class RecallTable(Callback):
     """Prints and writes recalls in percent at the end of `fit`, `validate` and `test`.
 
     After `fit` there is a row for the epoch with the highest mean recall on the validation data and a row for
-    the last epoch; after `validate` and `test` there is one row for the split. The table is written to
+    the last epoch; after `validate` and `test` there is one row for the split, and after a test with
+    `SearchCalibration` a second one for calibrated search. The table is written to
     `recall.csv` in the folder of the run, and shown in Weights & Biases and TensorBoard.
 
     Requirements:
@@ -57,8 +58,11 @@ class RecallTable(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Publishes the scores of the test."""
-        if scores := percentages(_logged_metrics(trainer), "test/"):
-            _publish(trainer, {"test": scores})
+        metrics = _logged_metrics(trainer)
+        searches = {"test": "test/", "test, calibrated": f"test/{CALIBRATED}"}
+        rows = {row: scores for row, prefix in searches.items() if (scores := percentages(metrics, prefix))}
+        if rows:
+            _publish(trainer, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch so far."""

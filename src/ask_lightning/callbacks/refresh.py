@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -37,6 +38,7 @@ from ask_lightning.knowledge.base import (
     check_embeddings,
 )
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
+from ask_lightning.knowledge.refinement import GraphRefinement
 from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
@@ -85,6 +87,8 @@ class KnowledgeRefreshCallback(Callback):
         momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
             unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
             0 the source needs an index.
+        refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
+            nearest stored pairs. None: it is stored as it is.
         batch_size: Number of pairs per batch of a refresh; default: that of the loader.
         num_workers: Number of worker processes of a refresh; default: that of the loader.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
@@ -112,6 +116,7 @@ class KnowledgeRefreshCallback(Callback):
         placement: Placement = "replicated",
         storage: Storage = "float32",
         momentum: float = 0.0,
+        refine: Literal["graph"] | GraphRefinement | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         save_knowledge: bool = True,
@@ -127,6 +132,8 @@ class KnowledgeRefreshCallback(Callback):
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
         check_fraction("momentum", momentum)
+        if isinstance(refine, str):
+            check_choice("refine", refine, ("graph",))
         self.T = T
         self.source = source
         self.num_prototypes = num_prototypes
@@ -136,6 +143,7 @@ class KnowledgeRefreshCallback(Callback):
         self.placement: Placement = placement
         self.storage: Storage = storage
         self.momentum = float(momentum)
+        self.refine = GraphRefinement() if refine == "graph" else refine
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.save_knowledge = save_knowledge
@@ -283,6 +291,9 @@ class KnowledgeRefreshCallback(Callback):
                 for each in loaders
             )
         audio, text = self._keep_momentum(encoded)
+        if self.refine is not None:
+            check_embeddings(audio, text, encoded.shard)
+            audio, text = self.refine(audio, text, encoded.shard)
         base = KnowledgeBase.from_embeddings(
             audio,
             text,
@@ -390,7 +401,8 @@ class KnowledgeRefreshCallback(Callback):
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
         names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage")
-        return {name: getattr(self, name) for name in (*names, "momentum", "seed")}
+        settings = {name: getattr(self, name) for name in (*names, "momentum", "seed")}
+        return settings | {"refine": None if self.refine is None else asdict(self.refine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ask_lightning
@@ -15,15 +15,15 @@ __all__ = ["main", "run"]
 _HELP = """\
 usage: ask-lightning COMMAND [--config NAME_OR_PATH ...] [flags]
 
-Train and evaluate audio–text retrieval models, with ASK and without.
+Train and evaluate audio–text retrieval models, with ASK, with other losses, and without.
 
 commands:
   fit         train; goes on with --ckpt_path last
   validate    metrics of the validation split
-  test        metrics of the test split
+  test        metrics of the test split, by cosine and calibrated: --calibrate false
   predict     embeddings of the test split, in the folder of the run
-  encode      embeddings of a split into a file: --split, --output
-  search      a text against encoded clips, or an audio file against captions
+  encode      embeddings of a split into a file: --split, --output, --calibrate true
+  search      a text against encoded clips, or an audio file against captions: --raw
   transfer    train on one dataset, test on it and on another: --target
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
@@ -35,9 +35,10 @@ flags of all commands but search:
   --weights X    folder of weights that are on no hub (default: weights)
   --ckpt_path X  a checkpoint: a path, or last or best of the folder of the run
   --demo[=X]     synthetic data, in folder X, and shrunken models: a minute on a CPU
+  --ask.loss X   the loss: the name of a class of ask_lightning.losses, or the import path of one of yours
   --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help
 
-shipped configs:
+shipped configs: DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such as audiocaps_resnet38_bert_ask
 """
 
 _INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
@@ -72,10 +73,8 @@ def _main(arguments: list[str]) -> int:
     with _ctrl_c_ends_the_process():  # imports take seconds
         from ask_lightning.cli.errors import UsageError, explain
 
-        try:
-            import ask_lightning.cli.commands  # noqa: F401
-        except ImportError:
-            pass  # `run` says which package is missing, if the command needs it
+        with suppress(ImportError):  # `run` says which package is missing, if the command needs it
+            from ask_lightning.cli import commands  # noqa: F401
     # As with `python -m`: a config may name classes in modules of the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
@@ -117,13 +116,13 @@ def run(arguments: Sequence[str]) -> Any:
     Raises:
         UsageError: The command line cannot be used.
     """
-    from ask_lightning.cli.compose import shipped_configs
+    from ask_lightning.cli.compose import describe_names
     from ask_lightning.cli.errors import UsageError
     from ask_lightning.utilities.optional_imports import import_optional
 
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if command in ("-h", "--help"):
-        print(_HELP + "\n".join(f"  {name}" for name in shipped_configs()))
+        print(_HELP + "\n".join(f"  {word:<12} {names}" for word, names in describe_names().items()))
         return None
     commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer")
     if command not in commands:

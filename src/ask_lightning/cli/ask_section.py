@@ -1,6 +1,8 @@
 """The section `ask` of a config: its options, the wrapped model and its callbacks."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,12 +17,13 @@ from ask_lightning import (
 )
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.losses import RetrievalLoss
 
 SECTION = "ask"
 
 
 def add_ask_arguments(parser: LightningArgumentParser) -> None:
-    """Add the section to a parser, with the options of the loss and of the refresh.
+    """Add the section to a parser, with the loss and the options of the refresh.
 
     Args:
         parser: The parser of one command.
@@ -30,25 +33,32 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
         "--ask.enabled",
         type=bool,
         default=False,
-        help="Train with ASK; a section `ask` in a config turns it on.",
+        help="Train with the loss of this section; a section `ask` in a config turns it on.",
     )
     for side in ("audio", "text"):
         help_text = f"The model's method that encodes {side}; null: found by its usual names."
         add(f"--ask.{side}", type=str | None, default=None, help=help_text)
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
-    add("--ask.monitors", type=bool, default=True, help="Log RDM, OBI and what queries retrieve.")
+    help_text = "Log RDM, OBI and what queries retrieve, as far as the loss uses the knowledge so."
+    add("--ask.monitors", type=bool, default=True, help=help_text)
     # Left out are objects, which a file cannot hold, and the temperature, which is the model's.
-    parser.add_class_arguments(
-        ReliabilityOTLoss, "ask.loss", skip={"temperature", "interaction"}, instantiate=False
+    parser.add_subclass_arguments(
+        RetrievalLoss,
+        "ask.loss",
+        skip={"temperature", "interaction"},
+        required=False,
+        default={"class_path": f"{ReliabilityOTLoss.__module__}.{ReliabilityOTLoss.__qualname__}"},
     )
+    # Its constructor is called when there is a model to take the temperature from.
+    parser.add_instantiator(_postpone, RetrievalLoss)
     parser.add_class_arguments(KnowledgeRefreshCallback, "ask.refresh", skip={"source"}, instantiate=False)
 
 
 def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
-    """Refuse flags of ASK for a model that trains without it.
+    """Refuse flags of the section for a model that trains with its own loss.
 
     Args:
-        enabled: Whether the model trains with ASK.
+        enabled: Whether the model trains with the loss of the section.
         arguments: The arguments of the command line.
 
     Raises:
@@ -59,7 +69,27 @@ def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
     if without_effect and not enabled:
         raise UsageError(
             f"{', '.join(without_effect)} has no effect, because the config does not train with ASK. "
-            "Add `--config ask`."
+            "Add `--config ask`, or the part of another loss."
+        )
+
+
+def check_knowledge_flags(loss: RetrievalLoss, arguments: Sequence[str]) -> None:
+    """Refuse flags of the refresh and the monitors for a loss that needs no knowledge.
+
+    Args:
+        loss: The loss of the run.
+        arguments: The arguments of the command line.
+
+    Raises:
+        UsageError: There are such flags.
+    """
+    flags = {argument.partition("=")[0] for argument in arguments}
+    of_knowledge = (f"--{SECTION}.refresh", f"--{SECTION}.monitors")
+    without_effect = sorted(flag for flag in flags if flag.startswith(of_knowledge))
+    if without_effect and not loss.needs_knowledge:
+        raise UsageError(
+            f"{', '.join(without_effect)} has no effect, because {type(loss).__name__} needs no knowledge. "
+            "Leave it out, or choose another loss by `--ask.loss`."
         )
 
 
@@ -68,20 +98,28 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
 
     Args:
         model: A model with methods that encode audio and text. The loss takes the model's `temperature`, so
-            that baseline and ASK train with the same one.
-        section: The parsed section `ask`.
+            that baseline and ASK train with the same one; a model without has 0.07.
+        section: The section `ask` after its classes were made.
 
     Returns:
         The module to train.
     """
-    loss = ReliabilityOTLoss(temperature=getattr(model, "temperature", 0.07), **section["loss"])
+    make_loss: partial[RetrievalLoss] = section["loss"]
+    taken = signature(make_loss.func).parameters
+    takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values())
+    if "temperature" in taken or takes_any:
+        make_loss = partial(make_loss, temperature=getattr(model, "temperature", 0.07))
+    loss = make_loss()
     return ASKModule(model, loss, audio=section["audio"], text=section["text"], ids=section["ids"])
 
 
-def ask_callbacks(data: pl.LightningDataModule, section: Mapping[str, Any]) -> list[pl.Callback]:
-    """The callbacks that renew the knowledge and monitor it.
+def ask_callbacks(
+    loss: RetrievalLoss, data: pl.LightningDataModule, section: Mapping[str, Any]
+) -> list[pl.Callback]:
+    """The callbacks that renew the knowledge and monitor it, as far as the loss uses knowledge.
 
     Args:
+        loss: The loss of the run. One that needs no knowledge needs no callback.
         data: The data of the run. What its method `knowledge_dataset` returns is the source of the
             knowledge; without that method the training data are.
         section: The parsed section `ask`.
@@ -89,9 +127,18 @@ def ask_callbacks(data: pl.LightningDataModule, section: Mapping[str, Any]) -> l
     Returns:
         The callbacks for the trainer.
     """
+    if not loss.needs_knowledge:
+        return []
     source = getattr(data, "knowledge_dataset", None)
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
     if not section["monitors"]:
         return [refresh]
-    queries = QueryTable(audio=section["audio"], text=section["text"])
-    return [refresh, DriftMonitor(), InfluenceMonitor(), queries]
+    monitors: list[pl.Callback] = [DriftMonitor()]
+    if isinstance(loss, ReliabilityOTLoss):
+        monitors += [InfluenceMonitor(), QueryTable(audio=section["audio"], text=section["text"])]
+    return [refresh, *monitors]
+
+
+def _postpone(kind: type[RetrievalLoss], *arguments: Any, **options: Any) -> partial[RetrievalLoss]:
+    """A loss that is made later."""
+    return partial(kind, *arguments, **options)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import yaml
 from ask_lightning.cli.errors import UsageError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-"""Folder of the shipped configs, with their parts in `parts` and what shrinks a part in `demo`."""
+"""Folder of what shipped configs are made of: `parts`, and in `demo` what shrinks a part."""
 
 COMPOSE = "compose"
 """The key under which a config lists the configs that it is composed of."""
@@ -29,16 +31,6 @@ class Composition:
     parts: list[str] = field(default_factory=list)
 
 
-def shipped_configs() -> list[str]:
-    """The names of shipped configs, which `--config` takes.
-
-    Examples:
-        >>> "audiocaps_resnet38_bert_ask" in shipped_configs()
-        True
-    """
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
 def shipped_parts() -> list[str]:
     """The names of parts, which `compose` takes besides those of whole configs.
 
@@ -47,6 +39,116 @@ def shipped_parts() -> list[str]:
         True
     """
     return sorted(path.stem for path in (CONFIGS / "parts").glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which parts the names of configs are made of, told by what is in them.
+
+    Attributes:
+        datasets: Parts that name a class of data.
+        models: Parts that name a class of a model.
+        losses: Parts that name a class of a loss.
+        with_knowledge: Those losses whose part says how the knowledge is renewed.
+        sources: Parts that name another source of the knowledge. One whose name begins with that of a dataset
+            is for that dataset alone.
+    """
+
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    losses: tuple[str, ...]
+    with_knowledge: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@cache
+def shipped_roles() -> Roles:
+    """The roles of the shipped parts in the names of configs.
+
+    Examples:
+        >>> shipped_roles().datasets
+        ('audiocaps', 'clotho')
+    """
+    parts = {name: _read_yaml(_part_file(name)) for name in shipped_parts()}
+
+    def with_entry(*keys: str) -> tuple[str, ...]:
+        return tuple(name for name, content in parts.items() if _has_entry(content, keys))
+
+    losses = with_entry("ask", "loss", "class_path")
+    return Roles(
+        datasets=with_entry("data", "class_path"),
+        models=with_entry("model", "class_path"),
+        losses=losses,
+        with_knowledge=tuple(name for name in losses if _has_entry(parts[name], ("ask", "refresh"))),
+        sources=with_entry("data", "init_args", "knowledge") + with_entry("data", "init_args", "enriched"),
+    )
+
+
+@cache
+def shipped_configs() -> dict[str, list[str]]:
+    """The parts of each shipped config, by the names that `--config` takes.
+
+    A name is `DATASET_MODEL_LOSS`, where `baseline` is the model's own loss; after a loss with knowledge
+    the source of the knowledge may follow.
+
+    Examples:
+        >>> shipped_configs()["clotho_ced_sonar_ask_enriched"]
+        ['run', 'clotho', 'ced_sonar', 'ask', 'clotho_enriched']
+        >>> shipped_configs()["audiocaps_resnet38_bert_baseline"]
+        ['run', 'audiocaps', 'resnet38_bert']
+    """
+    roles = shipped_roles()
+    configs = {}
+    for dataset, model in product(roles.datasets, roles.models):
+        backbone = ["run", dataset, model]
+        configs[f"{dataset}_{model}_baseline"] = backbone
+        for loss in roles.losses:
+            configs[f"{dataset}_{model}_{loss}"] = [*backbone, loss]
+        for loss, (ending, source) in product(roles.with_knowledge, _sources_of(dataset).items()):
+            configs[f"{dataset}_{model}_{loss}_{ending}"] = [*backbone, loss, source]
+    return dict(sorted(configs.items()))
+
+
+def describe_names() -> dict[str, str]:
+    """What the names of shipped configs are made of, for messages: the choices for each word of a name.
+
+    Examples:
+        >>> describe_names()["DATASET"]
+        'audiocaps, clotho'
+    """
+    roles = shipped_roles()
+    endings = sorted({ending for dataset in roles.datasets for ending in _sources_of(dataset)})
+    return {
+        "DATASET": ", ".join(roles.datasets),
+        "MODEL": ", ".join(roles.models),
+        "LOSS": ", ".join(["baseline", *roles.losses]),
+        "KNOWLEDGE": f"{', '.join(endings)} (after {', '.join(roles.with_knowledge)})",
+    }
+
+
+def _sources_of(dataset: str) -> dict[str, str]:
+    """The parts with knowledge for a dataset, by what the name of a config ends with."""
+    roles = shipped_roles()
+    endings = {}
+    for source in roles.sources:
+        owner = next((name for name in roles.datasets if source.startswith(f"{name}_")), None)
+        if owner in (None, dataset):
+            endings[source if owner is None else source.removeprefix(f"{owner}_")] = source
+    return endings
+
+
+def _part_file(name: str) -> Path:
+    """The file of a shipped part."""
+    return CONFIGS / "parts" / f"{name}.yaml"
+
+
+def _has_entry(content: Any, keys: Sequence[str]) -> bool:
+    """Whether a config has an entry under nested keys."""
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            return False
+        content = content[key]
+    return True
 
 
 def shipped_classes(parts: Sequence[str]) -> set[str]:
@@ -100,7 +202,8 @@ def compose(
     """
     composition = Composition()
     for name in names:
-        _merge_file(composition, _find_config(name, None), replacements or {}, ())
+        for path in _find_configs(name, None):
+            _merge_file(composition, path, replacements or {}, ())
     if demo:
         for part in list(composition.parts):
             shrunken = CONFIGS / "demo" / f"{part}.yaml"
@@ -125,32 +228,36 @@ def _merge_file(
     if not isinstance(listed, list):
         raise UsageError(f"{path}: `{COMPOSE}` has to be a list of names and paths, but got {listed!r}.")
     for name in listed:
-        _merge_file(composition, _find_config(str(name), path), replacements, (*included_by, path))
+        for included in _find_configs(str(name), path):
+            _merge_file(composition, included, replacements, (*included_by, path))
     if "ask" in content:
         content["ask"] = _with_ask_enabled(content["ask"])
     _merge(composition.config, content)
 
 
-def _find_config(name: str, named_in: Path | None) -> Path:
-    """The file of a config that is named on the command line or in another config."""
+def _find_configs(name: str, named_in: Path | None) -> list[Path]:
+    """The files of a config that is named on the command line or in another config."""
     folder = named_in.parent if named_in is not None else Path()
+    path = folder / name
+    configs = shipped_configs()
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = folder / name
-        shipped = CONFIGS / path.name
-        if not path.is_file() and shipped.is_file() and name in (path.name, f"configs/{path.name}"):
-            return shipped
-        if not path.is_file():
-            where = f" (named in {named_in})" if named_in is not None else ""
-            raise UsageError(f"There is no config file {str(path)!r}{where}.")
-        return path
-    for shipped in (CONFIGS / f"{name}.yaml", CONFIGS / "parts" / f"{name}.yaml"):
-        if shipped.is_file():
-            return shipped
-    if named_in is None and (folder / name).is_file():
-        return folder / name
+        if path.is_file():
+            return [path]
+        if path.stem in configs and name in (path.name, f"configs/{path.name}"):
+            return [_part_file(part) for part in configs[path.stem]]
+        where = f" (named in {named_in})" if named_in is not None else ""
+        raise UsageError(f"There is no config file {str(path)!r}{where}.")
+    if name in configs:
+        return [_part_file(part) for part in configs[name]]
+    if _part_file(name).is_file():
+        return [_part_file(name)]
+    if named_in is None and path.is_file():
+        return [path]
+    choices = "; ".join(f"{word}: {names}" for word, names in describe_names().items())
     raise UsageError(
-        f"There is no config {name!r}. Shipped are {', '.join(shipped_configs())}, and the parts "
-        f"{', '.join(shipped_parts())}. Other configs are named by the path of a .yaml file."
+        f"There is no config {name!r}. Shipped are DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such "
+        f"as audiocaps_resnet38_bert_ask ({choices}), and the parts {', '.join(shipped_parts())}. Other "
+        "configs are named by the path of a .yaml file."
     )
 
 

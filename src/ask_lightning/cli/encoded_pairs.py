@@ -17,6 +17,8 @@ from ask_lightning.cli.errors import UsageError
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
+from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibration, QueryBank
+from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
@@ -38,6 +40,7 @@ class EncodedPairs:
         captions: Texts of the P captions.
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
+        calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
     """
 
     audio: Tensor
@@ -47,6 +50,33 @@ class EncodedPairs:
     names: list[str]
     captions: list[str]
     model: dict[str, str | None] = field(default_factory=dict)
+    calibration: HubCalibration | None = None
+
+    def calibrate(self, training: "EncodedPairs", validation: "EncodedPairs") -> str:
+        """Calibrate these clips and captions.
+
+        Args:
+            training: The training split, encoded by the same model: the bank.
+            validation: The validation split, encoded by the same model, on which kind and parameters are
+                chosen.
+
+        Returns:
+            Lines that say what was chosen, and what it does to the recall on the validation split.
+        """
+        bank = QueryBank(training.audio, training.text)
+        metric = AudioTextRetrieval()
+        clip_of = validation.clip_of
+        metric.update(validation.audio[clip_of], validation.text, validation.clip_ids[clip_of])
+        chosen = metric.choose_calibration(bank)
+        metric.calibrate(bank, chosen)
+        scores = metric.compute()
+        self.calibration = HubCalibration.from_bank(bank, self.audio, self.text, chosen)
+        raw, calibrated = 100 * mean_recall(scores), 100 * mean_recall(scores, CALIBRATED)
+        report = (
+            f"They are calibrated by the training split: {chosen}. Mean recall on the validation split: "
+            f"{raw:.1f} % by cosine, {calibrated:.1f} % calibrated."
+        )
+        return report if calibrated > raw else f"{report} Calibration does not help: search with `--raw`."
 
     def save(self, path: Path) -> None:
         """Write the pairs to a file, as a whole or not at all.
@@ -60,6 +90,10 @@ class EncodedPairs:
         check_output(path)
         tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
         metadata = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
+        if self.calibration is not None:
+            metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
+            for name, values in self.calibration.tensors.items():
+                tensors[name] = values.float() if values.is_floating_point() else values
         try:
             with atomic_write(path) as temporary:
                 save_file(
@@ -96,7 +130,17 @@ class EncodedPairs:
                 f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
                 f"{_REMEDY}"
             )
-        return cls(**tensors, **{name: json.loads(metadata[name]) for name in ("names", "captions", "model")})
+        texts = {name: json.loads(metadata[name]) for name in ("names", "captions", "model")}
+        calibration = None
+        if "calibration" in metadata:
+            biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}
+            try:
+                calibration = HubCalibration(Calibration(**json.loads(metadata["calibration"])), **biases)
+            except (TypeError, ValueError) as error:
+                raise UsageError(
+                    f"{path} holds a calibration of another kind than this version makes ({error}). {_REMEDY}"
+                ) from error
+        return cls(**tensors, **texts, calibration=calibration)
 
 
 def check_output(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,64 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning import ASKModule
+from ask_lightning.callbacks import SearchCalibration
 from ask_lightning.callbacks.snapshots import checkpoint_directories
-from ask_lightning.cli.ask_section import SECTION, add_ask_arguments, ask_callbacks, ask_module, check_ask
+from ask_lightning.cli.ask_section import (
+    SECTION,
+    add_ask_arguments,
+    ask_callbacks,
+    ask_module,
+    check_ask,
+    check_knowledge_flags,
+)
 from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_pairs
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
+from ask_lightning.metrics import AudioTextRetrieval
 
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
 
 
 class RetrievalTrainer(pl.Trainer):
-    """Lightning's trainer, which can also write down the embeddings of a split."""
+    """Lightning's trainer, which also tests calibrated search and writes down the embeddings of a split."""
+
+    def test(  # type: ignore[override]  # which has more arguments by position
+        self,
+        model: pl.LightningModule | None = None,
+        *,
+        datamodule: pl.LightningDataModule | None = None,
+        calibrate: bool = True,
+        **options: Any,
+    ) -> list[Mapping[str, float]]:
+        """Test a model by cosine similarity and, unless it is left out, in calibrated search.
+
+        Args:
+            model: The model.
+            datamodule: The data.
+            calibrate: Whether to report calibrated search as well. It costs a pass over the training split,
+                which is the bank, and one over the validation split, on which kind and parameters are chosen.
+            **options: Further arguments of Lightning's `Trainer.test`.
+
+        Returns:
+            The metrics.
+        """
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        calibration = SearchCalibration()
+        if calibrate and (obstacle := _obstacle_to_calibration(model, datamodule)):
+            rank_zero_info(f"Calibrated search is left out: {obstacle}.")
+        elif calibrate:
+            rank_zero_info(
+                "The training and the validation split are encoded first, for calibrated search; "
+                "`--calibrate false` leaves it out."
+            )
+            callbacks.append(calibration)
+        try:
+            return super().test(model, datamodule=datamodule, **options)
+        finally:
+            if calibration in callbacks:
+                callbacks.remove(calibration)
 
     def encode(
         self,
@@ -37,6 +82,7 @@ class RetrievalTrainer(pl.Trainer):
         split: Split = "test",
         output: str | None = None,
         ckpt_path: str | None = None,
+        calibrate: bool = False,
     ) -> EncodedPairs:
         """Encode a split of the data into a file that `ask-lightning search` reads.
 
@@ -47,6 +93,8 @@ class RetrievalTrainer(pl.Trainer):
             output: Path of the `.safetensors` file to write; by default `encoded-{split}.safetensors` in the
                 folder of the run.
             ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
+            calibrate: Whether to store what calibrated search needs. The training split is encoded as well,
+                which is the bank, and the validation split, on which kind and parameters are chosen.
 
         Returns:
             The embeddings that were written.
@@ -56,10 +104,18 @@ class RetrievalTrainer(pl.Trainer):
         """
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
-        loader = datamodule.ordered_dataloader(split)
-        pairs = encode_pairs(self, model, loader, ckpt_path)
+        wanted = dict.fromkeys([split, "train", "val"] if calibrate else [split])
+        # All loaders are made before the work, should a split not exist.
+        loaders = {name: datamodule.ordered_dataloader(name) for name in wanted}
+        pairs = encode_pairs(self, model, loaders[split], ckpt_path)
+        if calibrate:  # with the weights that are loaded by now
+            encoded = {name: encode_pairs(self, model, loaders[name]) for name in wanted if name != split}
+            encoded[split] = pairs
+            report = pairs.calibrate(training=encoded["train"], validation=encoded["val"])
         pairs.save(path)
         print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
+        if calibrate:
+            print(report)
         return pairs
 
 
@@ -230,7 +286,8 @@ class RetrievalCLI(LightningCLI):
         # ASK takes part in training only.
         if section["enabled"] and self.subcommand == "fit":
             self.model = ask_module(self.model, section)
-            callbacks = [*ask_callbacks(self.datamodule, section), *callbacks]
+            check_knowledge_flags(self.model.loss, self._arguments)
+            callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
@@ -256,6 +313,18 @@ class RetrievalCLI(LightningCLI):
 
 def _is_of_validation(name: str) -> bool:
     return name.startswith(("val/", "val_"))
+
+
+def _obstacle_to_calibration(
+    model: pl.LightningModule | None, datamodule: pl.LightningDataModule | None
+) -> str | None:
+    """Why a test cannot be calibrated, or None if it can."""
+    if model is None or not any(isinstance(part, AudioTextRetrieval) for part in model.modules()):
+        return f"{type(model).__name__} has no metric AudioTextRetrieval"
+    if not isinstance(datamodule, ask_lightning.data.RetrievalDataModule):
+        return f"{type(datamodule).__name__} is no RetrievalDataModule"
+    missing = [split for split in ("train", "val") if split not in datamodule.datasets]
+    return f"the data have no split {' and '.join(missing)}" if missing else None
 
 
 def _replace_run_folder(value: Any, run: str) -> Any:

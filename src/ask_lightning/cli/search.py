@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +17,7 @@ from ask_lightning.data.audio.decoding import check_recording, open_audio, read_
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
-from ask_lightning.utilities.text_tables import print_table
+from ask_lightning.utilities.text_tables import Cell, print_table
 from ask_lightning.utilities.weights import weights_fingerprint
 
 _MAX_SECONDS = 30.0
@@ -28,12 +28,14 @@ class Hit:
     """One result of a search.
 
     Attributes:
-        score: Cosine similarity of query and result.
+        score: What the hits are sorted by: the calibrated score, or the cosine if nothing is calibrated.
+        cosine: Cosine similarity of query and result.
         clip: Name of the clip.
         caption: The caption that was found, or the first caption of the clip that was found.
     """
 
     score: float
+    cosine: float
     clip: str
     caption: str
 
@@ -56,20 +58,35 @@ def search(arguments: Sequence[str]) -> list[Hit]:
     query.add_argument("--text", help="find the clips that this describes")
     query.add_argument("--audio", type=Path, help="find the captions that describe this file")
     parser.add_argument("--top", type=int, default=10, help="number of hits (default: 10)")
+    parser.add_argument("--raw", action="store_true", help="sort by cosine, even if the file is calibrated")
     parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
     pairs = EncodedPairs.load(options.encoded)
+    if options.raw:
+        pairs.calibration = None
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
     if options.text is not None:
         hits = find_clips(model, pairs, options.text, options.top)
     else:
         hits = find_captions(model, pairs, options.audio, options.top)
-    rows = [(rank, hit.score, hit.clip, hit.caption) for rank, hit in enumerate(hits, start=1)]
-    print_table(["rank", "score", "clip", "caption"], rows, float_format=".3f")
+    _print(hits, pairs)
     return hits
+
+
+def _print(hits: Sequence[Hit], pairs: EncodedPairs) -> None:
+    """Print hits as a table, with the cosine beside a calibrated score."""
+    if pairs.calibration is None:
+        rows: list[list[Cell]] = [
+            [rank, hit.score, hit.clip, hit.caption] for rank, hit in enumerate(hits, 1)
+        ]
+        print_table(["rank", "score", "clip", "caption"], rows, float_format=".3f")
+        return
+    rows = [[rank, hit.score, hit.cosine, hit.clip, hit.caption] for rank, hit in enumerate(hits, 1)]
+    print_table(["rank", "score", "cosine", "clip", "caption"], rows, float_format=".3f")
+    print(f"Scores are calibrated ({pairs.calibration.calibration}); `--raw` sorts by cosine.")
 
 
 def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.LightningModule:
@@ -134,8 +151,10 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int) -> list[Hit
     first_caption: dict[int, str] = {}
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first_caption.setdefault(row, caption)
-    best = _most_similar(pairs.audio, query, top)
-    return [Hit(score, pairs.names[row], first_caption[row]) for score, row in best]
+    return [
+        Hit(score, cosine, pairs.names[row], first_caption[row])
+        for score, cosine, row in _best_hits(pairs, "audio", query, top)
+    ]
 
 
 @torch.inference_mode()
@@ -162,8 +181,8 @@ def find_captions(model: Any, pairs: EncodedPairs, path: Path, top: int) -> list
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)  # (d,)
     return [
-        Hit(score, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
-        for score, row in _most_similar(pairs.text, query, top)
+        Hit(score, cosine, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
+        for score, cosine, row in _best_hits(pairs, "text", query, top)
     ]
 
 
@@ -176,14 +195,19 @@ def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> torch.Tensor:
     return unit_length(embeddings.float())[0]
 
 
-def _most_similar(rows: torch.Tensor, query: torch.Tensor, top: int) -> list[tuple[float, int]]:
-    """Cosine similarity and number of the rows that are most similar to a query, best first."""
+def _best_hits(
+    pairs: EncodedPairs, side: Literal["audio", "text"], query: torch.Tensor, top: int
+) -> list[tuple[float, float, int]]:
+    """Score, cosine and number of the rows of a side with the highest scores, best first."""
+    rows = pairs.audio if side == "audio" else pairs.text
     if rows.shape[1] != len(query):
         raise UsageError(
             f"The encoded file has embeddings of width {rows.shape[1]}, but the checkpoint makes "
             f"{len(query)}. Pass the checkpoint that it was encoded with."
         )
-    scores = rows @ query
+    scores = cosines = rows @ query
+    if pairs.calibration is not None:
+        scores = pairs.calibration.calibrate(cosines[None], side)[0]
     # The sort is stable, so that rows with equal scores keep their order.
     order = torch.argsort(scores, descending=True, stable=True)[:top]
-    return [(float(scores[row]), int(row)) for row in order]
+    return [(float(scores[row]), float(cosines[row]), int(row)) for row in order]

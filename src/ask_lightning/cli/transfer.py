@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ask_lightning.cli.commands import run_with_options
 from ask_lightning.cli.compose import Composition, shipped_parts
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.cli.retrieval_cli import RetrievalTrainer
 from ask_lightning.cli.run_options import FlagParser, RunOptions
 from ask_lightning.data import PublishedDataModule
 from ask_lightning.metrics.table import percentages, score_table, write_scores
@@ -50,13 +51,16 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     target = target_data(options, known.target, target_flags)
     cli = run_with_options("fit", options, held_out=target.evaluation_clips())
     trainer, source = cli.trainer, cli.datamodule
+    assert isinstance(trainer, RetrievalTrainer)
     # The trainer's first checkpoint callback keeps the best epoch. Without any, the last epoch is tested.
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     rows = {}
     # The loggers show the dataset of the training alone under the names of `test/`.
     for data, loggers in ((source, trainer.loggers), (target, [])):
         trainer.loggers = loggers
-        (metrics,) = trainer.test(cli.model, datamodule=data, ckpt_path=checkpoint, verbose=False)
+        (metrics,) = trainer.test(
+            cli.model, datamodule=data, ckpt_path=checkpoint, verbose=False, calibrate=False
+        )
         rows[_dataset_name(data)] = percentages(metrics, "test/")
     _report(rows, _dataset_name(source), Path(trainer.default_root_dir))
     return rows

@@ -103,6 +103,25 @@ def embed_batch(model: object, audio: Encoder, text: Encoder, batch: Any) -> tup
     return embedded[0], embedded[1]
 
 
+def find_pair_encoder(module: object) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """Find how a module embeds the pairs of a batch.
+
+    Args:
+        module: A module with a method `embed_pairs`, as `ASKModule` has, or with methods that `find_encoders`
+            finds.
+
+    Returns:
+        Function from a batch to audio and text embeddings, `(B, d)` each.
+
+    Raises:
+        ValueError: The module has neither.
+    """
+    if callable(embed_pairs := getattr(module, "embed_pairs", None)):
+        return lambda batch: embed_pairs(batch)[:2]
+    encoders = find_encoders(module)
+    return lambda batch: embed_batch(module, *encoders, batch)
+
+
 def encoder_name(encoder: Encoder) -> str:
     """The name of an encoder, for messages.
 

@@ -37,6 +37,27 @@ def isolated_from_training(trainer: pl.Trainer, module: pl.LightningModule) -> I
 
 
 @contextmanager
+def isolated_copy(copy: nn.Module, trainer: pl.Trainer) -> Iterator[None]:
+    """Let a copy of the model encode a batch of the run as the model would, without a trace in the run.
+
+    The copy sees the trainer meanwhile. Random streams are restored, logging is muted.
+
+    Args:
+        copy: Copy of the model that is trained.
+        trainer: The running trainer.
+    """
+    attached = [part for part in copy.modules() if isinstance(part, pl.LightningModule)]
+    with preserved_random_state(), _muted_logging(copy):
+        for part in attached:
+            part._trainer = trainer
+        try:
+            yield
+        finally:
+            for part in attached:
+                part._trainer = None
+
+
+@contextmanager
 def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
     """Give every rank the buffers of rank 0, so that all encode by the encoder that a checkpoint holds.
 

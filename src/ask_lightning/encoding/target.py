@@ -49,8 +49,8 @@ def find_target(module: pl.LightningModule) -> Target:
     losses = [part for part in module.modules() if isinstance(part, RetrievalLoss)]
     if len(losses) != 1:
         raise RuntimeError(
-            f"KnowledgeRefreshCallback needs a module with one loss of ask_lightning.losses, but {name} has "
-            f"{len(losses)}. Wrap the model: trainer.fit(ASKModule(model), ...)."
+            "The callbacks of ask_lightning need a module with one loss of ask_lightning.losses, but "
+            f"{name} has {len(losses)}. Wrap the model: trainer.fit(ASKModule(model), ...)."
         )
     (loss,) = losses
     if callable(embed_pairs := getattr(module, "embed_pairs", None)):

@@ -1,5 +1,15 @@
 """The protocol between a loss, `ASKModule` and `KnowledgeRefreshCallback`.
 
+A loss computes `compute`. One with state that outlives a batch also implements `reset`, `training_state` and
+`load_training_state`, by which `ASKModule` starts a run anew, writes checkpoints and resumes from them. Such
+state is in plain attributes, neither parameters nor buffers: those would go to the optimiser, to every
+forward pass of DDP and into averages of weights.
+
+A loss that contrasts with what another encoder than the model makes of the batch sets `needs_keys`: then
+`ASKModule` calls `start` with the model before the first step, and before the loss of each training batch
+`make_keys`, with the model, a function that embeds this batch with whatever copy of the model it is given,
+and the number of optimiser steps so far. The loss owns the copy and decides how it follows the model.
+
 Axes: `B` batch, `d` width.
 """
 
@@ -8,7 +18,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +33,11 @@ from ask_lightning.utilities.dtypes import computation_dtype
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
-Temperature = float | Tensor | Callable[[], Tensor]
+SharedPositives = Literal["diagonal", "ids", "same_clip"]
+Scalar = float | Tensor | Callable[[], Tensor]
+Temperature = Scalar
+Encode = Callable[[nn.Module], tuple[Tensor, Tensor]]
+"""Function from a copy of the model to its audio and text embeddings `(B, d)` of the batch in hand."""
 
 
 class RetrievalLoss(nn.Module, ABC):
@@ -34,9 +48,11 @@ class RetrievalLoss(nn.Module, ABC):
 
     Args:
         temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`). A loss without
+            temperature leaves it at 1.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
-            same clip are left out of the denominator; needs ids.
+            same clip are left out of the denominator; needs ids. `"same_clip"`: they are positives as well;
+            needs ids and a loss that names it in `kinds_of_positives`.
         gather: `True`: the loss is computed over the batches of all ranks, which may be of different sizes,
             with gradients to every rank; under DDP the gradient is that of one process with the whole
             batch. `False`: it is computed over the local batch.
@@ -53,7 +69,7 @@ class RetrievalLoss(nn.Module, ABC):
         ...     def compute(self, audio, text, ids, knowledge):
         ...         loss = (audio - text).square().sum(dim=1).mean()
         ...         return loss, {"loss": loss}
-        >>> loss = SquaredDistance(temperature=0.07, positives="diagonal", gather=False)
+        >>> loss = SquaredDistance()
         >>> loss(torch.eye(2), torch.eye(2))
         tensor(0.)
     """
@@ -61,14 +77,27 @@ class RetrievalLoss(nn.Module, ABC):
     needs_knowledge: ClassVar[bool] = True
     """Whether training cannot start without a knowledge base."""
 
-    def __init__(self, temperature: Temperature, *, positives: Positives, gather: bool) -> None:
+    needs_keys: ClassVar[bool] = False
+    """Whether the loss encodes each training batch by another encoder than the model, in `make_keys`."""
+
+    kinds_of_positives: ClassVar[tuple[str, ...]] = ("diagonal", "ids")
+    """What `positives` may be."""
+
+    scalar_names: ClassVar[tuple[str, ...]] = ("temperature",)
+    """The arguments that may be numbers, parameters of the wrapped model or callables."""
+
+    def __init__(
+        self, temperature: Temperature = 1.0, *, positives: SharedPositives = "diagonal", gather: bool = False
+    ) -> None:
         super().__init__()
-        _check_temperature(temperature)
-        check_choice("positives", positives, get_args(Positives))
-        if isinstance(temperature, int | float):
-            temperature = float(temperature)
-        # In a tuple, because a parameter set as an attribute would be registered here a second time.
-        self._temperature = (temperature,)
+        # In a dictionary, because a parameter set as an attribute would be registered here a second time.
+        self._scalars: dict[str, Scalar] = {}
+        self._hold_scalar("temperature", temperature)
+        if isinstance(temperature, Tensor):
+            check_positive("temperature", temperature.item())
+        elif isinstance(temperature, int | float):
+            check_positive("temperature", float(temperature))
+        check_choice("positives", positives, self.kinds_of_positives)
         self.positives = positives
         self.gather = gather
         self.knowledge: KnowledgeBase | None = None
@@ -77,15 +106,33 @@ class RetrievalLoss(nn.Module, ABC):
     @property
     def temperature(self) -> float | Tensor:
         """τ at present."""
-        (temperature,) = self._temperature
-        if isinstance(temperature, Tensor) or not callable(temperature):
-            return temperature
-        return temperature()
+        return self._scalar("temperature")
+
+    def _hold_scalar(self, name: str, value: Scalar) -> None:
+        """Keep one of `scalar_names`."""
+        if isinstance(value, int | float):
+            value = float(value)
+        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value)):
+            raise TypeError(
+                f"Argument `{name}` has to be a number, a parameter with one element, or a callable without "
+                f"arguments, but got {value!r}."
+            )
+        self._scalars[name] = value
+
+    def _scalar(self, name: str) -> float | Tensor:
+        """The present value of one of `scalar_names`."""
+        scalar = self._scalars[name]
+        return scalar if isinstance(scalar, Tensor) or not callable(scalar) else scalar()
+
+    @property
+    def borrowed_parameters(self) -> dict[str, nn.Parameter]:
+        """The wrapped model's parameters that were passed as scalars, by the names of the arguments."""
+        return {name: value for name, value in self._scalars.items() if isinstance(value, nn.Parameter)}
 
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.positives == "ids"
+        return self.positives != "diagonal"
 
     @property
     def needs_training_clips(self) -> bool:
@@ -98,11 +145,11 @@ class RetrievalLoss(nn.Module, ABC):
         # A subclass of the user's may take its arguments as it likes.
         own = next(kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__))
         names = inspect.signature(own).parameters
-        values = {name: getattr(self, name) for name in names if name != "temperature"}
-        (temperature,) = self._temperature
+        values = {name: getattr(self, name) for name in names if name not in self.scalar_names}
+        scalars = {name: self._scalars[name] for name in self.scalar_names if name in names}
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        } | {"temperature": temperature if isinstance(temperature, int | float) else None}
+        } | {name: value if isinstance(value, int | float) else None for name, value in scalars.items()}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -123,10 +170,10 @@ class RetrievalLoss(nn.Module, ABC):
             )
         return cls(**options)
 
-    @staticmethod
-    def _objects_in(options: dict[str, Any]) -> list[str]:
+    @classmethod
+    def _objects_in(cls, options: dict[str, Any]) -> list[str]:
         """The names of options that stand for an object."""
-        return ["temperature"] if options["temperature"] is None else []
+        return [name for name in cls.scalar_names if name in options and options[name] is None]
 
     def forward(
         self,
@@ -186,6 +233,38 @@ class RetrievalLoss(nn.Module, ABC):
             The loss, 0-d, and its terms by name.
         """
 
+    def start(self, model: nn.Module, step: int) -> None:
+        """Take what `make_keys` needs of the model; called before the first training step of a `fit`.
+
+        Args:
+            model: Model with the weights, on the device and in the dtype in which training starts.
+            step: Number of optimiser steps so far; above 0 in a resumed run.
+        """
+
+    def make_keys(self, model: nn.Module, encode: Encode, step: int) -> None:
+        """Encode the batch whose loss is computed next; called before it where `needs_keys` is true.
+
+        Args:
+            model: Model that is trained, with its weights after `step` optimiser steps.
+            encode: Function that embeds the batch with a copy of the model, without a trace in the run's
+                random streams and logs.
+            step: Number of optimiser steps so far; it stays the same while gradients are accumulated.
+        """
+
+    def reset(self) -> None:
+        """Forget what earlier batches left behind; called where a new run starts."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What the next loss depends on beside the batch, as tensors and numbers; empty without state."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `training_state` returned.
+
+        Args:
+            state: The other loss's `training_state`; tensors may lie on another device.
+        """
+
     @property
     def _gathers_ranks(self) -> bool:
         """Whether the loss is over the batches of several ranks."""
@@ -205,8 +284,8 @@ class RetrievalLoss(nn.Module, ABC):
         return torch.cat(Ranks.current().all_gather(rows)) if self._gathers_ranks else rows
 
     def _same_clip(self, ids: Tensor | None) -> Tensor | None:
-        """`(B, B)`, true where two samples are of one clip, if `positives="ids"` asks for it."""
-        if ids is None or self.positives != "ids":
+        """`(B, B)`, true where two samples are of one clip, if `positives` asks for it."""
+        if ids is None or self.positives == "diagonal":
             return None
         everyone = self._gathered(ids)  # (B,)
         return everyone[:, None] == everyone
@@ -233,16 +312,3 @@ class RetrievalLoss(nn.Module, ABC):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
             )
-
-
-def _check_temperature(temperature: object) -> None:
-    """Refuse what can be no temperature."""
-    if isinstance(temperature, Tensor) and temperature.numel() == 1:
-        temperature = temperature.item()
-    if isinstance(temperature, int | float):
-        check_positive("temperature", float(temperature))
-    elif isinstance(temperature, Tensor) or not callable(temperature):
-        raise TypeError(
-            "Argument `temperature` has to be a number, a parameter with one element, or a callable without "
-            f"arguments, but got {temperature!r}."
-        )

@@ -172,11 +172,11 @@ class ReliabilityOTLoss(RetrievalLoss):
         """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
         return super().options | {"interaction": self.interaction and repr(self.interaction)}
 
-    @staticmethod
-    def _objects_in(options: dict[str, Any]) -> list[str]:
+    @classmethod
+    def _objects_in(cls, options: dict[str, Any]) -> list[str]:
         """The names of options that stand for an object."""
         with_interaction = ["interaction"] if options["interaction"] is not None else []
-        return [*RetrievalLoss._objects_in(options), *with_interaction]
+        return [*super()._objects_in(options), *with_interaction]
 
     def extra_repr(self) -> str:
         """The options that the paper varies."""

@@ -6,14 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ask_lightning.metrics.grid import mean_bias, mean_direction, unit_on_grid
 from ask_lightning.utilities.arguments import check_count
-
-# Unit vectors are rounded to multiples of 2⁻²⁶ and held as whole numbers. A product of two components is
-# then a whole number, and no partial sum of an inner product exceeds 2⁵³ (Cauchy–Schwarz), so float64
-# holds every intermediate result exactly. Scores therefore do not depend on block shapes, summation
-# order, threads, device, TF32 or autocast: equal embeddings tie exactly and the ranks are reproducible.
-# The grid moves a cosine by about 1e-8, less than float32 rounding does.
-_GRID = 2.0**26
 
 
 class RetrievalRanks(NamedTuple):
@@ -40,6 +34,8 @@ def retrieval_ranks(
     *,
     audio_bias: Tensor | None = None,
     text_bias: Tensor | None = None,
+    audio_hubs: Tensor | None = None,
+    text_hubs: Tensor | None = None,
     block_size: int = 2048,
 ) -> RetrievalRanks:
     """Rank all captions for every clip and all clips for every caption, by cosine similarity.
@@ -53,10 +49,11 @@ def retrieval_ranks(
 
     With a bias the score is the cosine similarity minus the candidate's bias, as in search that is
     calibrated by `ask_lightning.functional.calibration.hub_bias`. Clips are ranked for a caption with
-    `audio_bias`, captions for a clip with `text_bias`.
+    `audio_bias`, captions for a clip with `text_bias`. With hubs as well, a bias acts only on the queries
+    whose best hit by cosine is a hub, see `ask_lightning.functional.calibration.find_hubs`.
 
-    One pass over blocks of the score matrix serves both directions. At most `block_size`² scores exist at
-    a time; besides, the embeddings are held in float64.
+    One pass over blocks of the score matrix serves both directions, and with hubs one more pass before it. At
+    most `block_size`² scores exist at a time; besides, the embeddings are held in float64.
 
     Args:
         audio: Audio embeddings `(N, d)` of any floating dtype and length. Row i is the clip that caption i
@@ -66,13 +63,17 @@ def retrieval_ranks(
         audio_bias: Bias of the clip of each row, `(N,)` floating, in units of the cosine. The rows of a clip
             are averaged. None: no bias.
         text_bias: Bias of each caption, `(N,)` floating. None: no bias.
+        audio_hubs: Whether the clip of each row is a hub, `(N,)` boolean; one row of a clip is enough. None:
+            `audio_bias` acts on all captions.
+        text_hubs: Whether each caption is a hub, `(N,)` boolean. None: `text_bias` acts on all clips.
         block_size: Side of the largest block of scores, at least 1. It changes speed and memory, not ranks.
 
     Returns:
         The ranks of each row, in the order of the rows.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, there is no row, or an embedding or bias has NaN or Inf.
+        ValueError: If shapes or dtypes do not fit, there is no row, an embedding or bias has NaN or Inf, or
+            hubs are given without their bias.
 
     Examples:
         Two clips. The first has two captions, and the second one of them sounds like the other clip.
@@ -93,28 +94,34 @@ def retrieval_ranks(
     check_count("block_size", block_size)
     _check_finite("audio", audio)
     _check_finite("text", text)
-    _check_bias("audio_bias", audio_bias, len(audio))
-    _check_bias("text_bias", text_bias, len(audio))
+    _check_bias("audio", audio_bias, audio_hubs, len(audio))
+    _check_bias("text", text_bias, text_hubs, len(audio))
 
     # Clips with more captions come first, for `_count_ahead`.
     _, clips, sizes = torch.unique(clip_ids, return_inverse=True, return_counts=True)  # (N,), (C,)
     sizes, largest_first = sizes.sort(descending=True, stable=True)  # (C,)
     clips = largest_first.argsort()[clips]  # (N,)
 
-    audio = _mean_direction(audio, clips, len(sizes))  # (C, d)
-    text = _unit_on_grid(text)  # (N, d)
+    audio = mean_direction(audio, clips, len(sizes))  # (C, d)
+    text = unit_on_grid(text)  # (N, d)
     pairs = zip(torch.split(clips, block_size), torch.split(text, block_size), strict=True)
     own = torch.cat([torch.linalg.vecdot(audio[clip], caption) for clip, caption in pairs])  # (N,)
-    audio_bias = _mean_bias(audio_bias, clips, len(sizes))  # (C,)
-    text_bias = _mean_bias(text_bias, torch.arange(len(text), device=text.device), len(text))  # (N,)
-    own_caption = own if text_bias is None else own - text_bias  # (N,)
-    own_clip = own if audio_bias is None else own - audio_bias[clips]  # (N,)
+    clip_hubs = None if audio_hubs is None else clips[audio_hubs].bincount(minlength=len(sizes)) > 0  # (C,)
+    gate_of_captions, gate_of_clips = _open_gates(audio, text, clip_hubs, text_hubs, block_size)  # (N,), (C,)
+    bias_of_clips = mean_bias(audio_bias, clips, len(sizes))  # (C,)
+    bias_of_captions = mean_bias(text_bias, torch.arange(len(text), device=text.device), len(text))  # (N,)
+    own_caption = own_clip = own  # (N,)
+    if bias_of_captions is not None:
+        own_caption = own - bias_of_captions * gate_of_clips[clips]
+    if bias_of_clips is not None:
+        own_clip = own - bias_of_clips[clips] * gate_of_captions
 
     order = _by_clip(clips, own_caption.argsort(descending=True))  # (N,)
     clips, text, own_caption, own_clip = clips[order], text[order], own_caption[order], own_clip[order]
-    text_bias = None if text_bias is None else text_bias[order]
+    to_clips = None if bias_of_clips is None else _Bias(bias_of_clips, gate_of_captions[order])
+    to_captions = None if bias_of_captions is None else _Bias(bias_of_captions[order], gate_of_clips)
     captions_ahead, clips_ahead = _count_ahead(
-        audio, text, own_caption, own_clip, audio_bias, text_bias, sizes, block_size
+        audio, text, own_caption, own_clip, to_clips, to_captions, sizes, block_size
     )  # (N,)
 
     # Tied captions of one clip have all counted each other: step back to consecutive ranks.
@@ -209,7 +216,7 @@ def merge_duplicates(
         tensor([5, 5])
     """
     pairs, row = torch.unique(torch.stack([clip_ids, caption_ids], 1), dim=0, return_inverse=True)
-    return _mean_direction(audio, row, len(pairs)), _mean_direction(text, row, len(pairs)), pairs[:, 0]
+    return mean_direction(audio, row, len(pairs)), mean_direction(text, row, len(pairs)), pairs[:, 0]
 
 
 def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
@@ -254,10 +261,17 @@ def _check_finite(name: str, rows: Tensor) -> None:
         )
 
 
-def _check_bias(name: str, bias: Tensor | None, num_rows: int) -> None:
-    """Refuse a bias that is not one finite number for each row."""
+def _check_bias(side: str, bias: Tensor | None, hubs: Tensor | None, num_rows: int) -> None:
+    """Refuse a bias that is not one finite number for each row, and hubs that are not one truth for each."""
+    if hubs is not None and (bias is None or hubs.shape != (num_rows,) or hubs.dtype != torch.bool):
+        without = " without it" if bias is None else ""
+        raise ValueError(
+            f"Argument `{side}_hubs` has to be a boolean tensor of shape ({num_rows},), beside "
+            f"`{side}_bias`, but got {hubs.dtype} of shape {tuple(hubs.shape)}{without}."
+        )
     if bias is None:
         return
+    name = f"{side}_bias"
     if bias.shape != (num_rows,) or not bias.is_floating_point():
         raise ValueError(
             f"Argument `{name}` has to be a floating tensor of shape ({num_rows},), one number for each row, "
@@ -267,13 +281,70 @@ def _check_bias(name: str, bias: Tensor | None, num_rows: int) -> None:
         raise ValueError(f"Argument `{name}` has to be finite, but got NaN or Inf.")
 
 
+class _Bias(NamedTuple):
+    """What is subtracted from the scores of one direction.
+
+    Attributes:
+        of_candidates: Bias of each candidate, `(candidates,)`.
+        gate_of_queries: 1 for a query that is calibrated and 0 for one that is not, `(queries,)`.
+    """
+
+    of_candidates: Tensor
+    gate_of_queries: Tensor
+
+    def of_block(self, queries: slice, candidates: slice) -> Tensor:
+        """The bias of some queries and candidates, `(queries, candidates)`."""
+        return self.gate_of_queries[queries, None] * self.of_candidates[candidates]
+
+
+def _open_gates(
+    audio: Tensor, text: Tensor, clip_hubs: Tensor | None, caption_hubs: Tensor | None, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Find the queries whose best hit is a hub.
+
+    Args:
+        audio: Embeddings of the clips on the grid, `(C, d)`.
+        text: Embeddings of the captions on the grid, `(N, d)`.
+        clip_hubs: Whether each clip is a hub, `(C,)`, or None for an open gate.
+        caption_hubs: Whether each caption is a hub, `(N,)`, or None for an open gate.
+        block_size: Side of the largest block of scores.
+
+    Returns:
+        1 for a query whose best hit, or one that ties with it, is a hub, else 0, in float64: for each caption
+        `(N,)`, and for each clip `(C,)`.
+    """
+    # The best score over hubs, and that over all candidates.
+    of_captions, of_clips = (
+        side.new_full((2, len(side)), -torch.inf if hubs is not None else 0.0)
+        for side, hubs in ((text, clip_hubs), (audio, caption_hubs))
+    )  # (2, N), (2, C)
+    if clip_hubs is not None or caption_hubs is not None:
+        for clip_block in _slices(len(audio), block_size):
+            for block in _slices(len(text), block_size):
+                scores = audio[clip_block] @ text[block].T  # (block, block)
+                if clip_hubs is not None:
+                    among = scores.masked_fill(~clip_hubs[clip_block, None], -torch.inf)
+                    best = torch.stack([among.amax(0), scores.amax(0)])  # (2, block)
+                    of_captions[:, block] = of_captions[:, block].maximum(best)
+                if caption_hubs is not None:
+                    among = scores.masked_fill(~caption_hubs[block], -torch.inf)
+                    best = torch.stack([among.amax(1), scores.amax(1)])  # (2, block)
+                    of_clips[:, clip_block] = of_clips[:, clip_block].maximum(best)
+    return (of_captions[0] >= of_captions[1]).double(), (of_clips[0] >= of_clips[1]).double()
+
+
+def _slices(length: int, block_size: int) -> list[slice]:
+    """Consecutive slices of at most `block_size` that cover a length."""
+    return [slice(begin, begin + block_size) for begin in range(0, length, block_size)]
+
+
 def _count_ahead(
     audio: Tensor,
     text: Tensor,
     own_caption: Tensor,
     own_clip: Tensor,
-    audio_bias: Tensor | None,
-    text_bias: Tensor | None,
+    to_clips: _Bias | None,
+    to_captions: _Bias | None,
     sizes: Tensor,
     block_size: int,
 ) -> tuple[Tensor, Tensor]:
@@ -284,8 +355,8 @@ def _count_ahead(
         text: Embeddings of the captions on the grid, `(N, d)`, sorted by clip.
         own_caption: Score of each caption for its clip as the query, `(N,)`.
         own_clip: Score of each caption's clip for the caption as the query, `(N,)`.
-        audio_bias: What is subtracted from the scores of each clip, `(C,)` or None.
-        text_bias: What is subtracted from the scores of each caption, `(N,)` or None.
+        to_clips: What is subtracted from the scores of clips with captions as the queries, or None.
+        to_captions: What is subtracted from the scores of captions with clips as the queries, or None.
         sizes: Number of captions of each clip, `(C,)`.
         block_size: Side of the largest block of scores.
 
@@ -296,55 +367,23 @@ def _count_ahead(
     captions_ahead = torch.zeros_like(own_clip, dtype=torch.long)  # (N,)
     clips_ahead = torch.zeros_like(captions_ahead)  # (N,)
     first = sizes.cumsum(0) - sizes  # (C,), the row of each clip's first caption
-    for begin_clip in range(0, len(audio), block_size):
-        clip_block = slice(begin_clip, begin_clip + block_size)
+    for clip_block in _slices(len(audio), block_size):
         queries, start, counts = audio[clip_block], first[clip_block], sizes[clip_block]
         # The clips that have a caption number `place` lead the block: compare with those rows only.
         having = [int((counts > place).sum()) for place in range(int(counts[0]))]
-        for begin in range(0, len(text), block_size):
-            block = slice(begin, begin + block_size)
+        for block in _slices(len(text), block_size):
             scores = queries @ text[block].T  # (block, block)
-            clip_scores = scores if audio_bias is None else scores - audio_bias[clip_block, None]
+            clip_scores = scores if to_clips is None else scores - to_clips.of_block(block, clip_block).T
             # Sums in int32 are ten times faster on a CPU than in int64, and large enough for a block.
             clips_ahead[block] += (clip_scores >= own_clip[block]).sum(0, dtype=torch.int32)
-            caption_scores = scores if text_bias is None else scores - text_bias[block]
+            caption_scores = scores
+            if to_captions is not None:
+                caption_scores = scores - to_captions.of_block(clip_block, block)
             for place, count in enumerate(having):
                 captions = start[:count] + place  # (count,)
                 ahead = caption_scores[:count] >= own_caption[captions, None]  # (count, block)
                 captions_ahead[captions] += ahead.sum(1, dtype=torch.int32)
     return captions_ahead, clips_ahead
-
-
-def _unit_on_grid(rows: Tensor) -> Tensor:
-    """Rows `(N, d)` at unit length in whole multiples of the grid, as float64; rows of zeros stay zero."""
-    rows = rows.double()
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # (N, 1)
-    unit = rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
-    return unit.mul_(_GRID).round_()
-
-
-def _mean_direction(rows: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Mean direction of the rows of each group, `(num_groups, d)` on the grid.
-
-    The sum is exact, so that it does not depend on the order of the rows.
-    """
-    total = rows.new_zeros(num_groups, rows.shape[1], dtype=torch.float64)
-    return _unit_on_grid(total.index_add_(0, group, _unit_on_grid(rows)))
-
-
-def _mean_bias(bias: Tensor | None, group: Tensor, num_groups: int) -> Tensor | None:
-    """Mean bias of each group, `(num_groups,)` float64 in whole multiples of the grid of scores.
-
-    A score is a whole number of at most 2⁵² in size, so its difference to a bias in [-1, 1] is at most
-    2⁵³ and exact. The difference to a larger bias is rounded once, to the same number in every block
-    and on every device.
-    """
-    if bias is None:
-        return None
-    # Components have the coarser grid. On it the sum is exact, and does not depend on the order of rows.
-    on_grid = bias.double().mul(_GRID).round_()
-    total = on_grid.new_zeros(num_groups).index_add_(0, group, on_grid)
-    return (total / group.bincount(minlength=num_groups)).mul_(_GRID).round_()
 
 
 def _by_clip(clips: Tensor, order: Tensor) -> Tensor:

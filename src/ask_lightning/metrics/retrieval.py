@@ -8,7 +8,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from ask_lightning.functional.calibration import Calibration
+from ask_lightning.metrics.calibration import CALIBRATIONS, QueryBank, calibrated_ranks, choose_calibration
 from ask_lightning.metrics.functional import check_rows, merge_duplicates, retrieval_ranks, retrieval_scores
+from ask_lightning.metrics.table import CALIBRATED
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 
@@ -34,6 +37,10 @@ class AudioTextRetrieval(Metric):
     Lightning's `DistributedSampler` repeats a few rows to give each process equally many. Such a repeated
     row counts as one more caption: it is one more query, one more competitor of other clips, and one more
     own caption. Pass `caption_ids` to have the repetitions dropped, or evaluate on one device.
+
+    **Calibrated search.** After `calibrate(bank, calibration)` the result holds each score twice: by cosine
+    similarity under the names above, and of calibrated search under `calibrated/a2t/recall_at_1` and so on.
+    The bank holds training pairs; kind and parameters are chosen on validation pairs by `choose_calibration`.
 
     **Memory.** The metric holds all embeddings of an epoch, in float32, until `reset`.
 
@@ -87,6 +94,8 @@ class AudioTextRetrieval(Metric):
         self.top_k = tuple(top_k)
         self.map_k = map_k
         self.block_size = block_size
+        self._bank: QueryBank | None = None
+        self._calibration = Calibration()
         for state in ("audio", "text", "clip_ids", "caption_ids"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -94,7 +103,57 @@ class AudioTextRetrieval(Metric):
     def score_names(self) -> tuple[str, ...]:
         """The keys of the result, in its order."""
         one_way = (*(f"recall_at_{k}" for k in self.top_k), f"map_at_{self.map_k}", "median_rank")
-        return tuple(f"{direction}/{name}" for direction in ("a2t", "t2a") for name in one_way)
+        searches = ("",) if self._bank is None else ("", CALIBRATED)
+        return tuple(
+            f"{search}{direction}/{name}"
+            for search in searches
+            for direction in ("a2t", "t2a")
+            for name in one_way
+        )
+
+    def calibrate(self, bank: QueryBank | None, calibration: Calibration | None = None) -> None:
+        """Report calibrated search as well from now on, whatever is reset.
+
+        Args:
+            bank: Training pairs, the same in every process. None: report cosine similarity only.
+            calibration: Kind and parameters, as `choose_calibration` found them on validation pairs. None:
+                the default ones.
+        """
+        self._bank = bank
+        self._calibration = calibration or Calibration()
+        self._computed = None
+
+    def choose_calibration(
+        self, bank: QueryBank, calibrations: Sequence[Calibration] = CALIBRATIONS
+    ) -> Calibration:
+        """Choose the calibration with the highest mean recall on the rows since the last reset.
+
+        The rows have to be those of the validation split. Where there are several processes, all have to call
+        this, and all get the same answer. The choice changes nothing; pass it to the `calibrate` of the
+        metric of the test split.
+
+        Args:
+            bank: Training pairs, the same in every process.
+            calibrations: Kinds and parameters to choose from; of equally good ones the first is taken.
+
+        Raises:
+            ValueError: If there are no rows, an embedding has NaN or Inf, or the bank is of another width.
+
+        Examples:
+            >>> val_metric, test_metric = AudioTextRetrieval(), AudioTextRetrieval()
+            >>> val_metric.update(torch.eye(3), torch.eye(3), [1, 2, 3])
+            >>> bank = QueryBank.from_pairs(torch.eye(3), torch.eye(3), torch.arange(3))
+            >>> test_metric.calibrate(bank, val_metric.choose_calibration(bank))
+            >>> test_metric.score_names[-1]
+            'calibrated/t2a/median_rank'
+        """
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn,
+            process_group=self.process_group,
+            distributed_available=self.distributed_available_fn,
+        ):
+            rows = self._rows()
+        return choose_calibration(*rows, bank.to(rows[0].device), calibrations, block_size=self.block_size)
 
     def update(
         self,
@@ -143,8 +202,19 @@ class AudioTextRetrieval(Metric):
             0-d float32 tensors under the names in `score_names`.
 
         Raises:
-            ValueError: If there are no rows, or an embedding has NaN or Inf.
+            ValueError: If there are no rows, an embedding has NaN or Inf, or the bank is of another width.
         """
+        rows = self._rows()
+        scores = retrieval_scores(retrieval_ranks(*rows, block_size=self.block_size), self.top_k, self.map_k)
+        if self._bank is None:
+            return scores
+        bank = self._bank.to(rows[0].device)
+        (ranks,) = calibrated_ranks(*rows, bank, [self._calibration], block_size=self.block_size)
+        calibrated = retrieval_scores(ranks, self.top_k, self.map_k)
+        return scores | {f"{CALIBRATED}{name}": score for name, score in calibrated.items()}
+
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Audio, text and clip ids of all rows, without repeated ones."""
         if len(self.audio) == 0:
             raise ValueError(
                 "There are no rows to rank. Call `update(audio, text, clip_ids)` before `compute`, "
@@ -156,5 +226,4 @@ class AudioTextRetrieval(Metric):
         if len(self.caption_ids):  # a list here, but a tensor after a synchronisation
             captions = dim_zero_cat(self.caption_ids).to(clips.device)
             audio, text, clips = merge_duplicates(audio, text, clips, captions)
-        ranks = retrieval_ranks(audio, text, clips, block_size=self.block_size)
-        return retrieval_scores(ranks, self.top_k, self.map_k)
+        return audio, text, clips

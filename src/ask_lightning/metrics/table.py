@@ -29,18 +29,23 @@ RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for
 """Names of the recalls that epochs and methods are compared by."""
 
 
-def mean_recall(metrics: Mapping[str, float | Tensor]) -> float:
+CALIBRATED = "calibrated/"
+"""Prefix of the names of metrics of calibrated search."""
+
+
+def mean_recall(metrics: Mapping[str, float | Tensor], prefix: str = "") -> float:
     """The mean of R@1, R@5 and R@10 of both directions: what epochs and settings are chosen by.
 
     Args:
         metrics: Metrics by name. Some names of `RECALLS` may be missing, as in the logs of a model that
             measures one direction only; without any the mean is 0.
+        prefix: Prefix of the names, such as `CALIBRATED`.
 
     Examples:
         >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
         0.5
     """
-    found = [float(metrics[name]) for name in RECALLS if name in metrics]
+    found = [float(metrics[prefix + name]) for name in RECALLS if prefix + name in metrics]
     return statistics.fmean(found) if found else 0.0
 
 

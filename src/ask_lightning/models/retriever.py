@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
-from ask_lightning.metrics.table import mean_recall
+from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.utilities.arguments import check_count, check_positive
 
@@ -24,7 +24,8 @@ class Retriever(L.LightningModule, ABC):
     """Base class of audio–text retrieval models; a subclass encodes clips and captions.
 
     It trains with the symmetric NT-Xent loss. It logs `train/loss`, and under `val/` and `test/` the
-    retrieval metrics and `mean_recall`, the mean of all recalls of both directions.
+    retrieval metrics and `mean_recall`, the mean of all recalls of both directions. With `SearchCalibration`
+    among the trainer's callbacks it logs those of calibrated search under `test/calibrated/`.
 
     Args:
         temperature: τ of the loss, above 0.
@@ -119,9 +120,12 @@ class Retriever(L.LightningModule, ABC):
         """Compute, log and reset the metrics of an epoch."""
         scores = metrics.compute()
         metrics.reset()
-        logged = {f"{stage}/{name}": score for name, score in scores.items()}
+        logged: dict[str, Tensor | float] = {f"{stage}/{name}": score for name, score in scores.items()}
+        logged[f"{stage}/mean_recall"] = mean_recall(scores)
+        if any(name.startswith(CALIBRATED) for name in scores):
+            logged[f"{stage}/{CALIBRATED}mean_recall"] = mean_recall(scores, CALIBRATED)
         # The metric has gathered the rows of all processes, so that every process logs the same numbers.
-        self.log_dict(logged | {f"{stage}/mean_recall": mean_recall(scores)}, sync_dist=True)
+        self.log_dict(logged, sync_dist=True)
 
 
 class FineTunedRetriever(Retriever):

@@ -1,15 +1,16 @@
 """Fair comparisons, and the tables and figures made of them."""
 
 from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.comparison import Method, Protocol, compare
+from ask_lightning.reproduce.comparison import Comparison, Method, Protocol, compare
 from ask_lightning.reproduce.evaluation import Metrics
-from ask_lightning.reproduce.figures import training_picture
+from ask_lightning.reproduce.figures import comparison_picture
 from ask_lightning.reproduce.run_table import Run
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
-from ask_lightning.reproduce.tables import comparison_markdown, differences_markdown
+from ask_lightning.reproduce.tables import comparison_markdown, differences_markdown, tuning_markdown
 from ask_lightning.reproduce.training import silence_lightning, train_and_evaluate
 
 __all__ = [
+    "Comparison",
     "Method",
     "Metrics",
     "PairedDifference",
@@ -17,10 +18,11 @@ __all__ = [
     "Run",
     "compare",
     "comparison_markdown",
+    "comparison_picture",
     "differences_markdown",
     "mean_recall",
     "paired_difference",
     "silence_lightning",
     "train_and_evaluate",
-    "training_picture",
+    "tuning_markdown",
 ]

@@ -61,6 +61,22 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The finished runs of a comparison.
+
+    Attributes:
+        tuning: Runs of the first seed with each candidate, method by method.
+        raw: Runs with the settings that are best for search by cosine similarity, method by method, seed by
+            seed.
+        calibrated: Runs with the settings that are best for calibrated search, in the same order.
+    """
+
+    tuning: tuple[Run, ...]
+    raw: tuple[Run, ...]
+    calibrated: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
 class _Job:
     """A run to do."""
 
@@ -83,12 +99,13 @@ def compare(
     jobs: int = 1,
     threads: int = 1,
     log: Callable[[str], object] = print,
-) -> list[Run]:
+) -> Comparison:
     """Tune every method with the same number of runs, then run every seed with what was chosen.
 
-    The first seed trains each method with each of its candidates; the one with the highest mean recall on
-    the validation part, by cosine similarity, is kept for the other seeds. Its run is the method's run of the
-    first seed. Test metrics choose nothing.
+    The first seed trains each method with each of its candidates. Two are kept for the other seeds, often the
+    same: the one with the highest mean recall on the validation part by cosine similarity, and the one with
+    the highest in calibrated search, since a model that is searched so is tuned for it. Their runs are the
+    method's runs of the first seed. Test metrics choose nothing.
 
     Every finished run is a line of `runs.csv`; what is there is not trained again.
 
@@ -102,7 +119,7 @@ def compare(
         log: A function that is called with a line about each finished run.
 
     Returns:
-        The runs with each method's chosen settings, method by method, seed by seed.
+        The runs that settings were chosen from, and those with the chosen settings.
 
     Raises:
         ValueError: Methods or seeds are missing or double, the methods have not equally many candidates, or
@@ -115,20 +132,21 @@ def compare(
     table = RunTable(output)
     _check_protocol(protocol, output)
     finished = table.read()
-    total = len(methods) * (len(methods[0].candidates) + len(seeds) - 1)
     done: set[tuple[str, str, int]] = set()
+    total: set[tuple[str, str, int]] = set()
 
     def run_all(wanted: Sequence[_Job]) -> None:
-        missing = [job for job in wanted if job.key not in finished]
+        total.update(job.key for job in wanted)
+        missing = {job.key: job for job in wanted if job.key not in finished}
         done.update(job.key for job in wanted if job.key in finished)
-        for run in _train_all(missing, protocol, output, jobs, threads):
+        for run in _train_all(list(missing.values()), protocol, output, jobs, threads):
             table.append(run)
             key = (run.method, settings_text(run.settings), run.seed)
             finished[key] = run
             done.add(key)
             recall = 100 * mean_recall(run.metrics.validation)
             log(
-                f"[{len(done)}/{total}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
+                f"[{len(done)}/{len(total)}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
                 f"validation mean recall {recall:.1f} % ({run.seconds:.0f} s)"
             )
 
@@ -137,14 +155,24 @@ def compare(
         for method in methods
     }
     run_all([job for candidates in tuning.values() for job in candidates])
-    testing: list[_Job] = []
-    for method in methods:
-        best = max(
-            tuning[method.name], key=lambda job: mean_recall(finished[job.key].metrics.validation)
-        ).settings
-        testing += [_Job(method, best, seed, "test") for seed in seeds]
-    run_all(testing)
-    return [finished[job.key] for job in testing]
+
+    def chosen(part: str) -> list[_Job]:
+        """The runs of all seeds with each method's candidate that is best in a part of `Metrics`."""
+        jobs = []
+        for method in methods:
+            best = max(
+                tuning[method.name], key=lambda job: mean_recall(getattr(finished[job.key].metrics, part))
+            )
+            jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
+        return jobs
+
+    raw, calibrated = chosen("validation"), chosen("validation_calibrated")
+    run_all([*raw, *calibrated])
+    return Comparison(
+        tuning=tuple(finished[job.key] for candidates in tuning.values() for job in candidates),
+        raw=tuple(finished[job.key] for job in raw),
+        calibrated=tuple(finished[job.key] for job in calibrated),
+    )
 
 
 def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval metrics of a trained model, raw and calibrated. Axes: `N` pairs, `C` clips, `d` width."""
+"""Retrieval metrics of a trained model, raw and calibrated. Axes: `N` pairs, `d` width."""
 
 from __future__ import annotations
 
@@ -10,22 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import embed_batch, find_encoders
+from ask_lightning.encoding.encoders import find_pair_encoder
 from ask_lightning.functional import unit_length
-from ask_lightning.functional.calibration import hub_bias
-from ask_lightning.metrics import retrieval_ranks, retrieval_scores
-from ask_lightning.metrics.table import RECALLS, mean_recall
+from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank, choose_calibration
+from ask_lightning.metrics.table import CALIBRATED, RECALLS
 from ask_lightning.utilities.clip_ids import integer_ids
-
-CALIBRATIONS: tuple[Mapping[str, Any], ...] = (
-    *({"calibration": "inverted_softmax", "temperature": value} for value in (0.05, 0.1, 0.2)),
-    *(
-        {"calibration": "nearest_neighbors", "num_neighbors": count, "weight": weight}
-        for count in (16, 128)
-        for weight in (0.5, 0.75, 1.0)
-    ),
-)
-"""Arguments of `hub_bias` that each run chooses from on its validation part."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +31,10 @@ class Embeddings:
     text: Tensor
     clip_ids: Tensor
 
-    def clips(self) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the clips, each once, `(C, d)`, and the clip of each pair, `(N,)`."""
-        _, clip_of = torch.unique(self.clip_ids, return_inverse=True)  # (N,)
-        total = self.audio.new_zeros(int(clip_of.max()) + 1, self.audio.shape[1])
-        return unit_length(total.index_add_(0, clip_of, self.audio)), clip_of
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Audio, text and clip ids."""
+        return self.audio, self.text, self.clip_ids
 
 
 @dataclass(frozen=True)
@@ -58,14 +46,14 @@ class Metrics:
         test: Metrics of the test part by cosine similarity.
         validation_calibrated: Metrics of the validation part in calibrated search.
         test_calibrated: Metrics of the test part in calibrated search.
-        calibration: Arguments of `hub_bias` that were best on the validation part.
+        calibration: The calibration that was best on the validation part.
     """
 
     validation: Mapping[str, float]
     test: Mapping[str, float]
     validation_calibrated: Mapping[str, float]
     test_calibrated: Mapping[str, float]
-    calibration: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 class _Embedder(pl.LightningModule):
@@ -76,11 +64,7 @@ class _Embedder(pl.LightningModule):
         self.module = module
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[Tensor, ...]:
-        if callable(embed_pairs := getattr(self.module, "embed_pairs", None)):
-            audio, text, _ = embed_pairs(batch)
-        else:
-            audio, text = embed_batch(self.module, *find_encoders(self.module), batch)
-        sides = (unit_length(side.float()).cpu() for side in (audio, text))
+        sides = (unit_length(side.float()).cpu() for side in find_pair_encoder(self.module)(batch))
         return *sides, integer_ids(batch["clip_id"]).cpu()
 
 
@@ -103,7 +87,8 @@ def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object
 def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metrics:
     """Rank both parts, raw and calibrated.
 
-    The calibration is the one of `CALIBRATIONS` with the highest mean recall on the validation part.
+    The calibration is the one of `ask_lightning.metrics.CALIBRATIONS` with the highest mean recall on the
+    validation part.
 
     Args:
         validation: Embeddings of the validation part.
@@ -114,41 +99,21 @@ def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metr
     Returns:
         The metrics.
     """
-    tried = [retrieval_metrics(validation, bank, calibration) for calibration in CALIBRATIONS]
-    best = max(range(len(tried)), key=lambda number: mean_recall(tried[number]))
+    queries = QueryBank.from_pairs(*bank.pairs)
+    calibration = choose_calibration(*validation.pairs, queries)
+    recalls = []
+    for part in (validation, test):
+        metric = AudioTextRetrieval()
+        metric.calibrate(queries, calibration)
+        metric.update(*part.pairs)
+        scores = metric.compute()
+        recalls += [
+            {name: float(scores[f"{search}{name}"]) for name in RECALLS} for search in ("", CALIBRATED)
+        ]
     return Metrics(
-        validation=retrieval_metrics(validation),
-        test=retrieval_metrics(test),
-        validation_calibrated=tried[best],
-        test_calibrated=retrieval_metrics(test, bank, CALIBRATIONS[best]),
-        calibration=CALIBRATIONS[best],
+        validation=recalls[0],
+        test=recalls[2],
+        validation_calibrated=recalls[1],
+        test_calibrated=recalls[3],
+        calibration=calibration,
     )
-
-
-def retrieval_metrics(
-    part: Embeddings, bank: Embeddings | None = None, calibration: Mapping[str, Any] | None = None
-) -> dict[str, float]:
-    """Rank the pairs of a part.
-
-    Args:
-        part: Embeddings to rank.
-        bank: Embeddings of the training part; without it the search is not calibrated.
-        calibration: Arguments of `hub_bias`.
-
-    Returns:
-        Metrics under the names in `RECALLS`.
-
-    Examples:
-        >>> part = Embeddings(torch.eye(2), torch.eye(2), torch.arange(2))
-        >>> mean_recall(retrieval_metrics(part)), mean_recall(retrieval_metrics(part, bank=part))
-        (1.0, 1.0)
-    """
-    audio_bias = text_bias = None
-    if bank is not None:
-        options = {} if calibration is None else calibration
-        clips, clip_of = part.clips()  # (C, d), (N,)
-        audio_bias = hub_bias(clips, bank.text, **options)[clip_of]  # (N,)
-        text_bias = hub_bias(part.text, bank.clips()[0], **options)  # (N,)
-    ranks = retrieval_ranks(part.audio, part.text, part.clip_ids, audio_bias=audio_bias, text_bias=text_bias)
-    scores = retrieval_scores(ranks)
-    return {name: float(scores[name]) for name in RECALLS}

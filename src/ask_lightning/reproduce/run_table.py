@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ask_lightning.metrics import Calibration
 from ask_lightning.metrics.table import RECALLS
 from ask_lightning.reproduce.evaluation import Metrics
 
@@ -109,7 +110,7 @@ class RunTable:
         """The runs so far, by method, settings as JSON, and seed.
 
         Raises:
-            ValueError: The file has other columns than this version writes.
+            ValueError: The file has other columns or calibrations than this version writes.
         """
         if not self.path.exists():
             return {}
@@ -130,12 +131,22 @@ class RunTable:
                 settings,
                 int(row["seed"]),
                 row["stage"],
-                Metrics(**parts, calibration=json.loads(row["calibration"])),
+                Metrics(**parts, calibration=self._calibration(row["calibration"])),
                 float(row["seconds"]),
                 run_folder(self.output, row["method"], settings, int(row["seed"])),
             )
             runs[run.method, settings_text(settings), run.seed] = run
         return runs
+
+    def _calibration(self, text: str) -> Calibration:
+        """The calibration of a line."""
+        try:
+            return Calibration(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} holds calibrations of another kind than this version tries ({error}). Use "
+                "another folder."
+            ) from error
 
     def append(self, run: Run) -> None:
         """Add a finished run.
@@ -145,7 +156,7 @@ class RunTable:
         """
         metrics = [getattr(run.metrics, part)[name] for part in _PARTS for name in RECALLS]
         line = [run.method, settings_text(run.settings), run.seed, run.stage, *metrics]
-        line += [json.dumps(dict(run.metrics.calibration)), f"{run.seconds:.1f}"]
+        line += [json.dumps(run.metrics.calibration.parameters), f"{run.seconds:.1f}"]
         is_new = not self.path.exists() or self.path.stat().st_size == 0
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -7,39 +7,42 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from ask_lightning.metrics.table import RECALLS, heading, mean_recall
+from ask_lightning.reproduce.comparison import Comparison
 from ask_lightning.reproduce.run_table import Run, settings_label
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
 from ask_lightning.utilities.text_tables import Cell, markdown_table
 
+# Each kind of search, and the part of `Metrics` that holds its test metrics.
 _SEARCHES = {"raw": "test", "calibrated": "test_calibrated"}
 
 
-def comparison_markdown(runs: Iterable[Run]) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """A table of test recalls in percent, raw and calibrated, mean ± standard deviation over the seeds.
 
     Args:
-        runs: Runs that `compare` returned.
+        comparison: What `compare` returned.
 
     Returns:
         The table in Markdown. A method with a single seed has no deviation.
     """
     rows: list[list[Cell]] = []
-    for method, group in _by_method(runs).items():
-        settings = settings_label(group[0].settings)
+    by_search = {search: _by_method(getattr(comparison, search)) for search in _SEARCHES}
+    for method in by_search["raw"]:
         for search, part in _SEARCHES.items():
+            group = by_search[search][method]
             found = [getattr(run.metrics, part) for run in group]
             cells = [_mean_and_deviation([100 * metrics[name] for metrics in found]) for name in RECALLS]
             average = _mean_and_deviation([100 * mean_recall(metrics) for metrics in found])
-            rows.append([method, settings, len(group), search, *cells, average])
+            rows.append([method, settings_label(group[0].settings), len(group), search, *cells, average])
     columns = ["method", "settings", "seeds", "search", *(heading(name) for name in RECALLS), "mean"]
     return markdown_table(columns, rows)
 
 
-def differences_markdown(runs: Iterable[Run], reference: str) -> str:
+def differences_markdown(comparison: Comparison, reference: str) -> str:
     """A table of paired differences of the mean test recall to one method, in percentage points.
 
     Args:
-        runs: Runs that `compare` returned.
+        comparison: What `compare` returned.
         reference: Name of the method to compare with.
 
     Returns:
@@ -49,23 +52,56 @@ def differences_markdown(runs: Iterable[Run], reference: str) -> str:
     Raises:
         ValueError: No run is of that method, or the methods have different seeds.
     """
-    by_method = _by_method(runs)
-    if reference not in by_method:
-        raise ValueError(f"Argument `reference` has to be one of {list(by_method)}, but got {reference!r}.")
-    seeds = {method: [run.seed for run in group] for method, group in by_method.items()}
-    if any(own != seeds[reference] for own in seeds.values()):
-        raise ValueError(f"Argument `runs` has to hold the same seeds for each method, but got {seeds}.")
     rows: list[list[Cell]] = []
-    for method, group in by_method.items():
-        if method == reference:
-            continue
-        for search, part in _SEARCHES.items():
-            values, others = (
-                [100 * mean_recall(getattr(run.metrics, part)) for run in side]
-                for side in (group, by_method[reference])
+    for search, part in _SEARCHES.items():
+        by_method = _by_method(getattr(comparison, search))
+        if reference not in by_method:
+            raise ValueError(
+                f"Argument `reference` has to be one of {list(by_method)}, but got {reference!r}."
             )
-            rows.append([method, search, *_difference_cells(paired_difference(values, others))])
+        seeds = {method: [run.seed for run in group] for method, group in by_method.items()}
+        if any(own != seeds[reference] for own in seeds.values()):
+            raise ValueError(
+                f"Argument `comparison` has to hold the same seeds for each method, but got {seeds}."
+            )
+        for method, group in by_method.items():
+            if method != reference:
+                values, others = (
+                    [100 * mean_recall(getattr(run.metrics, part)) for run in side]
+                    for side in (group, by_method[reference])
+                )
+                rows.append([method, search, *_difference_cells(paired_difference(values, others))])
+    order = list(_by_method(comparison.raw))
+    rows.sort(key=lambda row: order.index(str(row[0])))
     return markdown_table(["method", "search", f"minus {reference}", "95 % interval", "p"], rows)
+
+
+def tuning_markdown(comparison: Comparison) -> str:
+    """A table of what each candidate reached on validation with the first seed, in percent.
+
+    Args:
+        comparison: What `compare` returned.
+
+    Returns:
+        The table in Markdown, the best candidate of each method and kind of search in bold.
+    """
+    rows: list[list[Cell]] = []
+    for method, group in _by_method(comparison.tuning).items():
+        columns = []
+        for part in ("validation", "validation_calibrated"):
+            values = [100 * mean_recall(getattr(run.metrics, part)) for run in group]
+            best = values.index(max(values))  # the one that `compare` chose
+            columns.append(
+                [
+                    f"**{value:.1f}**" if place == best else f"{value:.1f}"
+                    for place, value in enumerate(values)
+                ]
+            )
+        rows += [
+            [method, settings_label(run.settings), raw, calibrated]
+            for run, raw, calibrated in zip(group, *columns, strict=True)
+        ]
+    return markdown_table(["method", "candidate", "raw", "calibrated"], rows)
 
 
 def _by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:

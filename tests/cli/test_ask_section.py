@@ -1,0 +1,181 @@
+"""The loss of a run: by the name of a config, by flags, of the user's own; and what of ASK goes with it."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ask_lightning import (
+    ASKModule,
+    DriftMonitor,
+    InfluenceMonitor,
+    KnowledgeDistillationLoss,
+    KnowledgeRefreshCallback,
+    NTXentLoss,
+    ReliabilityOTLoss,
+    SigmoidLoss,
+    TripletLoss,
+)
+from ask_lightning import losses as library
+from ask_lightning.callbacks import QueryTable
+from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
+from tests.helpers.command_line import BASELINE, Distance, ask_lightning, logged, refusal
+
+PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
+LOSSES = shipped_roles().losses
+# Without randomness of its own a run is the same as another one.
+PLAIN = ("--model.spec_augment", "false", "--model.dropout", 0)
+OF_KNOWLEDGE = (KnowledgeRefreshCallback, DriftMonitor, InfluenceMonitor, QueryTable)
+
+
+def callbacks_of_ask(cli) -> set[type]:
+    return {type(one) for one in cli.trainer.callbacks} & {*OF_KNOWLEDGE}
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return torch.load(Path(run) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_every_loss_of_the_library_has_a_part():
+    kinds = {name for name in library.__all__ if name != "RetrievalLoss"}
+    named = {
+        compose([loss], PLACES).config["ask"]["loss"]["class_path"].removeprefix("ask_lightning.losses.")
+        for loss in LOSSES
+    }
+    assert named == kinds
+
+
+def test_every_name_composes_a_loss_with_options_that_it_has():
+    for name, parts in shipped_configs().items():
+        made = compose([name], PLACES)
+        assert made.parts == parts, name
+        assert {"model", "data", "trainer"} <= set(made.config), name
+        if name.endswith("_baseline"):
+            assert "ask" not in made.config, name
+            continue
+        section = made.config["ask"]
+        assert section["enabled"], name
+        kind = getattr(library, section["loss"]["class_path"].rpartition(".")[2])
+        kind(**section["loss"].get("init_args", {}))
+        assert kind.needs_knowledge == ("refresh" in section), name
+
+
+def test_names_with_another_source_are_those_of_losses_with_knowledge():
+    for loss in LOSSES:
+        path = compose([loss], PLACES).config["ask"]["loss"]["class_path"]
+        needed = getattr(library, path.rpartition(".")[2]).needs_knowledge
+        assert (f"clotho_ced_sonar_{loss}_enriched" in shipped_configs()) == needed
+    assert shipped_configs()["clotho_ced_sonar_teacher_wavcaps"][-2:] == ["teacher", "wavcaps"]
+    assert "clotho_ced_sonar_ask_audiocaps_enriched" not in shipped_configs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_and_is_tested(loss, demo):
+    backbone = ("clotho_ced_sonar", "audiocaps_resnet38_bert")[LOSSES.index(loss) % 2]
+    given = ("--config", f"{backbone}_{loss}", demo, "--run", "run")
+    cli = ask_lightning("fit", *given, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2)
+    assert isinstance(cli.model, ASKModule)
+    curves = logged(Path("run"))
+    assert len(curves["ask/loss"]) == 2
+    assert all(math.isfinite(value) for values in curves.values() for value in values)
+    assert cli.model.loss.needs_knowledge == (KnowledgeRefreshCallback in callbacks_of_ask(cli))
+    tested = ask_lightning("test", *given, "--ckpt_path", "best")
+    assert 0 <= tested.trainer.callback_metrics["test/mean_recall"] <= 1
+
+
+def test_without_knowledge_nothing_is_encoded_and_the_baseline_is_met(demo):
+    """Plain NT-Xent through the wrapper ends with the weights of the model that trains by itself."""
+    given = (demo, *PLAIN, "--trainer.max_epochs", 1)
+    cli = ask_lightning("fit", "--config", "audiocaps_resnet38_bert_ntxent", *given, "--run", "wrapped")
+    assert type(cli.model.loss) is NTXentLoss
+    assert callbacks_of_ask(cli) == set()
+    assert cli.model.loss.knowledge is None
+    assert not list(Path("wrapped/checkpoints").glob("knowledge*"))
+    assert {"ask/loss", "ask/contrastive_t2a"} <= set(logged(Path("wrapped")))
+    ask_lightning("fit", "--config", BASELINE, *given, "--run", "plain")
+    expected = weights("plain")
+    assert list(weights("wrapped")) == list(expected)
+    for name, value in weights("wrapped").items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_the_teacher_has_knowledge_but_no_neighbours_to_show(demo):
+    given = ("--config", "audiocaps_resnet38_bert_teacher", demo, "--run", "run", *PLAIN)
+    cli = ask_lightning("fit", *given, "--trainer.max_epochs", 1)
+    loss = cli.model.loss
+    assert type(loss) is KnowledgeDistillationLoss
+    assert (loss.temperature, loss.distillation_weight, loss.teacher_temperature) == (0.15, 0.7, 0.1)
+    assert callbacks_of_ask(cli) == {KnowledgeRefreshCallback, DriftMonitor}
+    assert logged(Path("run"))["ask/unknown_clips"] == [0] * len(logged(Path("run"))["ask/loss"])
+    ask_lightning("fit", *given, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    whole = ("--config", "audiocaps_resnet38_bert_teacher", demo, "--run", "whole", *PLAIN)
+    ask_lightning("fit", *whole, "--trainer.max_epochs", 2)
+    for name, value in weights("whole").items():
+        torch.testing.assert_close(weights("run")[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_loss_by_flags_takes_the_models_temperature_and_the_run_repeats(demo):
+    given = ("--config", BASELINE, "--config", "ask", demo, "--run", "run", *PLAIN)
+    flags = ("--ask.loss", "SigmoidLoss", "--ask.loss.bias", -3, "--model.temperature", 0.4)
+    cli = ask_lightning("fit", *given, *flags, "--trainer.max_epochs", 1)
+    assert type(cli.model.loss) is SigmoidLoss
+    assert (cli.model.loss.temperature, cli.model.loss.bias) == (0.4, -3.0)
+    assert callbacks_of_ask(cli) == set()
+    (config,) = Path("run/logs").glob("*/config.yaml")
+    again = ask_lightning("fit", "--config", config, "--run", "again")
+    assert again.model.loss.options == cli.model.loss.options
+    for name, value in weights("run").items():
+        torch.testing.assert_close(weights("again")[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_loss_without_temperature(demo):
+    given = ("--config", "audiocaps_resnet38_bert_triplet", demo, "--trainer.max_epochs", 1)
+    cli = ask_lightning("fit", *given, "--ask.loss.negatives", "all", "--ask.loss.positives", "ids")
+    assert type(cli.model.loss) is TripletLoss
+    assert (cli.model.loss.margin, cli.model.loss.negatives) == (0.2, "all")
+
+
+def test_a_loss_of_ones_own():
+    Path("mine.yaml").write_text(
+        "model: {class_path: tests.helpers.command_line.Towers}\n"
+        "data: {class_path: tests.helpers.command_line.Numbers}\n"
+        "ask:\n"
+        "  audio: listen\n"
+        "  text: read\n"
+        "  loss: {class_path: tests.helpers.command_line.Distance, init_args: {power: 3.0}}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, default_root_dir: '{run}'}\n"
+    )
+    cli = ask_lightning("fit", "--config", "mine.yaml", "--run", "run")
+    assert type(cli.model.loss) is Distance
+    assert cli.model.loss.power == 3
+    assert callbacks_of_ask(cli) == set()
+
+
+def test_the_default_is_the_papers():
+    Path("mine.yaml").write_text(
+        "model: {class_path: tests.helpers.command_line.Towers}\n"
+        "data: {class_path: tests.helpers.command_line.Numbers}\n"
+        "ask: {audio: listen, text: read, monitors: false, refresh: {num_prototypes: 4}}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, default_root_dir: '{run}'}\n"
+    )
+    cli = ask_lightning("fit", "--config", "mine.yaml", "--run", "run")
+    assert cli.model.loss.options == ReliabilityOTLoss().options
+    assert callbacks_of_ask(cli) == {KnowledgeRefreshCallback}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ask.refresh.T", 3], "--ask.refresh.T has no effect, because TripletLoss needs no knowledge."),
+        (["--ask.monitors=true"], "--ask.monitors has no effect, because TripletLoss needs no knowledge."),
+        (["--ask.loss.margin", -1], "Argument `margin` has to be at least 0, but got -1.0"),
+        (["--ask.loss.temperature", 0.1], "Option 'temperature' is not accepted"),
+        (["--ask.loss.negatives", "easy"], "negatives"),
+        (["--ask.loss", "Tripel"], "Tripel"),
+    ],
+)
+def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
+    given = ("fit", "--config", "audiocaps_resnet38_bert_triplet", demo)
+    assert message in refusal(capsys, *given, *flags)
