@@ -125,7 +125,9 @@ def test_tables_that_cannot_be_read(capsys):
     Path("mine.yaml").write_text(FOLDER)
     Path("clips.csv").write_text("filename,caption\na.wav," + "x" * 140_000)
     message = refusal(capsys, "fit", "--config", "mine.yaml")
-    assert message.startswith("clips.csv, line 2: a field is longer than (131072). Look for a double quote")
+    assert message.startswith(
+        "clips.csv, line 2: a field is longer than 131072 characters. Look for a double quote"
+    )
     message = refusal(capsys, "fit", "--config", "mine.yaml", "--data.encoding", "utf-99")
     assert message.startswith("Argument `encoding` has to be an encoding that Python knows")
 
@@ -151,6 +153,16 @@ def test_other_processes_of_a_run_take_no_lock(monkeypatch):
         with pytest.raises(UsageError, match="Another run"), locked_run(Path("run")):
             pass
     assert not Path("run").exists(), "nothing was written"
+
+
+def test_a_file_system_without_locks(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("ask_lightning.cli.run_lock.FileLock.acquire", refuse)
+    with pytest.warns(UserWarning, match="The file system of run has no locks"), locked_run(Path("run")):
+        Path("run/file").touch()
+    assert Path("run/file").exists()
 
 
 def test_options_of_ask_for_a_baseline(demo, capsys):

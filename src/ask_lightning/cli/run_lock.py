@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.cli.errors import UsageError, usage_errors
 
@@ -30,6 +31,10 @@ def locked_run(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
+        except NotImplementedError:
+            rank_zero_warn(
+                f"The file system of {folder} has no locks: nobody notices if another run writes there too."
+            )
         except Timeout as error:
             raise UsageError(
                 f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "

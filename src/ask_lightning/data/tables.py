@@ -99,7 +99,9 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
                     spanning.append(f"up to line {reader.line_num}")
                 yield reader.line_num, [field.strip() for field in fields]
     except csv.Error as error:
-        problem = str(error).replace("field larger than field limit", "a field is longer than")
+        problem = str(error)
+        if "field limit" in problem:
+            problem = f"a field is longer than {csv.field_size_limit()} characters"
         raise ValueError(
             f"{path}, line {reader.line_num}: {problem}. Look for a double quote that is not closed or not "
             'doubled; inside a quoted field it is written "".'
