@@ -162,22 +162,18 @@ class MonitorCheck(Callback):
     """Refuses at the start to look for the best epoch by a metric of validation that nobody logs."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a monitor of validation where there is none."""
+        """Warn of a monitor of validation where there is none."""
         if not trainer.enable_validation:
-            self._refuse_missing(trainer, "there is no validation")
+            for name, monitor in _monitors_of_validation(trainer):
+                rank_zero_warn(f"There is no validation, so {name} finds no best epoch by {monitor!r}.")
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare the monitors with what the first batches of validation have logged."""
-        names = sorted(name for name in trainer.callback_metrics if _is_of_validation(name))
-        self._refuse_missing(trainer, f"validation logs {', '.join(names) or 'nothing'}", names)
-
-    @staticmethod
-    def _refuse_missing(trainer: pl.Trainer, reason: str, logged: Sequence[str] = ()) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            if isinstance(monitor, str) and _is_of_validation(monitor) and monitor not in logged:
+        for name, monitor in _monitors_of_validation(trainer):
+            if monitor not in trainer.callback_metrics:
+                logged = ", ".join(sorted(filter(_is_of_validation, trainer.callback_metrics)))
                 raise UsageError(
-                    f"{type(callback).__name__} goes by {monitor!r}, but {reason}. Log it, as "
+                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it, as "
                     "`metrics.AudioTextRetrieval` computes it, or list `trainer.callbacks` in your config "
                     "with another `monitor`."
                 )
@@ -309,6 +305,13 @@ class RetrievalCLI(LightningCLI):
         assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _monitors_of_validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """The names of the callbacks that go by a metric of validation, and that metric."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    return [(name, monitor) for name, monitor in monitors if monitor and _is_of_validation(monitor)]
 
 
 def _is_of_validation(name: str) -> bool:
