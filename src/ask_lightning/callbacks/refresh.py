@@ -88,7 +88,7 @@ class KnowledgeRefreshCallback(Callback):
         T: Number of epochs from one refresh to the next, at least 1. From `max_epochs` on the base is never
             renewed, the paper's "static" ablation.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
-            callable that returns one.
+            callable that returns one. Datasets with a method `without_random_crops` are read through it.
         num_prototypes: M, the number of coarse prototypes, at least 1.
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.

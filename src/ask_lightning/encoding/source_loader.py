@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ask_lightning.utilities.augmentation import without_augmentation
 from ask_lightning.utilities.distributed import Ranks
 
 Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -38,7 +39,7 @@ def source_loader(
     ranks: Ranks | None = None,
     max_items: int | None = None,
 ) -> Iterable[Any]:
-    """Make a loader over this rank's items of the knowledge source: in order, none dropped, none padded.
+    """Make a loader over this rank's items of the knowledge source, in order: no drops, padding or crops.
 
     The items of a map-style dataset are divided among the ranks; an iterable source has to yield each rank
     its own items.
@@ -84,6 +85,7 @@ def source_loader(
             f"training set that is one, but got {type(given).__name__}. "
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
+    dataset = without_augmentation(dataset)
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
     makes_batches = template is given and template is not None and template.batch_sampler is None
     size = _items_per_batch(batch_size, template, dataset_makes_batches=makes_batches)
