@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import json
 import re
-import shlex
 from pathlib import Path
 
 import lightning
@@ -87,7 +86,7 @@ def test_what_is_named_exists(span):
     elif "/" in span:
         assert (ROOT / span).exists()
     elif span.startswith("--"):
-        assert f'"{span}"' in (ROOT / "examples" / "frozen_embeddings.py").read_text(encoding="utf-8")
+        assert f'"{span}"' in (ROOT / "examples" / "paper_options.py").read_text(encoding="utf-8")
     elif OPTION.fullmatch(span):
         check_option(span)
     elif "(" in span:
@@ -111,23 +110,25 @@ def test_every_option_is_on_the_page_first_with_its_default(owner):
 
 def test_every_equation_is_on_the_page():
     rows = re.findall(r"^\| ([\d–, ]+) \|", PROSE, re.MULTILINE)
-    (rest,) = re.findall(r"^([\d–, ]+(?: and \d+)?) belong to", PROSE, re.MULTILINE)
+    (rest,) = re.findall(r"^Equations ([\d–, ]+ and \d+) need none", PROSE, re.MULTILINE)
     found = set()
     for first, last in re.findall(r"(\d+)(?:–(\d+))?", " ".join([*rows, rest])):
         found |= set(range(int(first), int(last or first) + 1))
     assert found == set(range(1, NUM_EQUATIONS + 1))
 
 
-def test_variants_of_the_command_exist():
-    (command,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    words = shlex.split(command.replace("\\\n", " "))
-    variants = words[words.index("--variants") + 1 : words.index("--tune")]
-    assert len(variants) == 11
-    for variant in variants:
+def test_variants_of_the_command_exist_and_are_in_the_table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    assert "python examples/paper_options.py" in PAGE
+    table = PAGE[PAGE.index("| ASK with |") :]
+    for variant in importlib.import_module("paper_options").VARIANTS:
+        cells = []
         for option in variant.split():
             name, value = OPTION.fullmatch(option).groups()
             value = json.loads(value) if re.fullmatch(r"[\d.]+|true|false", value) else value
             owner_of(name)(**{name: value})
+            cells.append(f"`{name}={json.dumps(value) if isinstance(value, str) else value}`")
+        assert f"\n| {', '.join(cells)} |" in table, variant
 
 
 def test_it_is_found():

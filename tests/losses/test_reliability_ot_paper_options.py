@@ -70,6 +70,15 @@ class TestReliabilityForm:
         whole = [terms[f"{part}_{to}"] for part in ("contrastive", "reliability") for to in ("t2a", "a2t")]
         torch.testing.assert_close(terms["loss"], sum(whole) / 2)
 
+    def test_factors_of_given_potentials(self):
+        psi = {("fine", "t2a"): torch.tensor([1.0, np.e]), ("coarse", "t2a"): torch.tensor([np.e, 1.0])}
+        psi |= {(name, "a2t"): torch.ones(2) for name in ("fine", "coarse")}
+        for form, sign in (("disagreement_factor", -1), ("agreement_factor", 1)):
+            factors = make_loss(reliability_form=form).factors(psi)
+            assert factors["t2a"].tolist() == pytest.approx([1 + 0.3 * sign, 1 + 0.2 * sign])
+            assert factors["a2t"].tolist() == pytest.approx([1, 1])
+        assert make_loss(reliability_form="agreement_term").factors(psi) == {}
+
     @pytest.mark.parametrize("form", ["agreement_term", "disagreement_term"])
     def test_options_that_say_nothing_about_a_term(self, form):
         with pytest.raises(ValueError, match=rf'`modulation` has to be "batch" .*{form}.* same mean'):

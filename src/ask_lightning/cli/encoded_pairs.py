@@ -21,6 +21,7 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibratio
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.weights import weights_fingerprint
 
 _FORMAT = "ask-lightning pairs 1"
 _REMEDY = "Write it with `ask-lightning encode`."
@@ -37,7 +38,8 @@ class EncodedPairs:
         clip_of: Row of each caption's clip in `audio`, `(P,)` int64.
         names: Names of the N clips.
         captions: Texts of the P captions.
-        model: The model's class as `class_path`, and the path of its weights as `checkpoint`.
+        model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
+            `fingerprint`.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
     """
 
@@ -202,6 +204,7 @@ def encode_pairs(
         )
     if checkpoint is not None:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    fingerprint = weights_fingerprint(model)
     batches = trainer.predict(_EmbeddingPredictor(model), loader)
     assert batches is not None
     predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
@@ -223,6 +226,7 @@ def encode_pairs(
         model={
             "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
             "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
+            "fingerprint": fingerprint,
         },
     )
 

@@ -8,15 +8,18 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
+from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
 from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
 from ask_lightning.utilities.arguments import check_count, check_range
+from ask_lightning.utilities.augmentation import without_augmentation
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
@@ -196,7 +199,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no such dataset.
         """
-        return self._loader(_without_random_crops(self._dataset(split)))
+        return self._loader(without_augmentation(self._dataset(split)))
 
     def knowledge_dataset(self) -> Dataset[Item]:
         """The training pairs without random crops, to build the knowledge base from.
@@ -206,7 +209,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no training dataset.
         """
-        return _without_random_crops(self._dataset("train"))
+        return without_augmentation(self._dataset("train"))
 
     def _dataset(self, name: str) -> Dataset[Item]:
         if name not in self.datasets:
@@ -224,10 +227,6 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self._seed),
             **options,
         )
-
-
-def _without_random_crops(dataset: Dataset[Item]) -> Dataset[Item]:
-    return dataset.without_random_crops() if isinstance(dataset, ClipDataset) else dataset
 
 
 class DatasetsDataModule(RetrievalDataModule):
@@ -263,7 +262,10 @@ class DatasetsDataModule(RetrievalDataModule):
         self._given = {"train": train, "val": val} | ({} if test is None else {"test": test})
 
     def build(self) -> Mapping[str, Dataset[Item]]:
-        """Return the datasets that were passed."""
+        """Return the datasets that were passed; a warning says what their splits share."""
+        warn_of_overlap(
+            type(self).__name__, self._given, caption_remedy="If they are copies, remove them from one split."
+        )
         return self._given
 
 
@@ -351,6 +353,8 @@ class FolderData(RetrievalDataModule):
         clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
         delimiter: Character between the fields of the CSV.
         encoding: Encoding of the CSV.
+        collection: Name that keeps the clip ids apart from those of another folder that gives the same names
+            to other recordings.
         fractions: Share of the clips for training and validation, or for training, validation and test.
         split_seed: Seed of the division.
         sample_rate: Rate of the waveforms in Hz.
@@ -390,6 +394,7 @@ class FolderData(RetrievalDataModule):
         clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
+        collection: str = "",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         sample_rate: int = 16000,
@@ -416,6 +421,7 @@ class FolderData(RetrievalDataModule):
             "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
+            "collection": collection,
         }
         self._audio = AudioOptions(
             sample_rate=sample_rate,
@@ -437,10 +443,39 @@ class FolderData(RetrievalDataModule):
         parts = split_by_clip(
             [numbers[clip.recording] for clip in whole.clips], self._fractions, self._split_seed
         )
-        return {
+        datasets: dict[str, ClipDataset] = {
             split: whole.variant(
                 clips=[whole.clips[index] for index in indices],
                 crop="random" if split == "train" else "center",
             )
             for split, indices in zip(SPLITS, parts, strict=False)
         }
+        self._warn_of_overlap(datasets)
+        return datasets
+
+    def _warn_of_overlap(self, datasets: Mapping[str, ClipDataset]) -> None:
+        """Warn of takes and captions that are in training and in evaluation."""
+        texts = self._columns["caption_columns"]
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        grouped = self._columns["clip_id_column"] is not None
+        remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
+        if len(texts) == 1 and not grouped:
+            remedy += f" `clip_id_column={texts[0]!r}` keeps clips with equal captions together."
+        warn_of_overlap(str(self._annotations), datasets, caption_remedy=remedy)
+        if grouped:
+            return
+        names = ("filename_column", "delimiter", "encoding")
+        found = columns_across_splits(
+            self._annotations,
+            [part.clips for part in datasets.values()],
+            **{name: self._columns[name] for name in names},
+        )
+        for column in texts:
+            found.pop(column, None)
+        if found:
+            listed = ", ".join(f"{column!r} ({count} clips)" for column, count in found.items())
+            rank_zero_warn(
+                f"{self._annotations}: validation and test clips share values of these columns with training "
+                f"clips: {listed}. If one of them says which recording a file was taken from, pass it as "
+                "`clip_id_column`, which keeps takes together."
+            )

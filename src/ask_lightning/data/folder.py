@@ -23,6 +23,8 @@ class AudioFolder(ClipDataset):
         clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
         delimiter: Character between the fields of the CSV.
         encoding: Encoding of the CSV.
+        collection: Name that keeps the clip ids apart from those of another folder that gives the same names
+            to other recordings.
         sample_rate: Rate of the waveforms in Hz.
         seconds: Length of a crop.
         crop: `"random"`, `"center"` or `"full"`; see `AudioOptions`.
@@ -58,6 +60,7 @@ class AudioFolder(ClipDataset):
         clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
+        collection: str = "",
         sample_rate: int = 16000,
         seconds: float = 10.0,
         crop: Crop = "center",
@@ -89,5 +92,7 @@ class AudioFolder(ClipDataset):
             clip_id_column=clip_id_column,
             delimiter=delimiter,
             encoding=encoding,
+            collection=collection,
+            root=root,
         )
         super().__init__(clips, FileStore(root, {clip.key: clip.path for clip in clips}), audio)

@@ -355,6 +355,21 @@ class KnowledgeBase:
                 f"The knowledge base lies on {self.device}, but was asked from {audio.device}. "
                 f'Move it once: `knowledge = knowledge.to("{audio.device}")`.'
             )
+        self.check_num_neighbors(counts, exclude=exclude, distinct_clips=distinct_clips)
+
+    def check_num_neighbors(
+        self, counts: Mapping[GranularityName, int], *, exclude: bool, distinct_clips: bool = False
+    ) -> None:
+        """Refuse K that the base cannot give.
+
+        Args:
+            counts: K, the number of neighbours of a lookup, for each granularity.
+            exclude: Whether lookups leave rows of the query's own clip out.
+            distinct_clips: Whether the fine rows of a query are of different clips.
+
+        Raises:
+            ValueError: A K is not in [1, N]; for the fine rows, N counts those that are left, or their clips.
+        """
         if distinct_clips:
             most_fine = self._num_ids - (1 if exclude else 0)
         else:

@@ -66,8 +66,9 @@ class ReliabilityOTLoss(RetrievalLoss):
             positive; a negative one would train the model away from its pairs. (The terms of
             `reliability_form` have no such limit.)
         lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, such as a
+            learnable parameter or a property, a callable `(model)` that returns τ, or the parameter itself.
+            A loss without a wrapper also takes a callable without arguments.
         sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
         sinkhorn_iterations: Number of updates of the plan, at least 1.
         granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
@@ -217,6 +218,15 @@ class ReliabilityOTLoss(RetrievalLoss):
         return self.distillation_weight > 0
 
     @property
+    def _neighbors_by_granularity(self) -> dict[GranularityName, int]:
+        """K of each granularity that takes part."""
+        counts: dict[GranularityName, int] = {
+            "fine": self.num_neighbors,
+            "coarse": self.num_coarse_neighbors or self.num_neighbors,
+        }
+        return {name: counts[name] for name in self.granularities}
+
+    @property
     def adds_reliability(self) -> bool:
         """Whether the reliability is a term of the loss, not a factor."""
         return self.reliability_form.endswith("term")
@@ -254,6 +264,18 @@ class ReliabilityOTLoss(RetrievalLoss):
         """The options that the paper varies."""
         names = ("num_neighbors", "injection_ratio", "ot_factor", "lambda_fine", "lambda_coarse")
         return ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "granularities"))
+
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Refuse a base with fewer rows than the neighbours that are looked up.
+
+        Args:
+            knowledge: The new base.
+
+        Raises:
+            ValueError: K is larger than the base.
+        """
+        counts = self._neighbors_by_granularity
+        knowledge.check_num_neighbors(counts, exclude=self.exclude_self, distinct_clips=self.distinct_clips)
 
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
@@ -303,7 +325,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         return knowledge.lookup(
             audio.detach(),
             text.detach(),
-            {"fine": self.num_neighbors, "coarse": self.num_coarse_neighbors or self.num_neighbors},
+            self._neighbors_by_granularity,
             exclude_ids=ids if self.exclude_self else None,
             distinct_clips=self.distinct_clips,
             granularities=self.granularities,
