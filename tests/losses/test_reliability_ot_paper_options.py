@@ -74,10 +74,10 @@ class TestReliabilityForm:
         psi = {("fine", "t2a"): torch.tensor([1.0, np.e]), ("coarse", "t2a"): torch.tensor([np.e, 1.0])}
         psi |= {(name, "a2t"): torch.ones(2) for name in ("fine", "coarse")}
         for form, sign in (("disagreement_factor", -1), ("agreement_factor", 1)):
-            factors = make_loss(reliability_form=form).factors(psi)
+            factors = make_loss(reliability_form=form).weighting.factors(psi)
             assert factors["t2a"].tolist() == pytest.approx([1 + 0.3 * sign, 1 + 0.2 * sign])
             assert factors["a2t"].tolist() == pytest.approx([1, 1])
-        assert make_loss(reliability_form="agreement_term").factors(psi) == {}
+        assert make_loss(reliability_form="agreement_term").weighting.factors(psi) == {}
 
     @pytest.mark.parametrize("form", ["agreement_term", "disagreement_term"])
     def test_options_that_say_nothing_about_a_term(self, form):

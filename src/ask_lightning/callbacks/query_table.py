@@ -17,9 +17,10 @@ from ask_lightning.callbacks.schedule import is_due_after_epoch
 from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
 from ask_lightning.encoding.source_loader import has_index
 from ask_lightning.encoding.target import reliability_loss
-from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.base import GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore, read_neighborhood
-from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
+from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
+from ask_lightning.losses.reliability_weighting import DIRECTIONS
 from ask_lightning.utilities.arguments import check_count
 
 _COLUMNS = (
@@ -150,13 +151,13 @@ class _QueryAnswers:
 
     def _reliability(
         self, audio: Tensor, text: Tensor, neighborhoods: dict[Any, Neighborhood]
-    ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+    ) -> tuple[Potentials, dict[str, Tensor]]:
         """Ψ by granularity and direction, and the factor by direction, if there is one: `(Q,)` each."""
-        psi: dict[tuple[str, str], Tensor] = {}
+        psi: dict[tuple[GranularityName, str], Tensor] = {}
         for name, stored in neighborhoods.items():
             potentials = stored.to(audio.dtype).potentials(audio, text)
             psi |= {(name, direction): values for direction, values in potentials.items()}
-        return psi, self.loss.factors(psi)
+        return psi, self.loss.weighting.factors(psi)
 
     def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
         """The rows of the table, one for each query and direction."""

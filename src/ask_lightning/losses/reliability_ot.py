@@ -4,7 +4,7 @@ Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are tex
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from warnings import warn
 
 import torch
@@ -13,11 +13,8 @@ from torch import Tensor
 from ask_lightning.functional import (
     find_transport_solver,
     inject_knowledge,
-    modulation_factor,
     nt_xent,
     realign_both_directions,
-    reliability_penalty,
-    reliability_term,
 )
 from ask_lightning.functional.distillation import Teacher
 from ask_lightning.functional.reliability import ReliabilityForm
@@ -26,13 +23,9 @@ from ask_lightning.functional.transport_solvers import SINKHORN
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
+from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
-
-Modulation = Literal["batch", "sample"]
-DIRECTIONS = ("t2a", "a2t")
-Weighted = list[tuple[float, Tensor]]
-"""(λ_g, F_g) of each granularity, F_g of each sample `(B,)`."""
 
 
 class ReliabilityOTLoss(RetrievalLoss):
@@ -157,8 +150,6 @@ class ReliabilityOTLoss(RetrievalLoss):
         check_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
         check_choice("a2t_realignment", a2t_realignment, get_args(A2TRealignment))
-        check_choice("reliability_form", reliability_form, get_args(ReliabilityForm))
-        check_choice("modulation", modulation, get_args(Modulation))
         if not granularities or not set(granularities) <= set(GRANULARITIES):
             raise ValueError(
                 f"Argument `granularities` has to name one or both of {GRANULARITIES}, "
@@ -176,10 +167,6 @@ class ReliabilityOTLoss(RetrievalLoss):
                 f"Argument `detach_plan` has to be True with transport_solver={transport_solver!r}, whose "
                 'plan has no gradient. Use "sinkhorn" to differentiate through the plan.'
             )
-        if reliability_form.endswith("term"):
-            _check_term(reliability_form, lambda_fine, lambda_coarse, modulation, modulation_gradient)
-        else:
-            _check_factor(lambda_fine, lambda_coarse)
         self.num_neighbors = num_neighbors
         self.num_coarse_neighbors = num_coarse_neighbors
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
@@ -199,8 +186,9 @@ class ReliabilityOTLoss(RetrievalLoss):
         self.exclude_self = exclude_self
         self.distinct_clips = distinct_clips
         self.reliability_form: ReliabilityForm = reliability_form
-        self.modulation = modulation
+        self.modulation: Modulation = modulation
         self.modulation_gradient = modulation_gradient
+        _ = self.weighting  # checks its options
         self.interaction = interaction
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
@@ -227,27 +215,15 @@ class ReliabilityOTLoss(RetrievalLoss):
         return {name: counts[name] for name in self.granularities}
 
     @property
-    def adds_reliability(self) -> bool:
-        """Whether the reliability is a term of the loss, not a factor."""
-        return self.reliability_form.endswith("term")
-
-    def factors(self, potentials: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:
-        """The modulation factors that belong to some reliability potentials; none where terms are added.
-
-        Args:
-            potentials: Ψ of each sample, `(B,)`, by granularity and direction.
-
-        Returns:
-            The factor of each sample, `(B,)`, by direction.
-        """
-        if self.adds_reliability:
-            return {}
-        lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
-        weighted: dict[str, Weighted] = {direction: [] for direction in DIRECTIONS}
-        for (granularity, direction), psi in potentials.items():
-            penalty = reliability_penalty(psi, self.reliability_form)
-            weighted[direction].append((lambdas[granularity], penalty))
-        return {direction: modulation_factor(pairs) for direction, pairs in weighted.items()}
+    def weighting(self) -> ReliabilityWeighting:
+        """How the reliability enters the loss."""
+        return ReliabilityWeighting(
+            self.reliability_form,
+            self.lambda_fine,
+            self.lambda_coarse,
+            self.modulation,
+            self.modulation_gradient,
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -363,9 +339,8 @@ class ReliabilityOTLoss(RetrievalLoss):
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
         ignore = self._same_clip(ids)
-        lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
         entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
-        weighted: dict[str, Weighted] = {direction: [] for direction in DIRECTIONS}
+        potentials: dict[tuple[GranularityName, str], Tensor] = {}  # Ψ, (B,) each
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
             neighbors = found.to(audio.dtype)
@@ -375,26 +350,17 @@ class ReliabilityOTLoss(RetrievalLoss):
                 inject_knowledge(text, neighbors.text_by_text, ratio, renormalize=renormalize),
                 *neighbors.potentials(audio, text).values(),  # (B,) each
             )
-            potentials = dict(zip(DIRECTIONS, psi, strict=True))
             contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
-            for direction in DIRECTIONS:
+            for direction, potential in zip(DIRECTIONS, psi, strict=True):
                 entropies[direction] = entropies[direction] + contrast[direction]
-                penalty = reliability_penalty(potentials[direction], self.reliability_form)
-                weighted[direction].append((lambdas[name], penalty))
-                terms[f"psi_{name}_{direction}"] = potentials[direction]
-                if not self.adds_reliability:
-                    of_this = [(lambdas[name], penalty.mean())]
-                    terms[f"factor_{name}_{direction}"] = modulation_factor(of_this)
+                potentials[name, direction] = terms[f"psi_{name}_{direction}"] = potential
             mass = plan * len(plan)  # rows of sum 1, unless the solver leaves out mass
             terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
             terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
             if self.transport_solver != SINKHORN:
                 terms[f"plan_mass_{name}"] = plan.sum()
-        if self.adds_reliability:
-            loss = self._add(entropies, weighted, terms)
-        else:
-            loss = self._multiply(entropies, weighted, terms, bounded)
-        return loss, terms | {"loss": loss}
+        loss, of_reliability = self.weighting.weigh(entropies, potentials, bounded=bounded)
+        return loss, terms | of_reliability | {"loss": loss}
 
     def _contrast(
         self,
@@ -430,47 +396,6 @@ class ReliabilityOTLoss(RetrievalLoss):
             )
         return contrast, plan.detach()
 
-    def _multiply(
-        self,
-        entropies: dict[str, Tensor],
-        weighted: dict[str, Weighted],
-        terms: dict[str, Tensor],
-        bounded: bool,
-    ) -> Tensor:
-        """Eq. 16–19: the mean of both directions, each times its factor. Adds to `terms`."""
-        weighed = []
-        for direction in DIRECTIONS:
-            factor = modulation_factor(weighted[direction])  # (B,)
-            if self.modulation == "batch":
-                factor = factor.mean()
-            if not bounded and bool((factor <= 0).any()):
-                raise ValueError(
-                    f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
-                    "a factor that is not positive trains the model away from its pairs. The knowledge "
-                    "holds vectors longer than one: use `normalize_prototypes=True`, or lower "
-                    f"`lambda_fine` ({self.lambda_fine}) and `lambda_coarse` ({self.lambda_coarse})."
-                )
-            used = factor if self.modulation_gradient else factor.detach()
-            weighed.append((used * entropies[direction]).mean())
-            terms[f"contrastive_{direction}"] = entropies[direction].mean()
-            terms[f"factor_{direction}"] = factor.mean()
-        return 0.5 * (weighed[0] + weighed[1])
-
-    def _add(
-        self,
-        entropies: dict[str, Tensor],
-        weighted: dict[str, Weighted],
-        terms: dict[str, Tensor],
-    ) -> Tensor:
-        """Eq. 21 and 33–34: the mean of both directions, each plus its reliability. Adds to `terms`."""
-        summed = []
-        for direction in DIRECTIONS:
-            term = reliability_term(weighted[direction]).mean()
-            summed.append(entropies[direction] + term)
-            terms[f"contrastive_{direction}"] = entropies[direction]
-            terms[f"reliability_{direction}"] = term
-        return 0.5 * (summed[0] + summed[1])
-
     def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
         """`(B, B)`, rows text, columns audio."""
         return text @ audio.T if self.interaction is None else self.interaction(text, audio)
@@ -487,31 +412,3 @@ class ReliabilityOTLoss(RetrievalLoss):
         similarity = self._similarity(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
         return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
-
-
-def _check_factor(lambda_fine: float, lambda_coarse: float) -> None:
-    """Refuse weights by which the factor could become negative."""
-    if not (lambda_fine >= 0 and lambda_coarse >= 0 and lambda_fine + lambda_coarse < 1):
-        raise ValueError(
-            "Arguments `lambda_fine` and `lambda_coarse` have to be at least 0 and sum to less than 1, but "
-            f"got {lambda_fine} and {lambda_coarse}: the modulation factor 1 + λ_f F_f + λ_c F_c with F in "
-            "[-1, 1] could become negative and train the model away from its pairs."
-        )
-
-
-def _check_term(
-    form: str, lambda_fine: float, lambda_coarse: float, modulation: str, modulation_gradient: bool
-) -> None:
-    """Refuse options that say nothing about a reliability that is added."""
-    check_range("lambda_fine", lambda_fine, 0)
-    check_range("lambda_coarse", lambda_coarse, 0)
-    if modulation == "sample":
-        raise ValueError(
-            f'Argument `modulation` has to be "batch" with reliability_form={form!r}, but got "sample": a '
-            "term that is added has the same mean over the batch either way."
-        )
-    if not modulation_gradient:
-        raise ValueError(
-            f"Argument `modulation_gradient` has to be True with reliability_form={form!r}, but got False: a "
-            "constant that is added to the loss changes nothing. Set both λ to 0 to leave it out."
-        )
