@@ -64,7 +64,7 @@ def main() -> None:
     )
     weights = pretrained_weights(options)
     methods = loss_methods(
-        options.methods,
+        {name: LOSSES[name] for name in options.methods},
         partial(make_model, weights),
         learning_rate=options.learning_rate,
         num_candidates=options.candidates,
