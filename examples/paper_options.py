@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from frozen_embeddings import ProjectionHeads, load, make_loaders
+import numpy as np
 from torch import Tensor
 
 from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.functional import nt_xent
 from ask_lightning.reproduce import (
     Method,
-    Protocol,
     compare,
     comparison_markdown,
     differences_markdown,
     silence_lightning,
 )
+from ask_lightning.reproduce.tasks import embeddings_task
+from ask_lightning.reproduce.tasks.embeddings import ProjectionHeads
 
 VARIANTS = (
     "normalize_prototypes=false",
@@ -59,19 +60,23 @@ def main() -> None:
     options = parse_arguments()
     silence_lightning()
     started = time.perf_counter()
-    datasets = load(options)
-    widths = datasets["train"].audio.shape[1], datasets["train"].text.shape[1]
-    settings = ({"temperature": options.temperature},)
-    methods = [
-        Method(name, settings, partial(build, name, widths, options)) for name in ("ASK", *options.variants)
-    ]
-    free = ("variants", "temperature", "seeds", "output")
-    protocol = Protocol(
-        partial(make_loaders, datasets, options),
+    task = embeddings_task(
+        options.audio,
+        options.text,
+        options.pairs,
+        clip_id_column=options.clip_id_column,
+        split_seed=options.split_seed,
+        width=options.width,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
         max_epochs=options.epochs,
-        description={name: value for name, value in vars(options).items() if name not in free},
+        T=options.T,
+        num_prototypes=options.prototypes,
     )
-    compared = compare(methods, protocol, options.output, seeds=range(options.seeds))
+    print(f"Pairs: {task.sizes()}.", flush=True)
+    settings = ({"temperature": options.temperature},)
+    methods = [Method(name, settings, partial(build, name, options)) for name in ("ASK", *options.variants)]
+    compared = compare(methods, task.protocol(), options.output, seeds=range(options.seeds))
     tables = [comparison_markdown(compared)]
     if options.seeds > 1:
         tables.append(differences_markdown(compared, "ASK"))
@@ -80,7 +85,7 @@ def main() -> None:
 
 
 def build(
-    name: str, widths: tuple[int, int], options: argparse.Namespace, settings: Mapping[str, Any]
+    name: str, options: argparse.Namespace, settings: Mapping[str, Any]
 ) -> tuple[L.LightningModule, list[L.Callback]]:
     """The heads in an `ASKModule` with the options that the name of a variant consists of."""
     of_loss: dict[str, Any] = dict(settings)
@@ -90,6 +95,7 @@ def build(
         arguments = of_loss if argument in signature(ReliabilityOTLoss).parameters else of_refresh
         arguments[argument] = number_or_text(value)
     loss = ReliabilityOTLoss(**of_loss)
+    widths = (np.load(path, mmap_mode="r").shape[1] for path in (options.audio, options.text))
     heads = TrainedHeads(*widths, options.width, options.learning_rate)
     module = ASKModule(heads, loss, ids="clip_id" if loss.needs_ids else None)
     return module, [KnowledgeRefreshCallback(**of_refresh), DriftMonitor()]

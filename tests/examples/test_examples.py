@@ -131,8 +131,7 @@ def test_quickstart(run, pretraining):
         assert "[1/" not in again
 
 
-def test_paper_options(run, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
+def test_paper_options(run, tmp_path):
     random = np.random.default_rng(0)
     for name in ("audio", "text"):
         np.save(tmp_path / f"{name}.npy", random.standard_normal((120, 8), np.float32))

@@ -20,7 +20,7 @@ from ask_lightning.encoding.target import reliability_loss
 from ask_lightning.knowledge.base import GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore, read_neighborhood
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
-from ask_lightning.losses.reliability_weighting import DIRECTIONS
+from ask_lightning.losses.reliability_weighting import DIRECTIONS, Potentials
 from ask_lightning.utilities.arguments import check_count
 
 _COLUMNS = (
