@@ -9,6 +9,7 @@ import torch
 
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.errors import UsageError
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
 
@@ -103,3 +104,17 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
     )
     given = ("search", "none.safetensors", "--text", "rain", "--ckpt_path", last_checkpoint(Path("narrow")))
     assert "has embeddings of width 16, but the checkpoint makes 4" in refusal(capsys, *given)
+
+
+def test_queries_are_written_like_the_captions(demo, trained):
+    """Those of the paper's rows are in lower case without punctuation."""
+    given = ("--config", ASK, demo, "--ckpt_path", last_checkpoint(trained), "--output", "a.safetensors")
+    ask_lightning("encode", *given)
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert pairs.caption_style == "plain"
+    hits = ask_lightning("search", "a.safetensors", "--text", f"{pairs.captions[3].upper()}!")
+    assert hits == ask_lightning("search", "a.safetensors", "--text", pairs.captions[3])
+    with pytest.raises(UsageError, match=r"`--text` has to hold words, but got '\?!'"):
+        ask_lightning("search", "a.safetensors", "--text", "?!")
+    ask_lightning("encode", *given, "--data.caption_style", "raw")
+    assert EncodedPairs.load(Path("a.safetensors")).caption_style == "raw"

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
@@ -351,6 +352,8 @@ class FolderData(RetrievalDataModule):
         clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
         delimiter: Character between the fields of the CSV.
         encoding: Encoding of the CSV.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
         fractions: Share of the clips for training and validation, or for training, validation and test.
         split_seed: Seed of the division.
         sample_rate: Rate of the waveforms in Hz.
@@ -390,6 +393,7 @@ class FolderData(RetrievalDataModule):
         clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
+        caption_style: CaptionStyle = "raw",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         sample_rate: int = 16000,
@@ -410,12 +414,13 @@ class FolderData(RetrievalDataModule):
         self._split_seed = split_seed
         self._root = root
         self._annotations = annotations
-        self._columns: dict[str, Any] = {
+        self._table: dict[str, Any] = {
             "filename_column": filename_column,
             "caption_columns": caption_columns,
             "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
+            "caption_style": caption_style,
         }
         self._audio = AudioOptions(
             sample_rate=sample_rate,
@@ -430,7 +435,7 @@ class FolderData(RetrievalDataModule):
 
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the CSV, examine the files, divide the clips."""
-        whole = AudioFolder(self._root, self._annotations, **self._columns, **vars(self._audio))
+        whole = AudioFolder(self._root, self._annotations, **self._table, **vars(self._audio))
         # By numbers in the order of the table, so that the names of files do not matter.
         recordings = dict.fromkeys(clip.recording for clip in whole.clips)
         numbers = {recording: number for number, recording in enumerate(recordings)}
