@@ -6,8 +6,8 @@ The sentence embedding of a clip's first caption plays the audio; captions 2 to 
 holds `caption_1_embeddings.npy`, of shape (clips, width), and `pairs.csv` with a row for each clip, in the
 same order, and the columns `clip_id` and `caption_2` … `caption_5`.
 
-All methods have the same model, batches, epochs, seeds and number of settings to choose from, which is
-done on the validation part.
+All losses have the same model, batches, epochs, seeds and number of settings to choose from, learning rate
+included, which is done on the validation part.
 """
 
 import argparse
@@ -15,10 +15,8 @@ import csv
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -27,60 +25,20 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from ask_lightning import (
-    ASKModule,
-    KnowledgeDistillationLoss,
-    KnowledgeRefreshCallback,
-    ReliabilityOTLoss,
-)
 from ask_lightning.data import DatasetsDataModule, split_by_clip
-from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.reproduce import (
-    Method,
+    LOSSES,
+    MAIN_LOSSES,
+    MAX_CANDIDATES,
     Protocol,
     compare,
-    comparison_markdown,
-    differences_markdown,
+    loss_methods,
     mean_recall,
     silence_lightning,
+    write_report,
 )
 
-# Settings that each method chooses from, equally many; `--candidates` takes the first of each.
-CANDIDATES: dict[str, tuple[dict[str, float], ...]] = {
-    "NT-Xent": (
-        {"temperature": 0.1},
-        {"temperature": 0.07},
-        {"temperature": 0.15},
-        {"temperature": 0.2},
-        {"temperature": 0.05},
-        {"temperature": 0.12},
-    ),
-    "NT-Xent, label smoothing": (
-        {"temperature": 0.15, "label_smoothing": 0.3},
-        {"temperature": 0.1, "label_smoothing": 0.1},
-        {"temperature": 0.2, "label_smoothing": 0.5},
-        {"temperature": 0.3, "label_smoothing": 0.5},
-        {"temperature": 0.4, "label_smoothing": 0.5},
-        {"temperature": 0.3, "label_smoothing": 0.7},
-    ),
-    "Distillation": (
-        {"temperature": 0.15, "distillation_weight": 0.7},
-        {"temperature": 0.1, "distillation_weight": 0.7},
-        {"temperature": 0.2, "distillation_weight": 0.7},
-        {"temperature": 0.3, "distillation_weight": 0.7},
-        {"temperature": 0.2, "distillation_weight": 0.5},
-        {"temperature": 0.25, "distillation_weight": 0.7},
-    ),
-    "ASK": (
-        {"temperature": 0.07},
-        {"temperature": 0.05},
-        {"temperature": 0.03},
-        {"temperature": 0.1},
-        {"temperature": 0.04},
-        {"temperature": 0.02},
-    ),
-}
 # Of Clotho's 3,839 development clips; another number of clips is divided in proportion.
 SPLIT_SIZES = {"train": 2639, "val": 500, "test": 700}
 NUM_CAPTIONS = 4
@@ -101,14 +59,11 @@ class CaptionPairs(Dataset):
 
 
 class CaptionRetriever(L.LightningModule):
-    """A head over sentence embeddings and an average of word vectors, trained with NT-Xent."""
+    """A head over sentence embeddings, and another over an average of word vectors."""
 
-    def __init__(
-        self, audio_width: int, num_words: int, *, temperature: float, label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, audio_width: int, num_words: int, learning_rate: float) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.label_smoothing = label_smoothing
+        self.learning_rate = learning_rate
         self.audio_head = self.head(audio_width)
         self.word_vectors = nn.EmbeddingBag(num_words, 300, mode="mean", padding_idx=0)
         self.text_head = self.head(300)
@@ -124,16 +79,6 @@ class CaptionRetriever(L.LightningModule):
     def encode_text(self, batch: dict) -> Tensor:
         return normalize(self.text_head(self.word_vectors(batch["words"])), dim=1)
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        similarity = self.encode_text(batch) @ self.encode_audio(batch).T
-        targets = None
-        if self.label_smoothing:
-            count = len(similarity)
-            targets = (1 - self.label_smoothing) * torch.eye(count) + self.label_smoothing / count
-            targets = targets.to(similarity.device)
-        sides = (similarity, similarity.T)
-        return sum(nt_xent(side, self.temperature, targets=targets) for side in sides) / 2
-
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
@@ -143,7 +88,7 @@ class CaptionRetriever(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         # The fused step is three times as fast here, where most weights are word vectors.
-        optimizer = torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 20, gamma=0.1)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -187,18 +132,10 @@ def make_data(options: argparse.Namespace, seed: int) -> DatasetsDataModule:
     return DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
 
 
-def build(
-    name: str, options: argparse.Namespace, settings: Mapping[str, Any]
-) -> tuple[L.LightningModule, list[L.Callback]]:
-    """The model as it is, or the same model in an `ASKModule`."""
-    datasets, num_words = load(options.data, options.captions_per_clip)
-    width = datasets["train"].audio.shape[1]
-    if name.startswith("NT-Xent"):
-        return CaptionRetriever(width, num_words, **settings), []
-    model = CaptionRetriever(width, num_words, temperature=settings["temperature"])
-    refresh = KnowledgeRefreshCallback(T=options.T, save_knowledge=False)
-    loss_class = KnowledgeDistillationLoss if name == "Distillation" else ReliabilityOTLoss
-    return ASKModule(model, loss_class(**settings), ids="clip_id"), [refresh]
+def make_model(folder: Path, captions_per_clip: int, learning_rate: float) -> CaptionRetriever:
+    """A new model for the task."""
+    datasets, num_words = load(folder, captions_per_clip)
+    return CaptionRetriever(datasets["train"].audio.shape[1], num_words, learning_rate)
 
 
 def main() -> None:
@@ -209,10 +146,13 @@ def main() -> None:
     datasets, num_words = load(options.data, options.captions_per_clip)
     sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in datasets.items())
     print(f"Pairs: {sizes}; {num_words - 1} words.", flush=True)
-    methods = [
-        Method(name, CANDIDATES[name][: options.candidates], partial(build, name, options))
-        for name in options.methods
-    ]
+    methods = loss_methods(
+        options.methods,
+        partial(make_model, options.data, options.captions_per_clip),
+        learning_rate=1e-3,
+        num_candidates=options.candidates,
+        refresh={"T": options.T},
+    )
     protocol = Protocol(
         partial(make_data, options),
         max_epochs=options.epochs,
@@ -230,14 +170,10 @@ def main() -> None:
         jobs=options.jobs,
         log=partial(print, flush=True),
     )
-    tables = [comparison_markdown(compared)]
-    if len(options.methods) > 1:
-        references = [name for name in options.references if name in options.methods]
-        tables += [differences_markdown(compared, name) for name in references]
-    text = "\n\n".join(tables)
-    (options.output / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{text}\n")
-    print(f"{options.output}/runs.csv has every run; {time.perf_counter() - started:.0f} s in all.")
+    references = [name for name in options.references if name in options.methods]
+    report = write_report(compared, options.output, references=references, refresh_every=options.T)
+    print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{report}\n")
+    print(f"{options.output} has every run and a picture; {time.perf_counter() - started:.0f} s in all.")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -246,12 +182,18 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = tuple(CANDIDATES)
+    names = tuple(LOSSES)
     add("--data", type=Path, required=True, help="folder of caption_1_embeddings.npy and pairs.csv")
     add("--captions-per-clip", type=int, choices=(4, 1), default=4, help="captions of a training clip")
-    add("--methods", nargs="+", choices=names, default=names, help="methods to compare")
-    add("--references", nargs="+", choices=names, default=names[:2], help="methods to subtract")
-    add("--candidates", type=int, choices=range(1, 7), default=6, help="settings that each method tries")
+    add("--methods", nargs="+", choices=names, default=MAIN_LOSSES, help="losses to compare")
+    add("--references", nargs="+", choices=names, default=MAIN_LOSSES[:2], help="losses to subtract")
+    add(
+        "--candidates",
+        type=int,
+        choices=range(1, MAX_CANDIDATES + 1),
+        default=MAX_CANDIDATES,
+        help="settings that each loss tries",
+    )
     add("--seeds", type=int, default=5, help="runs of each method with its chosen settings")
     add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=15, help="epochs between refreshes of the knowledge")

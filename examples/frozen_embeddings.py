@@ -1,4 +1,4 @@
-"""Compare NT-Xent and ASK on precomputed embeddings: projection heads over two frozen encoders.
+"""Compare losses on precomputed embeddings: projection heads over two frozen encoders.
 
     python examples/frozen_embeddings.py --audio audio.npy --text text.npy --pairs pairs.csv --seeds 5
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -21,21 +20,19 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from ask_lightning import ASKModule, DriftMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.data import DatasetsDataModule, split_by_clip
-from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.reproduce import (
-    Method,
+    LOSSES,
+    MAIN_LOSSES,
+    MAX_CANDIDATES,
     Protocol,
     compare,
-    comparison_markdown,
-    comparison_picture,
+    loss_methods,
     mean_recall,
     silence_lightning,
+    write_report,
 )
-
-METHODS = ("NT-Xent", "ASK", "ASK-detached")
 
 
 class FrozenPairs(Dataset):
@@ -52,13 +49,11 @@ class FrozenPairs(Dataset):
 
 
 class ProjectionHeads(L.LightningModule):
-    """Two small heads trained with plain NT-Xent: a complete model without any code for ASK."""
+    """Two small heads."""
 
-    def __init__(
-        self, audio_width: int, text_width: int, *, width: int, temperature: float, learning_rate: float
-    ) -> None:
+    def __init__(self, audio_width: int, text_width: int, width: int, learning_rate: float) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.learning_rate = learning_rate
         self.audio_head = self.head(audio_width, width)
         self.text_head = self.head(text_width, width)
         self.val_metrics = AudioTextRetrieval()
@@ -73,13 +68,6 @@ class ProjectionHeads(L.LightningModule):
     def encode_text(self, batch: dict) -> Tensor:
         return normalize(self.text_head(batch["text"]), dim=1)
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        similarity = self.encode_text(batch) @ self.encode_audio(batch).T
-        temperature = self.hparams["temperature"]
-        loss = 0.5 * (nt_xent(similarity, temperature) + nt_xent(similarity.T, temperature))
-        self.log("train/loss", loss)
-        return loss
-
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
 
@@ -90,7 +78,7 @@ class ProjectionHeads(L.LightningModule):
         self.log_dict({f"val/{name}": score for name, score in scores.items()})
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["learning_rate"], weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-2)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -104,15 +92,14 @@ def main() -> None:
     datasets = load(options)
     print("Pairs: " + ", ".join(f"{len(part)} {name}" for name, part in datasets.items()), flush=True)
     widths = datasets["train"].audio.shape[1], datasets["train"].text.shape[1]
-    methods = [
-        Method(
-            name,
-            tuple({"temperature": temperature} for temperature in options.tune),
-            partial(build, name, widths, options),
-        )
-        for name in options.methods
-    ]
-    free = ("methods", "tune", "seeds", "jobs", "threads", "output")
+    methods = loss_methods(
+        options.methods,
+        partial(ProjectionHeads, *widths, options.width),
+        learning_rate=options.learning_rate,
+        num_candidates=options.candidates,
+        refresh={"T": options.T, "num_prototypes": options.prototypes},
+    )
+    free = ("methods", "references", "candidates", "seeds", "jobs", "threads", "output")
     protocol = Protocol(
         partial(make_loaders, datasets, options),
         max_epochs=options.epochs,
@@ -126,10 +113,9 @@ def main() -> None:
         jobs=options.jobs,
         threads=options.threads,
     )
-    comparison_picture(compared, options.output / "comparison.png", refresh_every=options.T)
-    table = comparison_markdown(compared)
-    (options.output / "comparison.md").write_text(table + "\n")
-    print(f"\nTest recall in %; temperature, epoch and calibration chosen on validation:\n\n{table}\n")
+    references = [name for name in options.references if name in options.methods]
+    report = write_report(compared, options.output, references=references, refresh_every=options.T)
+    print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{report}\n")
     print(f"{options.output}/comparison.png; {time.perf_counter() - started:.0f} s in all.")
 
 
@@ -138,23 +124,6 @@ def make_loaders(
 ) -> DatasetsDataModule:
     """Loaders whose batches follow from a seed."""
     return DatasetsDataModule(*datasets.values(), batch_size=options.batch_size, seed=seed)
-
-
-def build(
-    name: str, widths: tuple[int, int], options: argparse.Namespace, settings: Mapping[str, Any]
-) -> tuple[L.LightningModule, list[L.Callback]]:
-    """The heads as they are, or the same heads in an `ASKModule`."""
-    temperature = settings["temperature"]
-    heads = ProjectionHeads(
-        *widths, width=options.width, temperature=temperature, learning_rate=options.learning_rate
-    )
-    if name == "NT-Xent":
-        return heads, []
-    loss = ReliabilityOTLoss(
-        temperature=temperature, plan_scaling=options.plan_scaling, modulation_gradient=name == "ASK"
-    )
-    refresh = KnowledgeRefreshCallback(T=options.T, num_prototypes=options.prototypes)
-    return ASKModule(heads, loss), [refresh, DriftMonitor()]
 
 
 def load(options: argparse.Namespace) -> dict[str, FrozenPairs]:
@@ -182,21 +151,28 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    names = tuple(LOSSES)
     add("--audio", type=Path, required=True, help="audio embeddings, .npy of shape (pairs, width)")
     add("--text", type=Path, required=True, help="text embeddings, .npy of shape (pairs, width)")
     add("--pairs", type=Path, required=True, help="CSV with a row for each pair, in the arrays' order")
     add("--clip-id-column", default="clip_id", help="column of clip ids in the CSV")
     add("--split-seed", type=int, default=0, help="seed of the split into train, validation and test")
     add("--width", type=int, default=256, help="width of the shared embedding space")
-    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="ASK-detached: constant factor")
+    add("--methods", nargs="+", choices=names, default=MAIN_LOSSES, help="losses to compare")
+    add("--references", nargs="+", choices=names, default=MAIN_LOSSES[:2], help="losses to subtract")
     add("--epochs", type=int, default=30, help="epochs of each run")
     add("--T", type=int, default=5, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
-    add("--plan-scaling", choices=("marginal", "row"), default="marginal", help="scaling of ASK's plan")
-    add("--tune", type=float, nargs="+", default=[0.03, 0.05, 0.07, 0.1, 0.2], help="temperatures to try")
-    add("--seeds", type=int, default=5, help="runs of each method with its chosen temperature")
+    add(
+        "--candidates",
+        type=int,
+        choices=range(1, MAX_CANDIDATES + 1),
+        default=MAX_CANDIDATES,
+        help="settings that each loss tries",
+    )
+    add("--seeds", type=int, default=5, help="runs of each loss with its chosen settings")
     add("--batch-size", type=int, default=32, help="pairs in a batch")
-    add("--learning-rate", type=float, default=1e-3, help="learning rate of both methods")
+    add("--learning-rate", type=float, default=1e-3, help="learning rate around which it is tuned")
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--threads", type=int, default=1, help="CPU threads of each run")
     add("--output", type=Path, default=Path("runs/frozen"), help="where logs, checkpoints, picture go")

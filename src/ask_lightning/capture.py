@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from ask_lightning.encoding.batch_parts import EncoderCall, describe, find_call
 from ask_lightning.encoding.encoders import Encoder, encoder_name
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.utilities.arguments import check_choice
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Step = Literal["auto", "capture", "encode", "criterion"]
 """Ways to take the embeddings of a training step; `"auto"` stands for the one that fits the model."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Loss of audio and text embeddings `(B, d)`."""
+
+
+def outside_graphs(function: F) -> F:
+    """Keep `torch.compile` from tracing a function; what it calls is traced.
+
+    What is put in place of a model's methods changes with every step, so a graph must not hold it.
+
+    Args:
+        function: Function or method to decorate.
+    """
+    return cast(F, torch.compiler.disable(function, recursive=False))
 
 
 def choose_step(
@@ -76,6 +92,7 @@ def choose_step(
     return "capture"
 
 
+@outside_graphs
 def step_with_capture(
     model: pl.LightningModule, audio: str, text: str, objective: Objective, *arguments: Any
 ) -> Any:
@@ -114,6 +131,113 @@ def step_with_capture(
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
 
+def calls_in_step(
+    model: pl.LightningModule,
+    audio: str,
+    text: str,
+    batch: Any,
+    arguments: Sequence[Any],
+    error: Exception,
+) -> dict[str, EncoderCall]:
+    """Find out how a training step calls the encoders, by running it until it has called both.
+
+    Args:
+        model: The model whose `training_step` runs; what it does before the second call is done.
+        audio: Name of the method that encodes audio.
+        text: Name of the method that encodes text.
+        batch: The batch for the step.
+        arguments: The step's other arguments.
+        error: The error in which a call of the methods with the batch itself ended.
+
+    Returns:
+        The calls of the audio and of the text method in terms of the batch.
+
+    Raises:
+        Exception: `error` itself, if the step calls the methods with the batch, too.
+        TypeError: The step calls them with something that is no part of the batch, or does not call them.
+    """
+    observed, failure = _observed_calls(model, (audio, text), batch, *arguments)
+    step, calls = f"`{type(model).__name__}.training_step`", {}
+    for name, (positional, named) in observed.items():
+        call = find_call(batch, positional, named)
+        if call is None:
+            passed = ", ".join(map(describe, (*positional, *named.values())))
+            raise refused_batch(
+                model,
+                audio,
+                text,
+                batch,
+                error,
+                f" {step} calls `{name}` with {passed}, which is no part of the batch.",
+            ) from error
+        calls[name] = call
+    if calls and all(call.takes_batch for call in calls.values()):
+        raise error  # it has another reason
+    if missing := [f"`self.{name}`" for name in (audio, text) if name not in calls]:
+        reason = f" ({failure})" if failure else ""
+        told = f" {step} ends without a call of {' and '.join(missing)}{reason}."
+        raise refused_batch(model, audio, text, batch, error, told) from error
+    rank_zero_info(
+        "As the training step does, a refresh calls "
+        + " and ".join(f"`{name}({call})`" for name, call in calls.items())
+        + "."
+    )
+    return {name: calls[name] for name in (audio, text)}
+
+
+def refused_batch(
+    model: object, audio: Encoder, text: Encoder, batch: Any, error: Exception, found: str = ""
+) -> TypeError:
+    """The error for encoders that cannot be called with a batch.
+
+    Args:
+        model: The model that has them.
+        audio: The audio encoder.
+        text: The text encoder.
+        batch: The batch with which they were called.
+        error: The error in which that ended.
+        found: What the training step does instead, a sentence with a space before it.
+    """
+    names = encoder_name(audio), encoder_name(text)
+    return TypeError(
+        f"`{names[0]}` and `{names[1]}` of {type(model).__name__} were called with the batch, "
+        f"{describe(batch)}, which ended in {type(error).__name__}: {error}.{found} Say how they are called: "
+        f'ASKModule(..., step="encode", audio=lambda model, batch: model.{names[0]}(batch["..."]), '
+        f'text=lambda model, batch: model.{names[1]}(batch["..."])).'
+    )
+
+
+class _AllCalled(BaseException):
+    """Ends a training step that is only observed; no `except Exception` of the step's own catches it."""
+
+
+def _observed_calls(
+    model: pl.LightningModule, names: Sequence[str], *arguments: Any
+) -> tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], Exception | None]:
+    """Positional and named arguments of each method's first call in a step, and the error that ended it."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            calls.setdefault(name, (args, kwargs))
+            if len(calls) == len(names):
+                raise _AllCalled
+            return method(*args, **kwargs)
+
+        return noted
+
+    failure = None
+    try:
+        with _shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
+            model.training_step(*arguments)
+    except _AllCalled:
+        pass
+    except Exception as error:
+        failure = error
+    return calls, failure
+
+
+@outside_graphs
 def step_with_criterion(
     model: pl.LightningModule, criterion: str, objective: Objective, *arguments: Any
 ) -> Any:
@@ -134,6 +258,7 @@ def step_with_criterion(
     """
     calls = 0
 
+    @outside_graphs
     def replacement(*embeddings: Tensor, **named: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
@@ -162,6 +287,7 @@ class _StandIn:
     def __init__(self, original: Any, call: Callable[..., Any]) -> None:
         vars(self).update(_original=original, _call=call)
 
+    @outside_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
@@ -175,6 +301,7 @@ class _StandIn:
 def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., Any]:
     """The method, which also appends what it returns to the record."""
 
+    @outside_graphs
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = method(*args, **kwargs)
         record.append(output)
@@ -184,6 +311,7 @@ def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., A
 
 
 @contextmanager
+@outside_graphs
 def _shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Put functions in place of a model's methods or submodules for a while.
 

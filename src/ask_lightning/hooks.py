@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 # Hooks that the wrapper implements, because it adds to what the model's own do.
-_WRAPPER_HOOKS = {"setup", "on_train_start"}
+_WRAPPER_HOOKS = {"setup", "on_train_start", "on_after_backward"}
 _STEPS_AND_OPTIMIZERS = {
     "validation_step",
     "test_step",
@@ -27,7 +27,7 @@ _STEPS_AND_OPTIMIZERS = {
 }
 
 
-def overridden_hooks(model: pl.LightningModule) -> dict[str, Callable[..., Any]]:
+def overridden_hooks(model: pl.LightningModule, *, announce: bool = True) -> dict[str, Callable[..., Any]]:
     """The hooks that a model overrides and that a wrapper has to forward, and no others.
 
     Lightning calls hooks of its own module only, and decides by what is overridden how it trains. So a
@@ -36,6 +36,7 @@ def overridden_hooks(model: pl.LightningModule) -> dict[str, Callable[..., Any]]
 
     Args:
         model: The wrapped model.
+        announce: Whether to give the notice.
 
     Returns:
         Bound methods of the model by the names of their hooks.
@@ -47,7 +48,7 @@ def overridden_hooks(model: pl.LightningModule) -> dict[str, Callable[..., Any]]
         hook = getattr(model, name)
         if _accepts_arguments_of(hook, getattr(pl.LightningModule, name)):
             hooks[name] = hook
-        else:
+        elif announce:
             rank_zero_info(
                 f"{type(model).__name__}.{name}{inspect.signature(hook)} shares its name with a "
                 "Lightning hook, but cannot take the hook's arguments; it stays the model's own."

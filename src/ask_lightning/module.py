@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -16,10 +18,25 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
-from ask_lightning.capture import Step, choose_step, step_with_capture, step_with_criterion
-from ask_lightning.encoding.compatibility import check_model, check_trainer
+from ask_lightning.capture import (
+    Step,
+    calls_in_step,
+    choose_step,
+    outside_graphs,
+    refused_batch,
+    step_with_capture,
+    step_with_criterion,
+)
+from ask_lightning.encoding.batch_parts import EncoderCall, describe
+from ask_lightning.encoding.compatibility import (
+    check_gradients,
+    check_model,
+    check_trainer,
+    warn_of_single_pair,
+)
 from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
+from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
@@ -35,9 +52,13 @@ from ask_lightning.losses import (
     TripletLoss,
 )
 from ask_lightning.losses.base import Ids
+from ask_lightning.names import NamedAsModel
+from ask_lightning.utilities.distributed import Ranks
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
+# What a checkpoint holds in place of an argument that is a callable.
+_CALLABLE = "<callable>"
 
 _LOSSES: tuple[type[RetrievalLoss], ...] = (
     ReliabilityOTLoss,
@@ -72,13 +93,13 @@ def _model_of(wrapper: nn.Module) -> pl.LightningModule | None:
     return wrapper.__dict__.get("_modules", {}).get("model")  # type: ignore[no-any-return]
 
 
-class ASKModule(pl.LightningModule):
+class ASKModule(NamedAsModel):
     """Trains any audio–text retrieval model with ASK, without an edit to the model.
 
     The model keeps its hooks, logs, optimisers, schedules, hyper-parameters and loops; only the loss of its
     training step is replaced. Attributes that the wrapper does not have are read from and written to the
-    model, so callbacks that were written for the model keep working. Checkpoints have the model's keys and
-    load in its class without this library.
+    model, and parameters, buffers and submodules have the model's names, so callbacks that were written for
+    the model keep working. Checkpoints have the model's keys and load in its class without this library.
 
     The embeddings come from two methods of the model. Unless they are named, the wrapper takes the first of
     these pairs that the model has, and logs at the start of `fit` which one: `encode_audio`/`encode_text`,
@@ -99,9 +120,9 @@ class ASKModule(pl.LightningModule):
             None: a method is found as described above.
         text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
             callable `(model, batch)` that does. None: a method is found as described above.
-        ids: Key of the clip ids in a batch that is a mapping, or a callable `(model, batch)` that returns
-            them. The options `exclude_self`, `positives="ids"` and `positives="same_clip"` of a loss
-            need it.
+        ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
+            callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
+            `positives="same_clip"` of a loss need it.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -125,9 +146,11 @@ class ASKModule(pl.LightningModule):
         ...         return self.text(batch["text"])
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters(), lr=1e-3)
-        >>> ASKModule(Retriever()).step
+        >>> ASKModule(Retriever()).ask_step
         'encode'
     """
+
+    loss: RetrievalLoss
 
     _current_fx_name = _model_attribute("_current_fx_name")
     _hparams = _model_attribute("_hparams")
@@ -148,27 +171,52 @@ class ASKModule(pl.LightningModule):
         *,
         audio: Encoder | None = None,
         text: Encoder | None = None,
-        ids: str | Callable[[Any, Any], Ids] | None = None,
+        ids: str | int | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
     ) -> None:
         super().__init__()
         check_model(model)
+        if isinstance(model, ASKModule):
+            raise TypeError(
+                "Argument `model` has to be a model without ASK, but got an ASKModule. Wrap its `.model`, or "
+                "use it as it is."
+            )
         loss = ReliabilityOTLoss() if loss is None else loss
         _check_loss(loss, model, ids)
+        loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
         self._ids = ids
         self._criterion = criterion
         self._logs_terms = False
-        self.step = choose_step(step, criterion, self._audio, self._text, model)
+        self._is_refreshed = self._checked_gradients = False
+        self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self.loss = loss
-        # Last, because from here on attributes that the model has are set on the model.
+        # From here on attributes that the model has are set on the model.
         self.model = model
+        self._calls_of_encoders: dict[str, EncoderCall] = {}
+        self._warned_of_single_pair = False
+        self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
+        self._adopt_hooks()
+
+    def _adopt_hooks(self, *, announce: bool = True) -> None:
+        """Have the hooks that the model has now, without those that a subclass or the user put here."""
+        hooks = {
+            name: hook
+            for name, hook in overridden_hooks(self.model, announce=announce).items()
+            if getattr(type(self), name, None) is getattr(ASKModule, name, None)
+        }
+        own = vars(self)
+        earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
+        for name in earlier:
+            del own[name]
+        self._forwarded_hooks = {name: hook for name, hook in hooks.items() if name not in own}
         # On the instance: Lightning decides by what a module overrides how it trains.
-        self.__dict__.update(overridden_hooks(model))
-        # A module that holds this one loads it through its submodules, not through `load_state_dict`.
-        self.register_load_state_dict_pre_hook(_add_submodule_prefixes)  # type: ignore[no-untyped-call]
+        own.update(self._forwarded_hooks)
+
+    def _attached(self) -> None:
+        self._adopt_hooks(announce=False)  # the model may have got hooks since it was wrapped
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -188,41 +236,34 @@ class ASKModule(pl.LightningModule):
         else:
             setattr(model, name, value)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's state dict, which may leave weights out."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state dict into the model."""
-        return self.model.load_state_dict(*args, **kwargs)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's `forward`."""
         return self.model(*args, **kwargs)
 
+    @outside_graphs  # what it calls of the model and of the loss is compiled
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
-        if self.step == "encode":
+        self.loss.check_temperature(self.global_step)
+        self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
+        if self.ask_step == "encode":
             return self._loss_of(batch, *embed_batch(self.model, self._audio, self._text, batch))
-        if not is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2):
-            args = ()
-
-        def objective(audio: Tensor, text: Tensor) -> Tensor:
-            return self._loss_of(batch, audio, text)
-
-        if self.step == "criterion":
+        args = self._step_arguments(*args)
+        objective = partial(self._loss_of, batch)
+        if self.ask_step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
     def _loss_of(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
+        if audio.shape == text.shape and len(audio) == 1 and not (self.loss.gather and self._num_ranks > 1):
+            return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
         if self.loss.needs_keys:
 
             def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
                 with isolated_copy(copy, self.trainer):
-                    return embed_batch(copy, self._audio, self._text, batch)
+                    return self._embed(batch, copy)
 
             # After the model's own encoding, whose random numbers are those of a run without keys.
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
@@ -231,6 +272,21 @@ class ASKModule(pl.LightningModule):
             terms = self.loss.last.items()
             self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
         return loss
+
+    def _loss_of_single_pair(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
+        if not self._warned_of_single_pair:
+            self._warned_of_single_pair = True
+            rank_zero_warn(
+                "A batch holds a single pair, which has nothing to be contrasted with: its loss is 0. Set "
+                "`drop_last=True` on the training loader, or another batch size."
+            )
+        self.loss.last = {}
+        return 0.0 * (audio.float().sum() + text.float().sum() + sum(self.loss.scalars.values()))
+
+    @property
+    def _num_ranks(self) -> int:
+        return Ranks.current().size
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
@@ -241,25 +297,56 @@ class ASKModule(pl.LightningModule):
         Returns:
             Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
 
+        In a model whose training step passes parts of the batch to its encoders, the encoders get the same
+        parts here: if one of them cannot take the batch itself, the training step is run until it has called
+        both, to see what it passes.
+
         Raises:
-            TypeError: An encoder does not return a tensor.
+            TypeError: An encoder does not return a tensor, or takes something else than the batch or a part.
             ValueError: The batch does not have the key of the clip ids.
         """
-        audio, text = embed_batch(self.model, self._audio, self._text, batch)
-        return audio, text, self._ids_of(batch)
+        return *self._embed(batch, self.model), self._ids_of(batch)
+
+    def _embed(self, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Audio and text embeddings of a batch by the model or a copy of it."""
+        if not self._calls_of_encoders:
+            try:
+                return embed_batch(model, self._audio, self._text, batch)
+            except Exception as error:
+                self._calls_of_encoders = self._observe_calls(batch, error)
+        outputs = []
+        for encoder, call in self._calls_of_encoders.items():
+            positional, named = call.arguments(batch)
+            outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
+        return outputs[0], outputs[1]
+
+    def _observe_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
+        """How the training step calls the encoders, after a call with the batch ended in an error."""
+        if self.ask_step != "encode" and isinstance(self._audio, str) and isinstance(self._text, str):
+            arguments = self._step_arguments(0)
+            return calls_in_step(self.model, self._audio, self._text, batch, arguments, error)
+        is_named = isinstance(self._audio, str) or isinstance(self._text, str)
+        if is_named and isinstance(error, TypeError | KeyError | IndexError | AttributeError):
+            raise refused_batch(self.model, self._audio, self._text, batch, error) from error
+        raise error
+
+    def _step_arguments(self, *arguments: Any) -> tuple[Any, ...]:
+        """The arguments after the batch that the model's training step takes."""
+        takes_index = is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2)
+        return arguments if takes_index else ()
 
     def _ids_of(self, batch: Any) -> Ids | None:
         if self._ids is None:
             return None
-        if not isinstance(self._ids, str):
+        if not isinstance(self._ids, str | int):
             return self._ids(self.model, batch)
         try:
             return batch[self._ids]  # type: ignore[no-any-return]
         except (KeyError, TypeError, IndexError) as error:
-            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
             raise ValueError(
-                f"Argument `ids` has to be a key of the batch or a callable (model, batch), but got "
-                f"{self._ids!r} and the batch is {keys}."
+                f"Argument `ids` has to be a key of the batch or position in it, or a callable (model, "
+                f"batch), but got {self._ids!r} and the batch is {keys}."
             ) from error
 
     def setup(self, stage: str) -> None:
@@ -280,23 +367,34 @@ class ASKModule(pl.LightningModule):
                 )
             # With a refresh callback it is the callback that logs the terms of the loss.
             self._logs_terms = not (refreshed or self.trainer.barebones)
+            # As are checks of data and gradients.
+            self._is_refreshed, self._checked_gradients = refreshed, refreshed
             if self.trainer.current_epoch == 0:
                 # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
                 self.loss.reset()
         self.model.setup(stage)
+        self._adopt_hooks(announce=False)
 
     def on_train_start(self) -> None:
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
+        if not self._is_refreshed:
+            warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
         self.loss.train()
         if self.loss.needs_keys:
             self.loss.start(self.model, self.trainer.global_step)
 
+    def on_after_backward(self) -> None:
+        """Call the model's own hook, then check once which parameters have no gradient."""
+        self.model.on_after_backward()
+        if not self._checked_gradients:
+            self._checked_gradients = check_gradients(self.trainer, self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
-        stored = {"loss": self.loss.options, "loss_class": _class_path(self.loss)}
+        stored = {"loss": self.loss.options, "loss_class": _class_path(self.loss), "options": self._options()}
         # Like the optimiser's, the state is only of use where training goes on.
         if "optimizer_states" in checkpoint and (state := self.loss.training_state()):
             stored["state"] = state
@@ -315,6 +413,17 @@ class ASKModule(pl.LightningModule):
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
         self._restore_loss(stored)
         self.model.on_load_checkpoint(checkpoint)
+
+    def _options(self) -> dict[str, str | int | None]:
+        """The constructor's arguments that say how the model is wrapped, callables as `_CALLABLE`."""
+        values = {
+            "audio": self._audio,
+            "text": self._text,
+            "ids": self._ids,
+            "step": self.ask_step,
+            "criterion": self._criterion,
+        }
+        return {name: _CALLABLE if callable(value) else value for name, value in values.items()}
 
     def _restore_loss(self, stored: Mapping[str, Any]) -> None:
         """Give the loss the state in a checkpoint, if it is that of such a loss; else it starts anew."""
@@ -348,13 +457,15 @@ class ASKModule(pl.LightningModule):
         """Wrap a model and load the weights of a checkpoint into it.
 
         Args:
-            checkpoint_path: Path of a checkpoint of `Trainer`, trained with or without ASK.
+            checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
+                without ASK.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.
             strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
             weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
-            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`.
+            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`. Those that are
+                left out are the checkpoint's.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes; a loss with a queue starts a new
@@ -362,18 +473,33 @@ class ASKModule(pl.LightningModule):
 
         Raises:
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
-                `loss` is not given.
+                `loss` is not given; or an argument of the wrapper was a callable and is not given.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=weights_only)
+        with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = _stored_loss(checkpoint[CHECKPOINT_KEY])
-        wrapped = cls(model, loss, **options)
+        stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})
+        wrapped = cls(model, loss, **_completed(options, stored))
         if is_overridden("configure_model", wrapped):
             wrapped.configure_model()
         wrapped.on_load_checkpoint(checkpoint)
         strict = wrapped.strict_loading if strict is None else strict
         wrapped.load_state_dict(checkpoint["state_dict"], strict=strict)
         return wrapped
+
+
+def _completed(options: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the wrapper, completed by those of a checkpoint."""
+    if options.keys() & {"step", "criterion"}:  # they depend on each other
+        stored = {name: value for name, value in stored.items() if name not in ("step", "criterion")}
+    for name, value in stored.items():
+        if name not in options and value == _CALLABLE:
+            raise ValueError(
+                f"The checkpoint was trained with a callable as `{name}`, which a file cannot hold. Pass it: "
+                f"ASKModule.load_from_checkpoint(path, model, {name}=...)."
+            )
+    return {**stored, **options}
 
 
 def _without_address(option: Any) -> Any:
@@ -413,20 +539,14 @@ def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> 
     learned = {id(parameter) for parameter in model.parameters()}
     orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
     orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
+    for name in loss.closures:
+        raise ValueError(
+            f"Argument `{name}` of the loss has to be a callable (model) here, because one without "
+            "arguments would go on to read this model's parameters in copies of the module: write `def "
+            "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
+        )
     if orphans:
         raise ValueError(
             f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
             "would not train them and checkpoints would not hold them. Make them attributes of the model."
         )
-
-
-def _add_submodule_prefixes(
-    wrapper: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
-) -> None:
-    """Prefix the names of weights with those of the wrapper's submodules, which load them afterwards."""
-    stored = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    # All at once: the model may have a submodule that is called `model` as well.
-    state_dict.update({f"{prefix}model.{key[len(prefix) :]}": value for key, value in stored.items()})
-    assert isinstance(wrapper, ASKModule)
-    for key, value in wrapper.loss.state_dict().items():
-        state_dict[f"{prefix}loss.{key}"] = value

@@ -232,7 +232,7 @@ def test_gradients_are_untouched_by_a_measurement():
         gradients.append([])
         pl.seed_everything(0, verbose=False)
         model = InlineClient()
-        module = wrap(model, {"temperature": lambda model=model: 1 / model.logit_scale.exp()})
+        module = wrap(model, {"temperature": lambda model: 1 / model.logit_scale.exp()})
         make_trainer(max_epochs=1, callbacks=[make_refresh(), *monitors, Look()]).fit(module, make_loader())
     for ours, theirs in zip(*gradients, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

@@ -11,10 +11,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from ask_lightning import KnowledgeBase, KnowledgeRefreshCallback
 from tests.helpers import interrupted_run
 from tests.helpers.clients import (
+    Pairs,
     PlainTowers,
     Watcher,
     assert_same_weights,
@@ -363,7 +365,8 @@ def test_stateful_loader_resumes_inside_an_epoch_exactly(whole, tmp_path):
         like = make_loader()
         data = Position(like.dataset, 8, sampler=like.sampler, drop_last=True)
         keep = ModelCheckpoint(directory, save_last=True, every_n_train_steps=1)
-        callbacks = [watcher, *([make_refresh(2)] if ask else []), *([stop] if stop else []), keep]
+        refresh = make_refresh(2, like.dataset)
+        callbacks = [watcher, *([refresh] if ask else []), *([stop] if stop else []), keep]
         going = make_trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
         going.fit(wrap(model) if ask else model, data, ckpt_path=resume)
         return model, watcher
@@ -455,5 +458,40 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "checkpoint_directories": list,
         "fingerprint": str,
         "settings": dict,
+        "source": dict,
     }
     assert Path(state["snapshot"]).is_absolute()
+
+
+class OfAnotherClass(Pairs):
+    pass
+
+
+OTHER_SOURCES = {
+    "length": lambda: DataLoader(Pairs(40), 8),
+    "class": lambda: DataLoader(OfAnotherClass(48), 8),
+    "clips": lambda: DataLoader(Pairs(96, captions_per_clip=2), 8),
+}
+
+
+@pytest.mark.parametrize("what", ["length", "class", "same", "clips"])
+@pytest.mark.parametrize("how", ["checkpoint", "fit again"])
+def test_another_source_is_noticed(what, how, tmp_path, recwarn):
+    first = DataLoader(Pairs(96) if what == "clips" else Pairs(48), 8)
+    second = first if what == "same" else OTHER_SOURCES[what]()
+    module, watcher, refresh = wrap(PlainTowers(), ids="clip_id"), Watcher(), make_refresh(5)
+    run = make_trainer(max_epochs=1, callbacks=[refresh, watcher])
+    run.fit(module, first)
+    before = watcher.knowledge[-1]
+    if how == "fit again":
+        run.fit_loop.max_epochs = 2
+        run.fit(module, second)
+    else:
+        run.save_checkpoint(tmp_path / "a.ckpt")
+        module = wrap(PlainTowers(), ids="clip_id")
+        run = make_trainer(max_epochs=2, callbacks=[make_refresh(5), watcher])
+        run.fit(module, second, ckpt_path=tmp_path / "a.ckpt")
+    told = any("The knowledge source is another one" in str(each.message) for each in recwarn)
+    assert told == (what != "same")
+    assert (watcher.knowledge[-1] != before) == (what != "same")
+    assert len(module.loss.knowledge.fine) == len(second.dataset)

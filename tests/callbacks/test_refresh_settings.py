@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning import ASKModule, InfluenceMonitor, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.utilities import faiss_import
-from tests.helpers.clients import PlainTowers, make_loader, make_trainer
+from tests.helpers.clients import PlainTowers, SelfContained, make_loader, make_refresh, make_trainer
 
 
 def wrap(model=None, **options):
@@ -95,10 +95,22 @@ def test_a_subclass_and_numpy_numbers_make_a_checkpoint_that_loads_safely(tmp_pa
 
 @pytest.mark.parametrize("temperature", ["0.07", None, torch.ones(3)])
 def test_temperature_of_another_kind(temperature):
-    with pytest.raises(TypeError, match="`temperature` has to be a number, a parameter"):
+    with pytest.raises(TypeError, match="`temperature` has to be a number, the name of an attribute"):
         ReliabilityOTLoss(temperature=temperature)
 
 
 def test_temperature_tensor_that_is_not_positive():
     with pytest.raises(ValueError, match=r"`temperature` has to be positive, but got -1\.0"):
         ReliabilityOTLoss(temperature=torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("temperature", [lambda model: model.tau, "tau"])
+def test_temperature_of_a_module_without_the_wrapper(temperature):
+    class Client(SelfContained):
+        tau = 0.5
+
+    model = Client(temperature=temperature)
+    with pytest.raises(RuntimeError, match=r"reads its temperature from a model and has none"):
+        _ = model.objective.temperature
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(model, make_loader())
+    assert model.objective.temperature == 0.5

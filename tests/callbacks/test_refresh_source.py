@@ -9,6 +9,7 @@ from torch.utils.data import (
 
 from tests.helpers.clients import (
     AUDIO,
+    MemoryLogger,
     Pairs,
     PlainTowers,
     Watcher,
@@ -27,7 +28,7 @@ def test_rows_are_the_unit_embeddings_of_the_present_encoders():
     module = wrap(model)
     with torch.no_grad():
         audio, text = model.audio_encoder(PAIRS.audio), model.text_encoder(PAIRS.text)
-    make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    make_trainer(max_epochs=1, max_steps=1, callbacks=[make_refresh()]).fit(module, make_loader())
     base = module.loss.knowledge
     assert base.fine.audio.allclose(F.normalize(audio, dim=1), atol=1e-6)
     assert base.fine.text.allclose(F.normalize(text, dim=1), atol=1e-6)
@@ -121,3 +122,79 @@ def test_all_zero_embeddings_are_counted():
     assert (base.fine.audio[[2, 9, 40]] == 0).all()
     assert base.fine.audio.isfinite().all()
     assert all(loss == loss for loss in watcher.losses)
+
+
+class Redrawn(Pairs):
+    """Other pairs at each refresh, as many as before."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole, self.draw = Pairs(96), 0
+
+    def redraw(self):
+        rows = torch.randperm(96, generator=torch.Generator().manual_seed(self.draw))[:48]
+        self.draw += 1
+        for name in ("audio", "text", "clip_id"):
+            setattr(self, name, getattr(self.whole, name)[rows])
+        return self
+
+
+@pytest.mark.parametrize("ids", ["clip_id", None])
+def test_no_drift_between_unrelated_rows(ids):
+    """Rows are compared where the clip ids, or else the dataset, are the same."""
+
+    def fit(source):
+        logger = MemoryLogger()
+        run = make_trainer(max_epochs=2, callbacks=[make_refresh(1, source)], logger=logger)
+        run.fit(wrap(PlainTowers(), ids=ids), make_loader())
+        return logger.names
+
+    assert "ask/rdm_audio" in fit(PAIRS)
+    redrawn = Redrawn()
+    assert "ask/rdm_audio" not in fit(redrawn.redraw if ids else lambda: Redrawn().redraw())
+
+
+def test_more_neighbours_than_the_source_has_is_said_at_the_refresh():
+    steps = []
+
+    class Look(Watcher):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            steps.append(batch_idx)
+
+    module = wrap(PlainTowers(), {"num_neighbors": 21})
+    with pytest.raises(ValueError, match=r"`k` has to be in \[1, 20\] for a knowledge base of 20 pairs"):
+        make_trainer(callbacks=[make_refresh(source=OTHER), Look()]).fit(module, make_loader())
+    assert not steps
+    assert module.loss.knowledge is None
+
+
+def test_last_batch_of_one_is_foreseen(recwarn):
+    def warned(data, **settings):
+        recwarn.clear()
+        run = make_trainer(max_epochs=1, max_steps=1, callbacks=[make_refresh()], **settings)
+        run.fit(wrap(PlainTowers()), data)
+        return any("last batch of each epoch holds a single pair" in str(each.message) for each in recwarn)
+
+    assert warned(DataLoader(Pairs(9), 8))
+    assert not warned(DataLoader(Pairs(9), 8, drop_last=True))
+    assert not warned(DataLoader(Pairs(10), 8))
+    assert not warned(DataLoader(Pairs(9), 8), limit_train_batches=1)
+
+
+def test_parameters_outside_the_loss_are_named_once():
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(8, 1)
+            self.frozen = torch.nn.Linear(8, 1).requires_grad_(False)
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.head(self.encode_audio(batch)).mean()
+
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh()])
+    with pytest.warns(UserWarning, match="got no gradient") as seen:
+        run.fit(wrap(Client(), step="encode"), make_loader())
+    texts = [str(each.message) for each in seen if "got no gradient" in str(each.message)]
+    assert len(texts) == 1
+    assert texts[0].startswith("The parameters head.weight, head.bias got no gradient")
+    assert "criterion=" in texts[0]

@@ -126,9 +126,36 @@ def test_a_snapshot_that_cannot_be_removed_does_not_end_training(tmp_path, monke
     assert len(run.losses) == 18
 
 
-def test_an_unreadable_checkpoint_keeps_everything(tmp_path):
+def test_an_unreadable_checkpoint_of_another_time_is_told_once_and_keeps_nothing(tmp_path):
     (tmp_path / "old.ckpt").write_bytes(b"of another time")
-    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
+    with pytest.warns(UserWarning, match=r"old.ckpt cannot be read .* Remove the file") as seen:
+        fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
+    assert sum("cannot be read" in str(each.message) for each in seen) == 1
+    assert snapshots(tmp_path) == {5}
+
+
+def test_an_unreadable_checkpoint_keeps_what_was_there_before_it(tmp_path):
+    class Spoil(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                (tmp_path / "half.ckpt").write_bytes(b"half")
+
+    with pytest.warns(UserWarning, match=r"half.ckpt cannot be read"):
+        fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1), extra=[Spoil()])
+    assert snapshots(tmp_path) == {2, 5}
+
+
+def test_a_pile_that_nothing_removes_is_told_once(tmp_path):
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "elsewhere" / f"{trainer.current_epoch}.ckpt")
+
+    run = make_trainer(max_epochs=6, callbacks=[make_refresh(1), Save()], default_root_dir=tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"3 snapshots of superseded.*ModelCheckpoint.*save_knowledge"
+    ) as seen:
+        run.fit(wrap(PlainTowers()), make_loader())
+    assert sum("snapshots of superseded" in str(each.message) for each in seen) == 1
     assert snapshots(tmp_path) == {0, 1, 2, 3, 4, 5}
 
 

@@ -132,7 +132,7 @@ def test_ml_claps_own_loss_is_a_part(method, demo):
     assert isinstance(model.temperature, torch.nn.Parameter)
     assert model.temperature.item() != pytest.approx(0.07, abs=1e-6), "it is trained"
     if method == "ask":
-        assert cli.model.step == "criterion", "the regulariser stays"
+        assert cli.model.ask_step == "criterion", "the regulariser stays"
         assert cli.model.loss.temperature is model.temperature
     tested = ask_lightning(
         *("test", "--config", f"clotho_ced_sonar_{method}", "--config", "ml_clap", demo),

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import ask_lightning as ask_lightning_package
 from ask_lightning.cli import main
 from ask_lightning.cli.demo_data import write_demo_data
-from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, started
+from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.run_lock import locked_run
+from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, started, wait_for
 
 
 @pytest.mark.parametrize(
@@ -24,7 +27,23 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
         (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are DATASET_MODEL_LOSS and "),
         (["fit", "--config", "nope.yaml"], "There is no config file 'nope.yaml'"),
         (["fit", "--config"], "argument -c/--config: expected one argument. See `ask-lightning --help`."),
-        (["fit"], "required"),
+        (["fit"], "`fit` needs a model and data, so a config is required: pass `--config NAME`."),
+        (
+            ["fit", "DEMO", "--datasets", "mine"],
+            "--demo writes datasets of its own and would not read those in",
+        ),
+        (
+            ["fit", "DEMO", "--data", "SoundscapeData"],
+            "of shipped parts only, but `data` is given by --data. L",
+        ),
+        (
+            ["fit", "DEMO", "--model.class_path=mine.Model"],
+            "but `model` is given by --model.class_path=mine.M",
+        ),
+        (
+            ["fit", "DEMO", "--data.exclude", "no.txt"],
+            "AudioCaps train: there is no exclusion list at no.txt.",
+        ),
         (["fit", "--demo"], "--demo shrinks the shipped parts of a config, but the config names none"),
         (
             ["fit", "--config", ASK],
@@ -86,6 +105,64 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
 def test_one_line(arguments, message, demo, capsys):
     given = [word for part in arguments for word in (["--config", ASK, demo] if part == "DEMO" else [part])]
     assert message in refusal(capsys, *given)
+
+
+FOLDER = """
+compose: [run]
+model: {class_path: TinyRetriever}
+data: {class_path: FolderData, init_args: {root: ., annotations: clips.csv, seconds: 0.1, batch_size: 2}}
+trainer: {accelerator: cpu, max_epochs: 1}
+"""
+
+
+def test_the_demo_of_a_model_of_ones_own(capsys):
+    Path("mine.yaml").write_text(FOLDER)
+    message = refusal(capsys, "fit", "--config", "mine.yaml", "--demo")
+    assert "parts only, but `model` is TinyRetriever. Leave out `--demo`" in message
+
+
+def test_tables_that_cannot_be_read(capsys):
+    Path("mine.yaml").write_text(FOLDER)
+    Path("clips.csv").write_text("filename,caption\na.wav," + "x" * 140_000)
+    message = refusal(capsys, "fit", "--config", "mine.yaml")
+    assert message.startswith(
+        "clips.csv, line 2: a field is longer than 131072 characters. Look for a double quote"
+    )
+    message = refusal(capsys, "fit", "--config", "mine.yaml", "--data.encoding", "utf-99")
+    assert message.startswith("Argument `encoding` has to be an encoding that Python knows")
+
+
+def test_two_runs_in_one_folder(demo, capsys):
+    given = ("fit", "--config", ASK, demo, "--run", "run", "--trainer.max_epochs")
+    with started(Path("printed"), *given, 500) as process:
+        wait_for(Path("run/logs/version_0/config.yaml"), process)
+        message = refusal(capsys, *given, 1)
+        assert message.startswith("Another run is writing to run at this moment. Wait for its end, or pass")
+    # The lock of a process that was killed holds nobody up, and nothing stays behind.
+    ask_lightning(*given, 1)
+    assert not Path("run/.lock").exists()
+
+
+def test_other_processes_of_a_run_take_no_lock(monkeypatch):
+    with locked_run(Path("run")):
+        for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"):
+            with monkeypatch.context() as patched:
+                patched.setenv(name, "1")
+                with locked_run(Path("run")):
+                    pass
+        with pytest.raises(UsageError, match="Another run"), locked_run(Path("run")):
+            pass
+    assert not Path("run").exists(), "nothing was written"
+
+
+def test_a_file_system_without_locks(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("ask_lightning.cli.run_lock.FileLock.acquire", refuse)
+    with pytest.warns(UserWarning, match="The file system of run has no locks"), locked_run(Path("run")):
+        Path("run/file").touch()
+    assert Path("run/file").exists()
 
 
 def test_options_of_ask_for_a_baseline(demo, capsys):
@@ -161,8 +238,6 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback(demo, monkeypatch):
 
 
 def test_the_traceback_of_a_mistake_is_there_if_asked_for(monkeypatch):
-    from ask_lightning.cli.errors import UsageError
-
     monkeypatch.setenv("ASK_LIGHTNING_TRACEBACK", "1")
     with pytest.raises(UsageError):
         main(["fit", "--config", "nope"])
@@ -176,6 +251,34 @@ def test_help_names_commands_and_configs(capsys):
     assert re.search(r"DATASET +audiocaps, clotho\n", out)
     assert re.search(r"LOSS +baseline, ask, .*triplet", out)
     assert re.search(r"KNOWLEDGE +enriched, wavcaps \(after ask, .*teacher", out)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ask-lightning {ask_lightning_package.__version__}\n"
+
+
+def test_help_of_transfer(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["transfer", "--help"])
+    assert stopped.value.code == 0
+    assert "--target {audiocaps,clotho}" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_library_is_imported():
+    """Torch takes seconds; until then there is nothing to tell."""
+    code = (
+        "import builtins, sys\n"
+        "real = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'torch': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "from ask_lightning.cli import main\n"
+        f"sys.exit(main(['fit', '--config', {ASK!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_as_a_process_of_its_own():

@@ -1,6 +1,8 @@
 """What the page on the command line promises for configs, models and data of one's own."""
 
+import os
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -122,3 +124,34 @@ def test_data_of_ones_own_are_not_checked_for_the_clips_of_a_target():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cli.before_fit()
+
+
+OWN = """
+compose: [run]
+model: {class_path: own_module.Quiet}
+data: {class_path: SoundscapeData, init_args: {num_train: 8, num_val: 4, num_test: 4, batch_size: 4}}
+trainer: {accelerator: cpu, max_epochs: 1}
+"""
+
+
+def test_a_module_of_the_current_folder_and_a_monitor_that_nobody_logs(capsys, monkeypatch):
+    """As in the command, whose own folder is that of its script, and not the current one."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    Path("own_module.py").write_text(
+        "from ask_lightning.models import TinyRetriever\n"
+        "class Quiet(TinyRetriever):\n"
+        "    def validation_step(self, batch, batch_idx):\n"
+        "        self.log('val/other', 1.0, batch_size=4)\n"
+        "    def on_validation_epoch_end(self):\n"
+        "        pass\n"
+    )
+    Path("mine.yaml").write_text(OWN)
+    message = refusal(capsys, "fit", "--config", "mine.yaml", "--run", "run")
+    assert message.startswith("ModelCheckpoint goes by 'val/mean_recall', but validation logs val/other. Log")
+    assert not list(Path("run").rglob("*.ckpt"))
+    given = ("--config", "mine.yaml", "--run", "two", "--trainer.limit_val_batches", 0)
+    with pytest.warns(
+        UserWarning, match="no validation, so ModelCheckpoint finds no best epoch by 'val/mean"
+    ):
+        ask_lightning("fit", *given)
+    assert [path.name for path in Path("two/checkpoints").iterdir()] == ["last.ckpt"]

@@ -1,5 +1,6 @@
 """Searching an encoded split: hits, how they are printed, and searches that cannot be answered."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data import collate_pairs
+from ask_lightning.functional import unit_length
+from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
 
@@ -71,14 +75,13 @@ def test_hits_are_printed_as_a_table(demo, trained, capsys):
 
 
 def test_searches_that_cannot_be_answered(demo, trained, capsys):
-    ask_lightning("encode", "--config", ASK, demo, "--output", "none.safetensors")
     checkpoint = ("--ckpt_path", last_checkpoint(trained))
-    message = refusal(capsys, "search", "none.safetensors", "--text", "rain")
+    ask_lightning("encode", "--config", ASK, demo, "--output", "untrained.safetensors")
+    message = refusal(capsys, "search", "untrained.safetensors", "--text", "rain")
     assert message == "The file was encoded without a checkpoint. Pass `--ckpt_path`."
-    found = ask_lightning(
-        "search", "none.safetensors", "--text", "rain", "--ckpt_path", last_checkpoint(trained)
-    )
-    assert len(found) == 6
+    message = refusal(capsys, "search", "untrained.safetensors", "--text", "rain", *checkpoint)
+    assert message.startswith(f"{last_checkpoint(trained)} holds other weights than those that encoded")
+    ask_lightning("encode", "--config", ASK, demo, "--output", "none.safetensors", *checkpoint)
     for text, part in (("", "has to hold words"), ("  ", "has to hold words")):
         given = ("search", "none.safetensors", "--text", text, *checkpoint)
         assert part in refusal(capsys, *given)
@@ -103,7 +106,63 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
         "fit", "--config", ASK, demo, "--run", "narrow", "--model.width", 4, "--trainer.max_epochs", 1
     )
     given = ("search", "none.safetensors", "--text", "rain", "--ckpt_path", last_checkpoint(Path("narrow")))
-    assert "has embeddings of width 16, but the checkpoint makes 4" in refusal(capsys, *given)
+    assert "holds other weights than those that encoded the file" in refusal(capsys, *given)
+    torch.save({"hyper_parameters": {"num_mels": 64}, "state_dict": {}}, "tiny.ckpt")
+    message = refusal(capsys, *given[:-1], "tiny.ckpt")
+    assert message.startswith("tiny.ckpt is no checkpoint of ask_lightning.models.")
+    assert "ResNet38BERT, which encoded the file. Pass the checkpoint that it was enc" in message
+    message = refusal(capsys, "search", "none.safetensors", "--audio", ".", *checkpoint)
+    assert message == ".: a folder, not an audio file. Name a file in it."
+    soundfile.write("loud.wav", np.full(3200, 1e30), 32000, subtype="FLOAT")
+    message = refusal(capsys, "search", "none.safetensors", "--audio", "loud.wav", *checkpoint)
+    assert message.startswith("loud.wav: the file holds samples of 1e+30")
+
+
+def test_a_later_fit_into_the_same_folder_is_noticed(demo, trained, capsys):
+    """The path is the same, the weights are not."""
+    shutil.copy(last_checkpoint(trained), "best.ckpt")
+    given = ("--config", ASK, demo, "--ckpt_path", "best.ckpt")
+    ask_lightning("encode", *given, "--output", "a.safetensors")
+    assert len(ask_lightning("search", "a.safetensors", "--text", "rain")) == 6
+    shutil.copy("best.ckpt", "kept.ckpt")
+    checkpoint = torch.load("best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).view(-1)[0] += 1e-3
+    torch.save(checkpoint, "best.ckpt")
+    message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
+    assert "best.ckpt holds other weights than those that encoded the file" in message
+    assert "Encode the split anew, or pass as `--ckpt_path` " in message
+    given = ("search", "a.safetensors", "--text", "rain", "--ckpt_path", "kept.ckpt")
+    assert len(ask_lightning(*given)) == 6
+
+
+def test_a_query_that_the_model_makes_nan_of(demo, trained, capsys, monkeypatch):
+    checkpoint = ("--ckpt_path", last_checkpoint(trained))
+    ask_lightning("encode", "--config", ASK, demo, "--output", "a.safetensors", *checkpoint)
+    monkeypatch.setattr(ResNet38BERT, "encode_text", lambda *_: torch.full((1, 16), torch.nan))
+    message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
+    assert message.startswith("The model makes NaN or infinity of the query")
+
+
+def test_training_clips_of_a_folder_are_encoded_without_random_crops():
+    random = np.random.default_rng(0)
+    for number in range(8):
+        soundfile.write(f"{number}.wav", random.uniform(-0.5, 0.5, 16000), 16000)
+    rows = ["filename,caption", *(f"{number}.wav,noise number {number}" for number in range(8))]
+    Path("clips.csv").write_text("\n".join(rows))
+    Path("mine.yaml").write_text(
+        "compose: [run, ask]\n"
+        "model: {class_path: TinyRetriever}\n"
+        "data: {class_path: FolderData, init_args: {root: ., annotations: clips.csv, fractions: [0.5, 0.5], "
+        "seconds: 0.2, batch_size: 4}}\n"
+        "trainer: {accelerator: cpu}\n"
+    )
+    given = ("--config", "mine.yaml", "--split", "train", "--output", "a.safetensors")
+    cli = ask_lightning("encode", *given)
+    middle = collate_pairs(list(cli.datamodule.datasets["train"].without_random_crops()))
+    expected = unit_length(cli.model.eval().encode_audio(middle)).detach()
+    torch.testing.assert_close(EncodedPairs.load(Path("a.safetensors")).audio, expected, rtol=1e-4, atol=1e-5)
+    knowledge = cli.datamodule.knowledge_dataset()
+    assert torch.equal(collate_pairs(list(knowledge))["waveform"], middle["waveform"])
 
 
 def test_queries_are_written_like_the_captions(demo, trained):

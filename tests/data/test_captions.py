@@ -81,7 +81,7 @@ def test_another_encoding(table):
             r"line 2: 3 fields, but the header has 2.*double quotes",
         ),
         ("filename,caption\na.wav\n", r"line 2: 1 fields, but the header has 2"),
-        ("filename,caption\na.wav,rain\nb.wav,  \n", r"line 3: column 'caption' is empty. Fill it or remove"),
+        ("filename,caption\na.wav,  \nb.wav,\n", r"clips.csv has no clip with a caption"),
         ("filename,caption\n,rain\n", r"line 2: column 'filename' is empty"),
         ('filename,caption\na.wav,"rain\n', r"line 2: unexpected end of data.*double quote"),
         (b"filename,caption\na.wav,rain\nb.wav,caf\xe9\n", r"line 3: byte 0xe9 is not valid utf-8.*latin1"),
@@ -106,3 +106,72 @@ def test_no_table(tmp_path):
 def test_no_caption_column(table):
     with pytest.raises(ValueError, match="`caption_columns` has to name at least one column"):
         read_captions(table("filename\na.wav\n"), caption_columns=[])
+
+
+def test_an_empty_caption_is_left_out_and_a_clip_without_any_too(table):
+    path = table("filename,one,two\na.wav,rain,\nb.wav,,\nc.wav,sea,sun\n")
+    with pytest.warns(UserWarning, match=r"3 captions are empty and left out: line 2, line 3, line 3"):
+        clips = read_captions(path, caption_columns=["one", "two"])
+    assert [clip.captions for clip in clips] == [("rain",), ("sea", "sun")]
+
+
+def test_a_repeated_row_counts_once(table):
+    path = table("filename,caption\na.wav,rain\na.wav,wind\na.wav,rain\n")
+    with pytest.warns(UserWarning, match=r"1 rows repeat an id, .*: line 4 \('a.wav'\)"):
+        assert read_captions(path)[0].captions == ("rain", "wind")
+
+
+def test_a_caption_of_ten_thousand_words_is_kept_and_reported(table):
+    path = table(f"filename,caption\na.wav,{'rain ' * 10_000}\n")
+    with pytest.warns(
+        UserWarning, match=r"more than 200 words .*as slow as it is long\): line 2 \(10000 words\)"
+    ):
+        assert len(read_captions(path)[0].captions[0].split()) == 10_000
+
+
+@pytest.mark.parametrize("column", ["caption", "note"])
+def test_a_lost_quotation_mark_that_swallows_rows(table, column):
+    path = table(f'filename,{column},{"caption" if column == "note" else "note"}\n'
+                 'a.wav,"rain,x\nb.wav,wind,x\nc.wav,sea",x\nd.wav,sun,x\n')  # fmt: skip
+    with pytest.warns(UserWarning, match=r"1 rows span several lines \(up to line 4\).*swallowed the rows"):
+        assert [clip.name for clip in read_captions(path)] == ["a.wav", "d.wav"]
+
+
+def test_all_names_of_a_file_are_one_clip(table, tmp_path):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.wav").symlink_to("a.wav")
+    (tmp_path / "folder").mkdir()
+    names = ["./a.wav", "a.wav", "folder/../a.wav", str(tmp_path / "a.wav"), "link.wav", "b.wav"]
+    path = table("filename,caption\n" + "".join(f"{name},what {name} is\n" for name in names))
+    with pytest.warns(UserWarning, match=r"4 names stand for files .*'a.wav' is './a.wav', .* and 1 more"):
+        clips = read_captions(path, root=tmp_path)
+    assert [(clip.key, len(clip.captions)) for clip in clips] == [("file:a.wav", 5), ("file:b.wav", 1)]
+    # Without the folder, links and absolute paths are other names.
+    with pytest.warns(UserWarning, match="2 names"):
+        assert len(read_captions(path)) == 4
+
+
+def test_two_clip_ids_under_two_names(table, tmp_path):
+    (tmp_path / "a.wav").touch()
+    path = table("filename,caption,clip\na.wav,rain,1\n./a.wav,it rains,2\n")
+    with pytest.raises(ValueError, match=r"line 3: './a.wav' has the clip id '2', but had '1' above"):
+        read_captions(path, clip_id_column="clip", root=tmp_path)
+
+
+def test_clips_have_the_same_id_in_every_table_of_a_collection(table, tmp_path):
+    def ids(text, **options):
+        clips = read_captions(table(text), **options)
+        return {clip.path: (clip.key, clip.recording) for clip in clips}
+
+    one = ids("filename,caption\na.wav,rain\nb.wav,wind\n")
+    other = ids("filename,caption\nb.wav,sea\nc.wav,sun\n")
+    assert one["b.wav"] == other["b.wav"]
+    assert len({*one.values(), *other.values()}) == 3
+    foreign = ids("filename,caption\nb.wav,sea\n", collection="other")
+    assert foreign["b.wav"] == ("file:other/b.wav", "file:other/b.wav")
+    grouped = [
+        ids("filename,caption,clip\nb.wav,sea,7\n", clip_id_column="clip", collection=name)["b.wav"][1]
+        for name in ("", "other")
+    ]
+    assert grouped == ["7", "other/7"]

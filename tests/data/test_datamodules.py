@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from ask_lightning.data import (
     AudioFolder,
@@ -14,7 +15,9 @@ from ask_lightning.data import (
     RetrievalDataModule,
     SoundscapeData,
     Soundscapes,
+    collate_pairs,
 )
+from ask_lightning.encoding.source_loader import source_loader
 
 
 class Listener(L.LightningModule):
@@ -204,9 +207,28 @@ def test_knowledge_and_encoding_have_no_random_crops(folder):
     assert soundscapes().knowledge_dataset().scenes
 
 
+def test_the_training_data_become_knowledge_without_random_crops(folder):
+    """Where a user passes no source, and where training is a part of datasets or several of them."""
+    data = folder_data(folder)
+    train = data.datasets["train"]
+    middle = train.without_random_crops()
+    (batch,) = source_loader(None, DataLoader(train, batch_size=99, collate_fn=collate_pairs))
+    assert torch.equal(batch["waveform"], collate_pairs(list(middle))["waveform"])
+    joined = ConcatDataset([Subset(train, [3, 1]), train])
+    val = data.datasets["val"]
+    for source in (
+        DatasetsDataModule(joined, val).knowledge_dataset(),
+        DatasetsDataModule(joined, val).ordered_dataloader("train").dataset,
+        source_loader(joined, None, batch_size=2).dataset,
+    ):
+        for index, place in ((0, 3), (1, 1), (2, 0)):
+            assert torch.equal(source[index]["waveform"], middle[place]["waveform"])
+    assert not torch.equal(joined[2]["waveform"], middle[0]["waveform"])
+
+
 def test_given_parts(folder):
     def part(*indices, **options):
-        rows = ["filename,caption", *(f"{index}.wav,a tone" for index in indices)]
+        rows = ["filename,caption", *(f"{index}.wav,tone {index}" for index in indices)]
         (folder / "part.csv").write_text("\n".join(rows))
         return AudioFolder(folder, folder / "part.csv", seconds=1, **options)
 

@@ -136,9 +136,41 @@ def test_bad_files_are_left_out_and_named_once(bad_folder):
         clips.variant(crop="random")
 
 
+@pytest.mark.parametrize("name", ["Sub/Café 1.WAV", "sub\\cafe\u0301_1.wav", "SUB/CAFÉ-1.wav"])
+def test_a_name_that_is_spelled_otherwise_is_suggested(tmp_path, record, name):
+    (tmp_path / "sub").mkdir()
+    record("sub/Café_1.wav")
+    record("good.wav")
+    with pytest.warns(
+        UserWarning, match=r"file does not exist. There is .*/sub/Café_1.wav, which differs in"
+    ):
+        folder_of(tmp_path, "good.wav", name)
+    with pytest.raises(AudioFileError, match=r"There is .*/sub/Café_1.wav"):
+        folder_of(tmp_path, name, check="none")[0]
+
+
+def test_a_wav_that_was_cut_is_left_out(tmp_path, record):
+    record("good.wav")
+    damaged(record("cut.wav"))
+    with pytest.warns(UserWarning, match=r"cut.wav: the file was cut short"):
+        assert len(folder_of(tmp_path, "good.wav", "cut.wav")) == 1
+    with pytest.raises(AudioFileError, match=r"cut.wav: the file was cut short"):
+        folder_of(tmp_path, "good.wav", "cut.wav", check="decode", strict=True)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 256])
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+def test_clips_shorter_than_a_window_have_spectrograms(tmp_path, samples, rate):
+    soundfile.write(tmp_path / "a.wav", np.full(samples, 0.5), 16000)
+    for crop in ("center", "random"):
+        item = folder_of(tmp_path, "a.wav", features="log_mel", sample_rate=rate, crop=crop, seconds=0.1)[0]
+        assert item["log_mel"].isfinite().all()
+        assert item["log_mel"].max() > SILENCE
+
+
 def test_of_many_bad_files_the_first_are_named(tmp_path, record):
     record("good.wav")
-    with pytest.warns(UserWarning, match="Left out 12 .*5.wav.*And 7 more") as caught:
+    with pytest.warns(UserWarning, match=r"Left out 12 .*5.wav.*And 7 more") as caught:
         folder_of(tmp_path, "good.wav", *(f"{index}.wav" for index in range(1, 13)))
     assert "6.wav" not in str(caught[0].message)
 

@@ -19,9 +19,9 @@ from tests.helpers.ranks import on_ranks
 
 # Whole batches fit, as each rank has every other pair of one: their order in the queue is another one.
 LOSSES = {
-    "momentum": lambda gather: MomentumContrastLoss(32, 0.2, momentum=0.8, gather=gather),
-    "memory": lambda gather: CrossBatchMemoryLoss(32, 0.2, start_step=2, gather=gather),
-    "neighbors": lambda gather: NearestNeighborContrastiveLoss(24, 0.2, gather=gather),
+    "momentum": lambda gather: MomentumContrastLoss(0.2, 32, momentum=0.8, gather=gather),
+    "memory": lambda gather: CrossBatchMemoryLoss(0.2, 32, start_step=2, gather=gather),
+    "neighbors": lambda gather: NearestNeighborContrastiveLoss(0.2, 24, gather=gather),
 }
 STEPS = 6
 

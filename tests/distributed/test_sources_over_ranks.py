@@ -373,7 +373,7 @@ def test_monitors_on_ranks():
 
 def idle_parameter(strategy: str, learnable: bool, accumulate: int = 1) -> str:
     model = InlineClient()
-    options = {"temperature": lambda: 1 / model.logit_scale.exp()} if learnable else {}
+    options = {"temperature": lambda model: 1 / model.logit_scale.exp()} if learnable else {}
     run = make_trainer(
         max_steps=3,
         devices=2,
@@ -392,7 +392,7 @@ def idle_parameter(strategy: str, learnable: bool, accumulate: int = 1) -> str:
 def test_a_parameter_without_gradient_is_named(accumulate):
     for message in on_ranks(2, idle_parameter, "ddp", False, accumulate, grouped=False):
         assert re.search(
-            r"model.logit_scale got no gradient.*temperature=.*ddp_find_unused_parameters_true", message
+            r"logit_scale got no gradient.*temperature=.*ddp_find_unused_parameters_true", message
         )
 
 

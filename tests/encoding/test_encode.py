@@ -47,6 +47,33 @@ def test_transfer_hooks_run_and_know_that_it_is_no_training():
     assert module.loss.knowledge.fine.audio.allclose(clean, atol=1e-6)
 
 
+def test_outputs_are_copied_before_the_model_uses_their_memory_again():
+    class Client(PlainTowers):
+        """Writes all outputs into the same memory, as CUDA graphs do."""
+
+        def __init__(self):
+            super().__init__()
+            self.buffers_of_outputs = {}
+
+        def reused(self, name, output):
+            if self.training:
+                return output
+            buffer = self.buffers_of_outputs.setdefault(name, torch.empty_like(output))
+            return buffer.copy_(output)
+
+        def encode_audio(self, batch):
+            return self.reused("audio", super().encode_audio(batch))
+
+        def encode_text(self, batch):
+            return self.reused("text", super().encode_text(batch))
+
+    module = wrap(Client())
+    run = make_trainer(max_epochs=1, limit_train_batches=1, callbacks=[make_refresh(source=Pairs(48))])
+    run.fit(module, make_loader())
+    for side in ("audio", "text"):
+        assert len(getattr(module.loss.knowledge.fine, side).unique(dim=0)) == 48
+
+
 def test_transfer_hooks_of_a_datamodule():
     class Data(pl.LightningDataModule):
         def train_dataloader(self):

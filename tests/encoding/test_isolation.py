@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ask_lightning.encoding.isolation import isolated_copy
 from tests.helpers.clients import (
+    AUDIO,
     FrozenClient,
     Pairs,
     PlainTowers,
@@ -140,6 +141,105 @@ def test_interrupted_refresh_leaves_everything_as_it_was(error):
     assert module.loss.knowledge.fingerprint == watcher.knowledge[-1]
     assert not module.model.norm.training
     assert module.model.dropout.training
+
+
+def test_buffers_that_encoders_change_are_restored():
+    class Client(PlainTowers):
+        """Keeps a queue of what it has encoded, and replaces another buffer."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("queue", torch.zeros(4))
+            self.register_buffer("last", torch.zeros(1))
+
+        def encode_audio(self, batch):
+            if not self.training:
+                self.queue += 1
+                self.last = self.last + 1
+            return super().encode_audio(batch)
+
+    model = Client()
+    queue, last = model.queue, model.last
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
+    assert model.queue is queue
+    assert model.last is last
+    assert not queue.any()
+    assert not last.any()
+
+
+class Merging(torch.nn.Linear):
+    """Adds a low-rank update to its weight while it is in evaluation mode."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        generator = torch.Generator().manual_seed(0)
+        self.down = torch.nn.Parameter(torch.randn(2, sizes[0], generator=generator))
+        self.up = torch.nn.Parameter(torch.randn(sizes[1], 2, generator=generator))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up.detach() @ self.down.detach()
+            self.merged = not mode
+        return self
+
+    def forward(self, audio):
+        output = super().forward(audio)
+        return output if self.merged else output + audio @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_modules_that_merge_are_unmerged_exactly(frozen):
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.audio_encoder = Merging(AUDIO, 8)
+            if frozen:
+                self.audio_encoder.eval()
+
+    model = Client()
+    before = model.audio_encoder.weight.detach().clone()
+    merged = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            part = model.audio_encoder
+            merged.append((part.merged, part.training, torch.equal(part.weight, before)))
+
+    run = make_trainer(max_epochs=1, max_steps=1, callbacks=[make_refresh(), Look()])
+    run.fit(wrap(model), make_loader())
+    assert merged == [(frozen, not frozen, True)]
+
+
+class Drawing(Pairs):
+    """Augments by generators of its own."""
+
+    def __init__(self, size=48):
+        super().__init__(size)
+        self.torch_generator = torch.Generator().manual_seed(0)
+        self.generators = {"numpy": [np.random.default_rng(0)], "python": random.Random(0)}
+
+    def __getitem__(self, row):
+        noise = torch.rand((), generator=self.torch_generator).item()
+        noise += self.generators["numpy"][0].random() + self.generators["python"].random()
+        return super().__getitem__(row) | {"noise": torch.tensor(noise)}
+
+
+def test_generators_of_a_dataset_do_not_advance():
+    def noises(callbacks, ask):
+        seen = []
+
+        class Look(pl.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                seen.extend(batch["noise"].tolist())
+
+        data = DataLoader(torch.utils.data.Subset(Drawing(), range(40)), 8)
+        model = PlainTowers()
+        make_trainer(max_epochs=2, callbacks=[*callbacks, Look()]).fit(wrap(model) if ask else model, data)
+        return seen
+
+    assert noises([make_refresh(1)], True) == noises([], False)
 
 
 def test_a_copy_encodes_without_a_trace():

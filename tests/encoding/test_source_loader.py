@@ -245,3 +245,45 @@ def test_collation_is_kept():
 def test_several_captions_of_a_clip():
     base = knowledge(make_loader(captions_per_clip=3))
     assert base.ids.tolist() == [row // 3 for row in range(48)]
+
+
+class Doubling(DataLoader):
+    """Changes the batches that it yields."""
+
+    def __iter__(self):
+        return ({**batch, "audio": 2 * batch["audio"] + 1} for batch in super().__iter__())
+
+
+class Wider(DataLoader):
+    """A subclass that leaves iteration alone."""
+
+    def __init__(self, dataset):
+        super().__init__(dataset, 8)
+
+
+def test_training_loader_that_changes_batches_is_noticed():
+    with pytest.raises(TypeError, match=r"Doubling makes its batches by an `__iter__`.*source=loader"):
+        rows(Doubling(PAIRS, 8))
+    assert rows(Wider(PAIRS)) == list(range(48))
+
+
+def test_source_that_changes_batches_is_used_as_it_is():
+    model = PlainTowers()
+    with torch.no_grad():
+        audio = model.audio_encoder(2 * OTHER.audio + 1)
+    module = wrap(model)
+    run = make_trainer(max_epochs=1, max_steps=1, callbacks=[make_refresh(source=Doubling(OTHER, 5))])
+    run.fit(module, make_loader())
+    assert module.loss.knowledge.fine.audio.allclose(torch.nn.functional.normalize(audio, dim=1), atol=1e-6)
+    with pytest.raises(TypeError, match="number of workers"):
+        rows(callback=make_refresh(source=Doubling(OTHER, 5), batch_size=4))
+
+
+def test_list_of_samples():
+    class Client(PlainTowers):
+        def encode_audio(self, batch):
+            return self.audio_encoder(batch["audio"])
+
+    run = make_trainer(callbacks=[make_refresh(source=[PAIRS[row] for row in range(20)])])
+    with pytest.raises(ValueError, match=r"list of samples, make batches of it: DataLoader\(samples"):
+        run.fit(wrap(Client()), make_loader())

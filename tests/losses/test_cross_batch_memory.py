@@ -39,7 +39,7 @@ def by_hand(audio, text, ids, memory, positives) -> tuple[float, float]:
 @pytest.mark.parametrize("positives", ["ids", "diagonal"])
 @pytest.mark.parametrize(("memory_size", "start_step"), [(6, 0), (64, 0), (10, 3), (2, 1)])
 def test_it_is_the_equation_batch_after_batch(memory_size, start_step, positives):
-    loss = CrossBatchMemoryLoss(memory_size, TEMPERATURE, start_step=start_step, positives=positives)
+    loss = CrossBatchMemoryLoss(TEMPERATURE, memory_size, start_step=start_step, positives=positives)
     memory: list = []
     for step, (audio, text, ids) in enumerate(batches(7)):
         audio.requires_grad_()
@@ -56,14 +56,14 @@ def test_it_is_the_equation_batch_after_batch(memory_size, start_step, positives
 
 
 def test_during_the_warm_up_it_is_nt_xent():
-    loss = CrossBatchMemoryLoss(16, TEMPERATURE, start_step=2)
+    loss = CrossBatchMemoryLoss(TEMPERATURE, 16, start_step=2)
     for step, (audio, text, ids) in enumerate(batches(4)):
         value = loss(audio, text, ids=ids).item()
         assert (value == pytest.approx(plain(audio, text, ids), rel=1e-12)) == (step < 3)
 
 
 def test_evaluation_neither_reads_nor_writes_the_memory():
-    loss = CrossBatchMemoryLoss(16, TEMPERATURE, start_step=0)
+    loss = CrossBatchMemoryLoss(TEMPERATURE, 16, start_step=0)
     first, second, third = batches(3)
     loss(*first[:2], ids=first[2])
     before = loss.training_state()
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_finite_differences():
     first, second = batches(2)
 
     def second_loss(audio, text):
-        loss = CrossBatchMemoryLoss(16, TEMPERATURE, start_step=0)
+        loss = CrossBatchMemoryLoss(TEMPERATURE, 16, start_step=0)
         loss(*first[:2], ids=first[2])
         return loss(audio, text, ids=second[2])
 
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 def test_without_ids():
-    loss = CrossBatchMemoryLoss(16, TEMPERATURE, start_step=0, positives="diagonal")
+    loss = CrossBatchMemoryLoss(TEMPERATURE, 16, start_step=0, positives="diagonal")
     assert not loss.needs_ids
     (first_audio, first_text, _), (audio, text, ids) = batches(2)
     loss(first_audio, first_text)
@@ -100,7 +100,7 @@ def test_without_ids():
 
 
 def test_state_goes_on_and_reset_forgets():
-    loss = CrossBatchMemoryLoss(10, TEMPERATURE, start_step=1)
+    loss = CrossBatchMemoryLoss(TEMPERATURE, 10, start_step=1)
     *begun, last = batches(5)
     for audio, text, ids in begun:
         loss(audio, text, ids=ids)
@@ -121,7 +121,7 @@ def test_state_goes_on_and_reset_forgets():
 
 
 def test_embeddings_in_bfloat16_are_computed_with_in_float32():
-    loss = CrossBatchMemoryLoss(16, TEMPERATURE, start_step=0)
+    loss = CrossBatchMemoryLoss(TEMPERATURE, 16, start_step=0)
     for audio, text, ids in batches(2):
         value = loss(audio.bfloat16(), text.bfloat16(), ids=ids)
     assert value.dtype == torch.float32

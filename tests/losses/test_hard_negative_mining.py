@@ -60,8 +60,8 @@ def by_hand(audio, text, ids, base, *, positives="ids", **options) -> tuple[floa
 def test_it_is_the_equation(k, candidates, threshold, positives):
     audio, text, ids, base = make_case()
     loss = HardNegativeMiningLoss(
-        k,
         TEMPERATURE,
+        k,
         num_candidates=candidates,
         false_negative_threshold=threshold,
         positives=positives,
@@ -78,7 +78,7 @@ def test_it_is_the_equation(k, candidates, threshold, positives):
 
 def test_gradients_are_those_of_finite_differences_and_none_reach_the_base():
     audio, text, ids, base = make_case()
-    loss = HardNegativeMiningLoss(3, TEMPERATURE, false_negative_threshold=None)
+    loss = HardNegativeMiningLoss(TEMPERATURE, 3, false_negative_threshold=None)
     sides = [side.clone().requires_grad_() for side in (audio, text)]
     assert torch.autograd.gradcheck(lambda *pair: loss(*pair, ids=ids, knowledge=base), sides)
     assert not base.fine.audio.requires_grad
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_finite_differences_and_none_reach_the_base():
 
 def test_where_all_is_filtered_it_is_nt_xent():
     audio, _, ids, base = make_case()
-    loss = HardNegativeMiningLoss(3, TEMPERATURE, num_candidates=3)
+    loss = HardNegativeMiningLoss(TEMPERATURE, 3, num_candidates=3)
     value = loss(audio, -audio, ids=ids, knowledge=base)  # pairs score below everything
     assert loss.last["mined_negatives"] == loss.last["mined_similarity"] == 0
     assert loss.last["filtered_negatives"] > 0
@@ -95,7 +95,7 @@ def test_where_all_is_filtered_it_is_nt_xent():
 
 def test_without_knowledge():
     audio, text, ids, _ = make_case()
-    loss = HardNegativeMiningLoss(3, TEMPERATURE)
+    loss = HardNegativeMiningLoss(TEMPERATURE, 3)
     with pytest.raises(RuntimeError, match="HardNegativeMiningLoss has no knowledge to look up"):
         loss(audio, text, ids=ids)
     assert loss.eval()(audio, text, ids=ids).item() == pytest.approx(plain(audio, text, ids), rel=1e-12)
@@ -115,7 +115,7 @@ def test_knowledge_in_half_precision(storage):
 
 
 def test_options_and_what_is_refused():
-    loss = HardNegativeMiningLoss(4, 0.2, num_candidates=9, false_negative_threshold=np.float32(0.5))
+    loss = HardNegativeMiningLoss(0.2, 4, num_candidates=9, false_negative_threshold=np.float32(0.5))
     assert HardNegativeMiningLoss.from_options(loss.options).options == loss.options
     assert type(loss.options["false_negative_threshold"]) is float
     assert loss.needs_ids

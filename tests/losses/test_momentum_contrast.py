@@ -49,7 +49,7 @@ def by_hand(queries, keys, ids, queue, positives) -> float:
 @pytest.mark.parametrize("queue_size", [6, 64])
 def test_it_is_the_equation_step_after_step(queue_size, positives):
     model = Towers()
-    loss = MomentumContrastLoss(queue_size, TEMPERATURE, momentum=0.6, positives=positives)
+    loss = MomentumContrastLoss(TEMPERATURE, queue_size, momentum=0.6, positives=positives)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     follower, queue = copy.deepcopy(model), []
     for step, (audio, text, ids) in enumerate(batches(6)):
@@ -73,7 +73,7 @@ def test_it_is_the_equation_step_after_step(queue_size, positives):
 
 
 def test_evaluation_is_nt_xent_and_leaves_no_trace():
-    loss, model = MomentumContrastLoss(8, TEMPERATURE), Towers()
+    loss, model = MomentumContrastLoss(TEMPERATURE, 8), Towers()
     first, second = batches(2)
     loss.make_keys(model, lambda encoder: encoder(*first[:2]), 0)
     loss(*model(*first[:2]), ids=first[2])
@@ -86,7 +86,7 @@ def test_evaluation_is_nt_xent_and_leaves_no_trace():
 
 
 def test_keys_have_no_gradient_and_serve_one_batch():
-    loss, model = MomentumContrastLoss(8, TEMPERATURE), Towers()
+    loss, model = MomentumContrastLoss(TEMPERATURE, 8), Towers()
     audio, text, ids = next(batches(1))
     embeddings = [side.detach() for side in model(audio, text)]
     loss.make_keys(model, lambda encoder: encoder(audio, text), 0)
@@ -101,7 +101,7 @@ def test_keys_have_no_gradient_and_serve_one_batch():
 
 
 def test_the_copy_is_nobodys_parameter():
-    loss, model = MomentumContrastLoss(8), Towers()
+    loss, model = MomentumContrastLoss(queue_size=8), Towers()
     loss.start(model, 0)
     assert not list(loss.parameters())
     assert not list(loss.buffers())
@@ -110,7 +110,7 @@ def test_the_copy_is_nobodys_parameter():
 
 
 def test_options():
-    loss = MomentumContrastLoss(32, 0.1, momentum=0.9, positives="diagonal", gather=True)
+    loss = MomentumContrastLoss(0.1, 32, momentum=0.9, positives="diagonal", gather=True)
     assert loss.options == {
         "queue_size": 32,
         "temperature": 0.1,

@@ -45,7 +45,7 @@ def by_hand(audio, text, ids, support, positives) -> tuple[float, dict[str, floa
 @pytest.mark.parametrize("positives", ["ids", "diagonal"])
 @pytest.mark.parametrize("size", [3, 12])
 def test_it_is_the_equation_batch_after_batch(size, positives):
-    loss = NearestNeighborContrastiveLoss(size, TEMPERATURE, positives=positives)
+    loss = NearestNeighborContrastiveLoss(TEMPERATURE, size, positives=positives)
     support: list = []
     seen = {"shared_neighbors": 0.0, "own_clip_neighbors": 0.0}
     for audio, text, ids in batches(12):
@@ -65,7 +65,7 @@ def test_it_is_the_equation_batch_after_batch(size, positives):
 
 
 def test_both_encoders_learn_and_the_support_set_has_no_gradient():
-    loss = NearestNeighborContrastiveLoss(BATCH, TEMPERATURE)
+    loss = NearestNeighborContrastiveLoss(TEMPERATURE, BATCH)
     first, second = batches(2)
 
     def second_loss(audio, text):
@@ -80,7 +80,7 @@ def test_both_encoders_learn_and_the_support_set_has_no_gradient():
 
 
 def test_evaluation_neither_reads_nor_writes_the_support_set():
-    loss = NearestNeighborContrastiveLoss(BATCH, TEMPERATURE)
+    loss = NearestNeighborContrastiveLoss(TEMPERATURE, BATCH)
     first, second = batches(2)
     loss(*first[:2], ids=first[2])
     before = loss.training_state()["queue"]
@@ -90,16 +90,16 @@ def test_evaluation_neither_reads_nor_writes_the_support_set():
 
 
 def test_without_ids():
-    loss = NearestNeighborContrastiveLoss(BATCH, TEMPERATURE, positives="diagonal")
+    loss = NearestNeighborContrastiveLoss(TEMPERATURE, BATCH, positives="diagonal")
     for audio, text, _ in batches(2):
         loss(audio, text)
     assert set(loss.last) == {"loss", "queue_fill", "neighbor_similarity", "shared_neighbors"}
 
 
 def test_options():
-    loss = NearestNeighborContrastiveLoss(7, 0.2, positives="diagonal", gather=True)
+    loss = NearestNeighborContrastiveLoss(0.2, 7, positives="diagonal", gather=True)
     expected = {"support_size": 7, "temperature": 0.2, "positives": "diagonal", "gather": True}
     assert loss.options == expected
     assert NearestNeighborContrastiveLoss.from_options(expected).options == expected
     with pytest.raises(ValueError, match="`support_size` has to be an integer of at least 1, but got 0"):
-        NearestNeighborContrastiveLoss(0)
+        NearestNeighborContrastiveLoss(support_size=0)

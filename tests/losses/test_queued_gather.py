@@ -19,15 +19,15 @@ from tests.helpers.ranks import on_ranks
 
 WIDTH, INPUT, BATCH, STEPS, STORED = 6, 5, 12, 4, 40
 LOSSES = {
-    "memory": lambda **options: CrossBatchMemoryLoss(30, 0.2, start_step=1, **options),
+    "memory": lambda **options: CrossBatchMemoryLoss(0.2, 30, start_step=1, **options),
     "memory without ids": lambda **options: CrossBatchMemoryLoss(
-        30, 0.2, start_step=0, positives="diagonal", **options
+        0.2, 30, start_step=0, positives="diagonal", **options
     ),
-    "momentum": lambda **options: MomentumContrastLoss(30, 0.2, momentum=0.5, **options),
-    "neighbors": lambda **options: NearestNeighborContrastiveLoss(20, 0.2, **options),
-    "mining": lambda **options: HardNegativeMiningLoss(3, 0.2, num_candidates=15, **options),
+    "momentum": lambda **options: MomentumContrastLoss(0.2, 30, momentum=0.5, **options),
+    "neighbors": lambda **options: NearestNeighborContrastiveLoss(0.2, 20, **options),
+    "mining": lambda **options: HardNegativeMiningLoss(0.2, 3, num_candidates=15, **options),
     "mining without filter": lambda **options: HardNegativeMiningLoss(
-        4, 0.2, num_candidates=15, false_negative_threshold=None, positives="diagonal", **options
+        0.2, 4, num_candidates=15, false_negative_threshold=None, positives="diagonal", **options
     ),
 }
 

@@ -165,7 +165,7 @@ def test_ask_trains_it(make):
     model = make()
     before = copy.deepcopy(model.state_dict())
     module = ASKModule(model, ReliabilityOTLoss(num_neighbors=3))
-    assert module.step == "capture"
+    assert module.ask_step == "capture"
     run = make_trainer(max_steps=2, max_epochs=1, callbacks=[KnowledgeRefreshCallback(T=1, num_prototypes=4)])
     run.fit(module, make_loader(model), make_loader(model))
     assert module.loss.knowledge.fine.audio.shape == (12, 8)

@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ask_lightning import ASKModule, ReliabilityOTLoss
+from ask_lightning.losses import MomentumContrastLoss
 from tests.helpers.clients import (
     AUDIO,
     NEUTRAL,
@@ -15,6 +17,7 @@ from tests.helpers.clients import (
     FrozenClient,
     InlineClient,
     MemoryLogger,
+    Pairs,
     PlainTowers,
     Towers,
     Watcher,
@@ -83,7 +86,7 @@ def test_learnable_temperature_of_the_model_is_trained():
     pl.seed_everything(0, verbose=False)
     model = InlineClient()
     before = model.logit_scale.item()
-    module = wrap(model, {"temperature": lambda: 1 / model.logit_scale.exp()})
+    module = wrap(model, {"temperature": lambda model: 1 / model.logit_scale.exp()})
     make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
     assert model.logit_scale.item() != before
 
@@ -187,7 +190,7 @@ def test_encode_with_callables_instead_of_methods():
         audio=lambda model, batch: model.audio_encoder(batch["audio"]),
         text=lambda model, batch: model.text_encoder(batch["text"]),
     )
-    assert module.step == "encode"
+    assert module.ask_step == "encode"
     watcher = Watcher()
     make_trainer(callbacks=[make_refresh(), watcher]).fit(module, make_loader())
     assert sum(watcher.losses[-6:]) < sum(watcher.losses[:6])
@@ -369,9 +372,9 @@ def test_options_that_exclude_each_other():
 
 
 def test_the_criterion_may_be_named_twice():
-    """What `.step` says can be passed as `step`."""
-    step = ASKModule(CriterionClient(), criterion="loss_fn").step
-    assert step == ASKModule(CriterionClient(), criterion="loss_fn", step=step).step == "criterion"
+    """What `.ask_step` says can be passed as `step`."""
+    step = ASKModule(CriterionClient(), criterion="loss_fn").ask_step
+    assert step == ASKModule(CriterionClient(), criterion="loss_fn", step=step).ask_step == "criterion"
 
 
 def test_criterion_without_its_name():
@@ -402,3 +405,147 @@ def test_step_that_fetches_batches_itself():
 
     with pytest.raises(ValueError, match=r"Client.training_step takes `dataloader_iter`.*step=\"encode\""):
         ASKModule(Client())
+
+
+class PartsClient(Towers):
+    """Passes parts of its batch to its encoders."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def encode_audio(self, waveform):
+        return self.audio_encoder(waveform)
+
+    def encode_text(self, tokens, mask=None, *, scale):
+        return self.text_encoder(tokens["ids"]) * scale
+
+    def training_step(self, batch, batch_idx):
+        audio = self.encode_audio(batch["audio"])
+        text = self.encode_text(batch["tokens"], scale=2.0)
+        self.steps += 1
+        return self.contrast(audio, text)
+
+
+class PartsPairs(Pairs):
+    def __getitem__(self, row):
+        item = super().__getitem__(row)
+        return {"audio": item["audio"], "tokens": {"ids": item["text"]}, "clip_id": item["clip_id"]}
+
+
+def test_encoders_that_take_parts_of_the_batch():
+    """The refresh calls them as the training step does."""
+    pl.seed_everything(0, verbose=False)
+    model = PartsClient()
+    module = wrap(model)
+    with torch.no_grad():
+        audio, text = model.audio_encoder(Pairs().audio), model.text_encoder(Pairs().text) * 2.0
+    losses = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(float(outputs["loss"]))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 0:
+                assert pl_module.loss.knowledge.fine.audio.allclose(F.normalize(audio, dim=1), atol=1e-6)
+                assert pl_module.loss.knowledge.fine.text.allclose(F.normalize(text, dim=1), atol=1e-6)
+                assert model.steps == 0, "the step was left as soon as both had been called"
+
+    run = make_trainer(callbacks=[make_refresh(1), Look()])
+    run.fit(module, DataLoader(PartsPairs(), 8))
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+def test_encoders_that_take_parts_of_a_tuple():
+    class Client(Towers):
+        def encode_audio(self, waveform):
+            return self.audio_encoder(waveform)
+
+        def encode_text(self, tokens):
+            return self.text_encoder(tokens)
+
+        def training_step(self, batch, batch_idx):
+            audio, text, _ = batch
+            return self.contrast(self.encode_audio(audio), self.encode_text(text))
+
+    data = torch.utils.data.TensorDataset(Pairs().audio, Pairs().text, Pairs().clip_id)
+    module = wrap(Client(), {"positives": "ids"}, ids=2)
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, DataLoader(data, 8))
+    assert module.loss.knowledge.ids.tolist() == list(range(48))
+
+
+def test_encoders_that_take_what_the_step_makes_of_the_batch():
+    class Client(PartsClient):
+        def training_step(self, batch, batch_idx):
+            audio = self.encode_audio(batch["audio"] * 2)
+            return self.contrast(audio, self.encode_text(batch["tokens"], scale=1.0))
+
+    with pytest.raises(
+        TypeError,
+        match=r"`encode_audio` and `encode_text` of Client were called with the batch, dict with the keys "
+        r"\['audio', 'clip_id', 'tokens'\].*`Client.training_step` calls `encode_audio` with tensor \(8, 12\)"
+        r".*no part of the batch.*audio=lambda model, batch: model.encode_audio",
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), DataLoader(PartsPairs(), 8))
+
+
+def test_encoders_that_take_parts_without_a_step_to_look_at():
+    with pytest.raises(TypeError, match=r"were called with the batch.*Say how they are called: ASKModule"):
+        make_trainer(callbacks=[make_refresh()]).fit(
+            wrap(PartsClient(), step="encode"), DataLoader(PartsPairs(), 8)
+        )
+
+
+def test_an_encoders_own_error_stays_as_it_is():
+    class Client(PlainTowers):
+        def encode_audio(self, batch):
+            return super().encode_audio({"sound": batch["audio"]})
+
+    with pytest.raises(KeyError, match="audio"):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("client", "options"),
+    [(PlainTowers, {}), (PlainTowers, {"step": "encode"}), (CriterionClient, {"criterion": "loss_fn"})],
+)
+def test_a_last_batch_of_one_is_survived(client, options):
+    """The contrast of one pair is zero, as in plain training."""
+    watcher = Watcher()
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(), watcher])
+    with pytest.warns(
+        UserWarning, match=r"single pair, which has nothing to be contrasted with.*drop_last"
+    ) as seen:
+        run.fit(wrap(client(), **options), DataLoader(Pairs(9), 8))
+    assert len(watcher.losses) == 4
+    if client is PlainTowers:
+        assert watcher.losses[1] == watcher.losses[3] == 0
+    assert watcher.losses[0] > 0
+    assert sum("A batch holds a single pair" in str(each.message) for each in seen) == 1
+
+
+def test_plain_training_with_a_last_batch_of_one_is_the_same():
+    def train(ask):
+        pl.seed_everything(0, verbose=False)
+        model = PlainTowers()
+        run = make_trainer(callbacks=[make_refresh(num_prototypes=2)] if ask else [])
+        run.fit(wrap(model, NEUTRAL) if ask else model, DataLoader(Pairs(9), 8))
+        return model
+
+    assert_same_weights(train(True), train(False))
+
+
+def test_keys_of_encoders_that_take_parts_of_the_batch():
+    """A copy of the model encodes each batch; it is called as the training step calls the model."""
+    watcher = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            watcher.append(float(outputs["loss"]))
+
+    model = PartsClient()
+    module = ASKModule(model, MomentumContrastLoss(16, 0.1, positives="diagonal"))
+    make_trainer(max_epochs=1, callbacks=[Look()]).fit(module, DataLoader(PartsPairs(), 8))
+    assert len(watcher) == model.steps == 6
+    assert all(loss == loss for loss in watcher)

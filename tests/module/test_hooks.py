@@ -16,7 +16,7 @@ from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import nn
 
 import ask_lightning.hooks
-from ask_lightning import ASKModule
+from ask_lightning import ASKModule, ReliabilityOTLoss
 from tests.helpers.clients import (
     CriterionClient,
     FrozenClient,
@@ -135,7 +135,8 @@ def test_hooks_that_the_model_has_not_stay_lightnings():
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     module, model = wrap(PlainTowers()), PlainTowers()
-    own = {"training_step", "setup", "on_train_start", "on_save_checkpoint", "on_load_checkpoint"}
+    own = {"training_step", "setup", "on_train_start", "on_after_backward"}
+    own |= {"on_save_checkpoint", "on_load_checkpoint"}
     for name in set(HOOKS) - own:
         assert is_overridden(name, module) == is_overridden(name, model), name
 
@@ -502,7 +503,7 @@ def test_barely_more_than_two_methods():
         pass
 
     module = wrap(Client())
-    assert module.step == "encode"
+    assert module.ask_step == "encode"
     assert isinstance(module, ASKModule)
     make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
 
@@ -548,3 +549,60 @@ def test_trainer_is_known_to_the_model_and_its_steps_are_counted():
     model = Client()
     make_trainer(max_epochs=2, callbacks=[make_refresh()]).fit(wrap(model), make_loader())
     assert model.seen == tuple((step // 6, step, 6) for step in range(12))
+
+
+def test_a_hook_of_a_subclass_of_the_wrapper_is_called():
+    called = []
+
+    class Client(PlainTowers):
+        def on_train_epoch_start(self):
+            called.append("model")
+
+        def on_train_epoch_end(self):
+            called.append("model's end")
+
+    class Mine(ASKModule):
+        def on_train_epoch_start(self):
+            called.append("subclass")
+            self.model.on_train_epoch_start()
+
+    module = Mine(Client(), ReliabilityOTLoss(num_neighbors=4))
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    assert called == ["subclass", "model", "model's end"]
+
+
+@pytest.mark.parametrize("moment", ["after wrapping", "in setup"])
+def test_a_hook_that_the_model_gets_later_is_called(moment):
+    called = []
+
+    class Client(PlainTowers):
+        def setup(self, stage):
+            if moment == "in setup":
+                self.on_train_epoch_start = lambda: called.append(self.trainer.current_epoch)
+
+    model = Client()
+    module = wrap(model)
+    if moment == "after wrapping":
+        model.on_train_epoch_start = lambda: called.append(model.trainer.current_epoch)
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
+    assert called == [0, 1]
+    del model.on_train_epoch_start
+    Client.setup = pl.LightningModule.setup
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    assert called == [0, 1], "nor is one that it has no more"
+
+
+def test_a_callback_that_counts_in_an_attribute_called_step():
+    """It is the model's, as without ASK."""
+
+    class Count(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.step = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pl_module.step += 1
+
+    model = PlainTowers()
+    make_trainer(max_epochs=1, callbacks=[make_refresh(), Count()]).fit(wrap(model), make_loader())
+    assert model.step == 6

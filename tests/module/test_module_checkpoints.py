@@ -131,6 +131,13 @@ def test_contents(fitted):
     assert stored["ask_lightning"] == {
         "loss": module.loss.options,
         "loss_class": "ask_lightning.losses.reliability_ot.ReliabilityOTLoss",
+        "options": {
+            "audio": "encode_audio",
+            "text": "encode_text",
+            "ids": None,
+            "step": "capture",
+            "criterion": None,
+        },
     }
     state = stored["callbacks"]["KnowledgeRefreshCallback"]
     assert set(state) == {
@@ -140,6 +147,7 @@ def test_contents(fitted):
         "checkpoint_directories",
         "fingerprint",
         "settings",
+        "source",
     }
 
 
@@ -169,7 +177,7 @@ def test_loads_in_the_wrapper_with_its_loss_options(fitted):
 def test_wrapper_options_are_passed_on(fitted):
     path, _ = fitted
     again = ASKModule.load_from_checkpoint(path, PlainTowers(), step="encode", ids="clip_id")
-    assert again.step == "encode"
+    assert again.ask_step == "encode"
     with pytest.warns(UserWarning, match=r"other loss options: num_neighbors 4 → 7, ot_factor 0.4 → 0.2"):
         other = ASKModule.load_from_checkpoint(path, PlainTowers(), ReliabilityOTLoss(num_neighbors=7))
     assert other.loss.num_neighbors == 7
@@ -333,3 +341,44 @@ def test_weights_only_checkpoint_and_validation_from_it(tmp_path):
     validated = make_trainer().validate(fresh, held_out(), ckpt_path=tmp_path / "w.ckpt", verbose=False)
     assert validated[0]["val/loss"] == pytest.approx(score)
     assert fresh.loss.knowledge is None
+
+
+class Listener(PlainTowers):
+    """Its encoders have names of its own."""
+
+    def listen(self, batch):
+        return self.audio_encoder(batch["audio"])
+
+    def read(self, batch):
+        return self.text_encoder(batch["text"])
+
+    encode_audio = encode_text = None
+
+    def training_step(self, batch, batch_idx):
+        return self.contrast(self.listen(batch), self.read(batch))
+
+
+def test_how_the_model_was_wrapped_comes_back(tmp_path):
+    module = wrap(Listener(), audio="listen", text="read", ids="clip_id")
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    for place in (tmp_path / "a.ckpt", (tmp_path / "a.ckpt").as_uri()):
+        again = ASKModule.load_from_checkpoint(place, Listener())
+        assert_same_weights(again, module)
+        assert torch.equal(again.embed_pairs(make_loader().dataset[:3])[2], torch.arange(3))
+    assert ASKModule.load_from_checkpoint(place, Listener(), step="encode").ask_step == "encode"
+
+
+def test_callables_are_asked_for_again(tmp_path):
+    def listen(model, batch):
+        return model.listen(batch)
+
+    module = wrap(Listener(), audio=listen, text="read", step="encode")
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(module, make_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"a callable as `audio`.*load_from_checkpoint\(path, model, audio="):
+        ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Listener())
+    again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Listener(), audio=listen)
+    assert_same_weights(again, module)

@@ -94,7 +94,7 @@ def test_clap_trains(model, step, tmp_path):
     model = model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     module = wrap(model, {"num_neighbors": 3})
-    assert module.step == step
+    assert module.ask_step == step
     watcher, logger = Watcher(), MemoryLogger()
     data = DataLoader(Recordings(), 4, shuffle=True)
     run = make_trainer(max_epochs=2, callbacks=[make_refresh(1), watcher], logger=logger, log_every_n_steps=1)

@@ -100,6 +100,28 @@ def test_learnable_temperature_of_a_copy_is_the_copys():
     assert twin.loss.temperature is not model.logit_scale
 
 
+def inverse_scale(model):
+    return 1 / model.logit_scale.exp()
+
+
+class NamedTemperature(InlineClient):
+    @property
+    def tau(self):
+        return 1 / self.logit_scale.exp()
+
+
+@pytest.mark.parametrize("duplicate", COPIES)
+@pytest.mark.parametrize("temperature", [inverse_scale, "tau"])
+def test_temperature_read_from_the_model_is_the_copys(duplicate, temperature):
+    model = NamedTemperature()
+    twin = duplicate(wrap(model, {"temperature": temperature}))
+    before = model.logit_scale.item()
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(twin, make_loader())
+    assert model.logit_scale.item() == before
+    assert twin.model.logit_scale.item() != before
+    assert twin.loss.temperature.item() == pytest.approx(1 / twin.model.logit_scale.exp().item())
+
+
 @pytest.mark.skipif(WeightAveraging is None, reason="this Lightning has no WeightAveraging")
 @pytest.mark.parametrize("client", [PlainTowers, RestlessTowers])
 def test_weight_averaging_is_that_of_the_plain_run(client, tmp_path):

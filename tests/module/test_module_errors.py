@@ -12,11 +12,10 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
+from ask_lightning.losses import NTXentLoss
 from tests.helpers.clients import (
-    Pairs,
     PlainTowers,
     SelfContained,
     Towers,
@@ -249,10 +248,9 @@ def test_more_neighbours_than_pairs(ask):
         make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
 
 
-def test_batch_of_one():
-    data = DataLoader(Pairs(9), 8)
-    with pytest.raises(ValueError, match=r"at least 2 pairs to contrast.*\(1, 8\).*`drop_last=True`"):
-        make_trainer(callbacks=[make_refresh()]).fit(wrap(PlainTowers()), data)
+def test_the_same_encoder_for_both_sides():
+    with pytest.raises(ValueError, match=r"have to be two encoders, but got 'encode_text' for both"):
+        ASKModule(PlainTowers(), audio="encode_text", text="encode_text")
 
 
 def test_widths_differ():
@@ -321,3 +319,55 @@ def test_list_of_training_loaders_is_not_taken_for_batches():
     for several in ([make_loader(), make_loader()], {"a": make_loader(), "b": make_loader()}):
         with pytest.raises(TypeError, match=r"Pass KnowledgeRefreshCallback\(source=dataset\)"):
             make_trainer(callbacks=[make_refresh()]).fit(wrap(Client()), several)
+
+
+def test_temperature_that_copies_would_read_from_the_original():
+    model = PlainTowers()
+    loss = ReliabilityOTLoss(temperature=lambda: model.audio_encoder.bias.exp().mean())
+    with pytest.raises(ValueError, match=r"has to be a callable \(model\) here.*def tau\(model\)"):
+        ASKModule(model, loss)
+
+
+def test_temperature_under_a_name_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match=r"`temperature` has to name an attribute of PlainTowers.*'tau'"):
+        make_trainer(callbacks=[make_refresh()]).fit(
+            wrap(PlainTowers(), {"temperature": "tau"}), make_loader()
+        )
+
+
+def test_temperature_that_has_been_trained_below_zero():
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.tau = nn.Parameter(torch.tensor(0.01))
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            with torch.no_grad():
+                self.tau -= 0.1
+
+    with pytest.raises(
+        RuntimeError, match=r"temperature of ReliabilityOTLoss has become -0.*learn its logarithm"
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), {"temperature": "tau"}), make_loader())
+
+
+def test_what_is_said_without_the_refresh_callback(recwarn):
+    """A loss without knowledge needs none; temperature, idle parameters and single pairs are checked."""
+
+    class Client(PlainTowers):
+        def __init__(self):
+            super().__init__()
+            self.tau, self.head = nn.Parameter(torch.tensor(0.5)), nn.Linear(2, 2)
+
+        def on_train_epoch_start(self):
+            with torch.no_grad():
+                self.tau -= 0.4 * self.current_epoch
+
+    with pytest.raises(RuntimeError, match=r"temperature of NTXentLoss has become -0"):
+        make_trainer().fit(ASKModule(Client(), NTXentLoss("tau")), make_loader())
+    texts = [str(warning.message) for warning in recwarn]
+    assert sum("The parameters head.weight, head.bias got no gradient" in text for text in texts) == 1
+    loader = torch.utils.data.DataLoader(make_loader(9).dataset, 8)
+    make_trainer(max_epochs=1).fit(ASKModule(PlainTowers(), NTXentLoss()), loader)
+    texts = [str(warning.message) for warning in recwarn]
+    assert sum("last batch of each epoch holds a single pair" in text for text in texts) == 1

@@ -36,10 +36,10 @@ from tests.helpers.clients import (
 
 STEPS = 6  # in an epoch of `make_loader()`
 LOSSES = {
-    "momentum": lambda: MomentumContrastLoss(40, momentum=0.8),
-    "memory": lambda: CrossBatchMemoryLoss(40, start_step=3),
-    "neighbors": lambda: NearestNeighborContrastiveLoss(20),
-    "mining": lambda: HardNegativeMiningLoss(4, num_candidates=20),
+    "momentum": lambda: MomentumContrastLoss(queue_size=40, momentum=0.8),
+    "memory": lambda: CrossBatchMemoryLoss(memory_size=40, start_step=3),
+    "neighbors": lambda: NearestNeighborContrastiveLoss(support_size=20),
+    "mining": lambda: HardNegativeMiningLoss(num_negatives=4, num_candidates=20),
 }
 WITH_QUEUE = [name for name in LOSSES if name != "mining"]
 
@@ -156,7 +156,7 @@ def test_checkpoint_without_the_state_of_the_loss(tmp_path):
 def test_smaller_queue_at_resume(tmp_path):
     module, *_ = fit("momentum", tmp_path, epochs=1)
     newest = module.loss.training_state()["queue"]["ids"][-10:]
-    smaller = ASKModule(NormedTowers(), MomentumContrastLoss(10, momentum=0.8), ids="clip_id")
+    smaller = ASKModule(NormedTowers(), MomentumContrastLoss(queue_size=10, momentum=0.8), ids="clip_id")
     with pytest.warns(UserWarning, match=r"other loss options: queue_size 40 → 10\.$"):
         smaller.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
     assert smaller.loss.training_state()["queue"]["ids"].equal(newest)
@@ -324,7 +324,7 @@ def test_weight_averaging_beside_it():
 
 def test_model_without_a_step():
     module = ASKModule(Towers(), LOSSES["momentum"](), ids="clip_id")
-    assert module.step == "encode"
+    assert module.ask_step == "encode"
     assert fit("momentum", module=module)[2][-1]["queue_fill"] == 1
 
 

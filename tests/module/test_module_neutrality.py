@@ -144,7 +144,7 @@ def test_schedule_and_temperature_inside_the_step():
     def fit(ask):
         pl.seed_everything(11, verbose=False)
         model, watcher = InlineClient(), Watcher()
-        temperature = {"temperature": lambda: 1 / model.logit_scale.exp()}
+        temperature = {"temperature": lambda model: 1 / model.logit_scale.exp()}
         module = wrap(model, NEUTRAL | temperature) if ask else model
         run = make_trainer(callbacks=[watcher, *([make_refresh(1)] if ask else [])], precision="64-true")
         run.fit(module, DataLoader(Augmented(), 8, shuffle=True), held_out())

@@ -68,7 +68,8 @@ class DriftMonitor(Callback):
         dataset = _map_style_dataset(whole)
         base = target.loss.knowledge
         assert base is not None
-        if len(base.fine) != (items := len(dataset)):  # type: ignore[arg-type]
+        items, most = len(dataset), refresher.max_items(trainer)  # type: ignore[arg-type]
+        if len(base.fine) != (items := items if most is None else min(items, most)):
             raise RuntimeError(
                 f"DriftMonitor needs one pair for each item of the knowledge source, but {items} items made "
                 f"{len(base.fine)} pairs. Let the dataset yield pairs, or leave the monitor out."

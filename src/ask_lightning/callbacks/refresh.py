@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import Subset
 
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
@@ -23,10 +24,23 @@ from ask_lightning.callbacks.snapshots import (
     knowledge_directory,
     local_path,
 )
-from ask_lightning.encoding.compatibility import check_finders, check_gradients, check_trainer
+from ask_lightning.encoding.compatibility import (
+    check_finders,
+    check_gradients,
+    check_trainer,
+    warn_of_single_pair,
+)
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
-from ask_lightning.encoding.source_loader import Source, has_index, source_loader
+from ask_lightning.encoding.row_limit import RowLimit, limiting_option, rows_of_an_epoch
+from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
+from ask_lightning.encoding.source_loader import (
+    Source,
+    batch_size_of,
+    has_index,
+    num_items,
+    source_loader,
+)
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.base import (
@@ -74,7 +88,7 @@ class KnowledgeRefreshCallback(Callback):
         T: Number of epochs from one refresh to the next, at least 1. From `max_epochs` on the base is never
             renewed, the paper's "static" ablation.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
-            callable that returns one.
+            callable that returns one. Datasets with a method `without_random_crops` are read through it.
         num_prototypes: M, the number of coarse prototypes, at least 1.
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
@@ -91,6 +105,9 @@ class KnowledgeRefreshCallback(Callback):
             nearest stored pairs. None: it is stored as it is.
         batch_size: Number of pairs per batch of a refresh; default: that of the loader.
         num_workers: Number of worker processes of a refresh; default: that of the loader.
+        max_rows: Number of pairs, over all ranks, that a refresh reads at most: the first of the source, and
+            the way to take knowledge from a stream that does not end. Default: all of them, unless
+            `fast_dev_run` or, for the training data, `limit_train_batches` makes the trainer read less.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Seed of the K-means initialisation.
@@ -119,6 +136,7 @@ class KnowledgeRefreshCallback(Callback):
         refine: Literal["graph"] | GraphRefinement | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
+        max_rows: int | None = None,
         save_knowledge: bool = True,
         seed: int = 0,
     ) -> None:
@@ -128,6 +146,8 @@ class KnowledgeRefreshCallback(Callback):
             check_count("batch_size", batch_size, 1)
         if num_workers is not None:
             check_count("num_workers", num_workers, 0)
+        if max_rows is not None:
+            check_count("max_rows", max_rows, 1)
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
@@ -146,6 +166,7 @@ class KnowledgeRefreshCallback(Callback):
         self.refine = GraphRefinement() if refine == "graph" else refine
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.max_rows = max_rows
         self.save_knowledge = save_knowledge
         self.seed = seed
         self._target: Target | None = None
@@ -155,6 +176,9 @@ class KnowledgeRefreshCallback(Callback):
         self._warned_of_collapse = False
         self._checked_gradients = False
         self._to_restore: dict[str, Any] | None = None
+        self._source_key: dict[str, Any] | None = None  # of the base in use
+        self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
+        self._told_limit = False
 
     @property
     def target(self) -> Target:
@@ -182,7 +206,8 @@ class KnowledgeRefreshCallback(Callback):
             self._built_at = self._to_restore = self.target.loss.knowledge = None
             self._snapshots = SnapshotRecord()
             self._collector = SnapshotCollector(self._snapshots)
-            self._warned_of_collapse = self._checked_gradients = False
+            self._warned_of_collapse = self._checked_gradients = self._told_limit = False
+            self._source_key = self._dataset = None
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
@@ -190,9 +215,16 @@ class KnowledgeRefreshCallback(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restores the base that a resumed run had in use."""
+        """Restores the base that a resumed run had in use, and checks that its source is still the same."""
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
+        warn_of_single_pair(trainer)
+        self._restore(trainer, pl_module)
+        if self.target.loss.knowledge is not None and self._built_at is not None:
+            self._check_source(trainer, pl_module)
+
+    def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restores the base that a checkpoint names."""
         state, self._to_restore = self._to_restore, None
         if state is None or state["built_at"] is None:
             return
@@ -213,6 +245,7 @@ class KnowledgeRefreshCallback(Callback):
             return
         self.target.loss.knowledge = base.to(pl_module.device)
         self._built_at = state["built_at"]
+        self._source_key = state.get("source")
         settings, stored = self._settings(), state.get("settings", {})
         changed = [
             f"{name} {value!r} → {settings[name]!r}"
@@ -224,6 +257,29 @@ class KnowledgeRefreshCallback(Callback):
                 f"The run resumes with knowledge that was built with other settings: {', '.join(changed)}. "
                 "The new ones take effect at the next refresh."
             )
+
+    def _check_source(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops the base of another source than the present one, so that it is built anew."""
+        base, loader = self.target.loss.knowledge, self.loader(trainer)
+        assert base is not None
+        present, stored = source_key(loader), self._source_key or {}
+        changed = [
+            f"{name} {stored[name]} → {present[name]}" for name in stored if stored[name] != present[name]
+        ]
+        one_row_per_item = has_index(loader) and len(base.fine) == num_items(loader)
+        if not changed and one_row_per_item and getattr(loader, "batch_size", None) is not None:
+            dataset: Any = loader.dataset  # type: ignore[attr-defined]
+            ends = [0, len(base.fine) - 1]
+            probe = source_loader(Subset(dataset, ends), loader)
+            ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
+            if ids is not None and not torch.equal(ids.cpu(), base.ids[ends].cpu()):
+                changed = [f"clip ids of the first and last row {base.ids[ends].tolist()} → {ids.tolist()}"]
+        if changed:
+            rank_zero_warn(
+                f"The knowledge source is another one than that of the knowledge in use "
+                f"({', '.join(changed)}), so the knowledge is encoded anew."
+            )
+            self.target.loss.knowledge = self._built_at = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -241,7 +297,7 @@ class KnowledgeRefreshCallback(Callback):
         self._collector.collect()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks once that every parameter has a gradient, where DDP demands it."""
+        """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(trainer, pl_module)
 
@@ -251,6 +307,7 @@ class KnowledgeRefreshCallback(Callback):
         """Builds the base after a resume inside an epoch, where `on_train_epoch_start` is skipped."""
         if self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
+        self.target.loss.check_temperature(batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -270,7 +327,9 @@ class KnowledgeRefreshCallback(Callback):
             pl_module: Its module.
 
         Raises:
-            ValueError: The source is empty, or embeddings contain NaN or Inf.
+            ValueError: The source is empty, embeddings contain NaN or Inf, or the loss asks for more
+                neighbours than the base has.
+            RuntimeError: The source is a stream that does not end.
         """
         started = time.perf_counter()
         ranks = Ranks.current()
@@ -287,8 +346,8 @@ class KnowledgeRefreshCallback(Callback):
                 )
         with progress_bar(trainer, "Refreshing knowledge", _num_batches(loaders)) as advance:
             encoded, *of_training = (
-                encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks)
-                for each in loaders
+                encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
+                for each, limit in zip(loaders, self._row_limits(trainer, loaders), strict=True)
             )
         audio, text = self._keep_momentum(encoded)
         if self.refine is not None:
@@ -308,7 +367,10 @@ class KnowledgeRefreshCallback(Callback):
             shard=encoded.shard,
             training_clips=self._training_clips(*of_training),
         )
+        self.target.loss.check_knowledge(base)
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
+        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
+        self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = trainer.current_epoch
         self._snapshots.supersede()
         seconds = time.perf_counter() - started
@@ -316,7 +378,8 @@ class KnowledgeRefreshCallback(Callback):
         report |= (similarity := mean_similarity(base))
         if old is not None:
             self._warned_of_collapse = self._warned_of_collapse or _warn_of_collapse(similarity)
-            if has_index(loader) and base.has_same_rows_as(old):
+            same_ids = torch.equal(base.ids, old.ids) if encoded.ids is not None else same_dataset
+            if has_index(loader) and base.has_same_rows_as(old) and same_ids:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
@@ -375,7 +438,48 @@ class KnowledgeRefreshCallback(Callback):
                 batch_size=self.batch_size,
                 num_workers=self.num_workers,
                 ranks=Ranks.current(),
+                max_items=self.max_items(trainer, is_training_data=source is None),
             )
+
+    def max_items(self, trainer: pl.Trainer, *, is_training_data: bool | None = None) -> int | None:
+        """Number of items of the source that a refresh reads at most, over all ranks; `None` for all.
+
+        Args:
+            trainer: The running trainer.
+            is_training_data: Whether the source is the training data. None: that of this callback.
+        """
+        if is_training_data is None:
+            is_training_data = self.source is None
+        limits = [] if self.max_rows is None else [self.max_rows]
+        option = limiting_option(trainer, is_training_data=is_training_data)
+        size = batch_size_of(trainer.train_dataloader)
+        if option is not None and size is not None:
+            visited = int(trainer.num_training_batches) * size * Ranks.current().size
+            # Enough for a lookup, and for one that leaves the query's own clip out.
+            limits.append(max(visited, 2 * getattr(self.target.loss, "num_neighbors", 1)))
+            if not self._told_limit:
+                self._told_limit = True
+                rank_zero_warn(
+                    f"With {option} a refresh reads {limits[-1]} pairs of the knowledge source, if it has so "
+                    "many. To have all of the training data in the knowledge, pass them: "
+                    "KnowledgeRefreshCallback(source=dataset)."
+                )
+        return min(limits, default=None)
+
+    def _row_limits(self, trainer: pl.Trainer, loaders: list[Iterable[Any]]) -> list[RowLimit]:
+        """What this rank reads of sources whose items cannot be counted beforehand."""
+        size = batch_size_of(trainer.train_dataloader)
+        visited = rows_of_an_epoch(trainer, size)
+        limits = []
+        for number, loader in enumerate(loaders):
+            is_training_data = number > 0 or self.source is None
+            most = self.max_items(trainer, is_training_data=is_training_data)
+            option = limiting_option(trainer, is_training_data=is_training_data)
+            batches = int(trainer.num_training_batches) if option and size is None else None
+            is_counted = has_index(loader) and getattr(loader, "batch_size", None) is not None
+            take = None if most is None or is_counted else -(-most // Ranks.current().size)
+            limits.append(RowLimit(take, batches, visited))
+        return limits
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -396,12 +500,13 @@ class KnowledgeRefreshCallback(Callback):
             **self._snapshots.state(),
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
+            "source": self._source_key,
         }
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
         names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage")
-        settings = {name: getattr(self, name) for name in (*names, "momentum", "seed")}
+        settings = {name: getattr(self, name) for name in (*names, "momentum", "seed", "max_rows")}
         return settings | {"refine": None if self.refine is None else asdict(self.refine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import zipfile
@@ -24,6 +25,8 @@ from ask_lightning.utilities.distributed import Ranks
 _PREFIX = "knowledge-"
 # A temporary file that has not been written to for so long was left by a process that was killed.
 _ABANDONED_SECONDS = 3600.0
+# So many superseded snapshots are worth a word where nothing removes them.
+_PILE = 3
 
 
 @dataclass
@@ -203,39 +206,77 @@ class SnapshotCollector:
     def __init__(self, record: SnapshotRecord) -> None:
         self.record = record
         self._contents: dict[tuple[Path, int, int], bytes] = {}
+        self._unreadable: set[Path] = set()
+        self._warned_of_pile = False
 
     def collect(self) -> None:
         """Remove the snapshots that no checkpoint names, except that of the knowledge in use."""
         record = self.record
         superseded = record.superseded
-        if not superseded or not record.checkpoint_directories:
+        if not superseded:
+            return
+        if not record.checkpoint_directories:
+            self._warn_of_pile(superseded)
             return
         if Ranks.current().rank > 0:  # rank 0 writes the checkpoints and sees them first
             record.written = [path for path in record.written if path == record.current]
             return
         self._remove_abandoned({path.parent for path in superseded})
-        try:
-            contents = self._contents_of_checkpoints()
-        except (OSError, zipfile.BadZipFile, ValueError):
-            return  # a checkpoint that cannot be read may need any of them
+        contents, unreadable_since = self._contents_of_checkpoints()
         for path in superseded:
             if any(path.name.encode() in content for content in contents):
                 continue
             try:
-                for file in find_snapshot(path):
+                files = find_snapshot(path)
+                # A checkpoint that cannot be read may need any snapshot that was there when it was written.
+                if any(file.stat().st_mtime <= unreadable_since for file in files):
+                    continue
+                for file in files:
                     file.unlink()
             except OSError as error:
                 warn(f"The superseded knowledge {path} could not be removed ({error}).", stacklevel=3)
             record.written.remove(path)
 
-    def _contents_of_checkpoints(self) -> list[bytes]:
-        """The relevant content of every checkpoint of the run."""
+    def _warn_of_pile(self, superseded: list[Path]) -> None:
+        """Say once that snapshots are never removed here, when there are several."""
+        if len(superseded) >= _PILE and not self._warned_of_pile and Ranks.current().rank == 0:
+            self._warned_of_pile = True
+            size = sum(file.stat().st_size for path in superseded for file in find_snapshot(path))
+            warn(
+                f"{len(superseded)} snapshots of superseded knowledge ({size / 2**20:.0f} MiB) lie "
+                f"in {superseded[0].parent}, and none is removed, because the trainer has no "
+                "ModelCheckpoint whose directory says which are needed. Add one, remove them by hand, or "
+                "pass KnowledgeRefreshCallback(save_knowledge=False).",
+                stacklevel=4,
+            )
+
+    def _contents_of_checkpoints(self) -> tuple[list[bytes], float]:
+        """The relevant content of every checkpoint, and when the last unreadable one was written."""
         record = self.record
         files = [file for folder in record.checkpoint_directories for file in folder.glob("**/*.ckpt")]
         files += record.root.glob("hpc_ckpt_*.ckpt") if record.root else []
-        contents = [self._content(file) for file in files]
+        contents, unreadable_since = [], -math.inf
+        for file in files:
+            try:
+                contents.append(self._content(file))
+            except FileNotFoundError:
+                continue
+            except (OSError, zipfile.BadZipFile, ValueError) as error:
+                with suppress(FileNotFoundError):
+                    unreadable_since = max(unreadable_since, file.stat().st_mtime)
+                self._warn_of_unreadable(file, error)
         self._contents = {key: content for key, content in self._contents.items() if key[0] in files}
-        return contents
+        return contents, unreadable_since
+
+    def _warn_of_unreadable(self, checkpoint: Path, error: Exception) -> None:
+        """Say once for each file that a checkpoint cannot be read."""
+        if checkpoint not in self._unreadable:
+            self._unreadable.add(checkpoint)
+            warn(
+                f"The checkpoint {checkpoint} cannot be read ({error}), so knowledge that was saved before "
+                "it is kept, as it may need it. Remove the file if it is none of this run.",
+                stacklevel=4,
+            )
 
     def _content(self, checkpoint: Path) -> bytes:
         """The bytes of a checkpoint in which snapshot names can occur; nothing in it is unpickled."""

@@ -1,8 +1,14 @@
 """The command `ask-lightning`; `docs/cli.md` describes it."""
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import ask_lightning
 
 __all__ = ["main", "run"]
 
@@ -19,6 +25,8 @@ commands:
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw
   transfer    train on one dataset, test on it and on another: --target
+
+ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
 flags of all commands but search:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
@@ -47,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success, 2 after an error in the command line or in what it names, 1 after another error that
         the user can mend, 130 after Ctrl-C. Other errors are raised.
     """
-    from ask_lightning.cli.errors import UsageError, explain
-
     try:
-        run(list(sys.argv[1:] if arguments is None else arguments))
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as end:
@@ -58,6 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
         return _INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
+    """Run the program; Ctrl-C passes."""
+    if arguments[:1] == ["--version"]:
+        print(f"ask-lightning {ask_lightning.__version__}")
+        return 0
+    with _ctrl_c_ends_the_process():  # imports take seconds
+        from ask_lightning.cli.errors import UsageError, explain
+
+        with suppress(ImportError):  # `run` says which package is missing, if the command needs it
+            from ask_lightning.cli import commands  # noqa: F401
+    # As with `python -m`: a config may name classes in modules of the current folder.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        run(arguments)
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -65,6 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ask-lightning: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+@contextmanager
+def _ctrl_c_ends_the_process() -> Iterator[None]:
+    """End the process at once after Ctrl-C: packages that are interrupted in their import go on and fail."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(arguments: Sequence[str]) -> Any:

@@ -5,7 +5,9 @@ import os
 import warnings
 from collections.abc import Sequence
 
+from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.retrieval_cli import RetrievalCLI
+from ask_lightning.cli.run_lock import locked_run
 from ask_lightning.cli.run_options import RunOptions
 from ask_lightning.data.clips import Clip
 
@@ -42,14 +44,25 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     """
     _silence_warnings()
     config = options.compose().config
-    if command == "fit" and not {"--help", "-h"} & set(options.lightning_arguments):
-        options.check_run_is_new(config)
+    given = [
+        argument for argument in options.lightning_arguments if argument.startswith(("--model", "--data"))
+    ]
+    if not (options.configs or given or {"--help", "-h"} & set(options.lightning_arguments)):
+        raise UsageError(
+            f"`{command}` needs a model and data, so a config is required: pass `--config NAME`. "
+            "`ask-lightning --help` lists the shipped ones."
+        )
     arguments = [command]
     if config:
         arguments += ["--config", json.dumps(config)]
     if options.checkpoint is not None:
         arguments += ["--ckpt_path", options.checkpoint]
-    return RetrievalCLI([*arguments, *options.lightning_arguments], held_out)
+    arguments += options.lightning_arguments
+    if command != "fit" or {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+        return RetrievalCLI(arguments, held_out)
+    options.check_run_is_new(config)
+    with locked_run(options.run_folder):
+        return RetrievalCLI(arguments, held_out)
 
 
 def _silence_warnings() -> None:

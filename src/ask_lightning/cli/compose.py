@@ -156,6 +156,21 @@ def _has_entry(content: Any, keys: Sequence[str]) -> bool:
     return True
 
 
+def shipped_classes(parts: Sequence[str]) -> set[str]:
+    """The classes of models and data that shipped parts name.
+
+    Args:
+        parts: Names of parts.
+
+    Examples:
+        >>> shipped_classes(["clotho", "run"])
+        {'ask_lightning.data.ClothoData'}
+    """
+    contents = [_read_yaml(CONFIGS / "parts" / f"{part}.yaml") for part in parts]
+    sections = [content.get(name) or {} for content in contents for name in ("model", "data")]
+    return {section["class_path"] for section in sections if "class_path" in section}
+
+
 def compose(
     names: Sequence[str],
     placeholders: Mapping[str, str],

@@ -22,6 +22,7 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibratio
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.weights import weights_fingerprint
 
 _FORMAT = "ask-lightning pairs 2"
 _TEXTS = ("names", "captions", "model", "caption_style")
@@ -39,7 +40,8 @@ class EncodedPairs:
         clip_of: Row of each caption's clip in `audio`, `(P,)` int64.
         names: Names of the N clips.
         captions: Texts of the P captions.
-        model: The model's class as `class_path`, and the path of its weights as `checkpoint`.
+        model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
+            `fingerprint`.
         caption_style: Style of the captions, in which queries are encoded too.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
     """
@@ -206,6 +208,7 @@ def encode_pairs(
         )
     if checkpoint is not None:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    fingerprint = weights_fingerprint(model)
     batches = trainer.predict(_EmbeddingPredictor(model), loader)
     assert batches is not None
     predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
@@ -227,6 +230,7 @@ def encode_pairs(
         model={
             "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
             "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
+            "fingerprint": fingerprint,
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
     )

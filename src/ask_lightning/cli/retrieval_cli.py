@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning import ASKModule
-from ask_lightning.callbacks import SearchCalibration
+from ask_lightning.callbacks import RecallTable, SearchCalibration
 from ask_lightning.callbacks.snapshots import checkpoint_directories
 from ask_lightning.cli.ask_section import (
     SECTION,
@@ -158,6 +158,27 @@ class LoopMarker(Callback):
     on_sanity_check_end = _stop
 
 
+class MonitorCheck(Callback):
+    """Refuses at the start to look for the best epoch by a metric of validation that nobody logs."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of a monitor of validation where there is none."""
+        if not trainer.enable_validation:
+            for name, monitor in _monitors_of_validation(trainer):
+                rank_zero_warn(f"There is no validation, so {name} finds no best epoch by {monitor!r}.")
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the monitors with what the first batches of validation have logged."""
+        for name, monitor in _monitors_of_validation(trainer):
+            if monitor not in trainer.callback_metrics:
+                logged = ", ".join(sorted(filter(_is_of_validation, trainer.callback_metrics)))
+                raise UsageError(
+                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it, as "
+                    "`metrics.AudioTextRetrieval` computes it, or choose another metric by `--monitor`, or "
+                    "by `monitor` in your config or in its `trainer.callbacks`."
+                )
+
+
 class ResumeHint(Callback):
     """Says after Ctrl-C from where the run can go on."""
 
@@ -263,7 +284,7 @@ class RetrievalCLI(LightningCLI):
             self.model = ask_module(self.model, section)
             check_knowledge_flags(self.model.loss, self._arguments)
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
-        callbacks += [ResumeHint(), self._loop_marker]
+        callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def before_fit(self) -> None:
@@ -284,6 +305,18 @@ class RetrievalCLI(LightningCLI):
         assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _monitors_of_validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """The names of the callbacks that go by a metric of validation, and that metric."""
+    # `RecallTable` marks what the others choose.
+    callbacks = [one for one in trainer.callbacks if not isinstance(one, RecallTable)]  # type: ignore[attr-defined]
+    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    return [(name, monitor) for name, monitor in monitors if monitor and _is_of_validation(monitor)]
+
+
+def _is_of_validation(name: str) -> bool:
+    return name.startswith(("val/", "val_"))
 
 
 def _obstacle_to_calibration(

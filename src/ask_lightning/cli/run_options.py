@@ -1,15 +1,15 @@
 """The flags of this command line itself, which decide the config; all others are LightningCLI's."""
 
-import os
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ask_lightning.cli.compose import MONITOR, Composition, compose
+from ask_lightning.cli.compose import MONITOR, Composition, compose, shipped_classes
 from ask_lightning.cli.demo_data import default_demo_folder, write_demo_data
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.run_lock import is_first_process
 
 # Values of `--ckpt_path` that stand for a file in the run folder.
 _NAMED_CHECKPOINTS = ("last", "best")
@@ -75,7 +75,7 @@ class RunOptions:
         parser = FlagParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--run")
-        parser.add_argument("--datasets", default="data")
+        parser.add_argument("--datasets")
         parser.add_argument("--weights", default="weights")
         parser.add_argument("--monitor", default=None)
         parser.add_argument("--ckpt_path", default=None)
@@ -87,13 +87,18 @@ class RunOptions:
             else:
                 others.append(argument)
         known, lightning_arguments = parser.parse_known_args(others)
+        if demo_folder and "datasets" in known:
+            raise UsageError(
+                f"--demo writes datasets of its own and would not read those in {known.datasets!r}. Leave "
+                "out `--demo` or `--datasets`."
+            )
         configs: list[str] = known.config
         name = Path(configs[0]).stem if configs else "unnamed"
         run_folder = Path(getattr(known, "run", f"runs/{'demo-' if demo_folder else ''}{name}"))
         return cls(
             configs=configs,
             run_folder=run_folder,
-            datasets_folder=Path(known.datasets if demo_folder is None else demo_folder),
+            datasets_folder=Path(demo_folder or str(getattr(known, "datasets", "data"))),
             weights_folder=Path(known.weights),
             monitor=known.monitor,
             demo=demo_folder is not None,
@@ -126,8 +131,23 @@ class RunOptions:
                     "--demo shrinks the shipped parts of a config, but the config names none of them. Begin "
                     "it with `compose:` and the name of a shipped config, see docs/cli.md."
                 )
+            self._check_demo_knows(composition)
             write_demo_data(self.datasets_folder)
         return composition
+
+    def _check_demo_knows(self, composition: Composition) -> None:
+        """Refuse to shrink a model or data that are not those of shipped parts."""
+        shipped = shipped_classes(composition.parts)
+        for section in ("model", "data"):
+            flags = (f"--{section}", f"--{section}.class_path")
+            given = [flag for flag in self.lightning_arguments if flag.partition("=")[0] in flags]
+            named = (composition.config.get(section) or {}).get("class_path")
+            if given or (named is not None and named not in shipped):
+                raise UsageError(
+                    f"--demo shrinks the models and data of shipped parts only, but `{section}` is "
+                    f"{'given by ' + given[0] if given else named}. Leave out `--demo`, and choose small "
+                    "sizes yourself."
+                )
 
     def check_run_is_new(self, config: Mapping[str, Any]) -> None:
         """Refuse to mix a new run with an earlier one in the same folder.
@@ -139,8 +159,7 @@ class RunOptions:
             UsageError: A folder for checkpoints of this run holds some already.
         """
         # Later ranks start when the first one may have written checkpoints of this run.
-        is_first_rank = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        if not is_first_rank or self.demo or self.checkpoint is not None:
+        if not is_first_process() or self.demo or self.checkpoint is not None:
             return
         for folder in (self.run_folder / "checkpoints", *_checkpoint_folders(config)):
             if any(folder.glob("*.ckpt")):

@@ -1,5 +1,6 @@
 """`ask-lightning search`: a text against encoded clips, or an audio file against encoded captions."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_enc
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 from ask_lightning.utilities.text_tables import Cell, print_table
+from ask_lightning.utilities.weights import weights_fingerprint
 
 _MAX_SECONDS = 30.0
 
@@ -99,7 +101,8 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
         The model, on the CPU.
 
     Raises:
-        UsageError: The checkpoint does not exist, or the model's class cannot be imported.
+        UsageError: The checkpoint does not exist, is one of another model or holds other weights than those
+            that encoded the file, or the model's class cannot be imported.
     """
     path = checkpoint or pairs.model["checkpoint"]
     if path is None:
@@ -111,7 +114,20 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
     kind = load_class(str(pairs.model["class_path"]))
     if not (isinstance(kind, type) and issubclass(kind, pl.LightningModule)):
         raise UsageError(f"{pairs.model['class_path']} is no LightningModule.")
-    return kind.load_from_checkpoint(path, map_location="cpu").eval()
+    try:
+        model = kind.load_from_checkpoint(path, map_location="cpu").eval()
+    except (RuntimeError, TypeError, KeyError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"{path} is no checkpoint of {pairs.model['class_path']}, which encoded the file. Pass the "
+            "checkpoint that it was encoded with."
+        ) from error
+    if weights_fingerprint(model) != pairs.model["fingerprint"]:
+        raise UsageError(
+            f"{path} holds other weights than those that encoded the file: a later run or epoch has replaced "
+            "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` "
+            "a copy of the checkpoint that encoded the file."
+        )
+    return model
 
 
 @torch.inference_mode()
@@ -176,6 +192,8 @@ def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> torch.Tensor:
     """The embedding `(d,)` of a single audio (side 0) or text (side 1)."""
     encoder = find_encoders(model)[side]
     embeddings = as_embeddings(call_encoder(model, encoder, batch), encoder_name(encoder))  # (1, d)
+    if not embeddings.isfinite().all():
+        raise UsageError("The model makes NaN or infinity of the query, so nothing can be compared with it.")
     return unit_length(embeddings.float())[0]
 
 

@@ -38,8 +38,13 @@ def transfer(arguments: Sequence[str]) -> dict[str, dict[str, float]]:
     Raises:
         UsageError: The command line cannot be used, or the target does not exist.
     """
-    parser = FlagParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--target", choices=DATASETS, required=True)
+    parser = FlagParser(
+        prog="ask-lightning transfer",
+        description=__doc__,
+        epilog="The flags of `ask-lightning fit` are understood, too; --target.X is --data.X of the target.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--target", choices=DATASETS, required=True, help="the dataset to test on as well")
     known, others = parser.parse_known_args(arguments)
     target_flags, fit_arguments = _split_target_flags(others)
     options = RunOptions.parse(fit_arguments)

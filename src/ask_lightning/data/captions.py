@@ -1,9 +1,15 @@
 """Tables of audio files and their captions."""
 
+import csv
+import io
+import os
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from ask_lightning.data.clips import Clip
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
 from ask_lightning.data.keys import recording_key
 from ask_lightning.data.tables import check_columns, check_width, numbered_rows, read_text
 
@@ -16,8 +22,13 @@ def read_captions(
     clip_id_column: str | None = None,
     delimiter: str = ",",
     encoding: str = "utf-8",
+    collection: str = "",
+    root: str | Path | None = None,
 ) -> list[Clip]:
     r"""Read a CSV with a header line. A file with several captions has several columns, or several rows.
+
+    Oddities that do not prevent training are named in one warning: empty captions, which are left out; very
+    long ones; rows that repeat a file with its captions; files that are listed under several names.
 
     Args:
         annotations: Path of the CSV.
@@ -28,15 +39,20 @@ def read_captions(
             is a recording of its own.
         delimiter: Character between the fields.
         encoding: Encoding of the CSV.
+        collection: Name that keeps the clip ids apart from those of other collections which give the same
+            names or ids to other recordings. Tables of the same collection have to have the same.
+        root: Folder of the audio files. With it, all names of one file stand for one clip: `a.wav`,
+            `./a.wav`, its absolute path, and links. None: names are only compared.
 
     Returns:
-        One clip for each file, in the order in which the files first appear. Its key is `file:` and the name
-        of the file as written in the table.
+        One clip for each file, in the order in which the files first appear. Its key is `file:` and the path
+        of the file as written in the table, relative to the folder and without detours.
 
     Raises:
         FileNotFoundError: There is no such CSV.
         ValueError: It is empty, in another encoding, lacks a column, has a row with too many or too few
-            fields, an empty field, or a file with two clip ids. The message says where, and what to do.
+            fields, no captions at all, a row without file or clip id, or a file with two clip ids. The
+            message says where, and what to do.
 
     Examples:
         >>> path = getfixture("tmp_path") / "clips.csv"
@@ -52,41 +68,106 @@ def read_captions(
     _, header = next(rows, (0, []))
     if not header:
         raise ValueError(f"{table} is empty. It needs a header line and a row for each audio file.")
-    columns = [filename_column, *columns_of_captions] + ([] if clip_id_column is None else [clip_id_column])
+    needed = [filename_column] + ([] if clip_id_column is None else [clip_id_column])
     remedy = "Name the columns by the arguments `filename_column`, `caption_columns` and `clip_id_column`."
-    check_columns(table, header, columns, delimiter, remedy)
+    check_columns(table, header, [*needed, *columns_of_captions], delimiter, remedy)
 
-    captions: dict[str, list[str]] = {}
+    collector = ClipCollector(str(table))
+    prefix = f"{collection}/" if collection else ""
+    first_names: dict[object, str] = {}  # by file
+    seen: dict[str, set[str]] = {}  # captions by name
     clip_ids: dict[str, str] = {}
+    renamed: dict[str, None] = {}
     for line, fields in rows:
         where = f"{table}, line {line}"
         check_width(table, line, fields, header, delimiter)
         row = dict(zip(header, fields, strict=True))
-        for column in columns:
+        for column in needed:
             if not row[column]:
-                raise ValueError(
-                    f"{where}: column {column!r} is empty. Fill it or remove the row; files with different "
-                    "numbers of captions are written as one row for each caption."
-                )
+                raise ValueError(f"{where}: column {column!r} is empty. Fill it or remove the row.")
         filename = row[filename_column]
+        name = first_names.setdefault(_identity(filename, root), filename)
+        if name != filename:
+            renamed[f"{filename!r} is {name!r}"] = None
         clip_id = "" if clip_id_column is None else row[clip_id_column]
-        earlier = clip_ids.setdefault(filename, clip_id)
+        earlier = clip_ids.setdefault(name, clip_id)
         if earlier != clip_id:
             raise ValueError(
                 f"{where}: {filename!r} has the clip id {clip_id!r}, but had {earlier!r} above. Give all "
                 "rows of a file the same clip id."
             )
-        captions.setdefault(filename, []).extend(row[column] for column in columns_of_captions)
-    if not captions:
-        raise ValueError(f"{table} has a header but no rows. It needs a row for each audio file.")
-    return [
-        Clip(
-            f"file:{filename}",
-            tuple(texts),
-            name=filename,
-            aliases=(recording_key("file", filename),),
-            group=clip_ids[filename],
-            path=filename,
+        captions = [row[column] for column in columns_of_captions]
+        known = seen.setdefault(name, set())
+        path = _plain_path(name, root)
+        collector.add(
+            f"line {line}",
+            f"file:{prefix}{path}",
+            captions,
+            name=name,
+            aliases=[recording_key("file", name)],
+            repeated=bool(known) and known.issuperset(captions),
+            group=clip_id and prefix + clip_id,
+            path=name,
         )
-        for filename, texts in captions.items()
-    ]
+        known.update(captions)
+    if not seen:
+        raise ValueError(f"{table} has a header but no rows. It needs a row for each audio file.")
+    if renamed:
+        rank_zero_warn(
+            f"{table}: {len(renamed)} names stand for files that have another name above, and are one clip "
+            f"with them: {abbreviate(list(renamed))}."
+        )
+    return collector.clips()
+
+
+def read_columns(
+    annotations: str | Path, filename_column: str, *, delimiter: str, encoding: str
+) -> dict[str, dict[str, str]]:
+    r"""The columns of a CSV that `read_captions` has read, but for that of the files.
+
+    Args:
+        annotations: Path of the CSV.
+        filename_column: Name of the column of audio files.
+        delimiter: Character between the fields.
+        encoding: Encoding of the CSV.
+
+    Returns:
+        For each column its value in the first row of each file.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "clips.csv"
+        >>> _ = path.write_text("filename,source\na.wav,7\nb.wav,7")
+        >>> read_columns(path, "filename", delimiter=",", encoding="utf-8")
+        {'source': {'a.wav': '7', 'b.wav': '7'}}
+    """
+    header, *rows = csv.reader(io.StringIO(read_text(Path(annotations), encoding)), delimiter=delimiter)
+    names = [name.strip() for name in header]
+    place = names.index(filename_column)
+    columns: dict[str, dict[str, str]] = {name: {} for name in names if name != filename_column}
+    for fields in filter(None, rows):
+        for name, field in zip(names, fields, strict=True):
+            if name != filename_column:
+                columns[name].setdefault(fields[place].strip(), field.strip())
+    return columns
+
+
+def _identity(filename: str, root: str | Path | None) -> object:
+    """What all names of one file have in common."""
+    if root is not None:
+        try:
+            state = os.stat(Path(root, filename))
+        except OSError:  # a missing file, which is reported where files are opened
+            pass
+        else:
+            if state.st_ino:
+                return state.st_dev, state.st_ino
+    return _plain_path(filename, root)
+
+
+def _plain_path(filename: str, root: str | Path | None) -> str:
+    """A path without detours, relative to the folder if it leads there."""
+    path = posixpath.normpath(filename)
+    if root is not None and os.path.isabs(path):
+        inside = os.path.relpath(path, os.path.abspath(root))
+        return path if inside.startswith("..") else Path(inside).as_posix()
+    return path

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -125,6 +126,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def without_random_crops(self) -> "ClipDataset":
         """This dataset, with center crops if its own are random."""
         return self.variant(crop="center") if self.audio.crop == "random" else self
+
+    def origin(self, clip: Clip) -> tuple[Path, str]:
+        """The file that holds the audio of a clip, and the place in it if it holds several clips.
+
+        Args:
+            clip: One of `clips`.
+        """
+        return self._store.origin(clip)
 
     def set_epoch(self, epoch: int) -> None:
         """Move on to the random crops of another epoch.

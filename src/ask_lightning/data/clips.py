@@ -91,6 +91,7 @@ class ClipCollector:
         name: str,
         aliases: Iterable[str] = (),
         repeated: bool | None = None,
+        group: str = "",
         start: int | None = None,
         collection: str = "",
         path: str = "",
@@ -106,6 +107,7 @@ class ClipCollector:
             aliases: Other keys of the clip.
             repeated: Whether the row repeats an id that should occur once. None: whether the key occurred
                 before.
+            group: Name that clips share if they are takes of one recording.
             start: Start of the clip in its video, in seconds.
             collection: Name of the collection, in a dataset that has several.
             path: Path of the audio file.
@@ -118,7 +120,7 @@ class ClipCollector:
         repeated = key in self._first if repeated is None else repeated
         if repeated:
             self._repeated.append(f"{place} ({name!r})")
-        clip = Clip(key, (), name, start=start, collection=collection, path=path, row=row)
+        clip = Clip(key, (), name, group=group, start=start, collection=collection, path=path, row=row)
         self._first.setdefault(key, clip)
         self._aliases.setdefault(key, {}).update(dict.fromkeys(aliases))
         texts = self._captions.setdefault(key, [])
@@ -128,7 +130,7 @@ class ClipCollector:
                 self._empty.append(place)
             elif not (repeated and text in texts):
                 texts.append(text)
-                words = text.count(" ") + 1
+                words = len(text.split())
                 if words > LONG_CAPTION:
                     self._long.append(f"{place} ({words} words)")
 
@@ -149,7 +151,11 @@ class ClipCollector:
             )
         oddities = [
             ("captions are empty and left out", self._empty),
-            (f"captions have more than {LONG_CAPTION} words (a lost quotation mark?)", self._long),
+            (
+                f"captions have more than {LONG_CAPTION} words (a lost quotation mark? Each makes its batch "
+                "as slow as it is long)",
+                self._long,
+            ),
             ("rows repeat an id, and their captions are put together", self._repeated),
         ]
         found = [f"{len(places)} {text}: {abbreviate(places)}" for text, places in oddities if places]

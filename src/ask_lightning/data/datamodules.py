@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -15,9 +16,11 @@ from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
+from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
 from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
 from ask_lightning.utilities.arguments import check_count, check_range
+from ask_lightning.utilities.augmentation import without_augmentation
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
@@ -197,7 +200,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no such dataset.
         """
-        return self._loader(_without_random_crops(self._dataset(split)))
+        return self._loader(without_augmentation(self._dataset(split)))
 
     def knowledge_dataset(self) -> Dataset[Item]:
         """The training pairs without random crops, to build the knowledge base from.
@@ -207,7 +210,7 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no training dataset.
         """
-        return _without_random_crops(self._dataset("train"))
+        return without_augmentation(self._dataset("train"))
 
     def _dataset(self, name: str) -> Dataset[Item]:
         if name not in self.datasets:
@@ -225,10 +228,6 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self._seed),
             **options,
         )
-
-
-def _without_random_crops(dataset: Dataset[Item]) -> Dataset[Item]:
-    return dataset.without_random_crops() if isinstance(dataset, ClipDataset) else dataset
 
 
 class DatasetsDataModule(RetrievalDataModule):
@@ -264,7 +263,10 @@ class DatasetsDataModule(RetrievalDataModule):
         self._given = {"train": train, "val": val} | ({} if test is None else {"test": test})
 
     def build(self) -> Mapping[str, Dataset[Item]]:
-        """Return the datasets that were passed."""
+        """Return the datasets that were passed; a warning says what their splits share."""
+        warn_of_overlap(
+            type(self).__name__, self._given, caption_remedy="If they are copies, remove them from one split."
+        )
         return self._given
 
 
@@ -354,6 +356,8 @@ class FolderData(RetrievalDataModule):
         encoding: Encoding of the CSV.
         caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
             `ask_lightning.data.plain_caption`.
+        collection: Name that keeps the clip ids apart from those of another folder that gives the same names
+            to other recordings.
         fractions: Share of the clips for training and validation, or for training, validation and test.
         split_seed: Seed of the division.
         sample_rate: Rate of the waveforms in Hz.
@@ -394,6 +398,7 @@ class FolderData(RetrievalDataModule):
         delimiter: str = ",",
         encoding: str = "utf-8",
         caption_style: CaptionStyle = "raw",
+        collection: str = "",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         sample_rate: int = 16000,
@@ -414,13 +419,14 @@ class FolderData(RetrievalDataModule):
         self._split_seed = split_seed
         self._root = root
         self._annotations = annotations
-        self._table: dict[str, Any] = {
+        self._columns: dict[str, Any] = {
             "filename_column": filename_column,
             "caption_columns": caption_columns,
             "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
             "caption_style": caption_style,
+            "collection": collection,
         }
         self._audio = AudioOptions(
             sample_rate=sample_rate,
@@ -435,17 +441,46 @@ class FolderData(RetrievalDataModule):
 
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the CSV, examine the files, divide the clips."""
-        whole = AudioFolder(self._root, self._annotations, **self._table, **vars(self._audio))
+        whole = AudioFolder(self._root, self._annotations, **self._columns, **vars(self._audio))
         # By numbers in the order of the table, so that the names of files do not matter.
         recordings = dict.fromkeys(clip.recording for clip in whole.clips)
         numbers = {recording: number for number, recording in enumerate(recordings)}
         parts = split_by_clip(
             [numbers[clip.recording] for clip in whole.clips], self._fractions, self._split_seed
         )
-        return {
+        datasets: dict[str, ClipDataset] = {
             split: whole.variant(
                 clips=[whole.clips[index] for index in indices],
                 crop="random" if split == "train" else "center",
             )
             for split, indices in zip(SPLITS, parts, strict=False)
         }
+        self._warn_of_overlap(datasets)
+        return datasets
+
+    def _warn_of_overlap(self, datasets: Mapping[str, ClipDataset]) -> None:
+        """Warn of takes and captions that are in training and in evaluation."""
+        texts = self._columns["caption_columns"]
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        grouped = self._columns["clip_id_column"] is not None
+        remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
+        if len(texts) == 1 and not grouped:
+            remedy += f" `clip_id_column={texts[0]!r}` keeps clips with equal captions together."
+        warn_of_overlap(str(self._annotations), datasets, caption_remedy=remedy)
+        if grouped:
+            return
+        names = ("filename_column", "delimiter", "encoding")
+        found = columns_across_splits(
+            self._annotations,
+            [part.clips for part in datasets.values()],
+            **{name: self._columns[name] for name in names},
+        )
+        for column in texts:
+            found.pop(column, None)
+        if found:
+            listed = ", ".join(f"{column!r} ({count} clips)" for column, count in found.items())
+            rank_zero_warn(
+                f"{self._annotations}: validation and test clips share values of these columns with training "
+                f"clips: {listed}. If one of them says which recording a file was taken from, pass it as "
+                "`clip_id_column`, which keeps takes together."
+            )

@@ -26,6 +26,8 @@ class AudioFolder(ClipDataset):
         encoding: Encoding of the CSV.
         caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
             `ask_lightning.data.plain_caption`.
+        collection: Name that keeps the clip ids apart from those of another folder that gives the same names
+            to other recordings.
         sample_rate: Rate of the waveforms in Hz.
         seconds: Length of a crop.
         crop: `"random"`, `"center"` or `"full"`; see `AudioOptions`.
@@ -62,6 +64,7 @@ class AudioFolder(ClipDataset):
         delimiter: str = ",",
         encoding: str = "utf-8",
         caption_style: CaptionStyle = "raw",
+        collection: str = "",
         sample_rate: int = 16000,
         seconds: float = 10.0,
         crop: Crop = "center",
@@ -93,6 +96,8 @@ class AudioFolder(ClipDataset):
             clip_id_column=clip_id_column,
             delimiter=delimiter,
             encoding=encoding,
+            collection=collection,
+            root=root,
         )
         store = FileStore(root, {clip.key: clip.path for clip in clips})
         super().__init__(clips, store, audio, caption_style=caption_style)

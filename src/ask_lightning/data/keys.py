@@ -82,6 +82,19 @@ def normalize_title(name: str) -> str:
     return re.sub(r"[\W_]+", " ", text).strip()
 
 
+def plain_words(caption: str) -> str:
+    """A caption in lower case and without punctuation, as in the packed files of ML-ACT.
+
+    Args:
+        caption: The caption.
+
+    Examples:
+        >>> plain_words("Ducks quack, loudly.")
+        'ducks quack loudly'
+    """
+    return re.sub(r"[\W_]+", " ", caption.casefold()).strip()
+
+
 def recording_key(namespace: str, name: str) -> str:
     """The key of a recording.
 

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ask_lightning.data.clips import abbreviate
+
 _SEPARATORS = (";", "\t", "|", ",")
 _CAPTION_COLUMN = re.compile(r"captions?(?:_\d+)?")
 
@@ -40,7 +44,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is in another encoding; the message names the line.
+        ValueError: It is in another encoding, and the message names the line; or there is no such encoding.
 
     Examples:
         >>> path = getfixture("tmp_path") / "a.csv"
@@ -54,6 +58,11 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise FileNotFoundError(f"There is no file at {path}. Correct the path.") from None
     try:
         return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise ValueError(
+            f'Argument `encoding` has to be an encoding that Python knows, such as "utf-8" or "latin-1", '
+            f"but got {encoding!r}."
+        ) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -65,6 +74,9 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     r"""The lines of a CSV that are not blank, with their numbers; fields without the spaces around them.
+
+    After the last row a warning names the rows that span several lines: a lost quotation mark makes a field
+    of all that follows, up to the next one.
 
     Args:
         path: Path of the CSV, for errors.
@@ -79,15 +91,26 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
         [(1, ['a', 'b']), (3, ['c', 'd'])]
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    spanning: list[str] = []
     try:
         for fields in reader:
             if fields:
+                if any("\n" in field for field in fields):
+                    spanning.append(f"up to line {reader.line_num}")
                 yield reader.line_num, [field.strip() for field in fields]
     except csv.Error as error:
+        problem = str(error)
+        if "field limit" in problem:
+            problem = f"a field is longer than {csv.field_size_limit()} characters"
         raise ValueError(
-            f"{path}, line {reader.line_num}: {error}. Look for a double quote that is not closed or not "
+            f"{path}, line {reader.line_num}: {problem}. Look for a double quote that is not closed or not "
             'doubled; inside a quoted field it is written "".'
         ) from error
+    if spanning:
+        rank_zero_warn(
+            f"{path}: {len(spanning)} rows span several lines ({abbreviate(spanning)}). Was a double quote "
+            "lost? Then a field has swallowed the rows below it."
+        )
 
 
 def check_columns(

@@ -1,5 +1,7 @@
 """Checks, before training starts, for what ASK cannot be combined with."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import (
@@ -10,7 +12,10 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
@@ -27,6 +32,11 @@ def check_model(model: object) -> None:
         TypeError: The model is of another class. For a module of the twin package `pytorch_lightning`, the
             message says which import to change.
     """
+    if isinstance(model, OptimizedModule):
+        raise TypeError(
+            "Argument `model` has to be a `lightning.pytorch.LightningModule`, but got a compiled one. Wrap "
+            "it first and compile then: torch.compile(ASKModule(model))."
+        )
     if isinstance(model, pl.LightningModule):
         return
     if any(base.__module__.split(".")[0] == "pytorch_lightning" for base in type(model).__mro__):
@@ -80,7 +90,7 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
 
 def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-    """Refuse parameters without a gradient under DDP, whose next step would fail with an obscure error.
+    """Point at parameters without a gradient; under DDP the next step would fail with an obscure error.
 
     Args:
         trainer: Trainer after a backward pass.
@@ -90,24 +100,56 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         Whether the check is complete. It is not while gradients are still being accumulated.
 
     Raises:
-        RuntimeError: Parameters have no gradient; the message names them and says what to do.
+        RuntimeError: Parameters have no gradient under DDP; the message names them and says what to do.
     """
     wrapper = trainer.strategy.model
-    if not isinstance(wrapper, DistributedDataParallel) or wrapper.find_unused_parameters:
-        return True
-    if not wrapper.require_backward_grad_sync:
+    ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
+    if ddp is not None and not ddp.require_backward_grad_sync:
         return False
+    ignored: Any = () if ddp is None else ddp.parameters_to_ignore
     idle = [
-        name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None
+        name
+        for name, weight in module.named_parameters()
+        if weight.requires_grad and weight.grad is None and name not in ignored
     ]
-    if idle:
+    if not idle:
+        return True
+    found = f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss"
+    use_it = (
+        "If it is a temperature, use it: ReliabilityOTLoss(temperature=tau) with `def tau(model): return "
+        "1 / model.logit_scale.exp()`."
+    )
+    if ddp is not None and not ddp.find_unused_parameters:
         raise RuntimeError(
-            f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss, and "
-            "DDP does not go on without one. If it is a temperature, use it: "
-            "ReliabilityOTLoss(temperature=lambda: 1 / model.logit_scale.exp()). Else train with "
+            f"{found}, and DDP does not go on without one. {use_it} Else train with "
             '`strategy="ddp_find_unused_parameters_true"`, or freeze them.'
         )
+    rank_zero_warn(
+        f"{found}, so they are not trained. {use_it} If they belong to another loss of the training step, "
+        "name the contrastive one, so that the others stay: ASKModule(model, criterion=...). If they are not "
+        "meant to be trained, freeze them."
+    )
     return True
+
+
+def warn_of_single_pair(trainer: pl.Trainer) -> None:
+    """Warn if the last batch of every epoch will hold one pair, which has nothing to be contrasted with.
+
+    Args:
+        trainer: Trainer at the start of training.
+    """
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or loader.drop_last or loader.batch_size is None:
+        return
+    if loader.batch_size < 2 or isinstance(loader.dataset, IterableDataset):
+        return
+    rows = len(loader.sampler)  # type: ignore[arg-type]
+    if rows % loader.batch_size == 1 and trainer.num_training_batches == len(loader):
+        rank_zero_warn(
+            f"The last batch of each epoch holds a single pair ({rows} pairs in batches of "
+            f"{loader.batch_size}), which has nothing to be contrasted with. Set `drop_last=True` on the "
+            "training loader, or another batch size."
+        )
 
 
 def check_finders(trainer: pl.Trainer) -> None:

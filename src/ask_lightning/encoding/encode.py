@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.isolation import isolated_from_training
+from ask_lightning.encoding.isolation import isolated_from_training, preserved_generators
+from ask_lightning.encoding.row_limit import RowLimit
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.row_shard import RowShard
@@ -67,6 +68,7 @@ def encode_source(
     on_batch: Callable[[], object] = lambda: None,
     *,
     ranks: Ranks | None = None,
+    limit: RowLimit | None = None,
 ) -> Encoded:
     """Embed every pair of a source, by the current encoders in evaluation mode.
 
@@ -82,13 +84,15 @@ def encode_source(
         on_batch: Function to call after each batch, for a progress bar.
         ranks: The processes among which the source is divided, as for `source_loader`; then this is
             collective.
+        limit: Number of rows to read on this rank at most, and when a stream counts as endless.
 
     Returns:
         This rank's embeddings, and which rows of the source they are.
 
     Raises:
         ValueError: The source yields no batch, or embeddings are not two equal `(B, d)`.
-        RuntimeError: Another rank failed, or an iterable source yielded two ranks the same pairs.
+        RuntimeError: Another rank failed, an iterable source yielded two ranks the same pairs, or a stream
+            does not end.
     """
     ranks = ranks or Ranks()
     if ranks.size > 1:
@@ -98,7 +102,7 @@ def encode_source(
             "the weights and the length of the knowledge source",
         )
     with ranks.all_or_none("encoding its part of the knowledge source"):
-        audio, text, ids = _encode_batches(trainer, module, loader, embed, on_batch)
+        audio, text, ids = _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit())
         if not audio and ranks.size == 1:
             raise ValueError(_EMPTY)
     return _assemble(audio, text, ids, loader, module.device, ranks)
@@ -110,12 +114,18 @@ def _encode_batches(
     loader: Iterable[Any],
     embed: Embed,
     on_batch: Callable[[], object],
+    limit: RowLimit,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Audio embeddings, text embeddings and clip ids, batch by batch."""
     audio: list[Tensor] = []
     text: list[Tensor] = []
     ids: list[Tensor] = []
-    with isolated_from_training(trainer, module), torch.no_grad(), open_batches(loader) as batches:
+    with (
+        isolated_from_training(trainer, module),
+        preserved_generators(getattr(loader, "dataset", loader)),
+        torch.no_grad(),
+        open_batches(loader) as batches,
+    ):
         for batch in batches:
             moved = trainer.precision_plugin.convert_input(batch)
             moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
@@ -123,11 +133,16 @@ def _encode_batches(
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
             _check_batch(batch_audio, batch_text, batch_ids)
-            audio.append(batch_audio.detach().float())  # (B, d)
-            text.append(batch_text.detach().float())  # (B, d)
+            wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
+            batch_audio, batch_text = batch_audio[:wanted], batch_text[:wanted]
+            # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
+            audio.append(batch_audio.detach().to(torch.float32, copy=True))  # (B, d)
+            text.append(batch_text.detach().to(torch.float32, copy=True))  # (B, d)
             if batch_ids is not None:
-                ids.append(integer_ids(batch_ids).cpu())
+                ids.append(integer_ids(batch_ids)[:wanted].cpu())
             on_batch()
+            if limit.is_reached:
+                break
     return audio, text, ids
 
 
@@ -199,13 +214,23 @@ def _check_ranks_differ(audio: Tensor, text: Tensor, ids: Tensor | None, ranks: 
             )
 
 
+def _has_length(loader: Iterable[Any]) -> bool:
+    """Whether a loader says how many batches it has."""
+    try:
+        len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
 def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
     """Refuse embeddings that are not two equal `(B, d)`, and ids of another number."""
     if audio.ndim != 2 or audio.shape != text.shape:
         raise ValueError(
             "The encoders have to return embeddings of the same shape (batch, width) for every batch of the "
             f"knowledge source, but returned audio {tuple(audio.shape)} and text {tuple(text.shape)}. "
-            "Project both to one width, pool tokens, and do not squeeze a last batch of one."
+            "Project both to one width, pool tokens, and do not squeeze a last batch of one. If the source "
+            "is a list of samples, make batches of it: DataLoader(samples, batch_size)."
         )
     if ids is not None and len(ids) != len(audio):
         raise ValueError(f"There have to be {len(audio)} clip ids in this batch, but got {len(ids)}.")

@@ -41,7 +41,7 @@ def find_encoders(
         The audio and the text encoder.
 
     Raises:
-        ValueError: A given name is not that of a method, or no method was found.
+        ValueError: A given name is not that of a method, both are the same, or no method was found.
 
     Examples:
         >>> class Model:
@@ -56,6 +56,11 @@ def find_encoders(
                 f"Argument `{argument}` of {caller} has to name a method of {type(model).__name__} that "
                 f"takes a batch, but it has no method {encoder!r}. Name another one."
             )
+    if audio is not None and audio == text:
+        raise ValueError(
+            f"Arguments `audio` and `text` of {caller} have to be two encoders, but got "
+            f"{encoder_name(audio)!r} for both. Name one for each side."
+        )
     if audio is not None and text is not None:
         return audio, text
     if audio is not None:

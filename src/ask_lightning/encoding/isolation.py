@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import RunningStage
-from torch import nn
+from torch import Tensor, nn
 
 from ask_lightning.utilities.distributed import Ranks
+
+# Longer lists and mappings of a dataset hold its items.
+_ITEMS_SEARCHED = 64
 
 
 @contextmanager
@@ -62,35 +67,106 @@ def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
     """Give every rank the buffers of rank 0, so that all encode by the encoder that a checkpoint holds.
 
     Each rank updates running means of batch norm by its own batches, and DDP makes them equal again only at
-    the next training step.
+    the next training step. Afterwards each rank has its own again, whatever the encoders did with them.
     """
     ranks = Ranks.current()
-    if ranks.size == 1:
-        yield
-        return
-    buffers = list(module.buffers())
-    own = [buffer.clone() for buffer in buffers]
-    for buffer in buffers:
+    owners = [
+        (part, name, buffer, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    for buffer in module.buffers():
         ranks.broadcast(buffer)
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, values in zip(buffers, own, strict=True):
-                buffer.copy_(values)
+            for part, name, buffer, values in owners:
+                part._buffers[name] = buffer  # an encoder may have put another tensor there
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
 
 
 @contextmanager
 def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put the module into evaluation mode; afterwards each submodule has its own mode again."""
-    # `train()` afterwards would un-freeze submodules that the user had put into evaluation mode.
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    """Put the module into evaluation mode; afterwards each submodule has its own mode again.
+
+    Submodules with a `train` method of their own, such as those that merge low-rank updates into their
+    weights, are put back through it, and their weights are what they were to the last bit.
+    """
+    # `train()` of the whole would un-freeze submodules that the user had put into evaluation mode.
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    own = [submodule for submodule in modes if _has_own_train(submodule)]
+    weights = {weight: weight.detach().clone() for submodule in own for weight in submodule.parameters()}
     module.eval()
     try:
         yield
     finally:
-        for submodule, mode in modes:
-            submodule.training = mode
+        for submodule in own:
+            if submodule.training != modes[submodule]:
+                submodule.train(modes[submodule])
+        for submodule, mode in modes.items():
+            if submodule.training != mode:
+                submodule.training = mode
+        with torch.no_grad():
+            for weight, values in weights.items():
+                if not torch.equal(weight, values):
+                    weight.copy_(values)
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    """Whether a module does something of its own when it changes its mode."""
+    defined_by = next(kind for kind in type(module).__mro__ if "train" in vars(kind))
+    return not defined_by.__module__.startswith(("torch.", "lightning.", "ask_lightning.names"))
+
+
+@contextmanager
+def preserved_generators(dataset: object) -> Iterator[None]:
+    """Restore the random generators that a dataset holds as attributes, also after an error.
+
+    Without worker processes a dataset is read in this process, and would go on from where the refresh left
+    its generators. Looked for are generators of torch, NumPy and Python in the attributes of the dataset, of
+    datasets in it, and in lists, tuples and mappings there.
+
+    Args:
+        dataset: Dataset that is read meanwhile.
+    """
+    kept: list[tuple[Any, Any]] = []
+    for generator in _generators_in(dataset, depth=6, seen=set()):
+        if isinstance(generator, torch.Generator):
+            kept.append((generator.set_state, generator.get_state()))
+        elif isinstance(generator, random.Random):
+            kept.append((generator.setstate, generator.getstate()))
+        elif isinstance(generator, np.random.RandomState):
+            kept.append((generator.set_state, generator.get_state()))
+        else:
+            kept.append((partial(setattr, generator.bit_generator, "state"), generator.bit_generator.state))
+    try:
+        yield
+    finally:
+        for restore, state in kept:
+            restore(state)
+
+
+def _generators_in(value: Any, *, depth: int, seen: set[int]) -> Iterator[Any]:
+    """The random generators among an object's attributes and items."""
+    if id(value) in seen or depth == 0:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState):
+        yield value
+        return
+    if isinstance(value, Mapping) and len(value) <= _ITEMS_SEARCHED:
+        inner = list(value.values())
+    elif isinstance(value, list | tuple) and len(value) <= _ITEMS_SEARCHED:
+        inner = list(value)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType | Tensor):
+        inner = list(vars(value).values())
+    else:
+        return
+    for item in inner:
+        yield from _generators_in(item, depth=depth - 1, seen=seen)
 
 
 @contextmanager

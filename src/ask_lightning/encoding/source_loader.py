@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ask_lightning.utilities.augmentation import without_augmentation
 from ask_lightning.utilities.distributed import Ranks
 
 Source = Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -36,8 +37,9 @@ def source_loader(
     batch_size: int | None = None,
     num_workers: int | None = None,
     ranks: Ranks | None = None,
+    max_items: int | None = None,
 ) -> Iterable[Any]:
-    """Make a loader over this rank's items of the knowledge source: in order, none dropped, none padded.
+    """Make a loader over this rank's items of the knowledge source, in order: no drops, padding or crops.
 
     The items of a map-style dataset are divided among the ranks; an iterable source has to yield each rank
     its own items.
@@ -50,17 +52,27 @@ def source_loader(
         batch_size: Number of pairs per batch; default: that of the loader.
         num_workers: Number of worker processes; default: that of the loader.
         ranks: The processes among which the source is divided; default: this one alone.
+        max_items: Number of items of a map-style dataset, counted over all ranks, that are read at most.
 
     Returns:
         A new loader. Loaders that are passed in are not iterated.
 
     Raises:
-        TypeError: The source is none of these, or an iterator that can be read only once.
+        TypeError: The source is none of these, an iterator that can be read only once, or a training loader
+            that makes batches in a way of its own.
         ValueError: A batch size is needed and not given, or given where the dataset makes the batches.
     """
     given = source() if callable(source) and not isinstance(source, Dataset) else source
     given = training if given is None else given
     template = training if isinstance(training, DataLoader) else None
+    if isinstance(given, DataLoader) and _makes_own_batches(given):
+        if given is training or batch_size is not None or num_workers is not None:
+            raise TypeError(
+                f"{type(given).__name__} makes its batches by an `__iter__` of its own, which a loader of "
+                "another order, batch size or number of workers would not do. Pass such a loader for the "
+                "knowledge, in order and without augmentation: KnowledgeRefreshCallback(source=loader)."
+            )
+        return given
     if isinstance(given, DataLoader):
         template, dataset = given, _selected_rows(given)
     elif isinstance(given, Dataset):
@@ -73,6 +85,7 @@ def source_loader(
             f"training set that is one, but got {type(given).__name__}. "
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
+    dataset = without_augmentation(dataset)
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
     makes_batches = template is given and template is not None and template.batch_sampler is None
     size = _items_per_batch(batch_size, template, dataset_makes_batches=makes_batches)
@@ -84,7 +97,7 @@ def source_loader(
         dataset,
         batch_size=size,
         # Not a Subset, because workers may look for their settings in the dataset itself.
-        sampler=_own_items(dataset, size, ranks or Ranks()),
+        sampler=_own_items(dataset, size, ranks or Ranks(), max_items),
         drop_last=False,
         num_workers=workers,
         # Iterating a loader draws a seed for its workers, which must not come from the run's stream.
@@ -104,7 +117,7 @@ def _items_per_batch(
                 "`batch_size=None`, so its dataset makes the batches."
             )
         return None
-    size = batch_size or _batch_size(template)
+    size = batch_size or batch_size_of(template)
     if size is None:
         raise ValueError(
             "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
@@ -130,14 +143,23 @@ def _shared_settings(template: DataLoader[Any], num_workers: int, *, is_source: 
     return {name: getattr(template, name) for name in names}
 
 
-def _own_items(dataset: Dataset[Any], batch_size: int | None, ranks: Ranks) -> range | None:
+def _own_items(
+    dataset: Dataset[Any], batch_size: int | None, ranks: Ranks, max_items: int | None
+) -> range | None:
     """Numbers of the items that this rank reads; `None` if it reads all that the dataset yields."""
-    if ranks.size == 1 or isinstance(dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset) or (ranks.size == 1 and max_items is None):
         return None
     items = len(dataset)  # type: ignore[arg-type]
     if batch_size is None:  # each item is a batch of any size: only contiguous shares keep the order of rows
         return range(items * ranks.rank // ranks.size, items * (ranks.rank + 1) // ranks.size)
-    return range(ranks.rank, items, ranks.size)
+    return range(ranks.rank, items if max_items is None else min(items, max_items), ranks.size)
+
+
+def _makes_own_batches(loader: DataLoader[Any]) -> bool:
+    """Whether a subclass of `DataLoader` iterates in a way of its own."""
+    iterates = next(kind for kind in type(loader).__mro__ if "__iter__" in vars(kind))
+    # torchdata's StatefulDataLoader iterates like torch's.
+    return iterates.__module__.split(".")[0] not in ("torch", "torchdata")
 
 
 def _is_iterable_of_batches(given: object) -> TypeGuard[Iterable[Any]]:
@@ -147,9 +169,9 @@ def _is_iterable_of_batches(given: object) -> TypeGuard[Iterable[Any]]:
     return not (isinstance(given, list | tuple) and any(isinstance(item, DataLoader) for item in given))
 
 
-def _batch_size(loader: DataLoader[Any] | None) -> int | None:
+def batch_size_of(loader: object) -> int | None:
     """The number of items per batch of a loader or its batch sampler, if it has one."""
-    if loader is None:
+    if not isinstance(loader, DataLoader):
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return size if isinstance(size, int) else None
@@ -169,7 +191,7 @@ def _selected_rows(loader: DataLoader[Any]) -> Dataset[Any]:
         # The usual way to split one dataset: the rows left out are validation rows.
         return Subset(dataset, sorted(sampler.indices))
     size = len(dataset)  # type: ignore[arg-type]
-    rows_per_draw = (_batch_size(loader) or 0) if sampler is batches else 1
+    rows_per_draw = (batch_size_of(loader) or 0) if sampler is batches else 1
     if isinstance(sampler, _SAMPLERS_OF_ALL_ROWS) or not hasattr(sampler, "__len__") or not rows_per_draw:
         return dataset
     # With `drop_last` less than one batch is missing, which is no selection.
@@ -185,7 +207,11 @@ def _selected_rows(loader: DataLoader[Any]) -> Dataset[Any]:
 
 def has_index(loader: object) -> bool:
     """Whether a loader reads its items by number, so that row j is the same pair at every refresh."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and not _makes_own_batches(loader)
+    )
 
 
 def num_items(loader: object) -> int | None:

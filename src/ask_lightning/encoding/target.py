@@ -53,6 +53,8 @@ def find_target(module: pl.LightningModule) -> Target:
             f"{name} has {len(losses)}. Wrap the model: trainer.fit(ASKModule(model), ...)."
         )
     (loss,) = losses
+    if not loss.is_bound:  # a wrapper has bound it to its model
+        loss.bind(module)
     if callable(embed_pairs := getattr(module, "embed_pairs", None)):
         return Target(loss, embed_pairs)
     encoders = find_encoders(module)

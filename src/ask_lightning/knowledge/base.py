@@ -318,6 +318,18 @@ class KnowledgeBase:
                 f"The knowledge base lies on {self.device}, but was asked from {audio.device}. "
                 f'Move it once: `knowledge = knowledge.to("{audio.device}")`.'
             )
+        self.check_num_neighbors(k, exclude=exclude)
+
+    def check_num_neighbors(self, k: int, *, exclude: bool) -> None:
+        """Refuse K that the base cannot give.
+
+        Args:
+            k: K, the number of neighbours of a lookup.
+            exclude: Whether lookups leave rows of the query's own clip out.
+
+        Raises:
+            ValueError: K is not in [1, N], N without the rows of one clip.
+        """
         most = len(self.fine) - (self._rows_per_id if exclude else 0)
         if not 1 <= k <= most:
             raise ValueError(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,10 +35,13 @@ from ask_lightning.utilities.dtypes import computation_dtype
 Ids = Tensor | Sequence[int] | Sequence[str]
 Positives = Literal["diagonal", "ids"]
 SharedPositives = Literal["diagonal", "ids", "same_clip"]
-Scalar = float | Tensor | Callable[[], Tensor]
+Scalar = float | Tensor | str | Callable[[], Tensor] | Callable[[Any], Tensor]
 Temperature = Scalar
 Encode = Callable[[nn.Module], tuple[Tensor, Tensor]]
 """Function from a copy of the model to its audio and text embeddings `(B, d)` of the batch in hand."""
+
+# On a GPU, a learnable temperature is read every so many steps.
+_STEPS_PER_CHECK = 50
 
 
 class RetrievalLoss(nn.Module, ABC):
@@ -47,9 +51,10 @@ class RetrievalLoss(nn.Module, ABC):
     whatever the precision around it, clip ids, the batches of other ranks, and the terms for the log.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`). A loss without
-            temperature leaves it at 1.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, such as a
+            learnable parameter or a property, a callable `(model)` that returns τ, or the parameter itself.
+            A loss without a wrapper also takes a callable without arguments. A loss without temperature
+            leaves it at 1.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the
             same clip are left out of the denominator; needs ids. `"same_clip"`: they are positives as well;
             needs ids and a loss that names it in `kinds_of_positives`.
@@ -92,6 +97,8 @@ class RetrievalLoss(nn.Module, ABC):
         super().__init__()
         # In a dictionary, because a parameter set as an attribute would be registered here a second time.
         self._scalars: dict[str, Scalar] = {}
+        # In a tuple, because the model is no part of the loss.
+        self._model: tuple[nn.Module, ...] = ()
         self._hold_scalar("temperature", temperature)
         if isinstance(temperature, Tensor):
             check_positive("temperature", temperature.item())
@@ -108,26 +115,97 @@ class RetrievalLoss(nn.Module, ABC):
         """τ at present."""
         return self._scalar("temperature")
 
+    @property
+    def scalars(self) -> dict[str, float | Tensor]:
+        """The present values of the arguments that may be learnable."""
+        return {name: self._scalar(name) for name in self._scalars}
+
     def _hold_scalar(self, name: str, value: Scalar) -> None:
         """Keep one of `scalar_names`."""
         if isinstance(value, int | float):
             value = float(value)
-        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value)):
+        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value) or _is_name(value)):
             raise TypeError(
-                f"Argument `{name}` has to be a number, a parameter with one element, or a callable without "
-                f"arguments, but got {value!r}."
+                f"Argument `{name}` has to be a number, the name of an attribute of the model, a callable "
+                f"(model), or a parameter with one element, but got {value!r}."
             )
         self._scalars[name] = value
 
     def _scalar(self, name: str) -> float | Tensor:
         """The present value of one of `scalar_names`."""
-        scalar = self._scalars[name]
-        return scalar if isinstance(scalar, Tensor) or not callable(scalar) else scalar()
+        scalar: Any = self._scalars[name]
+        if isinstance(scalar, str) or _needs_argument(scalar):
+            return self._scalar_of_model(name, scalar)
+        is_value = isinstance(scalar, Tensor) or not callable(scalar)
+        return scalar if is_value else scalar()  # type: ignore[no-any-return]
+
+    def _scalar_of_model(self, name: str, scalar: Any) -> float | Tensor:
+        """A scalar as the model has it, under a name or through a callable."""
+        if not self._model:
+            raise RuntimeError(
+                f"{type(self).__name__} reads its {name} from a model and has none. Wrap the model: "
+                "ASKModule(model, loss); or call `loss.bind(model)`."
+            )
+        (model,) = self._model
+        if not isinstance(scalar, str):
+            return scalar(model)  # type: ignore[no-any-return]
+        try:
+            return attrgetter(scalar)(model)  # type: ignore[no-any-return]
+        except AttributeError as error:
+            raise ValueError(
+                f"Argument `{name}` has to name an attribute of {type(model).__name__}, but got "
+                f"{scalar!r}, and: {error}."
+            ) from error
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the loss has a model to read scalars from, or needs none."""
+        takes_model = (isinstance(one, str) or _needs_argument(one) for one in self._scalars.values())
+        return bool(self._model) or not any(takes_model)
+
+    def bind(self, model: nn.Module) -> None:
+        """Let the loss read from a model what is given by name or as a callable `(model)`.
+
+        Args:
+            model: The model that trains with this loss. A copy of the two together is bound to the copy.
+        """
+        self._model = ()
+        if not self.is_bound:
+            self._model = (model,)
 
     @property
     def borrowed_parameters(self) -> dict[str, nn.Parameter]:
         """The wrapped model's parameters that were passed as scalars, by the names of the arguments."""
         return {name: value for name, value in self._scalars.items() if isinstance(value, nn.Parameter)}
+
+    @property
+    def closures(self) -> list[str]:
+        """The names of scalars that are callables without arguments, which copies share with the original."""
+        return [
+            name
+            for name, value in self._scalars.items()
+            if callable(value) and not isinstance(value, Tensor) and not _needs_argument(value)
+        ]
+
+    def check_temperature(self, step: int) -> None:
+        """Refuse a temperature that has been trained out of its range.
+
+        Args:
+            step: Number of the training step. On a GPU, which would have to be waited for, most are left out.
+
+        Raises:
+            RuntimeError: τ is not positive.
+        """
+        temperature = self.temperature
+        if isinstance(temperature, Tensor) and not temperature.is_cpu and step % _STEPS_PER_CHECK:
+            return
+        value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        if not value > 0:
+            raise RuntimeError(
+                f"The temperature of {type(self).__name__} has become {value:.4g}, but it has to be "
+                "positive. Let the model learn its logarithm, and write a function of the model: `def "
+                "tau(model): return model.log_temperature.exp()`."
+            )
 
     @property
     def needs_ids(self) -> bool:
@@ -149,7 +227,7 @@ class RetrievalLoss(nn.Module, ABC):
         scalars = {name: self._scalars[name] for name in self.scalar_names if name in names}
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        } | {name: value if isinstance(value, int | float) else None for name, value in scalars.items()}
+        } | {name: value if isinstance(value, int | float | str) else None for name, value in scalars.items()}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -215,6 +293,16 @@ class RetrievalLoss(nn.Module, ABC):
             loss, terms = self.compute(audio, text, id_tensor, knowledge)
         self.last = {name: term.detach() for name, term in terms.items()}
         return loss
+
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Refuse a base with which the loss cannot be computed, when it is made; by default none.
+
+        Args:
+            knowledge: The new base.
+
+        Raises:
+            ValueError: The base cannot be used; the message says why.
+        """
 
     @abstractmethod
     def compute(
@@ -312,3 +400,19 @@ class RetrievalLoss(nn.Module, ABC):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
             )
+
+
+def _is_name(value: object) -> bool:
+    """Whether something is the name of an attribute, of an object itself or of its attributes."""
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
+
+
+def _needs_argument(function: object) -> bool:
+    """Whether something is a callable that cannot be called without an argument."""
+    if isinstance(function, Tensor) or not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    return False

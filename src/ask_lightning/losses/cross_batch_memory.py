@@ -29,9 +29,9 @@ class CrossBatchMemoryLoss(QueuedLoss):
         A memory larger than the training set holds each sample several times, at different ages.
 
     Args:
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         memory_size: Number of pairs in the memory, at least 1.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
         start_step: Number of training batches, at least 0, before the memory is used and filled (warm-up);
             the paper has 1,000. Batches are counted, also where gradients are accumulated.
         positives: `"ids"`: other samples of the same clip, in the batch and in the memory, are left out of
@@ -56,8 +56,8 @@ class CrossBatchMemoryLoss(QueuedLoss):
 
     def __init__(
         self,
-        memory_size: int = 4096,
         temperature: Temperature = 0.07,
+        memory_size: int = 4096,
         *,
         start_step: int = 1000,
         positives: Positives = "ids",

@@ -33,8 +33,8 @@ class HardNegativeLoss(RetrievalLoss):
         No knowledge; clip ids where `positives` is not `"diagonal"`.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         hardness: β ≥ 0, how much the weights grow with similarity.
         positive_weight: α in [0, 1], the weight of the positives in the denominator.
         positive_prior: τ⁺ in [0, 1), the assumed probability that a negative is a positive. With α = 0 and

@@ -36,10 +36,10 @@ class HardNegativeMiningLoss(RetrievalLoss):
         Clip ids, and a `KnowledgeBase` whose ids are of the same kind: `KnowledgeRefreshCallback` makes one.
 
     Args:
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         num_negatives: K ≥ 1, the number of further negatives of each query. A query for which fewer remain
             has fewer.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
         num_candidates: C ≥ K, the number of most similar stored items among which they are chosen; at most
             all that are stored.
         false_negative_threshold: Share p in [0, 1] of the score of a query's own pair; a stored item of a
@@ -67,8 +67,8 @@ class HardNegativeMiningLoss(RetrievalLoss):
 
     def __init__(
         self,
-        num_negatives: int = 8,
         temperature: Temperature = 0.07,
+        num_negatives: int = 8,
         *,
         num_candidates: int = 100,
         false_negative_threshold: float | None = 0.95,

@@ -38,8 +38,8 @@ class KnowledgeDistillationLoss(RetrievalLoss):
         plain NT-Xent. Tune τ; it is higher than that of NT-Xent (0.1–0.2 in our experiments).
 
     Args:
-        temperature: τ > 0 of the student: a number, the wrapped model's own learnable parameter that *is* τ,
-            or a callable without arguments that returns τ.
+        temperature: τ > 0 of the student: a number, the name of the wrapped model's attribute that *is* τ, a
+            callable `(model)` that returns τ, or the model's own learnable parameter that is τ.
         distillation_weight: α in [0, 1], the teacher's share of the targets.
         teacher_temperature: τ_t > 0.
         teacher: `"softmax"`, or `"transport"`: the targets are a transport plan of the stored

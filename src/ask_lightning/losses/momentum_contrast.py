@@ -39,9 +39,9 @@ class MomentumContrastLoss(QueuedLoss):
         of the model a second time, in checkpoints as well.
 
     Args:
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         queue_size: Number of pairs whose keys are kept, at least 1; the paper has 65,536.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
         momentum: m in [0, 1), the share of itself that the copy keeps at each optimiser step.
         positives: `"ids"`: other samples of the same clip, in the batch and in the queue, are left out of
             the denominator; needs ids. `"diagonal"`: they are negatives, a sample's own key of an earlier
@@ -68,8 +68,8 @@ class MomentumContrastLoss(QueuedLoss):
 
     def __init__(
         self,
-        queue_size: int = 4096,
         temperature: Temperature = 0.07,
+        queue_size: int = 4096,
         *,
         momentum: float = 0.999,
         positives: Positives = "ids",

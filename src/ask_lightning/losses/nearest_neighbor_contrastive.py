@@ -40,9 +40,9 @@ class NearestNeighborContrastiveLoss(QueuedLoss):
         the sample's own text of the epoch before (`own_clip_neighbors`), which teaches nothing new.
 
     Args:
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         support_size: n, the number of texts in the support set, at least 1; the paper has 98,304.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
         positives: `"ids"`: samples and neighbours of the same clip are no negatives of each other; needs
             ids. `"diagonal"`: they are. A neighbour that two samples share is no negative in either case.
         gather: `True`: the loss is over the batches of all ranks, with the gradient of one process that has
@@ -66,8 +66,8 @@ class NearestNeighborContrastiveLoss(QueuedLoss):
 
     def __init__(
         self,
-        support_size: int = 4096,
         temperature: Temperature = 0.07,
+        support_size: int = 4096,
         *,
         positives: Positives = "ids",
         gather: bool = False,

@@ -27,8 +27,8 @@ class NTXentLoss(RetrievalLoss):
         No knowledge; clip ids where `positives` is not `"diagonal"`.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
         label_smoothing: ε in [0, 1], the share of the targets that is spread evenly over all candidates of
             the batch, as in `torch.nn.functional.cross_entropy`. It has to be 0 with `decoupled`.
         positives: `"diagonal"`: each sample's own pair is its only positive. `"ids"`: other samples of the

@@ -60,8 +60,9 @@ class ReliabilityOTLoss(RetrievalLoss):
         lambda_fine: λ_f ≥ 0, the weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
             positive; a negative one would train the model away from its pairs.
         lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a
-            callable without arguments that returns τ (`lambda: 1 / model.logit_scale.exp()`).
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, such as a
+            learnable parameter or a property, a callable `(model)` that returns τ, or the parameter itself.
+            A loss without a wrapper also takes a callable without arguments.
         sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
         sinkhorn_iterations: Number of updates of the plan, at least 1.
         granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
@@ -182,6 +183,17 @@ class ReliabilityOTLoss(RetrievalLoss):
         """The options that the paper varies."""
         names = ("num_neighbors", "injection_ratio", "ot_factor", "lambda_fine", "lambda_coarse")
         return ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "granularities"))
+
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Refuse a base with fewer rows than the neighbours that are looked up.
+
+        Args:
+            knowledge: The new base.
+
+        Raises:
+            ValueError: K is larger than the base.
+        """
+        knowledge.check_num_neighbors(self.num_neighbors, exclude=self.exclude_self)
 
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None

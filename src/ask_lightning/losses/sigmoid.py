@@ -25,14 +25,14 @@ class SigmoidLoss(RetrievalLoss):
         No knowledge; clip ids where `positives` is not `"diagonal"`.
 
     Recommendations:
-        Let the model learn both, as the paper does: `SigmoidLoss(lambda: 1 / model.log_t.exp(), model.bias)`.
+        Let the model learn both, as the paper does: `SigmoidLoss(tau, "bias")` with a function `tau(model)`.
         Most of the B² are negatives, so that a fixed bias far from the best one slows the start down.
 
     Args:
-        temperature: τ > 0: a number, the wrapped model's own learnable parameter that *is* τ, or a callable
-            without arguments that returns τ.
-        bias: b: a number, the wrapped model's own learnable parameter that *is* b, or a callable without
-            arguments that returns b.
+        temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, a callable
+            `(model)` that returns τ, or the model's own parameter that is τ.
+        bias: b: a number, the name of the wrapped model's attribute that *is* b, a callable `(model)` that
+            returns b, or the model's own parameter that is b.
         positives: `"diagonal"`: only the own pairs belong together. `"ids"`: other samples of the same clip
             do not count. `"same_clip"`: they belong together as well.
         gather: Whether the loss is computed over the batches of all ranks, as `RetrievalLoss` describes.

@@ -1,5 +1,7 @@
 """Parts of recordings are those of the whole, whatever the rate, and damage is noticed."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,6 +10,7 @@ import torch
 from ask_lightning.data import AudioFileError
 from ask_lightning.data.audio.decoding import (
     ArrayRecording,
+    check_recording,
     crop_step,
     open_audio,
     read_segment,
@@ -46,3 +49,67 @@ def test_headers_that_promise_more_than_there_is(tmp_path):
 def test_integers_are_scaled():
     samples = np.array([-32768, 0, 16384], dtype=np.int16)
     assert ArrayRecording("a", samples, 3, RATE).read(0, 3)[:, 0].tolist() == [-1, 0, 0.5]
+
+
+def test_the_end_of_a_long_file_is_found_without_keeping_all_of_it():
+    """An mp3 of an hour whose header is wrong would be 2 GB."""
+
+    class Long(ArrayRecording):
+        kept = 0
+
+        def read(self, start, count):
+            self.kept = max(self.kept, count)
+            return super().read(start, count)[: max(0, 5_000_000 - start)]
+
+    recording = Long("a", np.arange(5_200_000, dtype=np.float32), frames=5_200_000, rate=100)
+    heard = read_segment(recording, 100, 4_999_990, 100)
+    assert heard.tolist() == list(range(4_999_900, 5_000_000))
+    assert recording.kept <= 1_000_000
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.rf64", "a.w64"])
+@pytest.mark.parametrize("share", [0.25, 0.9])
+def test_a_file_that_was_cut_short(tmp_path, name, share):
+    path = tmp_path / name
+    soundfile.write(path, np.zeros(RATE), RATE)
+    content = path.read_bytes()
+    with open_audio(name, path) as recording:
+        assert recording.frames == RATE
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(AudioFileError, match=rf"{name}: the file was cut short: \d+ of \d+ bytes"):
+        open_audio(name, path).__enter__()
+    with pytest.raises(AudioFileError, match="cut short"):
+        open_audio(name, path.read_bytes()).__enter__()
+
+
+@pytest.mark.parametrize("promised", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 2 * RATE + 44])
+def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path, promised):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(RATE), RATE, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", promised)
+    path.write_bytes(content)
+    with open_audio("a.wav", path) as recording:
+        assert recording.frames == RATE
+
+
+def test_a_flac_that_does_not_say_its_length(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the upper four of the 36 bits that hold the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(AudioFileError, match=r"a.flac: the file does not say how long it is.*Write it anew"):
+        open_audio("a.flac", path).__enter__()
+
+
+def test_samples_that_no_audio_has():
+    recording = ArrayRecording("a", np.array([0, -1e30]), 2, RATE)
+    with pytest.raises(AudioFileError, match=r"a: the file holds samples of 1e\+30, but those of audio lie"):
+        read_segment(recording, RATE)
+    with pytest.raises(AudioFileError, match=r"samples of 1e\+30"):
+        check_recording(recording, samples=True)
+    # Floating-point numbers that were never divided by the range of 32-bit integers.
+    assert read_segment(ArrayRecording("a", np.array([0, 2.0**31]), 2, RATE), RATE)[1] == 2**31

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from ask_lightning.data import read_audiocaps, read_clotho, read_wavcaps
+from ask_lightning.data import leaked_ids, read_audiocaps, read_clotho, read_wavcaps
 from tests.helpers.annotations import AUDIOCAPS, CLOTHO, wavcaps_json
 
 
@@ -177,3 +177,54 @@ def test_one_recording_has_one_key_in_all_datasets(write):
     ml_act = read_audiocaps(write("b.csv", "file_name,caption\nYb0RFKhbpFJA.wav,Wind\n"))
     wav = read_wavcaps(write("as_final.json", wavcaps_json({"id": "Yb0RFKhbpFJA.wav", "caption": "Wind"})))
     assert audiocaps[0].key == ml_act[0].key == wav[0].key
+
+
+def test_clotho_in_the_form_of_wavcaps(write):
+    """Ids are FreeSound's where they are numbers; audio is named by title."""
+    folder = "Clotho/waveforms/val/"
+    entries = [
+        {"id": "103989", "wav": f"{folder}Rain 1.wav", "audio": "/mnt/other.wav", "caption_1": "rain"},
+        {"id": "Not found", "wav": f"{folder}Wind.wav", "caption_1": "wind"},
+        {"id": "Not found", "audio": "/mnt/sea.wav", "wav": "", "caption_1": "sea"},
+        {"id": "9e107d9d372bb6826bd81d3542a419d6", "wav": f"{folder}Sun.wav", "caption_1": "sun"},
+        {"id": "8", "wav": f"{folder}Train.wav", "caption_1": "train"},
+        {"id": "8", "wav": f"{folder}Train again.wav", "caption_1": "train"},
+    ]
+    path = write("Clotho_val.json", wavcaps_json(*entries))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clips = read_clotho(path)
+    assert [clip.key for clip in clips] == [
+        "freesound:103989",
+        "file:wind",
+        "file:sea",
+        "file:sun",
+        "file:train",
+        "file:train again",
+    ]
+    assert [clip.name for clip in clips][:3] == ["Rain 1.wav", "Wind.wav", "sea.wav"]
+    assert clips[0].aliases == ("file:rain 1",)
+    assert clips[4].aliases == clips[5].aliases == ("freesound:8",)
+    assert read_wavcaps(path) == read_wavcaps(path, "Clotho") == clips
+    found = read_clotho(path, write("metadata.csv", "file_name,sound_id\nWind.wav,7\nRain 1.wav,1\n"))
+    assert [clip.key for clip in found][:3] == ["freesound:103989", "freesound:7", "file:sea"]
+    leaked = leaked_ids(
+        read_wavcaps(write("fsd_final.json", wavcaps_json({"id": "103989", "caption": "x"}))), clips
+    )
+    assert leaked == ["freesound:103989"]
+
+
+def test_clotho_without_files_names_nothing(write):
+    path = write("Clotho_val.json", wavcaps_json({"id": "7", "caption": "rain", "audio": "wav_path"}))
+    with pytest.raises(ValueError, match=r"entry 0: no 'wav' or 'audio' that names a file; it has"):
+        read_clotho(path)
+
+
+def test_audiocaps_with_checksums_for_ids(write):
+    entry = {
+        "id": "9e107d9d372bb6826bd81d3542a419d6",
+        "audio": "/path/audiocaps/16k/Y7fmOlUlwoNg.wav",
+        "caption_1": "a machine",
+    }
+    (clip,) = read_wavcaps(write("val.json", wavcaps_json(entry)), "AudioCaps")
+    assert (clip.key, clip.name) == ("youtube:7fmOlUlwoNg", "Y7fmOlUlwoNg.wav")

@@ -1,5 +1,6 @@
 """Annotation files are found by name, or given."""
 
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,8 @@ from ask_lightning.data import (
     ClothoData,
     WavCaps,
 )
-from tests.helpers.published import audiocaps
+from ask_lightning.data.published.locate import SPLIT_WORDS, find_metadata_table
+from tests.helpers.published import audiocaps, clotho
 
 
 def test_annotation_files_are_found_by_name_or_given(roots):
@@ -50,3 +52,47 @@ def test_no_dataset(tmp_path):
         WavCaps(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no folder of WavCaps at"):
         WavCaps(tmp_path / "none")
+
+
+def test_the_table_of_metadata_is_the_twin_of_that_of_captions(tmp_path):
+    """DCASE's table of its own test split lies in the same folder."""
+    names = ("clotho_metadata_evaluation.csv", "clotho_metadata_test.csv", "clotho_captions_evaluation.csv")
+    for name in names:
+        (tmp_path / name).touch()
+    found = find_metadata_table(tmp_path / "clotho_captions_evaluation.csv", SPLIT_WORDS["test"])
+    assert found.name == "clotho_metadata_evaluation.csv"
+    with pytest.warns(
+        UserWarning, match=r"Clotho_val.json: several tables .*evaluation.csv, clotho_metadata_t"
+    ):
+        assert find_metadata_table(tmp_path / "Clotho_val.json", SPLIT_WORDS["test"]) is None
+    (tmp_path / names[0]).unlink()
+    found = find_metadata_table(tmp_path / "clotho_captions_evaluation.csv", SPLIT_WORDS["test"])
+    assert found.name == "clotho_metadata_test.csv"
+    assert find_metadata_table(tmp_path / "clotho_captions_evaluation.csv", SPLIT_WORDS["val"]) is None
+
+
+def test_clotho_with_the_metadata_of_dcase_beside_it(roots):
+    (metadata,) = (roots / "clotho").rglob("clotho_metadata_evaluation.csv")
+    shutil.copy(metadata, metadata.with_name("clotho_metadata_test.csv"))
+    clips = clotho(roots).datasets["test"].clips
+    assert all(clip.key.startswith("freesound:") for clip in clips)
+
+
+def test_clotho_from_a_json(roots):
+    """Every clip is found by its title, and is known by its FreeSound id."""
+    root = roots / "clotho"
+    expected = clotho(roots).datasets["val"].clips
+    (table,) = root.rglob("clotho_captions_validation.csv")
+    entries = []
+    for clip in expected:
+        captions = {f"caption_{number}": text for number, text in enumerate(clip.captions, start=1)}
+        number = clip.key.partition(":")[2]
+        entries.append({"id": number, "wav": f"Clotho/waveforms/val/{clip.name}", **captions})
+    entries[0]["id"] = entries[1]["id"] = "Not found"
+    for path in root.rglob("*_validation.csv"):
+        path.unlink()
+    table.with_name("Clotho_val.json").write_text(json.dumps({"data": entries}))
+    found = clotho(roots).datasets["val"].clips
+    assert [clip.captions for clip in found] == [clip.captions for clip in expected]
+    assert [clip.key for clip in found[2:]] == [clip.key for clip in expected[2:]]
+    assert all(clip.key.startswith("file:") for clip in found[:2])

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ask_lightning.data.audio.near_names import near_file
 from ask_lightning.utilities.optional_imports import import_optional
 
 Samples = npt.NDArray[np.float32]
 
 # The length in the header of an mp3 is an estimate; a file with less than this share of it is damaged.
 _SMALLEST_SHARE = 0.9
+# In the log of libsndfile: what a wav, aiff, au, rf64 or w64 file says of its length, and what there is.
+_CUT_SHORT = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)")
+# Writers that cannot go back to the header leave a length of 2 GiB or more there.
+_UNKNOWN_BYTES = 0x7FFF0000
+_UNKNOWN_FRAMES = 1 << 62
+# Headers that are wrong by the padding or by their own length are common; files cut by so little are, too.
+_SMALLEST_SHARE_OF_BYTES = 0.99
+# Integers of 32 bits as floating-point numbers stay below; the power of louder samples overflows float32.
+_LOUDEST = 1e10
 # Samples to each side on which torchaudio's resampling filter depends, in samples of the lower rate.
 _FILTER_REACH = 8
 _SAMPLES_PER_CHECK = 1_000_000
@@ -106,7 +117,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         content: Path of a file, or the bytes of one.
 
     Raises:
-        AudioFileError: There is nothing to read, or it is damaged.
+        AudioFileError: There is nothing to read, it is damaged or was cut short, or does not say its length.
         ImportError: soundfile is missing.
 
     Examples:
@@ -119,7 +130,11 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     """
     soundfile = import_optional("soundfile")
     if isinstance(content, Path) and not content.is_file():
-        raise AudioFileError(f"{name}: the file does not exist. Correct its name or remove its rows.")
+        near = near_file(content)
+        if content.is_dir():
+            raise AudioFileError(f"{name}: a folder, not an audio file. Name a file in it.")
+        hint = "" if near is None else f"There is {near}, which differs in capitals, signs or Unicode form. "
+        raise AudioFileError(f"{name}: the file does not exist. {hint}Correct its name or remove its rows.")
     if not (len(content) if isinstance(content, bytes) else content.stat().st_size):
         raise AudioFileError(f"{name}: the file is empty. Replace it or remove its rows.")
     try:
@@ -129,6 +144,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
             f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its rows."
         ) from error
     with file:
+        _check_length(name, file)
         try:
             yield _SoundFile(name, file)
         except soundfile.SoundFileError as error:
@@ -143,7 +159,7 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
         samples: Whether to read the recording to its end.
 
     Raises:
-        AudioFileError: It has no samples, ends long before its header says, or holds NaN or infinity.
+        AudioFileError: It has no samples, ends long before its header says, or holds what is no audio.
 
     Examples:
         >>> check_recording(ArrayRecording("a", np.zeros(1), frames=1, rate=16000), samples=True)
@@ -153,7 +169,7 @@ def check_recording(recording: Recording, *, samples: bool) -> None:
     position = 0
     while samples and position < recording.frames:
         piece = recording.read(position, _SAMPLES_PER_CHECK)
-        _check_finite(recording, piece)
+        _check_samples(recording, piece)
         position += len(piece)
         if not len(piece):
             _check_end(recording, position)
@@ -208,7 +224,7 @@ def read_segment(recording: Recording, sample_rate: int, start: int = 0, count: 
         `(T,)` float32, `T = count` or less where the recording ends.
 
     Raises:
-        AudioFileError: It is damaged, or holds samples that are not finite.
+        AudioFileError: It is damaged, or holds samples that are NaN, infinite or larger than 1e10.
         ImportError: torchaudio is missing and the rates differ.
 
     Examples:
@@ -229,7 +245,7 @@ def read_segment(recording: Recording, sample_rate: int, start: int = 0, count: 
     expected = min(margin + needed, recording.frames - first + margin)
     if len(samples) < _SMALLEST_SHARE * expected:
         samples, margin = _read_truncated(recording, first, needed), 0
-    _check_finite(recording, samples)
+    _check_samples(recording, samples)
     waveform = torch.from_numpy(samples.mean(axis=1))  # (T,)
     if rate != sample_rate:
         waveform = import_optional("torchaudio.functional").resample(waveform, rate, sample_rate)
@@ -238,10 +254,20 @@ def read_segment(recording: Recording, sample_rate: int, start: int = 0, count: 
 
 
 def _read_truncated(recording: Recording, first: int, needed: int) -> Samples:
-    """The wanted samples of a recording that ends before its header says, or its last samples."""
-    whole = recording.read(0, recording.frames)
-    _check_end(recording, len(whole))
-    return whole[max(0, min(first, len(whole) - needed)) :][:needed]
+    """The wanted samples of a recording that ends before its header says, or its last samples.
+
+    The end is looked for piece by piece, so that a long recording does not have to fit into memory.
+    """
+    kept = recording.read(0, 0)
+    end = 0
+    while end < recording.frames:
+        piece = recording.read(end, _SAMPLES_PER_CHECK)
+        if not len(piece):
+            break
+        end += len(piece)
+        kept = np.concatenate([kept, piece])[-max(needed, end - first) :]
+    _check_end(recording, end)
+    return kept[:needed]
 
 
 def _check_end(recording: Recording, end: int) -> None:
@@ -253,6 +279,30 @@ def _check_end(recording: Recording, end: int) -> None:
         )
 
 
-def _check_finite(recording: Recording, samples: Samples) -> None:
+def _check_length(name: str, file: Any) -> None:
+    """Refuse a file that does not say how long it is, and one that says so and has less.
+
+    libsndfile takes what is there for the length and tells of the difference in its log alone.
+    """
+    if file.frames > _UNKNOWN_FRAMES:
+        raise AudioFileError(
+            f"{name}: the file does not say how long it is, as files that were written to a pipe. Write it "
+            f"anew: `ffmpeg -i {name} other.flac`."
+        )
+    for promised, present in _CUT_SHORT.findall(file.extra_info):
+        if int(present) < _SMALLEST_SHARE_OF_BYTES * int(promised) and int(promised) < _UNKNOWN_BYTES:
+            raise AudioFileError(
+                f"{name}: the file was cut short: {present} of {promised} bytes of audio are there. {_REMEDY}"
+            )
+
+
+def _check_samples(recording: Recording, samples: Samples) -> None:
+    """Refuse samples that cannot be those of a sound."""
     if not np.isfinite(samples).all():
         raise AudioFileError(f"{recording.name}: the file holds samples that are NaN or infinite. {_REMEDY}")
+    peak = float(np.abs(samples).max(initial=0))
+    if peak > _LOUDEST:
+        raise AudioFileError(
+            f"{recording.name}: the file holds samples of {peak:.0e}, but those of audio lie between -1 and "
+            f"1. {_REMEDY}"
+        )

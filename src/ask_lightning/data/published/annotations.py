@@ -1,9 +1,9 @@
 """The published annotation files of AudioCaps, Clotho and WavCaps, read into clips."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from ask_lightning.data.clips import Clip, ClipCollector
 from ask_lightning.data.keys import NAMESPACES, file_stem, normalize_title, recording_key, youtube_id
@@ -18,6 +18,16 @@ from ask_lightning.data.tables import (
 )
 
 _NO_PATH = ("", "wav_path")  # what WavCaps writes where its makers had the path of a file
+
+
+class _TitledRow(NamedTuple):
+    """A row that names a file, and the FreeSound id of the sound that it was cut from, if that is known."""
+
+    place: str
+    name: str
+    captions: list[str]
+    sound: str | None
+    path: str = ""
 
 
 def read_audiocaps(annotations: str | Path) -> list[Clip]:
@@ -79,9 +89,11 @@ def read_clotho(annotations: str | Path, metadata: str | Path | None = None) -> 
     r"""Read a split of Clotho.
 
     Args:
-        annotations: Path of the CSV of captions (`file_name`, `caption_1` to `caption_5`).
-        metadata: Path of the CSV of metadata of the same split (`file_name`, `sound_id`). With it the keys of
-            the clips are their FreeSound ids, which WavCaps has too; without it, their titles.
+        annotations: Path of the CSV of captions (`file_name`, `caption_1` to `caption_5`), or of the JSON of
+            the repositories of WavCaps and ML-CLAP. There the title of a clip is the file name of `wav`, else
+            of `audio`; an `id` is a FreeSound id if it is a number, and otherwise none.
+        metadata: Path of the CSV of metadata of the same split (`file_name`, `sound_id`). With FreeSound ids
+            these are the keys of the clips, which WavCaps has too; without them, their titles.
 
     Returns:
         The clips, with keys of the namespace `freesound` or `file`.
@@ -97,17 +109,22 @@ def read_clotho(annotations: str | Path, metadata: str | Path | None = None) -> 
         [Clip(key='file:rain 1', captions=('rain', 'it rains'), name='Rain 1.wav', ...)]
     """
     sounds = {} if metadata is None else _read_sound_ids(Path(metadata))
-    return _read_table_of_files(Path(annotations), "file", sounds)
+    table = Path(annotations)
+    if table.suffix.lower() == ".json":
+        return _read_clotho_json(table, sounds)
+    return _read_table_of_files(table, "file", sounds)
 
 
 def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list[Clip]:
-    """Read one JSON of WavCaps, or of another dataset written in the same way.
+    """Read one JSON of WavCaps, or of AudioCaps written in the same way. For Clotho's see `read_clotho`.
+
+    Clips of YouTube whose `id` is none of YouTube, such as a checksum, are named by their file.
 
     Args:
         annotations: Path of the JSON: an object with a list `data` of objects with `id` and `caption`, or
             `caption_1` and so on.
-        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"` or `"SoundBible"`. None: inferred
-            from the name of the file and its entries.
+        collection: `"AudioSet_SL"`, `"FreeSound"`, `"BBC_Sound_Effects"`, `"SoundBible"`, `"AudioCaps"` or
+            `"Clotho"`. None: inferred from the name of the file and its entries.
 
     Returns:
         The clips, with keys of the namespaces `youtube`, `freesound`, `bbc`, `soundbible` or else `file`.
@@ -127,10 +144,9 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
     if collection is not None and collection.lower() not in NAMESPACES:
         names = [known.name for known in COLLECTIONS]
         raise ValueError(f"Argument `collection` has to be one of {names}, but got {collection!r}.")
-    content = read_json(table)
-    entries = content.get("data") if isinstance(content, Mapping) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise ValueError(f"{table}: no list 'data' of objects. WavCaps has an object with that key.")
+    if (collection or table.stem).lower().startswith("clotho"):
+        return _read_clotho_json(table, {})
+    entries = _read_entries(table)
     given = None if collection is None else NAMESPACES[collection.lower()]
     given = given or next(
         (known.namespace for known in COLLECTIONS if Path(known.table).stem in table.name.lower()), None
@@ -139,10 +155,9 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
     collector = ClipCollector(str(table))
     for number, entry in enumerate(entries):
         place = f"entry {number}"
-        paths = [str(entry.get(field, "")) for field in ("audio", "wav")]
-        name = str(entry.get("id", "")) or next(
-            (Path(path).name for path in paths if path not in _NO_PATH), ""
-        )
+        name = str(entry.get("id", "")) or _file_name(entry)
+        if given == "youtube" and not youtube_id(name) and youtube_id(_file_name(entry)):
+            name = _file_name(entry)
         captions = _captions_of(entry)
         if not name or captions is None:
             lacking = "'id'" if not name else "'caption'"
@@ -158,7 +173,7 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
             name=name,
             aliases=[recording_key("file", title)] if normalize_title(title) else [],
             collection=collections.get(space, ""),
-            path=next((path for path in paths if path not in _NO_PATH), ""),
+            path=_path(entry, ("audio", "wav")),
         )
     return collector.clips()
 
@@ -167,27 +182,64 @@ def _read_table_of_files(table: Path, namespace: str, sounds: Mapping[str, str] 
     """Read a CSV with a column of file names and one or more columns of captions."""
     columns = caption_columns(read_header(table)) or ["caption_1"]
     remedy = "The published file has file_name and caption_1 to caption_5 (or caption)."
-    rows = list(read_rows(table, ["file_name", *columns], remedy=remedy))
-    sound_of = {row["file_name"]: (sounds or {}).get(normalize_title(row["file_name"])) for _, row in rows}
-    files_of = Counter(sound_of.values())
-    collector = ClipCollector(str(table))
-    for line, row in rows:
+    rows: list[_TitledRow] = []
+    for line, row in read_rows(table, ["file_name", *columns], remedy=remedy):
         name = row["file_name"]
         if not name:
             raise ValueError(f"{table}, line {line}: column 'file_name' is empty. Fill it or remove the row.")
+        captions = [row[column] for column in columns]
+        rows.append(_TitledRow(f"line {line}", name, captions, (sounds or {}).get(normalize_title(name))))
+    return _titled_clips(table, rows, namespace)
+
+
+def _read_clotho_json(table: Path, sounds: Mapping[str, str]) -> list[Clip]:
+    """Read a split of Clotho in the form of WavCaps."""
+    rows: list[_TitledRow] = []
+    for number, entry in enumerate(_read_entries(table)):
+        name, captions = _file_name(entry), _captions_of(entry)
+        if not name or captions is None:
+            lacking = "'wav' or 'audio' that names a file" if not name else "'caption'"
+            raise ValueError(f"{table}, entry {number}: no {lacking}; it has {sorted(entry)}.")
+        given = str(entry.get("id", ""))
+        sound = given if given.isdecimal() else sounds.get(normalize_title(name))
+        rows.append(_TitledRow(f"entry {number}", name, captions, sound, _path(entry, ("wav", "audio"))))
+    return _titled_clips(table, rows, "file")
+
+
+def _titled_clips(table: Path, rows: Sequence[_TitledRow], namespace: str) -> list[Clip]:
+    """The clips of rows that name files."""
+    sound_of = {row.name: row.sound for row in rows}
+    files_of = Counter(sound_of.values())
+    collector = ClipCollector(str(table))
+    for row in rows:
         # Two files that were cut from the same sound are two clips.
-        keys = [recording_key(namespace, name)]
-        if sound := sound_of[name]:
+        keys = [recording_key(namespace, row.name)]
+        if sound := sound_of[row.name]:
             keys.insert(0 if files_of[sound] == 1 else len(keys), recording_key("freesound", sound))
         clip_key, *aliases = keys
-        collector.add(
-            f"line {line}",
-            clip_key,
-            [row[column] for column in columns],
-            name=name,
-            aliases=aliases,
-        )
+        collector.add(row.place, clip_key, row.captions, name=row.name, aliases=aliases, path=row.path)
     return collector.clips()
+
+
+def _read_entries(table: Path) -> list[Mapping[str, Any]]:
+    """The clips in a JSON in the form of WavCaps."""
+    content = read_json(table)
+    entries = content.get("data") if isinstance(content, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError(f"{table}: no list 'data' of objects. WavCaps has an object with that key.")
+    return entries
+
+
+def _path(entry: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """The path of the file of an entry on the machine of its makers, or nothing."""
+    return next(
+        (path for path in (str(entry.get(field, "")) for field in fields) if path not in _NO_PATH), ""
+    )
+
+
+def _file_name(entry: Mapping[str, Any]) -> str:
+    """The name of the file of an entry, or nothing."""
+    return PurePosixPath(_path(entry, ("wav", "audio"))).name.strip()
 
 
 def _read_sound_ids(metadata: Path) -> dict[str, str]:

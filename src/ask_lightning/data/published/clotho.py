@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from ask_lightning.data.audio.options import Crop
 from ask_lightning.data.clips import Clip
-from ask_lightning.data.published.annotations import read_clotho, read_wavcaps
+from ask_lightning.data.published.annotations import read_clotho
 from ask_lightning.data.published.datamodule import PublishedDataModule
 from ask_lightning.data.published.file_index import FolderIndex, Matches, clotho_names, match_files
 from ask_lightning.data.published.locate import SPLIT_WORDS, find_metadata_table
@@ -62,8 +62,6 @@ class ClothoData(PublishedDataModule):
 
     def read_annotations(self, path: Path, split: Split) -> list[Clip]:
         """Read the CSV or JSON of a split, with the table of metadata beside it."""
-        if path.suffix.lower() == ".json":
-            return read_wavcaps(path, "file")
         return read_clotho(path, find_metadata_table(path, SPLIT_WORDS[split]))
 
     def match_files(self, clips: Sequence[Clip], index: FolderIndex, split: Split) -> Matches:

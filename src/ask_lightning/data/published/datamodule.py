@@ -7,6 +7,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal, cast, get_args
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.audio.options import AudioOptions, Check, Crop
 from ask_lightning.data.audio.stores import FileStore
@@ -14,12 +16,14 @@ from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate, count_captions
 from ask_lightning.data.datamodules import RetrievalDataModule
+from ask_lightning.data.keys import plain_words
 from ask_lightning.data.published.counts import SplitReport, log_report, report_table
 from ask_lightning.data.published.enrichment import EnrichedCaptions
 from ask_lightning.data.published.exclusion import exclude_clips
 from ask_lightning.data.published.file_index import FolderIndex, Matches
 from ask_lightning.data.published.hdf5 import HDF5Store
 from ask_lightning.data.published.knowledge import KnowledgeSource
+from ask_lightning.data.published.leakage import find_leakage
 from ask_lightning.data.published.locate import Layout
 from ask_lightning.data.published.split_reader import LazyDatasets, SplitReader
 from ask_lightning.data.splits import SPLITS, Split
@@ -190,6 +194,8 @@ class PublishedDataModule(RetrievalDataModule):
         Args:
             stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
         """
+        if stage == "fit" and "train" in self.datasets:
+            self._warn_of_shared_clips()
         for split in _SPLITS_OF_STAGE.get(stage, ()):
             if split in self.datasets:
                 _ = self.datasets[split]
@@ -239,6 +245,25 @@ class PublishedDataModule(RetrievalDataModule):
     def report(self) -> str:
         """The reports of the splits that have been read, as a table in Markdown."""
         return report_table(list(self.reports.values()))
+
+    def _warn_of_shared_clips(self) -> None:
+        """Warn of validation and test clips that are training clips as well."""
+        evaluation = self.evaluation_clips()
+        leakage = find_leakage(self._plain_train_clips, evaluation)
+        captions = {plain_words(caption) for clip in evaluation for caption in clip.captions}
+        # A title alone may be chance: Clotho's are not unique.
+        titled = frozenset(leakage.by_title)
+        shared = leakage.by_id + [
+            clip.key
+            for clip in self._plain_train_clips
+            if clip.key in titled and any(plain_words(caption) in captions for caption in clip.captions)
+        ]
+        if shared:
+            rank_zero_warn(
+                f"{self.dataset_name}: {len(shared)} of {len(self._plain_train_clips)} training clips are "
+                f"validation or test clips as well ({abbreviate(shared)}). Are the annotations of the splits "
+                "the right files? `exclude` leaves clips out of training."
+            )
 
     def _make_dataset(self, split: Split) -> ClipDataset:
         """Read a split, find its audio, and report what was found."""

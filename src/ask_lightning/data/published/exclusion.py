@@ -98,7 +98,12 @@ def exclude_clips(clips: Sequence[Clip], excluded: str | Path | Iterable[str], w
         >>> [clip.key for clip in exclude_clips(clips, ["YvfY_TJq7n_U.wav"], "train")]
         ['file:a']
     """
-    lists = read_ids(excluded)
+    try:
+        lists = read_ids(excluded)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where}: there is no exclusion list at {excluded}. Correct the path in `exclude`."
+        ) from error
     names = frozenset().union(*lists)
     remaining = [clip for clip in clips if not clip.keys & names]
     if clips and not remaining:

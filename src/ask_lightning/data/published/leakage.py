@@ -4,7 +4,6 @@ Clotho was cut from FreeSound and AudioCaps from AudioSet, and so were two parts
 WavCaps are therefore validation and test clips of the other two.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.data.clips import Clip, abbreviate
+from ask_lightning.data.keys import plain_words
 from ask_lightning.utilities.arguments import check_choice
 
 LeakKind = Literal["id", "title", "caption"]
@@ -70,7 +70,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
     clips = [clip for part in evaluation for clip in clips_of(part)]
     # Ids of captions are left out, because the id of the video identifies the clip already.
     names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
-    captions = frozenset(_plain_words(caption) for clip in clips for caption in clip.captions)
+    captions = frozenset(plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
     own = clips_of(source)
     for clip in own:
@@ -79,7 +79,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
             found["id"].append(clip.key)
         elif shared:
             found["title"].append(clip.key)
-        elif any(_plain_words(caption) in captions for caption in clip.captions):
+        elif any(plain_words(caption) in captions for caption in clip.captions):
             found["caption"].append(clip.key)
     return Leakage(found["id"], found["title"], found["caption"], len(own))
 
@@ -168,8 +168,3 @@ def clips_of(source: Clips) -> Sequence[Clip]:
         f"A source has to be a dataset with `clips` or a sequence of clips, but got {type(source).__name__}. "
         "Read its annotations with read_audiocaps, read_clotho or read_wavcaps."
     )
-
-
-def _plain_words(caption: str) -> str:
-    """A caption in lower case and without punctuation, as in the packed files of ML-ACT."""
-    return re.sub(r"[\W_]+", " ", caption.casefold()).strip()

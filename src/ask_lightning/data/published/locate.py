@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from ask_lightning.data.splits import Split
 
 Layout = Literal["auto", "files", "hdf5", "parquet"]
@@ -112,11 +114,17 @@ def resolve_given_split(root: Path, given: str) -> tuple[str, list[Path]]:
 
 
 def find_metadata_table(table: Path, words: Sequence[str]) -> Path | None:
-    """The table of metadata that lies beside a table of captions, or None if there is not exactly one.
+    """The table of metadata that lies beside a table of captions.
+
+    It is the one that has the same name but for `metadata` in place of `captions`, else the only one of the
+    split. If there are several, a warning says so.
 
     Args:
         table: Path of the table of captions.
         words: Names that the split may have.
+
+    Returns:
+        The path of the table; None if there is none, or none that is surely meant.
 
     Examples:
         >>> root = getfixture("tmp_path")
@@ -124,12 +132,21 @@ def find_metadata_table(table: Path, words: Sequence[str]) -> Path | None:
         >>> find_metadata_table(root / "clotho_captions_validation.csv", SPLIT_WORDS["val"]).name
         'clotho_metadata_validation.csv'
     """
-    others = sorted(table.parent.glob("*.csv"))
+    tables = sorted(table.parent.glob("*.csv"))
+    twin = re.sub("captions?", "metadata", table.stem.lower())
+    for path in tables:
+        if path.stem.lower() == twin != table.stem.lower():
+            return path
     found = [
         path
-        for path in others
+        for path in tables
         if "metadata" in _words_of_name(path.stem) and _words_of_name(path.stem) & set(words)
     ]
+    if len(found) > 1:
+        rank_zero_warn(
+            f"{table}: several tables could be its metadata ({', '.join(path.name for path in found)}), so "
+            f"none is used and clips have no FreeSound ids. Keep one, or name it {twin}.csv."
+        )
     return found[0] if len(found) == 1 else None
 
 

@@ -1,0 +1,45 @@
+"""Whether a knowledge source is the one that a base was made of."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import Subset
+
+from ask_lightning.encoding.source_loader import num_items
+
+
+def dataset_of(loader: object) -> object:
+    """The dataset of a loader, without selections of its rows; the loader itself if it has none.
+
+    Args:
+        loader: The loader that a refresh reads.
+    """
+    dataset = getattr(loader, "dataset", loader)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def weak_reference(dataset: object) -> Callable[[], object] | None:
+    """A reference that does not keep a dataset alive; `None` for lists and the like.
+
+    Args:
+        dataset: The dataset to refer to.
+    """
+    try:
+        return weakref.ref(dataset)
+    except TypeError:
+        return None
+
+
+def source_key(loader: object) -> dict[str, Any]:
+    """What tells sources apart without reading them: the class of the dataset and the number of its items.
+
+    Args:
+        loader: The loader that a refresh reads.
+    """
+    kind = type(dataset_of(loader))
+    return {"dataset": f"{kind.__module__}.{kind.__qualname__}", "items": num_items(loader)}
