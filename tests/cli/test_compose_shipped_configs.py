@@ -131,6 +131,7 @@ def test_ml_claps_own_loss_is_a_part(method, demo):
     model = cli.model.model if method == "ask" else cli.model
     assert isinstance(model.temperature, torch.nn.Parameter)
     assert model.temperature.item() != pytest.approx(0.07, abs=1e-6), "it is trained"
+    assert logged(Path("run"))["train/temperature"]
     if method == "ask":
         assert cli.model.ask_step == "criterion", "the regulariser stays"
         assert cli.model.loss.temperature is model.temperature

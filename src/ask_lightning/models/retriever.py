@@ -27,10 +27,10 @@ class Retriever(L.LightningModule, ABC):
     """Base class of audio–text retrieval models; a subclass encodes clips and captions.
 
     It trains with the symmetric NT-Xent loss, to which an embedding regulariser may be added. It logs
-    `train/loss`, and under `val/` and `test/` the retrieval metrics and `mean_recall`, the mean of all
-    recalls of both directions, with `t2a/mean_recall` and `a2t/mean_recall`, those of one direction. With
-    `SearchCalibration` among the trainer's callbacks it logs those of calibrated search under
-    `test/calibrated/`.
+    `train/loss`, a learned τ as `train/temperature`, and under `val/` and `test/` the retrieval metrics and
+    `mean_recall`, the mean of all recalls of both directions, with `t2a/mean_recall` and `a2t/mean_recall`,
+    those of one direction. With `SearchCalibration` among the trainer's callbacks it logs those of calibrated
+    search under `test/calibrated/`.
 
     `ASKModule` replaces the whole loss; `ASKModule(model, criterion="loss")` keeps the regulariser, and the
     command line passes that where there is one.
@@ -121,6 +121,8 @@ class Retriever(L.LightningModule, ABC):
             spread = embedding_spread(audio) + embedding_spread(text)
             loss = loss + self.embedding_regularizer * spread
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
+        if isinstance(self.temperature, nn.Parameter):
+            self.log("train/temperature", self.temperature.detach().clone(), batch_size=len(audio))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
