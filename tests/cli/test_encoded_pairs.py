@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.data import collate_pairs
+from ask_lightning.metrics.grid import unit_clips
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
 
@@ -27,6 +31,31 @@ def test_training_clips_are_encoded_in_order_and_without_random_crops(demo, trai
         both.append(EncodedPairs.load(Path(run) / "encoded-train.safetensors"))
         assert both[-1].names == [clip.key for clip in cli.datamodule.datasets["train"].clips]
     assert torch.equal(both[0].audio, both[1].audio)
+
+
+def test_takes_of_a_recording_are_one_clip_as_in_the_metrics():
+    random = np.random.default_rng(0)
+    rows = ["filename,caption,session"]
+    for number in range(12):
+        soundfile.write(f"{number}.wav", random.uniform(-0.5, 0.5, 3200), 16000)
+        rows.append(f"{number}.wav,noise number {number},session {number // 3}")
+    Path("clips.csv").write_text("\n".join(rows))
+    Path("mine.yaml").write_text(
+        "compose: [run]\n"
+        "model: {class_path: TinyRetriever}\n"
+        "data: {class_path: FolderData, init_args: {root: ., annotations: clips.csv, fractions: [0.5, 0.5], "
+        "clip_id_column: session, seconds: 0.2, batch_size: 4}}\n"
+        "trainer: {accelerator: cpu}\n"
+    )
+    cli = ask_lightning("encode", "--config", "mine.yaml", "--split", "val", "--output", "a.safetensors")
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    takes = collate_pairs(list(cli.datamodule.datasets["val"]))
+    audio = cli.model.eval().encode_audio(takes).detach()
+    expected, clip_of = unit_clips(audio, takes["clip_id"])
+    assert len(pairs.names) == 2
+    assert set(pairs.names) <= {f"session {number}" for number in range(4)}
+    torch.testing.assert_close(pairs.audio[pairs.clip_of], expected[clip_of].float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(pairs.clip_ids[pairs.clip_of], takes["clip_id"])
 
 
 def test_predict_encodes_the_test_split(demo, trained):

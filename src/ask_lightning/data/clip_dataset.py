@@ -55,6 +55,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         clips: The clips in use.
+        listed: The clips that were passed, with those that were left out.
         skipped: Key and reason of each clip that was left out.
 
     Raises:
@@ -77,6 +78,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._epoch = 0
         self._cache = AudioCache(self.audio.cache)
         self._lengths: dict[str, tuple[int, int]] = {}
+        self.listed = list(clips)
         self.skipped: dict[str, str] = {}
         if self.audio.check != "none":
             self._examine(clips)
