@@ -10,6 +10,7 @@ import torch
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.data import collate_pairs
 from ask_lightning.metrics.grid import unit_clips
+from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
 
@@ -66,6 +67,17 @@ def test_predict_encodes_the_test_split(demo, trained):
     encoded = EncodedPairs.load(Path("run/encoded-test.safetensors"))
     assert torch.equal(predicted.audio, encoded.audio)
     assert torch.equal(predicted.text, encoded.text)
+
+
+def test_embeddings_that_are_no_numbers_are_not_written(demo, trained, capsys, monkeypatch):
+    given = ("--config", ASK, demo, "--ckpt_path", last_checkpoint(trained), "--output", "a.safetensors")
+    monkeypatch.setattr(ResNet38BERT, "encode_text", lambda _, batch: torch.ones(len(batch["caption"]), 16))
+    monkeypatch.setattr(
+        ResNet38BERT, "encode_audio", lambda _, batch: torch.full((len(batch["caption"]), 16), torch.nan)
+    )
+    message = refusal(capsys, "encode", *given)
+    assert message.startswith("The model makes NaN or infinity of 30 of 30 pairs")
+    assert not Path("a.safetensors").exists()
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(demo, capsys, monkeypatch):

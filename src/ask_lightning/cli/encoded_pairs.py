@@ -198,7 +198,8 @@ def encode_pairs(
         one clip, whose embedding is their mean direction, as in the metrics.
 
     Raises:
-        UsageError: The trainer has several devices, or the model lacks the methods.
+        UsageError: The trainer has several devices, the model lacks the methods, or an embedding has NaN or
+            infinity.
     """
     if trainer.world_size > 1:
         raise UsageError(
@@ -213,6 +214,12 @@ def encode_pairs(
     audio, text, ids = (
         torch.cat([prediction[key] for prediction in predictions]) for key in ("audio", "text", "clip_id")
     )  # (P, d), (P, d), (P,)
+    broken = int((~(audio.isfinite().all(1) & text.isfinite().all(1))).sum())
+    if broken:
+        raise UsageError(
+            f"The model makes NaN or infinity of {broken} of {len(ids)} pairs, which no search could find. "
+            "Has its training diverged? Pass an earlier checkpoint as `--ckpt_path`."
+        )
     clips, number = unit_clips(audio, ids)  # (N, d), (P,); clips in the order of their ids
     # From there to the order of the loader.
     first_pair: dict[int, int] = {}  # clip id → row of its first pair

@@ -10,6 +10,8 @@ Crop = Literal["random", "center", "full"]
 Check = Literal["header", "decode", "none"]
 Features = Literal["log_mel"]
 
+_LONGEST_SECONDS = 86_400
+
 
 @dataclass(frozen=True)
 class AudioOptions:
@@ -17,7 +19,7 @@ class AudioOptions:
 
     Args:
         sample_rate: Rate of the waveforms in Hz. Recordings of other rates are resampled.
-        seconds: Length of a crop, and the longest that a waveform may be.
+        seconds: Length of a crop, and the longest that a waveform may be, at most a day.
         crop: `"random"` or `"center"`: waveforms of exactly `seconds`; shorter clips are padded with silence
             at the end. `"full"`: the whole clip, or the middle of one longer than `seconds`; batches are
             padded.
@@ -54,7 +56,7 @@ class AudioOptions:
 
     def __post_init__(self) -> None:
         check_count("sample_rate", self.sample_rate)
-        check_range("seconds", self.seconds, 1 / self.sample_rate)
+        check_range("seconds", self.seconds, 1 / self.sample_rate, _LONGEST_SECONDS)
         check_choice("crop", self.crop, get_args(Crop))
         check_choice("features", self.features, (None, *get_args(Features)))
         check_count("num_mels", self.num_mels)
