@@ -196,5 +196,5 @@ def test_clips_have_the_same_id_in_every_table_of_a_collection(table, tmp_path):
 
 
 def test_a_folder_in_place_of_a_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is a folder, not a table. Pass the path of a file in it"):
+    with pytest.raises(FileNotFoundError, match=r"is a folder, not a table\. Pass the path of a file"):
         read_captions(tmp_path)

@@ -1,5 +1,6 @@
 """How audio is read: the settings that all datasets and data modules share."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,8 +11,6 @@ Crop = Literal["random", "center", "full"]
 Check = Literal["header", "decode", "none"]
 Features = Literal["log_mel"]
 
-_LONGEST_SECONDS = 86_400
-
 
 @dataclass(frozen=True)
 class AudioOptions:
@@ -19,7 +18,7 @@ class AudioOptions:
 
     Args:
         sample_rate: Rate of the waveforms in Hz. Recordings of other rates are resampled.
-        seconds: Length of a crop, and the longest that a waveform may be, at most a day.
+        seconds: Length of a crop, and the longest that a waveform may be.
         crop: `"random"` or `"center"`: waveforms of exactly `seconds`; shorter clips are padded with silence
             at the end. `"full"`: the whole clip, or the middle of one longer than `seconds`; batches are
             padded.
@@ -56,7 +55,12 @@ class AudioOptions:
 
     def __post_init__(self) -> None:
         check_count("sample_rate", self.sample_rate)
-        check_range("seconds", self.seconds, 1 / self.sample_rate, _LONGEST_SECONDS)
+        check_range("seconds", self.seconds, 1 / self.sample_rate)
+        if math.isinf(self.seconds):
+            raise ValueError(
+                f"Argument `seconds` has to be finite, but got {self.seconds}. For whole clips pass the length "
+                "of the longest."
+            )
         check_choice("crop", self.crop, get_args(Crop))
         check_choice("features", self.features, (None, *get_args(Features)))
         check_count("num_mels", self.num_mels)
