@@ -58,8 +58,8 @@ class AudioOptions:
         check_range("seconds", self.seconds, 1 / self.sample_rate)
         if math.isinf(self.seconds):
             raise ValueError(
-                f"Argument `seconds` has to be finite, but got {self.seconds}. For whole clips pass the length "
-                "of the longest."
+                f"Argument `seconds` has to be finite, but got {self.seconds}. For whole clips pass the "
+                "length of the longest."
             )
         check_choice("crop", self.crop, get_args(Crop))
         check_choice("features", self.features, (None, *get_args(Features)))
