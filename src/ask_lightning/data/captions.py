@@ -1,7 +1,5 @@
 """Tables of audio files and their captions."""
 
-import csv
-import io
 import os
 import posixpath
 from collections.abc import Sequence
@@ -157,15 +155,14 @@ def read_columns(
         >>> read_columns(path, "filename", delimiter=",", encoding="utf-8")
         {'source': {'a.wav': '7', 'b.wav': '7'}}
     """
-    text = read_text(Path(annotations), encoding)
-    header, *rows = filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    names = [name.strip() for name in header]
+    table = Path(annotations)
+    (_, names), *rows = numbered_rows(table, read_text(table, encoding), delimiter)
     place = names.index(filename_column)
     columns: dict[str, dict[str, str]] = {name: {} for name in names if name != filename_column}
-    for fields in rows:
+    for _, fields in rows:
         for name, field in zip(names, fields, strict=True):
             if name != filename_column:
-                columns[name].setdefault(fields[place].strip(), field.strip())
+                columns[name].setdefault(fields[place], field)
     return columns
 
 
