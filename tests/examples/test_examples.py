@@ -146,3 +146,25 @@ def test_paper_options(run, tmp_path):
     )
     assert re.search(rf"^\| {re.escape(variant)} \| temperature=0.1 \| 2 \| raw \|", out, re.MULTILINE)
     assert re.search(rf"^\| {re.escape(variant)} \| raw \| [+-]\d", out, re.MULTILINE), "minus ASK"
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "message"),
+    [
+        ("filename,title\na.wav,rain", (), r"no column 'caption'.*`--filename-column`, `--caption-columns`"),
+        ("filename;caption\na.wav;rain", (), r"pass `--delimiter=';'`"),
+        ("filename,caption\na.wav,rain", (), r"a\.wav: the file does not exist"),
+        ("", ("--annotations", "none.csv"), r"There is no file at none\.csv"),
+        ("", ("--root", "nowhere"), r"nowhere\. Correct `--root`"),
+    ],
+)
+def test_quickstart_names_its_own_options_in_one_line(run, table, flags, message):
+    Path("clips.csv").write_text(table)
+    with pytest.raises(SystemExit, match=message) as ended:
+        run("quickstart", "--data", "folder", "--root", ".", "--annotations", "clips.csv", *flags)
+    assert "\n" not in str(ended.value)
+
+
+def test_quickstart_refuses_batches_that_the_clips_do_not_fill(run):
+    with pytest.raises(SystemExit, match=r"do not fill a batch of 64: .* Lower `--batch-size`\."):
+        run("quickstart", "--scenes", "8", "--test-scenes", "8", "--batch-size", "64")
