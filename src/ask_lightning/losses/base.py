@@ -218,6 +218,12 @@ class RetrievalLoss(nn.Module, ABC):
         return False
 
     @property
+    def against_collapse(self) -> str:
+        """What helps against embeddings that become all alike, in sentences for a message."""
+        lower = "a lower temperature, " if "temperature" in self.options else ""
+        return f"Try {lower}a lower learning rate, larger batches, or pretrained encoders."
+
+    @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
         # A subclass of the user's may take its arguments as it likes.
