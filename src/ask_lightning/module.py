@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
     Step,
@@ -271,8 +272,7 @@ class ASKModule(NamedAsModel):
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
         loss: Tensor = self.loss(audio, text, ids=ids)
         if self._logs_terms:
-            terms = self.loss.last.items()
-            self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
+            log_loss_terms(self.trainer, self, self.loss.last)
         return loss
 
     def _loss_of_single_pair(self, audio: Tensor, text: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import Subset
 
+from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
     SnapshotCollector,
@@ -320,10 +321,9 @@ class KnowledgeRefreshCallback(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the terms of the step's loss."""
+        """Logs the terms of the step's loss, where they are read."""
         terms, self.target.loss.last = self.target.loss.last, {}
-        if terms and not trainer.barebones:
-            pl_module.log_dict({f"ask/{name}": term.mean() for name, term in terms.items()}, batch_size=1)
+        log_loss_terms(trainer, pl_module, terms)
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encode the source with the current encoders and put the new base in place of the old one.
