@@ -226,6 +226,17 @@ class ReliabilityOTLoss(RetrievalLoss):
         )
 
     @property
+    def against_collapse(self) -> str:
+        """What helps against embeddings that become all alike, see `RetrievalLoss`."""
+        if not (self.modulation_gradient and self.lambda_fine + self.lambda_coarse > 0):
+            return super().against_collapse
+        return (
+            "The differentiated reliability factor can pull all embeddings of an encoder that is not "
+            "pretrained onto their neighbours. Try ReliabilityOTLoss(modulation_gradient=False), a lower "
+            "temperature, or pretrained encoders."
+        )
+
+    @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
         return super().options | {"interaction": self.interaction and repr(self.interaction)}
