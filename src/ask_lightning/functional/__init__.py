@@ -7,10 +7,11 @@ from ask_lightning.functional.influence import out_of_batch_influence
 from ask_lightning.functional.injection import inject_knowledge, unit_length
 from ask_lightning.functional.reliability import disagreement, modulation_factor, reliability_potential
 from ask_lightning.functional.sigmoid import sigmoid_losses
-from ask_lightning.functional.transport import realign_similarity, sinkhorn_plan
+from ask_lightning.functional.transport import balance_scores, realign_similarity, sinkhorn_plan
 from ask_lightning.functional.triplet import triplet_hinges
 
 __all__ = [
+    "balance_scores",
     "disagreement",
     "hard_negative_nt_xent",
     "inject_knowledge",
