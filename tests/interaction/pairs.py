@@ -1,5 +1,6 @@
 """Texts and audios with padding anywhere, rows without tokens, and one interaction of each kind."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ask_lightning.interaction import (
     StackedCrossAttention,
     TokenEmbeddings,
 )
+from tests.interaction import reference
 
 WIDTH = 5
 TOKEN_LEVEL = {
@@ -59,3 +61,36 @@ def leaves(side: TokenEmbeddings) -> tuple[TokenEmbeddings, list[Tensor]]:
     """A copy whose tensors collect gradients."""
     pooled, tokens = (part.detach().clone().requires_grad_() for part in (side.pooled, side.tokens))
     return TokenEmbeddings(pooled, tokens, side.mask), [pooled, tokens]
+
+
+def expected(name, interaction, text, audio):
+    """The matrices `(T, A)` and `(A, T)` of an interaction, pair by pair."""
+    words, frames = tokens_of(text), tokens_of(audio)
+    captions, clips = text.pooled.double().numpy(), audio.pooled.double().numpy()
+    parameters = {key: value.detach().double().numpy() for key, value in interaction.named_parameters()}
+    to_audio = np.empty((len(text), len(audio)))
+    to_text = np.empty((len(audio), len(text)))
+    for i in range(len(text)):
+        for j in range(len(audio)):
+            if name in ("filip", "colbert"):
+                to_audio[i, j], to_text[j, i] = reference.late(words[i], frames[j], interaction.reduction)
+                continue
+            if name == "dot product":
+                score = captions[i] @ clips[j]
+            elif name.startswith("scan"):
+                options = (interaction.attention_scale, interaction.pooling, interaction.pooling_scale)
+                score = reference.attended(words[i], frames[j], *options)
+            elif name == "prototypes":
+                prototypes = parameters["prototypes"]
+                unit = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+                score = reference.prototype(
+                    words[i], frames[j], unit, parameters["inner"], parameters["outer"], 0.3
+                )
+            else:
+                scale = np.exp(
+                    captions[i] @ parameters["log_scale.weight"][0] + parameters["log_scale.bias"][0]
+                )
+                bias = captions[i] @ parameters["bias.weight"][0] + parameters["bias.bias"][0]
+                score = reference.framewise(captions[i], frames[j], scale, bias, interaction.pooling)
+            to_audio[i, j] = to_text[j, i] = score
+    return to_audio, to_text

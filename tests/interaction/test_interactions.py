@@ -18,42 +18,9 @@ from ask_lightning.interaction import (
     as_similarities,
 )
 from tests.interaction import reference
-from tests.interaction.pairs import ALL, TOKEN_LEVEL, leaves, make, make_side, tokens_of
+from tests.interaction.pairs import ALL, TOKEN_LEVEL, expected, leaves, make, make_side
 
 TEXT, AUDIO = make_side(4, 3, seed=1), make_side(6, 7, seed=2)
-
-
-def expected(name, interaction, text, audio):
-    """Matrices `(T, A)` and `(A, T)` pair by pair."""
-    words, frames = tokens_of(text), tokens_of(audio)
-    captions, clips = text.pooled.double().numpy(), audio.pooled.double().numpy()
-    parameters = {key: value.detach().double().numpy() for key, value in interaction.named_parameters()}
-    to_audio = np.empty((len(text), len(audio)))
-    to_text = np.empty((len(audio), len(text)))
-    for i in range(len(text)):
-        for j in range(len(audio)):
-            if name in ("filip", "colbert"):
-                to_audio[i, j], to_text[j, i] = reference.late(words[i], frames[j], interaction.reduction)
-                continue
-            if name == "dot product":
-                score = captions[i] @ clips[j]
-            elif name.startswith("scan"):
-                options = (interaction.attention_scale, interaction.pooling, interaction.pooling_scale)
-                score = reference.attended(words[i], frames[j], *options)
-            elif name == "prototypes":
-                prototypes = parameters["prototypes"]
-                unit = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
-                score = reference.prototype(
-                    words[i], frames[j], unit, parameters["inner"], parameters["outer"], 0.3
-                )
-            else:
-                scale = np.exp(
-                    captions[i] @ parameters["log_scale.weight"][0] + parameters["log_scale.bias"][0]
-                )
-                bias = captions[i] @ parameters["bias.weight"][0] + parameters["bias.bias"][0]
-                score = reference.framewise(captions[i], frames[j], scale, bias, interaction.pooling)
-            to_audio[i, j] = to_text[j, i] = score
-    return to_audio, to_text
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -6,7 +6,7 @@ from ask_lightning.interaction.dot_product import DotProductInteraction
 from ask_lightning.interaction.frame_wise import FrameWiseInteraction, frame_similarity
 from ask_lightning.interaction.late import LateInteraction, late_similarity
 from ask_lightning.interaction.prototype_attention import PrototypeAttention, prototype_similarity
-from ask_lightning.interaction.token_embeddings import Embeddings, TokenEmbeddings, pooled
+from ask_lightning.interaction.token_embeddings import Embeddings, TokenEmbeddings, pooled, unit_embeddings
 
 __all__ = [
     "DotProductInteraction",
@@ -24,4 +24,5 @@ __all__ = [
     "late_similarity",
     "pooled",
     "prototype_similarity",
+    "unit_embeddings",
 ]

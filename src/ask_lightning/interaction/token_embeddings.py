@@ -67,6 +67,10 @@ class TokenEmbeddings:
             return torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
         return self.mask
 
+    def detach(self) -> TokenEmbeddings:
+        """The same embeddings outside of the graph."""
+        return replace(self, pooled=self.pooled.detach(), tokens=self.tokens.detach())
+
     def to(self, dtype: torch.dtype) -> TokenEmbeddings:
         """The same embeddings in another dtype.
 
@@ -101,6 +105,21 @@ class TokenEmbeddings:
 
 Embeddings = Tensor | TokenEmbeddings
 """What an encoder returns: pooled embeddings `(B, d)`, with those of tokens or without."""
+
+
+def unit_embeddings(embeddings: Embeddings, dtype: torch.dtype) -> Embeddings:
+    """The embeddings at length one, in a dtype; zeros stay zero.
+
+    Args:
+        embeddings: What an encoder returned.
+        dtype: Floating dtype.
+
+    Examples:
+        >>> unit_embeddings(torch.tensor([[3, 4]]), torch.float32)
+        tensor([[0.6000, 0.8000]])
+    """
+    converted = embeddings.to(dtype)
+    return converted.unit_length() if isinstance(converted, TokenEmbeddings) else unit_length(converted)
 
 
 def pooled(embeddings: Embeddings) -> Tensor:

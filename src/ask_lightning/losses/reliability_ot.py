@@ -3,8 +3,8 @@
 Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are texts, columns audios.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 from warnings import warn
 
 import torch
@@ -19,9 +19,11 @@ from ask_lightning.functional import (
     sinkhorn_plan,
 )
 from ask_lightning.functional.distillation import Teacher
+from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
-from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
+from ask_lightning.losses.base import Positives, Temperature
+from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
@@ -30,7 +32,7 @@ Modulation = Literal["batch", "sample"]
 DIRECTIONS = ("t2a", "a2t")
 
 
-class ReliabilityOTLoss(RetrievalLoss):
+class ReliabilityOTLoss(InteractingLoss):
     """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
 
     For each granularity the batch's embeddings are mixed with the knowledge that they retrieve (Eq. 9), the
@@ -75,8 +77,11 @@ class ReliabilityOTLoss(RetrievalLoss):
         modulation: `"batch"`: the loss of the batch is weighed by the mean reliability (the paper);
             `"sample"`: the loss of each sample by its own.
         modulation_gradient: Whether to differentiate the factor as well.
-        interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
-            embeddings. Default: inner product.
+        interaction: How texts and audios are compared: None is the dot product of pooled embeddings; others
+            are the name of the model's attribute that is an `Interaction`, the interaction itself, or another
+            callable `(text, audio)` that returns `Similarities` or one matrix `(B, B)` with texts as rows.
+            It compares the injected embeddings; tokens all get the knowledge that their pooled embedding
+            retrieved.
         gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
             may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
             process with the whole batch. `False`: they are computed over the local batch.
@@ -117,13 +122,13 @@ class ReliabilityOTLoss(RetrievalLoss):
         positives: Positives = "diagonal",
         modulation: Modulation = "batch",
         modulation_gradient: bool = True,
-        interaction: Callable[[Tensor, Tensor], Tensor] | None = None,
+        interaction: InteractionLike | str | None = None,
         gather: bool = False,
         distillation_weight: float = 0.0,
         teacher_temperature: float = 0.1,
         teacher: Teacher = "softmax",
     ) -> None:
-        super().__init__(temperature, positives=positives, gather=gather)
+        super().__init__(temperature, positives=positives, interaction=interaction, gather=gather)
         check_count("num_neighbors", num_neighbors)
         check_count("sinkhorn_iterations", sinkhorn_iterations)
         check_range("injection_ratio", injection_ratio, 0, 1)
@@ -152,7 +157,6 @@ class ReliabilityOTLoss(RetrievalLoss):
         self.exclude_self = exclude_self
         self.modulation = modulation
         self.modulation_gradient = modulation_gradient
-        self.interaction = interaction
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
@@ -167,17 +171,6 @@ class ReliabilityOTLoss(RetrievalLoss):
     def needs_training_clips(self) -> bool:
         """Whether the knowledge is also the teacher."""
         return self.distillation_weight > 0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
-        return super().options | {"interaction": self.interaction and repr(self.interaction)}
-
-    @classmethod
-    def _objects_in(cls, options: dict[str, Any]) -> list[str]:
-        """The names of options that stand for an object."""
-        with_interaction = ["interaction"] if options["interaction"] is not None else []
-        return [*super()._objects_in(options), *with_interaction]
 
     def extra_repr(self) -> str:
         """The options that the paper varies."""
@@ -196,7 +189,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         knowledge.check_num_neighbors(self.num_neighbors, exclude=self.exclude_self)
 
     def compute(
-        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+        self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings and its terms, see `RetrievalLoss`.
 
@@ -205,9 +198,9 @@ class ReliabilityOTLoss(RetrievalLoss):
         """
         if knowledge is None:
             return self._without_knowledge(audio, text, ids), {}
-        neighborhoods = self.retrieve(audio, text, knowledge, ids=ids)
+        neighborhoods = self.retrieve(pooled(audio), pooled(text), knowledge, ids=ids)
         bounded = self.is_bounded(knowledge)
-        targets = self.targets(ids, knowledge, audio.dtype)
+        targets = self.targets(ids, knowledge, pooled(audio).dtype)
         return self.from_neighborhoods(audio, text, neighborhoods, ids=ids, bounded=bounded, targets=targets)
 
     def targets(
@@ -258,8 +251,8 @@ class ReliabilityOTLoss(RetrievalLoss):
 
     def from_neighborhoods(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         neighborhoods: dict[GranularityName, Neighborhood],
         *,
         ids: Tensor | None = None,
@@ -269,8 +262,8 @@ class ReliabilityOTLoss(RetrievalLoss):
         """The loss of unit embeddings for neighbours that are looked up already (Eq. 9–19).
 
         Args:
-            audio: `(B, d)` unit vectors.
-            text: `(B, d)` unit vectors.
+            audio: `(B, d)` unit vectors, or `TokenEmbeddings` of unit vectors.
+            text: Unit vectors of the same kinds.
             neighborhoods: The neighbours of each granularity, as `KnowledgeBase.lookup` returns them.
             ids: `(B,)` int64 for `positives="ids"`.
             bounded: Whether all neighbours have at most unit length.
@@ -280,21 +273,21 @@ class ReliabilityOTLoss(RetrievalLoss):
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
         ignore = self._same_clip(ids)
+        u, v = pooled(audio), pooled(text)  # (B, d)
         lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
-        entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
+        entropies = dict.fromkeys(DIRECTIONS, u.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
         # (λ_g, F_g) of each granularity, F_g of each sample (B,)
         weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
-            neighbors = found.to(audio.dtype)
-            ratio, renormalize = self.injection_ratio, self.renormalize_injected
-            injected_audio, injected_text, *psi = self._rows_of_all_ranks(
-                inject_knowledge(audio, neighbors.audio_by_audio, ratio, renormalize=renormalize),
-                inject_knowledge(text, neighbors.text_by_text, ratio, renormalize=renormalize),
-                *neighbors.potentials(audio, text).values(),  # (B,) each
+            neighbors = found.to(u.dtype)
+            injected_audio, injected_text, psi = self.compared(
+                self._inject(audio, neighbors.audio_by_audio),
+                self._inject(text, neighbors.text_by_text),
+                *neighbors.potentials(u, v).values(),  # (B,) each
             )
             potentials = dict(zip(DIRECTIONS, psi, strict=True))
-            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
+            contrast, plans = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
             for direction in DIRECTIONS:
                 entropies[direction] = entropies[direction] + contrast[direction]
                 unreliability = disagreement(potentials[direction])
@@ -303,31 +296,38 @@ class ReliabilityOTLoss(RetrievalLoss):
                 terms[f"factor_{name}_{direction}"] = modulation_factor(
                     [(lambdas[name], unreliability.mean())]
                 )
-            mass = plan * len(plan)  # rows of sum 1
-            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
-            terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
+            mass = plans * plans.shape[1]  # rows of sum 1
+            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=2).mean()
+            terms[f"plan_diagonal_{name}"] = mass.diagonal(dim1=1, dim2=2).mean()
         factors = {direction: modulation_factor(weighted[direction]) for direction in DIRECTIONS}  # (B,)
         loss = self._weigh(entropies, factors, terms, bounded)
         return loss, terms | {"loss": loss}
 
+    def _inject(self, embeddings: Embeddings, neighbors: Tensor) -> Embeddings:
+        """Embeddings of one modality, mixed with the neighbours `(B, K, d)` that they retrieved."""
+        ratio, renormalize = self.injection_ratio, self.renormalize_injected
+        if isinstance(embeddings, TokenEmbeddings):
+            return embeddings.inject(neighbors, ratio, renormalize=renormalize)
+        return inject_knowledge(embeddings, neighbors, ratio, renormalize=renormalize)
+
     def _contrast(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         ignore: Tensor | None,
         bounded: bool,
         targets: BatchTargets | None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
-        similarity = self._similarity(text, audio)  # (B texts, B audios)
-        plan = sinkhorn_plan(
-            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
-            self.sinkhorn_epsilon,
-            self.sinkhorn_iterations,
-            bounded=bounded and self.interaction is None,
-        )
+        """Cross-entropy of injected embeddings in both directions after realignment.
+
+        Returns:
+            The cross-entropies by direction, and the plans: one `(1, B, B)`, or one for each direction.
+        """
+        similarities = self.similarities(text, audio)  # (B, B) each
+        plan = self._plan(similarities.to_audio, bounded)
+        plans = [plan, plan.T if similarities.are_symmetric else self._plan(similarities.to_text, bounded)]
         contrast = {}
-        for direction, scores, transport in (("t2a", similarity, plan), ("a2t", similarity.T, plan.T)):
+        for direction, scores, transport in zip(DIRECTIONS, similarities[:2], plans, strict=True):
             realigned = realign_similarity(scores, transport, self.ot_factor, plan_scaling=self.plan_scaling)
             contrast[direction] = nt_xent(
                 realigned,
@@ -336,7 +336,16 @@ class ReliabilityOTLoss(RetrievalLoss):
                 ignore=ignore,
                 reduction="none" if self.modulation == "sample" else "mean",
             )
-        return contrast, plan.detach()
+        return contrast, torch.stack(plans[: 1 if similarities.are_symmetric else 2]).detach()
+
+    def _plan(self, similarity: Tensor, bounded: bool) -> Tensor:
+        """The transport plan of the similarities of one direction, `(B, B)`."""
+        return sinkhorn_plan(
+            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
+            self.sinkhorn_epsilon,
+            self.sinkhorn_iterations,
+            bounded=bounded and self.interaction is None,
+        )
 
     def _weigh(
         self,
@@ -362,22 +371,18 @@ class ReliabilityOTLoss(RetrievalLoss):
             terms[f"factor_{direction}"] = factor.mean()
         return 0.5 * (weighed[0] + weighed[1])
 
-    def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
-        """`(B, B)`, rows text, columns audio."""
-        return text @ audio.T if self.interaction is None else self.interaction(text, audio)
-
-    def _without_knowledge(self, audio: Tensor, text: Tensor, ids: Tensor | None) -> Tensor:
+    def _without_knowledge(self, audio: Embeddings, text: Embeddings, ids: Tensor | None) -> Tensor:
         """Plain NT-Xent, once for each granularity, with a warning."""
         warn(
             "ReliabilityOTLoss evaluates without knowledge, as plain NT-Xent, because no knowledge base "
             "has been built yet.",
             stacklevel=3,
         )
-        audio, text = self._rows_of_all_ranks(audio, text)
+        audio, text, _ = self.compared(audio, text)
         ignore = self._same_clip(ids)
-        similarity = self._similarity(text, audio)
-        both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
-        return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
+        similarities = self.similarities(text, audio)
+        both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in similarities[:2])
+        return len(self.granularities) * 0.5 * sum(both, start=pooled(audio).new_zeros(()))
 
 
 def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
