@@ -30,6 +30,10 @@ SMALL_MODEL: dict[str, Any] = {
     "learning_rate": 1e-3,
 }
 SHORT_CLIPS: dict[str, Any] = {"seconds": 0.7, "batch_size": 8, "check_counts": False}
+# As in ML-ACT's public code: what its tokenizer and its audio encoder are given, and which epoch is kept.
+CAPTIONS: dict[str, Any] = {"caption_style": "plain"}
+PADDING: dict[str, Any] = {"padding": "heard"}
+MONITOR = "val/t2a/mean_recall"
 
 
 def main() -> None:
@@ -38,14 +42,14 @@ def main() -> None:
     L.seed_everything(options.seed, verbose=False)
     if options.demo:
         root = write_audiocaps(tempfile.mkdtemp(), seconds=0.7)
-        data = AudioCapsData(root, **SHORT_CLIPS)
-        model = ResNet38BERT(None, None, **SMALL_MODEL)
+        data = AudioCapsData(root, **SHORT_CLIPS, **CAPTIONS)
+        model = ResNet38BERT(None, None, **SMALL_MODEL, **PADDING)
     else:
-        data = AudioCapsData(options.root, batch_size=32, num_workers=options.workers)
-        model = ResNet38BERT(options.weights, options.bert)
+        data = AudioCapsData(options.root, batch_size=32, num_workers=options.workers, **CAPTIONS)
+        model = ResNet38BERT(options.weights, options.bert, **PADDING)
 
     module: L.LightningModule = model
-    callbacks: list[L.Callback] = [RecallTable()]
+    callbacks: list[L.Callback] = [RecallTable(MONITOR)]
     if not options.baseline:
         module = ASKModule(
             model,
@@ -55,7 +59,7 @@ def main() -> None:
         refresh = KnowledgeRefreshCallback(T=1 if options.demo else 15, source=data.knowledge_dataset)
         callbacks += [refresh, DriftMonitor(), QueryTable()]
 
-    best = ModelCheckpoint(monitor="val/mean_recall", mode="max")
+    best = ModelCheckpoint(monitor=MONITOR, mode="max")
     trainer = L.Trainer(
         accelerator="cpu" if options.demo else "auto",
         devices=1,

@@ -26,6 +26,9 @@ from ask_lightning.data import (
 from ask_lightning.models import CEDSonar
 
 RATE = 16000  # of CED
+# As in ML-CLAP's public code: what its tokenizer and its audio encoder are given, and SONAR's dropout.
+CAPTIONS: dict[str, Any] = {"caption_style": "plain"}
+LIKE_ML_CLAP: dict[str, Any] = {"padding": "heard", "activation_dropout": 0.1}
 # What the demo shrinks; the classes are the same.
 SMALL_MODEL: dict[str, Any] = {
     "text_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
@@ -46,12 +49,12 @@ def main() -> None:
     folder = write_demo() if options.demo else options.datasets
     short: dict[str, Any] = {"batch_size": 8, "check_counts": False} if options.demo else {}
     knowledge = KnowledgeSource(wavcaps=folder / "WavCaps")
-    clotho = ClothoData(folder / "Clotho", knowledge=knowledge, sample_rate=RATE, **short)
-    audiocaps = AudioCapsData(folder / "AudioCaps", sample_rate=RATE, **short)
+    clotho = ClothoData(folder / "Clotho", knowledge=knowledge, sample_rate=RATE, **CAPTIONS, **short)
+    audiocaps = AudioCapsData(folder / "AudioCaps", sample_rate=RATE, **CAPTIONS, **short)
     if options.demo:
-        model = CEDSonar(None, None, **SMALL_MODEL)
+        model = CEDSonar(None, None, **LIKE_ML_CLAP, **SMALL_MODEL)
     else:
-        model = CEDSonar("mispeech/ced-base", "cointegrated/SONAR_200_text_encoder")
+        model = CEDSonar("mispeech/ced-base", "cointegrated/SONAR_200_text_encoder", **LIKE_ML_CLAP)
 
     module = ASKModule(
         model,

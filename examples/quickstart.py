@@ -64,7 +64,7 @@ def main() -> None:
     )
     weights = pretrained_weights(options)
     methods = loss_methods(
-        options.methods,
+        {name: LOSSES[name] for name in options.methods},
         partial(make_model, weights),
         learning_rate=options.learning_rate,
         num_candidates=options.candidates,
@@ -182,7 +182,7 @@ def parse_arguments() -> Options:
     names = tuple(LOSSES)
     add("--data", choices=("soundscapes", "folder"), default="soundscapes", help="synthetic or your own")
     add("--scenes", type=int, default=400, help="training soundscapes")
-    add("--test-scenes", type=int, default=240, help="soundscapes to validate, and as many to test")
+    add("--test-scenes", type=int, default=200, help="soundscapes to validate, and as many to test")
     add("--pretraining-scenes", type=int, default=1200, help="other soundscapes, to pretrain on")
     add("--root", type=Path, help="folder of audio files")
     add("--annotations", type=Path, help="CSV with a row for each audio–caption pair")
@@ -193,8 +193,8 @@ def parse_arguments() -> Options:
     add("--methods", nargs="+", choices=names, default=MAIN_LOSSES, help="losses to compare")
     add("--references", nargs="+", choices=names, default=MAIN_LOSSES[:2], help="losses to subtract")
     add("--pretraining-epochs", type=int, default=6, help="epochs of NT-Xent before; 0: random weights")
-    add("--epochs", type=int, default=12, help="epochs of each run")
-    add("--T", type=int, default=4, help="epochs between refreshes of the knowledge")
+    add("--epochs", type=int, default=10, help="epochs of each run")
+    add("--T", type=int, default=3, help="epochs between refreshes of the knowledge")
     add("--prototypes", type=int, default=64, help="number of coarse prototypes")
     add(
         "--candidates",

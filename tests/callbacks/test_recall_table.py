@@ -1,7 +1,12 @@
 """The table of recalls after `fit`, `validate` and `test`."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ask_lightning.callbacks import RecallTable
 from tests.helpers.command_line import ASK, ask_lightning, csv_rows, log_folder, logged
 
 
@@ -21,3 +26,37 @@ def test_after_validate_and_test_there_is_the_split(command, row, demo, trained,
     assert scores["% of"] == row
     assert [other["% of"] for other in others] == (["test, calibrated"] if command == "test" else [])
     assert 0 <= float(scores["T2A R@10"]) <= 100
+
+
+class Epoch:
+    """A trainer after an epoch: text-to-audio is best in epoch 0, both directions together in epoch 1."""
+
+    sanity_checking = False
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+
+    def __init__(self, number):
+        self.current_epoch = number
+        recalls = {"t2a": 0.5, "a2t": 0.1} if number == 0 else {"t2a": 0.4, "a2t": 0.9}
+        self.callback_metrics = {
+            f"val/{direction}/{name}": torch.tensor(recall)
+            for direction, recall in recalls.items()
+            for name in ("recall_at_1", "recall_at_5", "recall_at_10", "mean_recall")
+        }
+
+
+@pytest.mark.parametrize(("monitor", "best"), [(None, 1), ("val/t2a/mean_recall", 0)])
+def test_the_best_epoch_is_that_of_the_monitor(monitor, best):
+    table = RecallTable(monitor)
+    for number in range(2):
+        table.on_validation_end(Epoch(number), None)
+    assert table.state_dict()["epoch"] == best
+    other = RecallTable(monitor)
+    other.load_state_dict(table.state_dict())
+    other.on_validation_end(Epoch(0), None)
+    assert other.state_dict() == table.state_dict()
+
+
+def test_a_monitor_that_is_not_logged():
+    message = r"chosen by 'val/recall', which the model does not log; it logs val/t2a/recall_at_1"
+    with pytest.raises(RuntimeError, match=message):
+        RecallTable("val/recall").on_validation_end(Epoch(0), None)

@@ -25,7 +25,10 @@ from tests.helpers.command_line import (
 
 # Without randomness of its own a resumed run is the same as one without a break.
 PLAIN = ("--model.spec_augment", "false", "--model.dropout", 0)
-PLAIN_SONAR = (*PLAIN[:2], "--model.text_config.dropout", 0, "--model.text_config.attention_dropout", 0)
+PLAIN_SONAR = (
+    *("--model.text_config.dropout", 0, "--model.text_config.attention_dropout", 0),
+    *("--model.activation_dropout", 0),
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import pytest
 
 from ask_lightning.cli.compose import compose
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.run_options import RunOptions
 
 PLACES = {"run": "runs/x", "datasets": "/data", "weights": "/weights"}
 
@@ -93,3 +94,34 @@ def test_shipped_configs_are_found_by_their_names_in_the_repository_too(tmp_path
     assert compose(["clotho_ced_sonar_ask.yaml"], places).config == {"seed_everything": 3}
     with pytest.raises(UsageError, match=r"There is no config file 'other/clotho_ced_sonar_ask\.yaml'"):
         compose(["other/clotho_ced_sonar_ask.yaml"], places)
+
+
+def monitors(config):
+    callbacks = config["trainer"]["callbacks"]
+    given = [
+        callback["init_args"]["monitor"]
+        for callback in callbacks
+        if "monitor" in callback.get("init_args", {})
+    ]
+    assert "monitor" not in config, "it is no section"
+    return given
+
+
+def test_the_best_epoch_is_chosen_by_the_metric_that_is_named_last(tmp_path):
+    own = write(tmp_path / "mine.yaml", "compose: [clotho_resnet38_bert_ask]\nmonitor: val/a2t/mean_recall\n")
+    assert monitors(compose(["clotho_clap_ask"], PLACES).config) == ["val/mean_recall"] * 2
+    assert monitors(compose([own], PLACES).config) == ["val/a2t/mean_recall"] * 2
+    options = RunOptions.parse(["--config", own, "--monitor", "val/t2a/recall_at_1"])
+    assert options.lightning_arguments == []
+    assert monitors(options.compose().config) == ["val/t2a/recall_at_1"] * 2
+
+
+def test_a_monitor_without_effect_or_without_a_name(tmp_path):
+    own = write(tmp_path / "mine.yaml", "trainer: {max_epochs: 1}\n")
+    with pytest.raises(
+        UsageError, match=r"--monitor has no effect, because nothing in the config says \{monitor\}"
+    ):
+        RunOptions.parse(["--config", own, "--monitor", "val/loss"]).compose()
+    own = write(tmp_path / "mine.yaml", "compose: [run]\nmonitor: [val/loss]\n")
+    with pytest.raises(UsageError, match=r"`monitor` has to be the name of a metric, but got \['val/loss'\]"):
+        compose([own], PLACES)

@@ -1,10 +1,12 @@
 """The paper's rows train, write a checkpoint and are tested, on synthetic data."""
 
+import inspect
 import math
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from ask_lightning import ASKModule, KnowledgeRefreshCallback
 from ask_lightning.cli.compose import CONFIGS, compose, shipped_configs, shipped_roles
@@ -96,6 +98,48 @@ def test_the_schedules_are_the_papers():
         clap = compose([f"{dataset}_ced_sonar_ask"], PLACES).config
         assert clap["trainer"]["max_epochs"] == 10
         assert clap["model"]["init_args"]["decay_epochs"] == 4
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_hear_and_read_what_their_baseline_does(dataset, method):
+    """The public code of ML-ACT (13c21d9) and of ML-CLAP (154393e).
+
+    Both rewrite captions and encode padding like sound. ML-ACT masks spectrograms, and its train() keeps the
+    epoch with the highest R@1 + R@5 + R@10 from text to audio; ML-CLAP's SONAR is fairseq2's, with dropout
+    behind the activation.
+    """
+    act, clap = (compose([f"{dataset}_{backbone}_{method}"], PLACES).config for backbone in BACKBONES)
+    for config, monitor in ((act, "val/t2a/mean_recall"), (clap, "val/mean_recall")):
+        assert config["data"]["init_args"]["caption_style"] == "plain"
+        assert config["model"]["init_args"]["padding"] == "heard"
+        assert config["trainer"]["callbacks"][2]["init_args"]["monitor"] == monitor
+    assert "spec_augment" not in act["model"]["init_args"] | clap["model"]["init_args"]
+    assert inspect.signature(ResNet38BERT).parameters["spec_augment"].default is True
+    assert inspect.signature(CEDSonar).parameters["spec_augment"].default is False
+    assert clap["model"]["init_args"]["activation_dropout"] == 0.1
+    other = compose([f"{dataset}_clap_{method}"], PLACES).config
+    assert "caption_style" not in other["data"]["init_args"]
+
+
+@pytest.mark.parametrize("method", ["baseline", "ask"])
+def test_ml_claps_own_loss_is_a_part(method, demo):
+    cli = ask_lightning(
+        *("fit", "--config", f"clotho_ced_sonar_{method}", "--config", "ml_clap", demo),
+        *("--run", "run", "--trainer.max_epochs", 1),
+    )
+    model = cli.model.model if method == "ask" else cli.model
+    assert isinstance(model.temperature, torch.nn.Parameter)
+    assert model.temperature.item() != pytest.approx(0.07, abs=1e-6), "it is trained"
+    assert logged(Path("run"))["train/temperature"]
+    if method == "ask":
+        assert cli.model.ask_step == "criterion", "the regulariser stays"
+        assert cli.model.loss.temperature is model.temperature
+    tested = ask_lightning(
+        *("test", "--config", f"clotho_ced_sonar_{method}", "--config", "ml_clap", demo),
+        *("--run", "run", "--ckpt_path", "best"),
+    )
+    assert tested.model.temperature.item() == pytest.approx(model.temperature.item())
 
 
 def test_every_part_that_reads_files_is_shrunken_by_the_demo():

@@ -10,6 +10,7 @@ import torch
 
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import collate_pairs
 from ask_lightning.functional import unit_length
 from ask_lightning.models import ResNet38BERT
@@ -162,3 +163,17 @@ def test_training_clips_of_a_folder_are_encoded_without_random_crops():
     torch.testing.assert_close(EncodedPairs.load(Path("a.safetensors")).audio, expected, rtol=1e-4, atol=1e-5)
     knowledge = cli.datamodule.knowledge_dataset()
     assert torch.equal(collate_pairs(list(knowledge))["waveform"], middle["waveform"])
+
+
+def test_queries_are_written_like_the_captions(demo, trained):
+    """Those of the paper's rows are in lower case without punctuation."""
+    given = ("--config", ASK, demo, "--ckpt_path", last_checkpoint(trained), "--output", "a.safetensors")
+    ask_lightning("encode", *given)
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert pairs.caption_style == "plain"
+    hits = ask_lightning("search", "a.safetensors", "--text", f"{pairs.captions[3].upper()}!")
+    assert hits == ask_lightning("search", "a.safetensors", "--text", pairs.captions[3])
+    with pytest.raises(UsageError, match=r"`--text` has to hold words, but got '\?!'"):
+        ask_lightning("search", "a.safetensors", "--text", "?!")
+    ask_lightning("encode", *given, "--data.caption_style", "raw")
+    assert EncodedPairs.load(Path("a.safetensors")).caption_style == "raw"

@@ -1,6 +1,7 @@
 """Calibrated search against numpy; chosen on validation, and each query for itself."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from ask_lightning.metrics import (
     retrieval_ranks,
     retrieval_scores,
 )
-from ask_lightning.metrics.table import mean_recall
+from ask_lightning.metrics import calibration as calibration_module
+from ask_lightning.metrics.table import RECALLS, mean_recall
 from tests.helpers.hubs import hubby_pairs
 
 GATED = Calibration("nearest_neighbors", num_neighbors=5, gate_top_k=1)
@@ -98,6 +100,19 @@ def test_a_bank_that_is_near_to_nothing_changes_no_rank():
         assert torch.equal(ranks.audio_to_text, raw.audio_to_text)
 
 
+def test_the_gate_is_kept_where_it_is_better(monkeypatch):
+    def ranks(audio, text, clip_ids, bank, calibrations, **_):
+        return [1.0 if one == best else 0.5 for one in calibrations]
+
+    monkeypatch.setattr(calibration_module, "calibrated_ranks", ranks)
+    monkeypatch.setattr(calibration_module, "retrieval_scores", lambda rank: dict.fromkeys(RECALLS, rank))
+    pairs = hubby_pairs(seed=3, hub=3)
+    best = CALIBRATIONS[4]
+    assert choose_calibration(*pairs, None) is best
+    best = replace(CALIBRATIONS[0], gate_top_k=1)  # all are level, so that the first gets the gate
+    assert choose_calibration(*pairs, None) == best
+
+
 def test_calibration_undoes_hubs():
     pairs, bank = hubby_pairs(seed=1, hub=3), QueryBank.from_pairs(*hubby_pairs(100, seed=2, hub=3))
     chosen = choose_calibration(*hubby_pairs(seed=3, hub=3), bank)
@@ -111,8 +126,12 @@ def test_the_first_of_the_best_is_chosen():
     recalls = [mean_recall(retrieval_scores(ranks)) for ranks in calibrated_ranks(*pairs, bank, CALIBRATIONS)]
     assert len(set(recalls)) > 3
     expected = CALIBRATIONS[recalls.index(max(recalls))]
+    gated = replace(expected, gate_top_k=1)
+    (ranks,) = calibrated_ranks(*pairs, bank, [gated])
+    if mean_recall(retrieval_scores(ranks)) > max(recalls):
+        expected = gated
     assert choose_calibration(*pairs, bank) == expected
-    assert choose_calibration(*pairs, bank, [expected, *CALIBRATIONS]) is expected
+    assert choose_calibration(*pairs, bank, [CALIBRATIONS[0]]) != choose_calibration(*pairs, bank)
     with pytest.raises(ValueError, match="`calibrations` has to hold at least one"):
         choose_calibration(*pairs, bank, [])
 

@@ -50,3 +50,4 @@ def test_mean_recall_of_what_was_measured():
     assert mean_recall(whole) == 2.5
     assert mean_recall({"t2a/recall_at_1": 0.25, "t2a/median_rank": 7.0}) == 0.25
     assert mean_recall({"t2a/map_at_10": 0.5}) == 0.0
+    assert mean_recall({"t2a/recall_at_1": 0.25, "a2t/recall_at_1": 0.75}, directions=["t2a"]) == 0.25

@@ -16,36 +16,48 @@ from ask_lightning.utilities.text_tables import print_table
 class RecallTable(Callback):
     """Prints and writes recalls in percent at the end of `fit`, `validate` and `test`.
 
-    After `fit` there is a row for the epoch with the highest mean recall on the validation data and a row for
-    the last epoch; after `validate` and `test` there is one row for the split, and after a test with
-    `SearchCalibration` a second one for calibrated search. The table is written to
-    `recall.csv` in the folder of the run, and shown in Weights & Biases and TensorBoard.
+    After `fit` there is a row for the best epoch on the validation data and a row for the last epoch; after
+    `validate` and `test` there is one row for the split, and after a test with `SearchCalibration` a second
+    one for calibrated search. The table is written to `recall.csv` in the folder of the run, and shown in
+    Weights & Biases and TensorBoard.
 
     Requirements:
-        A model that logs the scores of `ask_lightning.metrics.AudioTextRetrieval` under `val/` and `test/`.
+        A model that logs the scores of `ask_lightning.metrics.AudioTextRetrieval` under `val/` and `test/`,
+        and the monitored metric.
+
+    Args:
+        monitor: Name of the logged metric whose highest value marks the best epoch; that of the trainer's
+            `ModelCheckpoint`. None: the mean of all recalls that the model logs.
+
+    Raises:
+        RuntimeError: The model does not log the monitored metric.
 
     Examples:
         >>> RecallTable().best
         {}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: str | None = None) -> None:
+        self.monitor = monitor
         self.best: dict[str, float] = {}
+        self._best_value = 0.0
         self._best_epoch = -1
         self._last: dict[str, float] = {}
         self._last_epoch = -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers the scores of the epoch; publishes them if validation was run on its own."""
-        scores = percentages(_logged_metrics(trainer), "val/")
+        metrics = _logged_metrics(trainer)
+        scores = percentages(metrics, "val/")
         if trainer.sanity_checking or not scores:
             return
         if trainer.state.fn == TrainerFn.VALIDATING:
             _publish(trainer, {"validation": scores})
             return
         self._last, self._last_epoch = scores, trainer.current_epoch
-        if not self.best or mean_recall(scores) > mean_recall(self.best):
-            self.best, self._best_epoch = scores, trainer.current_epoch
+        value = mean_recall(scores) if self.monitor is None else self._monitored(metrics)
+        if not self.best or value > self._best_value:
+            self.best, self._best_value, self._best_epoch = scores, value, trainer.current_epoch
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Publishes the best and the last epoch."""
@@ -66,11 +78,21 @@ class RecallTable(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch so far."""
-        return {"best": self.best, "epoch": self._best_epoch}
+        return {"best": self.best, "value": self._best_value, "epoch": self._best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best epoch of an interrupted run."""
         self.best, self._best_epoch = state_dict["best"], state_dict["epoch"]
+        self._best_value = state_dict["value"]
+
+    def _monitored(self, metrics: dict[str, float]) -> float:
+        if self.monitor not in metrics:
+            logged = ", ".join(name for name in metrics if name.startswith("val/"))
+            raise RuntimeError(
+                f"The best epoch is chosen by {self.monitor!r}, which the model does not log; it logs "
+                f"{logged}. Name one of these as `monitor`, of `ModelCheckpoint` as well."
+            )
+        return metrics[self.monitor]
 
 
 def _logged_metrics(trainer: pl.Trainer) -> dict[str, float]:

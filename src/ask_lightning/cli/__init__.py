@@ -33,6 +33,7 @@ flags of all commands but search:
   --run X        folder of the run (default: runs/NAME)
   --datasets X   folder in which AudioCaps, Clotho and WavCaps are (default: data)
   --weights X    folder of weights that are on no hub (default: weights)
+  --monitor X    metric that the best epoch is chosen by (default: that of the config)
   --ckpt_path X  a checkpoint: a path, or last or best of the folder of the run
   --demo[=X]     synthetic data, in folder X, and shrunken models: a minute on a CPU
   --ask.loss X   the loss: the name of a class of ask_lightning.losses, or the import path of one of yours

@@ -98,7 +98,8 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
 
     Args:
         model: A model with methods that encode audio and text. The loss takes the model's `temperature`, so
-            that baseline and ASK train with the same one; a model without has 0.07.
+            that baseline and ASK train with the same one; a model without has 0.07. A `Retriever` keeps its
+            embedding regulariser.
         section: The section `ask` after its classes were made.
 
     Returns:
@@ -110,7 +111,16 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     if "temperature" in taken or takes_any:
         make_loss = partial(make_loss, temperature=getattr(model, "temperature", 0.07))
     loss = make_loss()
-    return ASKModule(model, loss, audio=section["audio"], text=section["text"], ids=section["ids"])
+    # A term that the model adds to its contrastive loss stays.
+    criterion = "loss" if getattr(model, "embedding_regularizer", 0) else None
+    return ASKModule(
+        model,
+        loss,
+        audio=section["audio"],
+        text=section["text"],
+        ids=section["ids"],
+        criterion=criterion,
+    )
 
 
 def ask_callbacks(

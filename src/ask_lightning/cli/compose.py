@@ -17,6 +17,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 COMPOSE = "compose"
 """The key under which a config lists the configs that it is composed of."""
 
+MONITOR = "monitor"
+"""The key under which a config names the metric that the best epoch is chosen by, and its placeholder."""
+
+_DEFAULT_MONITOR = "val/mean_recall"
+
 
 @dataclass
 class Composition:
@@ -178,7 +183,7 @@ def compose(
     A config may begin with `compose:`, a list of names and paths of configs that are merged before it.
     Sections are merged key by key. A list replaces the list before; under a key that ends with `+` it is
     appended. A section with another `class_path` drops the arguments of the class before. Paths in `compose`
-    are relative to the file.
+    are relative to the file. The metric under `monitor` is no section; it stands in others as `{monitor}`.
 
     Args:
         names: Shipped names or paths of YAML files.
@@ -190,7 +195,8 @@ def compose(
         The merged config and its parts.
 
     Raises:
-        UsageError: A name is unknown, a file is no YAML mapping, or a config includes itself.
+        UsageError: A name is unknown, a file is no YAML mapping, a config includes itself, or the monitor is
+            no name.
 
     Examples:
         >>> places = {"run": "runs/1", "datasets": "data", "weights": "w"}
@@ -209,7 +215,15 @@ def compose(
             shrunken = CONFIGS / "demo" / f"{part}.yaml"
             if shrunken.is_file():
                 _merge(composition.config, _read_yaml(shrunken))
-    composition.config = _fill_placeholders(composition.config, placeholders)
+    if MONITOR in placeholders and f"{{{MONITOR}}}" not in str(composition.config):
+        raise UsageError(
+            f"--{MONITOR} has no effect, because nothing in the config says {{{MONITOR}}}. Name the metric "
+            "where the config has its `ModelCheckpoint`."
+        )
+    monitor = composition.config.pop(MONITOR, _DEFAULT_MONITOR)
+    if not isinstance(monitor, str):
+        raise UsageError(f"`{MONITOR}` has to be the name of a metric, but got {monitor!r}.")
+    composition.config = _fill_placeholders(composition.config, {MONITOR: monitor, **placeholders})
     return composition
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
@@ -23,7 +24,8 @@ from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 1"
+_FORMAT = "ask-lightning pairs 2"
+_TEXTS = ("names", "captions", "model", "caption_style")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -40,6 +42,7 @@ class EncodedPairs:
         captions: Texts of the P captions.
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
+        caption_style: Style of the captions, in which queries are encoded too.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
     """
 
@@ -50,6 +53,7 @@ class EncodedPairs:
     names: list[str]
     captions: list[str]
     model: dict[str, str | None] = field(default_factory=dict)
+    caption_style: CaptionStyle = "raw"
     calibration: HubCalibration | None = None
 
     def calibrate(self, training: "EncodedPairs", validation: "EncodedPairs") -> str:
@@ -89,7 +93,7 @@ class EncodedPairs:
         """
         check_output(path)
         tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
-        metadata = {name: json.dumps(getattr(self, name)) for name in ("names", "captions", "model")}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
             for name, values in self.calibration.tensors.items():
@@ -130,7 +134,7 @@ class EncodedPairs:
                 f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
                 f"{_REMEDY}"
             )
-        texts = {name: json.loads(metadata[name]) for name in ("names", "captions", "model")}
+        texts = {name: json.loads(metadata[name]) for name in _TEXTS}
         calibration = None
         if "calibration" in metadata:
             biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}
@@ -228,6 +232,7 @@ def encode_pairs(
             "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
             "fingerprint": fingerprint,
         },
+        caption_style=getattr(loader.dataset, "caption_style", "raw"),
     )
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning import ASKModule
-from ask_lightning.callbacks import SearchCalibration
+from ask_lightning.callbacks import RecallTable, SearchCalibration
 from ask_lightning.callbacks.snapshots import checkpoint_directories
 from ask_lightning.cli.ask_section import (
     SECTION,
@@ -174,8 +174,8 @@ class MonitorCheck(Callback):
                 logged = ", ".join(sorted(filter(_is_of_validation, trainer.callback_metrics)))
                 raise UsageError(
                     f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it, as "
-                    "`metrics.AudioTextRetrieval` computes it, or list `trainer.callbacks` in your config "
-                    "with another `monitor`."
+                    "`metrics.AudioTextRetrieval` computes it, or choose another metric by `--monitor`, or "
+                    "by `monitor` in your config or in its `trainer.callbacks`."
                 )
 
 
@@ -309,7 +309,8 @@ class RetrievalCLI(LightningCLI):
 
 def _monitors_of_validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
     """The names of the callbacks that go by a metric of validation, and that metric."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    # `RecallTable` marks what the others choose.
+    callbacks = [one for one in trainer.callbacks if not isinstance(one, RecallTable)]  # type: ignore[attr-defined]
     monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
     return [(name, monitor) for name, monitor in monitors if monitor and _is_of_validation(monitor)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ask_lightning.cli.compose import Composition, compose, shipped_classes
+from ask_lightning.cli.compose import MONITOR, Composition, compose, shipped_classes
 from ask_lightning.cli.demo_data import default_demo_folder, write_demo_data
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.run_lock import is_first_process
@@ -39,6 +39,7 @@ class RunOptions:
         run_folder: The folder of the run.
         datasets_folder: The folder in which the datasets are.
         weights_folder: The folder of weights that are on no hub.
+        monitor: Name of the metric that the best epoch is chosen by. None: that of the config.
         demo: Whether to run on synthetic data with shrunken models.
         checkpoint: Path of the checkpoint, or a name that Lightning resolves.
         lightning_arguments: All other arguments, which LightningCLI parses.
@@ -48,6 +49,7 @@ class RunOptions:
     run_folder: Path
     datasets_folder: Path
     weights_folder: Path
+    monitor: str | None
     demo: bool
     checkpoint: str | None
     lightning_arguments: list[str] = field(default_factory=list)
@@ -75,6 +77,7 @@ class RunOptions:
         parser.add_argument("--run")
         parser.add_argument("--datasets")
         parser.add_argument("--weights", default="weights")
+        parser.add_argument("--monitor", default=None)
         parser.add_argument("--ckpt_path", default=None)
         # `--demo` takes its value after `=` only; argparse would take the next argument for it.
         demo_folder, others = None, []
@@ -97,6 +100,7 @@ class RunOptions:
             run_folder=run_folder,
             datasets_folder=Path(demo_folder or str(getattr(known, "datasets", "data"))),
             weights_folder=Path(known.weights),
+            monitor=known.monitor,
             demo=demo_folder is not None,
             checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
             lightning_arguments=lightning_arguments,
@@ -119,7 +123,7 @@ class RunOptions:
             "name": self.run_folder.name,
             "datasets": str(self.datasets_folder),
             "weights": str(self.weights_folder),
-        }
+        } | ({} if self.monitor is None else {MONITOR: self.monitor})
         composition = compose(self.configs, placeholders, demo=self.demo, replacements=replacements)
         if self.demo:
             if not composition.parts:

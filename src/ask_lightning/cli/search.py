@@ -14,6 +14,7 @@ from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
+from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
@@ -136,7 +137,7 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int) -> list[Hit
     Args:
         model: The model that encoded the clips.
         pairs: The encoded clips.
-        text: The query.
+        text: The query, which is written in the style of the captions before it is encoded.
         top: Number of clips to return.
 
     Returns:
@@ -145,9 +146,10 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int) -> list[Hit
     Raises:
         UsageError: The query is empty, or the model has another embedding width.
     """
-    if not text.strip():
-        raise UsageError("Argument `--text` has to hold words, but it is empty.")
-    query = _encode_query(model, 1, {"caption": [text]})  # (d,)
+    styled = style_caption(text, pairs.caption_style)
+    if not styled.strip():
+        raise UsageError(f"Argument `--text` has to hold words, but got {text!r}.")
+    query = _encode_query(model, 1, {"caption": [styled]})  # (d,)
     first_caption: dict[int, str] = {}
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first_caption.setdefault(row, caption)

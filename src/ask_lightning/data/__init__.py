@@ -6,6 +6,7 @@ Synthetic soundscapes, any folder of audio files with captions, and AudioCaps, C
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.audio.features import log_mel
 from ask_lightning.data.audio.options import AudioOptions
+from ask_lightning.data.caption_style import plain_caption
 from ask_lightning.data.captions import read_captions
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
@@ -63,6 +64,7 @@ __all__ = [
     "find_leakage",
     "leaked_ids",
     "log_mel",
+    "plain_caption",
     "read_audiocaps",
     "read_captions",
     "read_clotho",

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch.nn.functional as F
@@ -23,7 +23,9 @@ from ask_lightning.data.audio.decoding import (
 from ask_lightning.data.audio.features import SILENCE, log_mel, num_frames
 from ask_lightning.data.audio.options import AudioOptions, Crop
 from ask_lightning.data.audio.stores import AudioStore
+from ask_lightning.data.caption_style import CaptionStyle, style_clips
 from ask_lightning.data.clips import Clip
+from ask_lightning.utilities.arguments import check_choice
 from ask_lightning.utilities.clip_ids import integer_ids
 
 # Clips up to this length are kept whole, and any crop can be cut from them. Of longer clips only those crops
@@ -52,13 +54,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clips: The clips with their captions.
         store: Store that opens the audio of each clip.
         audio: Settings by which the audio is read. None: `AudioOptions()`.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
 
     Attributes:
-        clips: The clips in use.
+        clips: The clips in use, with their captions in this style.
         skipped: Key and reason of each clip that was left out.
 
     Raises:
         AudioFileError: No clip can be used, or one cannot and `audio.strict` is set.
+        ValueError: The style is unknown.
 
     Examples:
         >>> from ask_lightning.data.audio.stores import FileStore
@@ -71,8 +76,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
         (2, torch.Size([64000]), 32000, 'nothing')
     """
 
-    def __init__(self, clips: Sequence[Clip], store: AudioStore, audio: AudioOptions | None = None) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        store: AudioStore,
+        audio: AudioOptions | None = None,
+        *,
+        caption_style: CaptionStyle = "raw",
+    ) -> None:
+        check_choice("caption_style", caption_style, get_args(CaptionStyle))
         self.audio = AudioOptions() if audio is None else audio
+        self.caption_style: CaptionStyle = caption_style
         self._store = store
         self._epoch = 0
         self._cache = AudioCache(self.audio.cache)
@@ -147,7 +161,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _set_clips(self, clips: Sequence[Clip]) -> None:
         """Take clips into use, and list an item for each of their captions."""
-        self.clips = list(clips)
+        self.clips = style_clips(clips, self.caption_style)
         if not self.clips:
             raise AudioFileError(f"No clip is left that can be used. {_describe_skipped(self.skipped)}")
         self._items = [

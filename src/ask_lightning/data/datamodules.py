@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
 from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
@@ -353,6 +354,8 @@ class FolderData(RetrievalDataModule):
         clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
         delimiter: Character between the fields of the CSV.
         encoding: Encoding of the CSV.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
         collection: Name that keeps the clip ids apart from those of another folder that gives the same names
             to other recordings.
         fractions: Share of the clips for training and validation, or for training, validation and test.
@@ -394,6 +397,7 @@ class FolderData(RetrievalDataModule):
         clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
+        caption_style: CaptionStyle = "raw",
         collection: str = "",
         fractions: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
@@ -421,6 +425,7 @@ class FolderData(RetrievalDataModule):
             "clip_id_column": clip_id_column,
             "delimiter": delimiter,
             "encoding": encoding,
+            "caption_style": caption_style,
             "collection": collection,
         }
         self._audio = AudioOptions(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Crop, Features
 from ask_lightning.data.audio.stores import FileStore
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.captions import read_captions
 from ask_lightning.data.clip_dataset import ClipDataset
 
@@ -23,6 +24,8 @@ class AudioFolder(ClipDataset):
         clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
         delimiter: Character between the fields of the CSV.
         encoding: Encoding of the CSV.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
         collection: Name that keeps the clip ids apart from those of another folder that gives the same names
             to other recordings.
         sample_rate: Rate of the waveforms in Hz.
@@ -60,6 +63,7 @@ class AudioFolder(ClipDataset):
         clip_id_column: str | None = None,
         delimiter: str = ",",
         encoding: str = "utf-8",
+        caption_style: CaptionStyle = "raw",
         collection: str = "",
         sample_rate: int = 16000,
         seconds: float = 10.0,
@@ -95,4 +99,5 @@ class AudioFolder(ClipDataset):
             collection=collection,
             root=root,
         )
-        super().__init__(clips, FileStore(root, {clip.key: clip.path for clip in clips}), audio)
+        store = FileStore(root, {clip.key: clip.path for clip in clips})
+        super().__init__(clips, store, audio, caption_style=caption_style)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +25,10 @@ def heading(metric: str) -> str:
     return f"{direction.upper()} {name.replace('recall_at_', 'R@').replace('map_at_', 'mAP@')}"
 
 
-RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in ("a2t", "t2a") for k in (1, 5, 10))
+DIRECTIONS = ("a2t", "t2a")
+"""Audio-to-text and text-to-audio retrieval, as the names of metrics begin."""
+
+RECALLS = tuple(f"{direction}/recall_at_{k}" for direction in DIRECTIONS for k in (1, 5, 10))
 """Names of the recalls that epochs and methods are compared by."""
 
 
@@ -33,25 +36,29 @@ CALIBRATED = "calibrated/"
 """Prefix of the names of metrics of calibrated search."""
 
 
-def mean_recall(metrics: Mapping[str, float | Tensor], prefix: str = "") -> float:
-    """The mean of R@1, R@5 and R@10 of both directions: what epochs and settings are chosen by.
+def mean_recall(
+    metrics: Mapping[str, float | Tensor], prefix: str = "", directions: Sequence[str] = DIRECTIONS
+) -> float:
+    """The mean of R@1, R@5 and R@10, by default of both directions: what epochs and settings are chosen by.
 
     Args:
         metrics: Metrics by name. Some names of `RECALLS` may be missing, as in the logs of a model that
             measures one direction only; without any the mean is 0.
         prefix: Prefix of the names, such as `CALIBRATED`.
+        directions: Directions of which the recalls count.
 
     Examples:
         >>> mean_recall(dict.fromkeys(RECALLS, 0.5))
         0.5
     """
-    found = [float(metrics[prefix + name]) for name in RECALLS if prefix + name in metrics]
+    names = (prefix + name for name in RECALLS if name.startswith(tuple(directions)))
+    found = [float(metrics[name]) for name in names if name in metrics]
     return statistics.fmean(found) if found else 0.0
 
 
 COLUMNS = {
     metric: heading(metric)
-    for direction in ("a2t", "t2a")
+    for direction in DIRECTIONS
     for metric in (*(name for name in RECALLS if name.startswith(direction)), f"{direction}/map_at_10")
 }
 """Headings of the paper's tables, by the names of the metrics."""

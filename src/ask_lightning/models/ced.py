@@ -1,17 +1,17 @@
 """ML-CLAP: CED and SONAR. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `N` patches, `d` width."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ask_lightning.data.audio.features import LogMel
-from ask_lightning.models.retriever import ProjectedRetriever
+from ask_lightning.models.retriever import Padding, ProjectedRetriever
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
-from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.arguments import check_choice, check_count
 
 SAMPLE_RATE = 16000
 """Sample rate of CED, in Hz."""
@@ -44,7 +44,11 @@ class CED(nn.Module):
             channels.
         max_frames: Largest number of frames that are encoded together. Longer clips are encoded in pieces of
             this length, whose features are averaged.
-        spec_augment: Whether SpecAugment masks spectrograms in training.
+        spec_augment: Whether SpecAugment masks spectrograms in training. The public code of CED and of
+            ML-CLAP trains without.
+        padding: `"masked"`: patches of padding are neither attended to nor averaged. `"heard"`: as in the
+            public code, padding is encoded like sound, the last piece of a long clip is filled with zeros and
+            counts as much as the others, and a last piece that needs no filling is left out.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -62,7 +66,8 @@ class CED(nn.Module):
         heads: int = 12,
         *,
         max_frames: int = 1012,
-        spec_augment: bool = True,
+        spec_augment: bool = False,
+        padding: Padding = "masked",
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
@@ -71,7 +76,9 @@ class CED(nn.Module):
                 f"width of {width}."
             )
         check_count("max_frames", max_frames, PATCH)
+        check_choice("padding", padding, get_args(Padding))
         self.max_frames = max_frames
+        self.padding: Padding = padding
         self.init_bn = nn.BatchNorm2d(NUM_MELS, momentum=0.01)
         self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
         self.patch_embed = _PatchEmbedding(width)
@@ -87,13 +94,11 @@ class CED(nn.Module):
     def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Encode spectrograms.
 
-        Patches of padding are neither attended to nor averaged: those beyond `num_frames`, and those that
-        complete the last piece of a long clip. (The published code includes the latter.)
-
         Args:
             spectrogram: `(B, F, 64)` decibels, `F` at least 16. Frames of an incomplete patch at the end are
                 dropped.
-            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding.
+            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding. It is
+                not used with `padding="heard"`.
 
         Returns:
             `(B, d)`: tokens are averaged within each piece, then the pieces are averaged.
@@ -102,6 +107,8 @@ class CED(nn.Module):
         normal = spectrogram.to(self.norm.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, M, F, 1)
         normal = self.init_bn(normal).squeeze(-1).transpose(1, 2)  # (B, F, M)
         normal = self.spec_augment(normal).transpose(1, 2)  # (B, M, F)
+        if self.padding == "heard":
+            return self._encode_equal_pieces(normal)
         pieces = -(-frames // self.max_frames)
         if pieces == 1 and num_frames is None:
             return self._encode_patches(normal, None).mean(dim=1)
@@ -126,6 +133,17 @@ class CED(nn.Module):
         shares = (has_sound / has_sound.sum(dim=1, keepdim=True)).to(tokens.dtype)  # (B, pieces)
         means = means.unflatten(0, (batch_size, pieces))  # (B, pieces, d)
         mean: Tensor = (means * shares.unsqueeze(2)).sum(dim=1)  # (B, d)
+        return mean
+
+    def _encode_equal_pieces(self, normal: Tensor) -> Tensor:
+        """Encode spectrograms `(B, M, F)` as `(B, d)` like the public code."""
+        pieces = list(normal.split(self.max_frames, dim=2))
+        if len(pieces) > 1:
+            last = pieces.pop()
+            if (missing := self.max_frames - last.shape[2]) > 0:
+                pieces.append(pad(last, (0, missing)))
+        tokens = self._encode_patches(torch.cat(pieces), None)  # (pieces B, N, d)
+        mean: Tensor = tokens.mean(dim=1).unflatten(0, (len(pieces), -1)).mean(dim=0)  # (B, d)
         return mean
 
     def _encode_patches(self, normal: Tensor, inside: Tensor | None) -> Tensor:
@@ -161,8 +179,9 @@ class CEDSonar(ProjectedRetriever):
     `(B,)`.
 
     Reference: Yan et al., "Bridging Language Gaps in Audio-Text Retrieval", Interspeech 2024 (arXiv
-    2406.07012), and its public code. The original learns its temperature and adds a term to the loss; here τ
-    is fixed and the loss is NT-Xent, as for the other models.
+    2406.07012), and its public code. The loss is NT-Xent with a fixed τ, as for the other models; the
+    original's has `learn_temperature=True` and `embedding_regularizer=1`. The original hears padding, too:
+    `padding="heard"`.
 
     Args:
         audio_weights: Weights of CED: `"mispeech/ced-base"`, a folder, or the path of the authors'
@@ -185,8 +204,15 @@ class CEDSonar(ProjectedRetriever):
         sample_rate: Sample rate of the waveforms in the batches, in Hz. Rates other than 16,000 are
             resampled.
         spec_augment: Whether SpecAugment masks spectrograms in training.
+        padding: `"masked"` or `"heard"`: whether the padding of a batch is encoded like sound; see `CED`.
+        activation_dropout: Dropout rate behind the activation in the feed-forward layers of SONAR, in [0, 1):
+            0.1 in fairseq2, from which the original takes SONAR. None: that of the configuration, which is 0
+            for the weights on the hub.
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
+        learn_temperature: Whether τ is a parameter that is trained, from this value on.
+        embedding_regularizer: Weight of the embedding regulariser in the model's own loss, at least 0; see
+            `Retriever`.
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
@@ -231,9 +257,13 @@ class CEDSonar(ProjectedRetriever):
         audio_heads: int = 12,
         max_frames: int = 1012,
         sample_rate: int = SAMPLE_RATE,
-        spec_augment: bool = True,
+        spec_augment: bool = False,
+        padding: Padding = "masked",
+        activation_dropout: float | None = None,
         max_tokens: int = 128,
         temperature: float = 0.07,
+        learn_temperature: bool = False,
+        embedding_regularizer: float = 0.0,
         learning_rate: float = 5e-5,
         decay_epochs: int = 4,
         decay_factor: float = 0.1,
@@ -241,7 +271,10 @@ class CEDSonar(ProjectedRetriever):
         super().__init__(
             sample_rate,
             SAMPLE_RATE,
+            padding=padding,
             temperature=temperature,
+            learn_temperature=learn_temperature,
+            embedding_regularizer=embedding_regularizer,
             learning_rate=learning_rate,
             decay_epochs=decay_epochs,
             decay_factor=decay_factor,
@@ -259,12 +292,22 @@ class CEDSonar(ProjectedRetriever):
             min_frames=PATCH,
         )
         self.audio_encoder = CED(
-            audio_width, audio_depth, audio_heads, max_frames=max_frames, spec_augment=spec_augment
+            audio_width,
+            audio_depth,
+            audio_heads,
+            max_frames=max_frames,
+            spec_augment=spec_augment,
+            padding=padding,
         )
         if audio_weights is not None:
             self.audio_encoder.load_published(audio_weights)
         self.text_encoder = TextEncoder.sonar(
-            text_weights, text_config, tokenizer, language=language, max_tokens=max_tokens
+            text_weights,
+            text_config,
+            tokenizer,
+            language=language,
+            activation_dropout=activation_dropout,
+            max_tokens=max_tokens,
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
         self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)

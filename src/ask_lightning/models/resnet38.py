@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, relu
 
 from ask_lightning.data.audio.features import LogMel
-from ask_lightning.models.retriever import ProjectedRetriever
+from ask_lightning.models.retriever import Padding, ProjectedRetriever
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
@@ -154,6 +154,8 @@ class ResNet38BERT(ProjectedRetriever):
         sample_rate: Sample rate of the waveforms in the batches, in Hz. Rates other than 32,000 are
             resampled.
         spec_augment: Whether SpecAugment masks spectrograms in training.
+        padding: `"masked"`: a clip is encoded as if it were alone in its batch. `"heard"`: the padding of a
+            batch is encoded like sound, as in the original.
         dropout: Dropout rate of both encoders, in [0, 1).
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
         temperature: τ of the loss, above 0.
@@ -200,6 +202,7 @@ class ResNet38BERT(ProjectedRetriever):
         audio_width: int = 2048,
         sample_rate: int = SAMPLE_RATE,
         spec_augment: bool = True,
+        padding: Padding = "masked",
         dropout: float = 0.2,
         max_tokens: int = 128,
         temperature: float = 0.07,
@@ -210,6 +213,7 @@ class ResNet38BERT(ProjectedRetriever):
         super().__init__(
             sample_rate,
             SAMPLE_RATE,
+            padding=padding,
             temperature=temperature,
             learning_rate=learning_rate,
             decay_epochs=decay_epochs,

@@ -1,7 +1,7 @@
 """Base classes of the retrieval models: loss, metrics, Adam. Axes: `B` batch, `T` samples, `d` width."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -13,22 +13,32 @@ from torch.optim.lr_scheduler import StepLR
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
 from ask_lightning.metrics import AudioTextRetrieval
-from ask_lightning.metrics.table import CALIBRATED, mean_recall
+from ask_lightning.metrics.table import CALIBRATED, DIRECTIONS, mean_recall
 from ask_lightning.models.text import TextEncoder
-from ask_lightning.utilities.arguments import check_count, check_positive
+from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
 Batch = dict[str, Any]
+
+Padding = Literal["masked", "heard"]
+"""`"masked"`: a clip is encoded as if it were alone. `"heard"`: its padding is encoded like sound."""
 
 
 class Retriever(L.LightningModule, ABC):
     """Base class of audio–text retrieval models; a subclass encodes clips and captions.
 
-    It trains with the symmetric NT-Xent loss. It logs `train/loss`, and under `val/` and `test/` the
-    retrieval metrics and `mean_recall`, the mean of all recalls of both directions. With `SearchCalibration`
-    among the trainer's callbacks it logs those of calibrated search under `test/calibrated/`.
+    It trains with the symmetric NT-Xent loss, to which an embedding regulariser may be added. It logs
+    `train/loss`, a learned τ as `train/temperature`, and under `val/` and `test/` the retrieval metrics and
+    `mean_recall`, the mean of all recalls of both directions, with `t2a/mean_recall` and `a2t/mean_recall`,
+    those of one direction. With `SearchCalibration` among the trainer's callbacks it logs those of calibrated
+    search under `test/calibrated/`.
+
+    `ASKModule` replaces the whole loss; `ASKModule(model, criterion="loss")` keeps the regulariser, and the
+    command line passes that where there is one.
 
     Args:
         temperature: τ of the loss, above 0.
+        learn_temperature: Whether τ is a parameter that is trained, from this value on.
+        embedding_regularizer: Weight of `embedding_spread` of both sides in the training loss, at least 0.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -42,10 +52,20 @@ class Retriever(L.LightningModule, ABC):
         tensor(True)
     """
 
-    def __init__(self, temperature: float = 0.07) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        learn_temperature: bool = False,
+        embedding_regularizer: float = 0.0,
+    ) -> None:
         super().__init__()
         check_positive("temperature", temperature)
-        self.temperature = temperature
+        check_range("embedding_regularizer", embedding_regularizer, 0)
+        self.temperature: float | nn.Parameter = temperature
+        if learn_temperature:
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.embedding_regularizer = embedding_regularizer
         self.val_metrics = AudioTextRetrieval()
         self.test_metrics = AudioTextRetrieval()
 
@@ -86,7 +106,7 @@ class Retriever(L.LightningModule, ABC):
             return (nt_xent(similarity, self.temperature) + nt_xent(similarity.T, self.temperature)) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The symmetric NT-Xent loss of a batch.
+        """The symmetric NT-Xent loss of a batch, with the regulariser if there is one.
 
         Args:
             batch: A batch with audio, `"caption"` and `"clip_id"`.
@@ -97,7 +117,12 @@ class Retriever(L.LightningModule, ABC):
         """
         audio, text = self.encode_audio(batch), self.encode_text(batch)
         loss = self.loss(audio, text)
+        if self.embedding_regularizer > 0:
+            spread = embedding_spread(audio) + embedding_spread(text)
+            loss = loss + self.embedding_regularizer * spread
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
+        if isinstance(self.temperature, nn.Parameter):
+            self.log("train/temperature", self.temperature.detach().clone(), batch_size=len(audio))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -121,9 +146,11 @@ class Retriever(L.LightningModule, ABC):
         scores = metrics.compute()
         metrics.reset()
         logged: dict[str, Tensor | float] = {f"{stage}/{name}": score for name, score in scores.items()}
-        logged[f"{stage}/mean_recall"] = mean_recall(scores)
-        if any(name.startswith(CALIBRATED) for name in scores):
-            logged[f"{stage}/{CALIBRATED}mean_recall"] = mean_recall(scores, CALIBRATED)
+        calibrated = any(name.startswith(CALIBRATED) for name in scores)
+        for prefix in ("", CALIBRATED) if calibrated else ("",):
+            logged[f"{stage}/{prefix}mean_recall"] = mean_recall(scores, prefix)
+            for direction in DIRECTIONS:
+                logged[f"{stage}/{prefix}{direction}/mean_recall"] = mean_recall(scores, prefix, [direction])
         # The metric has gathered the rows of all processes, so that every process logs the same numbers.
         self.log_dict(logged, sync_dist=True)
 
@@ -139,6 +166,7 @@ class FineTunedRetriever(Retriever):
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
+        **loss_options: Further arguments of `Retriever`.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -153,8 +181,9 @@ class FineTunedRetriever(Retriever):
         learning_rate: float,
         decay_epochs: int,
         decay_factor: float,
+        **loss_options: Any,
     ) -> None:
-        super().__init__(temperature)
+        super().__init__(temperature, **loss_options)
         check_count("sample_rate", sample_rate)
         check_positive("learning_rate", learning_rate)
         check_count("decay_epochs", decay_epochs)
@@ -202,13 +231,29 @@ class FineTunedRetriever(Retriever):
 class ProjectedRetriever(FineTunedRetriever):
     """A model of two published encoders, each with a head of two layers that projects to one width.
 
-    A subclass sets `log_mel`, `audio_encoder` and `text_encoder`, then adds the heads. The arguments are
-    those of `FineTunedRetriever`.
+    A subclass sets `log_mel`, `audio_encoder` and `text_encoder`, then adds the heads.
+
+    Args:
+        sample_rate: Sample rate of the waveforms in the batches, in Hz.
+        model_rate: Sample rate that the audio encoder was trained with, in Hz.
+        padding: `"masked"`: samples from `"num_samples"` on are ignored. `"heard"`: they are encoded like
+            sound, so that a clip's embedding depends on the length of its batch.
+        **options: Further arguments of `FineTunedRetriever`.
+
+    Raises:
+        ValueError: An argument is outside its range.
     """
 
     log_mel: LogMel
     audio_encoder: nn.Module
     text_encoder: TextEncoder
+
+    def __init__(
+        self, sample_rate: int, model_rate: int, *, padding: Padding = "masked", **options: Any
+    ) -> None:
+        super().__init__(sample_rate, model_rate, **options)
+        check_choice("padding", padding, get_args(Padding))
+        self.padding: Padding = padding
 
     def add_heads(self, audio_width: int, text_width: int, head_width: int, width: int) -> None:
         """Add a head to each encoder.
@@ -226,7 +271,8 @@ class ProjectedRetriever(FineTunedRetriever):
         """Encode the clips of a batch.
 
         Args:
-            batch: A batch with `"waveform"`, and optionally `"num_samples"`: later samples are ignored.
+            batch: A batch with `"waveform"`, and optionally `"num_samples"`, from where on samples are
+                padding.
 
         Returns:
             `(B, d)`, L2-normalised.
@@ -235,7 +281,9 @@ class ProjectedRetriever(FineTunedRetriever):
             ValueError: The batch has no waveforms.
         """
         waveform, num_samples = self.resampled_waveforms(batch)
-        num_frames = None if num_samples is None else self.log_mel.num_frames(num_samples)
+        num_frames = None
+        if num_samples is not None and self.padding == "masked":
+            num_frames = self.log_mel.num_frames(num_samples)
         features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
         return normalize(self.audio_head(features).float(), dim=-1)
 
@@ -249,6 +297,29 @@ class ProjectedRetriever(FineTunedRetriever):
             `(B, d)`, L2-normalised.
         """
         return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
+
+
+def embedding_spread(embeddings: Tensor) -> Tensor:
+    """The embedding regulariser of ML-CLAP: how evenly vectors spread over their coordinates.
+
+    With E the batch's embeddings it is mean |E_ij| / ‖E‖_F, in float32: for unit vectors between 1 / (d √B),
+    where each has one coordinate that is not 0, and 1 / √(B d · B), where all are equally large.
+
+    Reference: The public code of Yan et al., "Bridging Language Gaps in Audio-Text Retrieval" (arXiv
+    2406.07012), `embed_regularization`.
+
+    Args:
+        embeddings: `(B, d)`.
+
+    Returns:
+        0-d.
+
+    Examples:
+        >>> embedding_spread(torch.tensor([[1.0, 0.0]]))
+        tensor(0.5000)
+    """
+    values = embeddings.float()
+    return values.abs().mean() / values.square().sum().sqrt()
 
 
 def batch_waveforms(batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -9,14 +9,18 @@ from ask_lightning.utilities.arguments import check_count, check_fraction
 class SpecAugment(nn.Module):
     """Masks random stretches of time and bands of frequencies of each training example.
 
-    Reference: Park et al., "SpecAugment", Interspeech 2019 (arXiv 1904.08779). The default sizes are those
-    of PANNs.
+    Both ranges exclude their upper end, as in the paper and in the code of PANNs: a stretch of a clip of L
+    frames has a length from {0, …, `time_width` - 1} and starts at one of {0, …, L - length - 1}, so that the
+    last frame is never masked.
+
+    Reference: Park et al., "SpecAugment", Interspeech 2019 (arXiv 1904.08779), section 2. The default sizes
+    are those of PANNs.
 
     Args:
-        time_width: Largest length of a stretch: a number of frames, of which never more than half of the clip
-            is masked, or a fraction of the clip, in [0, 1).
-        band_width: Largest width of a band: a number of mel bins, of which never more than half are masked,
-            or a fraction of them, in [0, 1).
+        time_width: Length that a stretch stays below: a number of frames, which is cut to half of a shorter
+            clip, or a fraction of the clip, in [0, 1).
+        band_width: Width that a band stays below: a number of mel bins, which is cut to half of them, or a
+            fraction of them, in [0, 1).
         count: Number of stretches, and number of bands.
         value: Value that masked places get.
 
@@ -64,11 +68,11 @@ class SpecAugment(nn.Module):
 
     def _random_mask(self, spectrogram: Tensor, length: int, width: float) -> Tensor:
         """`(B, length)` boolean, true in `count` stretches of each row."""
-        largest = int(width * length) if isinstance(width, float) else min(width, length // 2)
+        limit = int(width * length) if isinstance(width, float) else min(width, length // 2)
         shape = (len(spectrogram), self.count, 1)
         size, place = torch.rand(2, *shape, device=spectrogram.device)  # (B, count, 1) each
-        size = (size * (largest + 1)).floor()
-        start = (place * (length - size + 1)).floor()
+        size = (size * limit).floor()
+        start = (place * (length - size)).floor()
         positions = torch.arange(length, device=spectrogram.device)
         inside: Tensor = (positions >= start) & (positions < start + size)  # (B, count, length)
         return inside.any(dim=1)

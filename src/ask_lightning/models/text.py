@@ -13,6 +13,7 @@ from ask_lightning.models.weights import (
     pretrained_model,
     remove_pooler,
 )
+from ask_lightning.utilities.arguments import check_fraction
 from ask_lightning.utilities.optional_imports import import_optional
 
 SONAR: dict[str, Any] = {
@@ -110,6 +111,7 @@ class TextEncoder(nn.Module):
         tokenizer: str | None,
         *,
         language: str = "eng_Latn",
+        activation_dropout: float | None = None,
         max_tokens: int = 128,
     ) -> "TextEncoder":
         """The text encoder of SONAR, an `M2M100Encoder` of transformers, pooled by the mean over its tokens.
@@ -123,6 +125,8 @@ class TextEncoder(nn.Module):
                 `SONAR` if the weights are random.
             tokenizer: Argument `tokenizer` of `make_tokenizer`.
             language: Code of the captions' language.
+            activation_dropout: Dropout rate behind the activation in the feed-forward layers, unless
+                `config` has this entry, in [0, 1). None: that of the configuration.
             max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
 
         Raises:
@@ -133,6 +137,9 @@ class TextEncoder(nn.Module):
         configuration = import_optional("transformers").M2M100Config
         encoder = import_optional("transformers.models.m2m_100.modeling_m2m_100").M2M100Encoder
         entries = {name: value for name, value in (config or {}).items() if name != "model_type"}
+        if activation_dropout is not None:
+            check_fraction("activation_dropout", activation_dropout)
+            entries = {"activation_dropout": activation_dropout} | entries
         if weights is None:
             settings = make_config(configuration(**SONAR), entries, argument="text_config")
             model = encoder(settings).train()

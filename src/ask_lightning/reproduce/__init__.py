@@ -4,7 +4,7 @@ from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Comparison, Method, Protocol, compare
 from ask_lightning.reproduce.evaluation import Metrics
 from ask_lightning.reproduce.figures import comparison_picture
-from ask_lightning.reproduce.methods import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, candidates, loss_methods
+from ask_lightning.reproduce.methods import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, LossVariant, loss_methods
 from ask_lightning.reproduce.report import write_report
 from ask_lightning.reproduce.run_table import Run
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
@@ -16,12 +16,12 @@ __all__ = [
     "MAIN_LOSSES",
     "MAX_CANDIDATES",
     "Comparison",
+    "LossVariant",
     "Method",
     "Metrics",
     "PairedDifference",
     "Protocol",
     "Run",
-    "candidates",
     "compare",
     "comparison_markdown",
     "comparison_picture",

@@ -87,8 +87,7 @@ def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object
 def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metrics:
     """Rank both parts, raw and calibrated.
 
-    The calibration is the one of `ask_lightning.metrics.CALIBRATIONS` with the highest mean recall on the
-    validation part.
+    The calibration is the one that `ask_lightning.metrics.choose_calibration` finds on the validation part.
 
     Args:
         validation: Embeddings of the validation part.

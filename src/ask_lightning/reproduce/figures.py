@@ -57,6 +57,7 @@ def comparison_picture(comparison: Comparison, path: Path, *, refresh_every: int
         for axis in (learning, drift):
             label = "" if number else "refresh of the knowledge"
             axis.axvline(epoch - 0.5, color="black", linestyle=":", linewidth=1, label=label)
+    recall.margins(y=0.15)  # room for the numbers
     recall.set_xticks(range(len(methods)), [method.replace(", ", ",\n") for method in methods], fontsize=8)
     recall.set(
         title="test: mean of R@1, R@5, R@10\n(hollow: by cosine, filled: calibrated search)", ylabel="%"

@@ -228,3 +228,19 @@ def test_audiocaps_with_checksums_for_ids(write):
     }
     (clip,) = read_wavcaps(write("val.json", wavcaps_json(entry)), "AudioCaps")
     assert (clip.key, clip.name) == ("youtube:7fmOlUlwoNg", "Y7fmOlUlwoNg.wav")
+
+
+def test_carriage_returns_in_captions_of_audiocaps_2(tmp_path):
+    """Three training captions of `dataset2.0` hold one, outside of quotes."""
+    table = tmp_path / "train.csv"
+    table.write_bytes(
+        AUDIOCAPS.encode() + b"1,aaaaaaaaaaa,0,a man speaks and\ra dog whimpers\r\n2,bbbbbbbbbbb,30,bang\r\n"
+    )
+    assert [clip.captions for clip in read_audiocaps(table)] == [
+        ("a man speaks and a dog whimpers",),
+        ("bang",),
+    ]
+    table.write_bytes(
+        AUDIOCAPS.replace("\n", "\r").encode() + b"1,aaaaaaaaaaa,0,rain\r2,bbbbbbbbbbb,30,bang\r"
+    )
+    assert [clip.captions for clip in read_audiocaps(table)] == [("rain",), ("bang",)], "rows end with them"

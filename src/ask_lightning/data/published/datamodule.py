@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.audio.options import AudioOptions, Check, Crop
 from ask_lightning.data.audio.stores import FileStore
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate, count_captions
 from ask_lightning.data.datamodules import RetrievalDataModule
@@ -56,6 +57,8 @@ class PublishedDataModule(RetrievalDataModule):
         enriched: Captions by clip id that replace or complete those of the training clips; by default there
             are none.
         knowledge: Source of `knowledge_dataset`, by default the training clips.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
         check_counts: Whether to warn of clip counts that were never published.
         sample_rate: Rate of the waveforms in Hz.
         seconds: Length of a training crop, and the longest that a training waveform may be.
@@ -96,6 +99,7 @@ class PublishedDataModule(RetrievalDataModule):
         exclude: str | Sequence[str] | None = None,
         enriched: EnrichedCaptions = _NO_ENRICHED_CAPTIONS,
         knowledge: KnowledgeSource = _TRAINING_CLIPS,
+        caption_style: CaptionStyle = "raw",
         check_counts: bool = True,
         sample_rate: int = 32000,
         seconds: float = 10.0,
@@ -113,6 +117,7 @@ class PublishedDataModule(RetrievalDataModule):
         check_choice("layout", layout, get_args(Layout))
         check_choice("train_crop", train_crop, get_args(Crop))
         check_choice("eval_crop", eval_crop, ("center", "full"))
+        check_choice("caption_style", caption_style, get_args(CaptionStyle))
         for split in annotations or ():
             check_choice("annotations", split, SPLITS)
         train = AudioOptions(
@@ -143,6 +148,7 @@ class PublishedDataModule(RetrievalDataModule):
         self._exclude = exclude
         self._enriched = enriched
         self._knowledge = knowledge
+        self._caption_style: CaptionStyle = caption_style
         self._check_counts = check_counts
         self._held_out: list[Clip] = []
         self._knowledge_dataset: ClipDataset | None = None
@@ -209,6 +215,7 @@ class PublishedDataModule(RetrievalDataModule):
                 self._training_knowledge,
                 [*self.evaluation_clips(), *self._held_out],
                 replace(audio, crop="center") if audio.crop == "random" else audio,
+                caption_style=self._caption_style,
                 check_counts=self._check_counts,
             )
         return self._knowledge_dataset
@@ -270,7 +277,7 @@ class PublishedDataModule(RetrievalDataModule):
             clips = [clip for clip in clips if clip.key in matches.files]
         elif not isinstance(store, HDF5Store) and audio.check == "header":
             audio = replace(audio, check="none")  # to read a header in a table is to read all of the audio
-        dataset = ClipDataset(clips, store, audio)
+        dataset = ClipDataset(clips, store, audio, caption_style=self._caption_style)
         self.reports[split] = SplitReport(
             self.dataset_name,
             split,

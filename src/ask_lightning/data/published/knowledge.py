@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.data.audio.options import AudioOptions
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.published.exclusion import exclude_clips
@@ -41,6 +42,7 @@ class KnowledgeSource:
         evaluation: Sequence[Clip],
         audio: AudioOptions,
         *,
+        caption_style: CaptionStyle = "raw",
         check_counts: bool = True,
     ) -> ClipDataset:
         """Make the dataset.
@@ -49,6 +51,7 @@ class KnowledgeSource:
             training: Function that returns the training clips. It is called only if they are the source.
             evaluation: Validation and test clips of all datasets that the model is tested on.
             audio: How the audio of WavCaps is read.
+            caption_style: Style of the captions of WavCaps, as for `ClipDataset`.
             check_counts: Whether to warn of clip counts of WavCaps that were never published.
 
         Raises:
@@ -64,6 +67,7 @@ class KnowledgeSource:
                 audio,
                 collections=self.collections,
                 exclude=self.exclude,
+                caption_style=caption_style,
                 check_counts=check_counts,
             )
         if not self.exclude_evaluation:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.audio.options import AudioOptions
 from ask_lightning.data.audio.stores import FileStore
+from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate, count_captions
 from ask_lightning.data.published.annotations import read_wavcaps
@@ -28,6 +29,8 @@ class WavCaps(ClipDataset):
         audio_folder: Folder of the audio files, relative to `root` or absolute. None: `root`.
         exclude: Clips to leave out: path of a list such as the published black lists, or ids, for example
             those that `leaked_ids` returns.
+        caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
+            `ask_lightning.data.plain_caption`.
         check_counts: Whether to warn of clip counts that were never published.
 
     Attributes:
@@ -54,6 +57,7 @@ class WavCaps(ClipDataset):
         collections: Sequence[str] | None = None,
         audio_folder: str | None = None,
         exclude: str | Path | Sequence[str] | None = None,
+        caption_style: CaptionStyle = "raw",
         check_counts: bool = True,
     ) -> None:
         audio = AudioOptions() if audio is None else audio
@@ -79,7 +83,7 @@ class WavCaps(ClipDataset):
             )
         if exclude is not None:
             clips = exclude_clips(clips, exclude, "WavCaps")
-        super().__init__(clips, FileStore(folder, files), audio)
+        super().__init__(clips, FileStore(folder, files), audio, caption_style=caption_style)
         self.reports: dict[str, SplitReport] = {}
         for collection, (listed, matches) in found.items():
             own = [clip for clip in self.clips if clip.collection == collection]

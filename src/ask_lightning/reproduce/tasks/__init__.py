@@ -1,0 +1,7 @@
+"""Retrieval tasks that losses are compared on, one in each file."""
+
+from ask_lightning.reproduce.tasks.captions import captions_task
+from ask_lightning.reproduce.tasks.embeddings import embeddings_task
+from ask_lightning.reproduce.tasks.task import Task
+
+__all__ = ["Task", "captions_task", "embeddings_task"]
