@@ -20,6 +20,11 @@ class Similarities(NamedTuple):
         to_text: `(A, T)`, row j holds how well each text answers audio j.
         are_symmetric: Whether `to_text` is the transpose of `to_audio`, because the interaction does not
             depend on which side asks.
+
+    Examples:
+        >>> similarities = Similarities(torch.tensor([[0.5, 0.1]]), torch.tensor([[0.4], [0.2]]))
+        >>> similarities.to_text[0, 0]  # of the first text for the first audio
+        tensor(0.4000)
     """
 
     to_audio: Tensor

@@ -127,6 +127,11 @@ class AudioTextRetrieval(Metric):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     @property
+    def interaction(self) -> Callable[[Any, Any], Similarities | Tensor] | None:
+        """What rows are ranked by; None for the cosine similarity of pooled embeddings."""
+        return self._interaction[0] if self._interaction else None
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """The keys of the result, in its order."""
         one_way = (*(f"recall_at_{k}" for k in self.top_k), f"map_at_{self.map_k}", "median_rank")
