@@ -12,8 +12,11 @@ to the output. A repeated command continues where the last one stopped.
 """
 
 import argparse
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -50,7 +53,9 @@ def main() -> None:
     options = parse_arguments()
     silence_lightning()
     started = time.perf_counter()
-    datasets = load(options)
+    with mistakes_in_one_line(options):
+        datasets = load(options)
+        make_loaders(options, options.seed).train_dataloader()
     sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
     print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
 
@@ -157,12 +162,27 @@ def load(options: Options) -> dict[str, Dataset]:
         filename_column=options.filename_column,
         caption_columns=options.caption_columns,
         clip_id_column=options.clip_id_column,
+        delimiter=options.delimiter,
         seconds=options.seconds,
         features="log_mel",
         fractions=(0.7, 0.15, 0.15),
         cache="memory",
         batch_size=options.batch_size,
     ).datasets
+
+
+@contextmanager
+def mistakes_in_one_line(options: Options) -> Iterator[None]:
+    """End the program with the message alone, which names options as they are written here."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups(default="")
+        return f"`--{name.replace('_', '-')}{value}`" if name in vars(options) else match.group()
+
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:  # of the table, of the folder or of the audio
+        sys.exit(" ".join(re.sub(r"`(\w+)(=[^`]*)?`", flag, str(error)).split()))
 
 
 def wandb_loggers(options: Options, name: str) -> list[WandbLogger]:
@@ -189,6 +209,7 @@ def parse_arguments() -> Options:
     add("--filename-column", default="filename", help="its column of file names, relative to --root")
     add("--caption-columns", nargs="+", default=["caption"], help="its columns of captions")
     add("--clip-id-column", help="its column of clip ids, which splits keep together (default: the file)")
+    add("--delimiter", default=",", help="character between its fields")
     add("--seconds", type=float, default=5.0, help="length that clips are cropped or filled up to")
     add("--methods", nargs="+", choices=names, default=MAIN_LOSSES, help="losses to compare")
     add("--references", nargs="+", choices=names, default=MAIN_LOSSES[:2], help="losses to subtract")

@@ -138,7 +138,7 @@ def calls_in_step(
     text: str,
     batch: Any,
     arguments: Sequence[Any],
-    error: Exception,
+    error: Exception | None,
 ) -> dict[str, EncoderCall]:
     """Find out how a training step calls the encoders, by running it until it has called both.
 
@@ -148,7 +148,8 @@ def calls_in_step(
         text: Name of the method that encodes text.
         batch: The batch for the step.
         arguments: The step's other arguments.
-        error: The error in which a call of the methods with the batch itself ended.
+        error: The error in which a call of the methods with the batch itself ended. None: calls in another
+            batch have been found before.
 
     Returns:
         The calls of the audio and of the text method in terms of the batch.
@@ -172,22 +173,28 @@ def calls_in_step(
                 f" {step} calls `{name}` with {passed}, which is no part of the batch.",
             ) from error
         calls[name] = call
-    if calls and all(call.takes_batch for call in calls.values()):
+    if error is not None and calls and all(call.takes_batch for call in calls.values()):
         raise error  # it has another reason
     if missing := [f"`self.{name}`" for name in (audio, text) if name not in calls]:
         reason = f" ({failure})" if failure else ""
         told = f" {step} ends without a call of {' and '.join(missing)}{reason}."
         raise refused_batch(model, audio, text, batch, error, told) from error
-    rank_zero_info(
-        "As the training step does, a refresh calls "
-        + " and ".join(f"`{name}({call})`" for name, call in calls.items())
-        + "."
-    )
+    if error is not None:
+        rank_zero_info(f"As the training step does, a refresh calls {describe_calls(calls)}.")
     return {name: calls[name] for name in (audio, text)}
 
 
+def describe_calls(calls: Mapping[str, EncoderCall]) -> str:
+    """Calls of encoders as code, for messages.
+
+    Args:
+        calls: The calls by the names of the encoders.
+    """
+    return " and ".join(f"`{name}({call})`" for name, call in calls.items())
+
+
 def refused_batch(
-    model: object, audio: Encoder, text: Encoder, batch: Any, error: Exception, found: str = ""
+    model: object, audio: Encoder, text: Encoder, batch: Any, error: Exception | None, found: str = ""
 ) -> TypeError:
     """The error for encoders that cannot be called with a batch.
 
@@ -196,13 +203,14 @@ def refused_batch(
         audio: The audio encoder.
         text: The text encoder.
         batch: The batch with which they were called.
-        error: The error in which that ended.
+        error: The error in which that ended, if there was one.
         found: What the training step does instead, a sentence with a space before it.
     """
     names = encoder_name(audio), encoder_name(text)
+    ended = f", which ended in {type(error).__name__}: {error}" if error is not None else ""
     return TypeError(
         f"`{names[0]}` and `{names[1]}` of {type(model).__name__} were called with the batch, "
-        f"{describe(batch)}, which ended in {type(error).__name__}: {error}.{found} Say how they are called: "
+        f"{describe(batch)}{ended}.{found} Say how they are called: "
         f'ASKModule(..., step="encode", audio=lambda model, batch: model.{names[0]}(batch["..."]), '
         f'text=lambda model, batch: model.{names[1]}(batch["..."])).'
     )

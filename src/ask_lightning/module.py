@@ -17,11 +17,13 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
     Step,
     calls_in_step,
     choose_step,
+    describe_calls,
     outside_graphs,
     refused_batch,
     step_with_capture,
@@ -54,7 +56,6 @@ from ask_lightning.losses import (
 )
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
-from ask_lightning.utilities.distributed import Ranks
 
 # Where a checkpoint keeps what belongs to ASK and not to the user's model.
 CHECKPOINT_KEY = "ask_lightning"
@@ -197,6 +198,7 @@ class ASKModule(NamedAsModel):
         # From here on attributes that the model has are set on the model.
         self.model = model
         self._calls_of_encoders: dict[str, EncoderCall] = {}
+        self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
@@ -257,11 +259,7 @@ class ASKModule(NamedAsModel):
 
     def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
-        if (
-            pooled(audio).shape == pooled(text).shape
-            and len(audio) == 1
-            and not (self.loss.gather and self._num_ranks > 1)
-        ):
+        if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
         if self.loss.needs_keys:
@@ -274,8 +272,7 @@ class ASKModule(NamedAsModel):
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
         loss: Tensor = self.loss(audio, text, ids=ids)
         if self._logs_terms:
-            terms = self.loss.last.items()
-            self.log_dict({f"ask/{name}": term.mean() for name, term in terms}, batch_size=1)
+            log_loss_terms(self.trainer, self, self.loss.last)
         return loss
 
     def _loss_of_single_pair(self, audio: Embeddings, text: Embeddings) -> Tensor:
@@ -289,10 +286,6 @@ class ASKModule(NamedAsModel):
         self.loss.last = {}
         return self.loss.zero(audio, text)
 
-    @property
-    def _num_ranks(self) -> int:
-        return Ranks.current().size
-
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
 
@@ -304,10 +297,12 @@ class ASKModule(NamedAsModel):
 
         In a model whose training step passes parts of the batch to its encoders, the encoders get the same
         parts here: if one of them cannot take the batch itself, the training step is run until it has called
-        both, to see what it passes.
+        both, to see what it passes. A number that is no part of the batch has to be the same for all batches;
+        it is looked at for two of them in each epoch.
 
         Raises:
-            TypeError: An encoder does not return a tensor, or takes something else than the batch or a part.
+            TypeError: An encoder does not return a tensor, or takes something else than the batch or a part,
+                or a number that is another one for the next batch.
             ValueError: The batch does not have the key of the clip ids.
         """
         return *self._embed(batch, self.model), self._ids_of(batch)
@@ -318,21 +313,46 @@ class ASKModule(NamedAsModel):
             try:
                 return embed_batch(model, self._audio, self._text, batch)
             except Exception as error:
-                self._calls_of_encoders = self._observe_calls(batch, error)
+                self._calls_of_encoders = self._observe_calls(batch, model, error)
+                self._observed_in_epoch, self._checked_numbers = self.current_epoch, False
+        elif any(call.has_numbers for call in self._calls_of_encoders.values()):
+            self._check_numbers(batch, model)
         outputs = []
         for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
             outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
-    def _observe_calls(self, batch: Any, error: Exception) -> dict[str, EncoderCall]:
-        """How the training step calls the encoders, after a call with the batch ended in an error."""
+    def _check_numbers(self, batch: Any, model: nn.Module) -> None:
+        """Compare the numbers that the training step passes with those that it passed for another batch."""
+        is_same_epoch = self._observed_in_epoch == self.current_epoch
+        if is_same_epoch and self._checked_numbers:
+            return
+        before, self._calls_of_encoders = self._calls_of_encoders, self._observe_calls(batch, model)
+        self._observed_in_epoch, self._checked_numbers = self.current_epoch, is_same_epoch
+        # From one epoch to the next a schedule may change them.
+        if is_same_epoch and self._calls_of_encoders != before:
+            first, second = describe_calls(before), describe_calls(self._calls_of_encoders)
+            self._calls_of_encoders = {}
+            raise TypeError(
+                f"`{type(self.model).__name__}.training_step` calls {first} for one batch and {second} for "
+                "another, and how the numbers follow from the batch is not known. Put them into the batch, "
+                'or say how the encoders are called: ASKModule(..., step="encode", '
+                "audio=lambda model, batch: ..., text=lambda model, batch: ...)."
+            )
+
+    def _observe_calls(
+        self, batch: Any, model: nn.Module, error: Exception | None = None
+    ) -> dict[str, EncoderCall]:
+        """How the training step calls the encoders; `error` ended a call with the batch itself."""
         if self.ask_step != "encode" and isinstance(self._audio, str) and isinstance(self._text, str):
             arguments = self._step_arguments(0)
-            return calls_in_step(self.model, self._audio, self._text, batch, arguments, error)
+            assert isinstance(model, pl.LightningModule)
+            return calls_in_step(model, self._audio, self._text, batch, arguments, error)
         is_named = isinstance(self._audio, str) or isinstance(self._text, str)
         if is_named and isinstance(error, TypeError | KeyError | IndexError | AttributeError):
             raise refused_batch(self.model, self._audio, self._text, batch, error) from error
+        assert error is not None
         raise error
 
     def _step_arguments(self, *arguments: Any) -> tuple[Any, ...]:
@@ -358,6 +378,7 @@ class ASKModule(NamedAsModel):
         """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
+            self.loss.bind(self.model)  # it may have been given to another wrapper in the meantime
             refreshed = any(isinstance(item, KnowledgeRefreshCallback) for item in self.trainer.callbacks)  # type: ignore[attr-defined]
             if self.loss.needs_knowledge and not refreshed and self.loss.knowledge is None:
                 raise RuntimeError(

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ask_lightning import KnowledgeBase, KnowledgeRefreshCallback
 from tests.helpers import interrupted_run
@@ -323,7 +323,7 @@ def test_checkpoints_inside_an_epoch(step, tmp_path):
     assert_same_weights(saved["neutral"][0], saved["plain"][0])
 
 
-@pytest.mark.parametrize("step", [8, 15, 21])
+@pytest.mark.parametrize("step", [8, 12, 15, 21, 24])
 def test_knowledge_of_a_checkpoint_inside_an_epoch(step, whole, tmp_path):
     with pytest.raises(Stopped):
         fit(tmp_path / "run", every_n_train_steps=1, stop=Stop(step // 6, step % 6))
@@ -449,6 +449,29 @@ def test_on_exception_checkpoint(whole, tmp_path):
     assert watcher.knowledge[0] == whole[1].knowledge[21]
 
 
+def test_a_refresh_that_was_interrupted_is_made_up_for(whole, tmp_path):
+    """Lightning resumes inside the epoch whose start had been reached, and leaves the start out."""
+    from lightning.pytorch.callbacks import OnExceptionCheckpoint
+
+    class Interrupted(KnowledgeRefreshCallback):
+        def refresh(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise Stopped
+            super().refresh(trainer, pl_module)
+
+    pl.seed_everything(1, verbose=False)
+    callbacks = [Interrupted(2, num_prototypes=6), OnExceptionCheckpoint(tmp_path)]
+    run = make_trainer(max_epochs=6, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(Stopped):
+        run.fit(wrap(PlainTowers()), make_loader())
+    (path,) = tmp_path.glob("*.ckpt")
+    state = torch.load(path, weights_only=True)
+    state["callbacks"]["KnowledgeRefreshCallback"] = state["callbacks"].pop(Interrupted.__qualname__)
+    torch.save(state, path)
+    _, watcher, _ = fit(tmp_path / "again", resume=path, epochs=4)
+    assert watcher.knowledge[0] == whole[1].knowledge[12]
+
+
 def test_state_is_made_of_what_a_safe_load_accepts(broken):
     state = torch.load(broken / "last.ckpt", weights_only=True)["callbacks"]["KnowledgeRefreshCallback"]
     assert {name: type(value) for name, value in state.items()} == {
@@ -471,13 +494,15 @@ OTHER_SOURCES = {
     "length": lambda: DataLoader(Pairs(40), 8),
     "class": lambda: DataLoader(OfAnotherClass(48), 8),
     "clips": lambda: DataLoader(Pairs(96, captions_per_clip=2), 8),
+    "selection": lambda: DataLoader(Subset(Pairs(96), [0, *range(50, 96), 47]), 8),
 }
 
 
-@pytest.mark.parametrize("what", ["length", "class", "same", "clips"])
+@pytest.mark.parametrize("what", ["length", "class", "same", "clips", "selection"])
 @pytest.mark.parametrize("how", ["checkpoint", "fit again"])
 def test_another_source_is_noticed(what, how, tmp_path, recwarn):
     first = DataLoader(Pairs(96) if what == "clips" else Pairs(48), 8)
+    first = DataLoader(Subset(Pairs(96), range(48)), 8) if what == "selection" else first
     second = first if what == "same" else OTHER_SOURCES[what]()
     module, watcher, refresh = wrap(PlainTowers(), ids="clip_id"), Watcher(), make_refresh(5)
     run = make_trainer(max_epochs=1, callbacks=[refresh, watcher])

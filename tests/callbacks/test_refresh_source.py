@@ -7,6 +7,7 @@ from torch.utils.data import (
     DataLoader,
 )
 
+from ask_lightning import KnowledgeBase
 from tests.helpers.clients import (
     AUDIO,
     MemoryLogger,
@@ -59,6 +60,17 @@ def test_prototype_settings_reach_the_base(pairing):
     )
     assert len(base.coarse) == 4
     assert not base.coarse.audio.norm(dim=1).allclose(torch.ones(4), atol=1e-3)
+
+
+@pytest.mark.parametrize("clustering", ["spherical", "euclidean"])
+def test_clustering_reaches_the_base(clustering):
+    base = knowledge(callback=make_refresh(clustering=clustering, num_prototypes=12))
+    expected = KnowledgeBase.from_embeddings(
+        base.fine.audio, base.fine.text, num_prototypes=12, clustering=clustering
+    )
+    assert torch.equal(base.coarse.audio, expected.coarse.audio)
+    with pytest.raises(ValueError, match=r"`clustering` has to be one of .* but got 'cosine'"):
+        make_refresh(clustering="cosine")
 
 
 def test_index_that_cannot_be_built_fails_at_the_first_refresh():

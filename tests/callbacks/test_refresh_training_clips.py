@@ -146,6 +146,27 @@ def test_momentum_where_the_source_changes():
     assert [len(base.fine) for base in kept.bases] == [20, 20, 24]
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_momentum_without_ids_mixes_rows_of_one_dataset_only(is_new, recwarn):
+    """Row j of another dataset, though it has as many, is another pair."""
+    pairs, kept, loss = (
+        iter([Pairs(20, seed=1), Pairs(20, seed=2)]),
+        Kept(),
+        ReliabilityOTLoss(num_neighbors=3),
+    )
+    first = next(pairs)
+    refresh = KnowledgeRefreshCallback(
+        1, lambda: next(pairs) if is_new and loss.knowledge else first, num_prototypes=6, momentum=0.5
+    )
+    kept.on_before_optimizer_step = lambda *args: None
+    run = make_trainer(max_epochs=2, callbacks=[refresh, kept])
+    run.fit(ASKModule(PlainTowers(), loss), make_loader(TRAINING))
+    told = [str(each.message) for each in recwarn if "source changed" in str(each.message)]
+    assert len(told) == is_new
+    assert all("pass their clip ids" in message for message in told)
+    assert ("ask/rdm_audio" in run.callback_metrics) == (not is_new)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         pairs = Pairs(20)

@@ -110,7 +110,7 @@ def test_the_schedules_are_the_papers():
                     "lambda_coarse": 0.3,
                 },
             },
-            "refresh": {"T": 15, "num_prototypes": 512},
+            "refresh": {"T": 15, "num_prototypes": 512, "normalize_prototypes": True},
         }
         clap = compose([f"{dataset}_ced_sonar_ask"], PLACES).config
         assert clap["trainer"]["max_epochs"] == 10

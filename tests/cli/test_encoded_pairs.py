@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.data import collate_pairs
+from ask_lightning.metrics.grid import unit_clips
+from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
 
@@ -29,6 +34,31 @@ def test_training_clips_are_encoded_in_order_and_without_random_crops(demo, trai
     assert torch.equal(both[0].audio, both[1].audio)
 
 
+def test_takes_of_a_recording_are_one_clip_as_in_the_metrics():
+    random = np.random.default_rng(0)
+    rows = ["filename,caption,session"]
+    for number in range(12):
+        soundfile.write(f"{number}.wav", random.uniform(-0.5, 0.5, 3200), 16000)
+        rows.append(f"{number}.wav,noise number {number},session {number // 3}")
+    Path("clips.csv").write_text("\n".join(rows))
+    Path("mine.yaml").write_text(
+        "compose: [run]\n"
+        "model: {class_path: TinyRetriever}\n"
+        "data: {class_path: FolderData, init_args: {root: ., annotations: clips.csv, fractions: [0.5, 0.5], "
+        "clip_id_column: session, seconds: 0.2, batch_size: 4}}\n"
+        "trainer: {accelerator: cpu}\n"
+    )
+    cli = ask_lightning("encode", "--config", "mine.yaml", "--split", "val", "--output", "a.safetensors")
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    takes = collate_pairs(list(cli.datamodule.datasets["val"]))
+    audio = cli.model.eval().encode_audio(takes).detach()
+    expected, clip_of = unit_clips(audio, takes["clip_id"])
+    assert len(pairs.names) == 2
+    assert set(pairs.names) <= {f"session {number}" for number in range(4)}
+    torch.testing.assert_close(pairs.audio[pairs.clip_of], expected[clip_of].float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(pairs.clip_ids[pairs.clip_of], takes["clip_id"])
+
+
 def test_predict_encodes_the_test_split(demo, trained):
     given = ("--config", ASK, demo, "--run", "run", "--ckpt_path", last_checkpoint(trained))
     ask_lightning("predict", *given)
@@ -37,6 +67,17 @@ def test_predict_encodes_the_test_split(demo, trained):
     encoded = EncodedPairs.load(Path("run/encoded-test.safetensors"))
     assert torch.equal(predicted.audio, encoded.audio)
     assert torch.equal(predicted.text, encoded.text)
+
+
+def test_embeddings_that_are_no_numbers_are_not_written(demo, trained, capsys, monkeypatch):
+    given = ("--config", ASK, demo, "--ckpt_path", last_checkpoint(trained), "--output", "a.safetensors")
+    monkeypatch.setattr(ResNet38BERT, "encode_text", lambda _, batch: torch.ones(len(batch["caption"]), 16))
+    monkeypatch.setattr(
+        ResNet38BERT, "encode_audio", lambda _, batch: torch.full((len(batch["caption"]), 16), torch.nan)
+    )
+    message = refusal(capsys, "encode", *given)
+    assert message.startswith("The model makes NaN or infinity of 30 of 30 pairs")
+    assert not Path("a.safetensors").exists()
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(demo, capsys, monkeypatch):

@@ -121,6 +121,24 @@ def test_a_repeated_row_counts_once(table):
         assert read_captions(path)[0].captions == ("rain", "wind")
 
 
+def test_equal_captions_of_a_file_count_once(table):
+    path = table("filename,one,two\na.wav,rain,rain\nb.wav,wind,sea\nb.wav,sun,wind\nc.wav,rain,\n")
+    with pytest.warns(UserWarning, match="clips.csv") as caught:
+        clips = read_captions(path, caption_columns=["one", "two"])
+    assert [clip.captions for clip in clips] == [("rain",), ("wind", "sea", "sun"), ("rain",)]
+    messages = [str(warning.message).removeprefix(f"{path}: ") for warning in caught]
+    assert messages == [
+        "2 captions are equal to another one of their file, and count once: line 2, line 4.",
+        "1 captions are empty and left out: line 5.",
+    ]
+
+
+@pytest.mark.parametrize("delimiter", ["", "\\t", ";;"])
+def test_a_delimiter_of_another_length(table, delimiter):
+    with pytest.raises(ValueError, match=r"`delimiter` has to be one character, but got .* A tab is"):
+        read_captions(table("filename\tcaption\na.wav\train\n"), delimiter=delimiter)
+
+
 def test_a_caption_of_ten_thousand_words_is_kept_and_reported(table):
     path = table(f"filename,caption\na.wav,{'rain ' * 10_000}\n")
     with pytest.warns(
@@ -175,3 +193,8 @@ def test_clips_have_the_same_id_in_every_table_of_a_collection(table, tmp_path):
         for name in ("", "other")
     ]
     assert grouped == ["7", "other/7"]
+
+
+def test_a_folder_in_place_of_a_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is a folder, not a table\. Pass the path of a file"):
+        read_captions(tmp_path)

@@ -196,6 +196,17 @@ def test_a_bad_file_is_reported_once_for_all_parts(folder):
     assert len([warning for warning in caught if "Left out" in str(warning.message)]) == 1
 
 
+def test_a_missing_file_moves_no_clip_to_another_part(folder):
+    def parts():
+        return {clip.key: name for name, part in folder_data(folder).datasets.items() for clip in part.clips}
+
+    before = parts()
+    (folder / "0.wav").unlink()
+    with pytest.warns(UserWarning, match="Left out 1"):
+        after = parts()
+    assert after == {key: name for key, name in before.items() if key != "file:0.wav"}
+
+
 def test_knowledge_and_encoding_have_no_random_crops(folder):
     data = folder_data(folder)
     source = data.knowledge_dataset()

@@ -57,6 +57,19 @@ def test_nothing_is_said_of_splits_that_share_nothing(folder):
     assert not warned(lambda: folder("caption", lambda number: f"sound number {number}").datasets)
 
 
+@pytest.mark.parametrize("table", ["\n\n{}", "{}\n\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_with_blank_lines_and_ends_of_every_kind(tmp_path, record, table, end):
+    rows = [
+        "filename,caption,source",
+        *(f"{record(f'{n}.wav', 0.1).name},sound {n},{n // 2}" for n in range(8)),
+    ]
+    (tmp_path / "clips.csv").write_text(table.format("\n".join(rows)).replace("\n", end), newline="")
+    data = FolderData(tmp_path, tmp_path / "clips.csv", fractions=(0.5, 0.5), seconds=0.1, batch_size=2)
+    (message,) = warned(lambda: data.datasets)
+    assert "'source'" in message
+
+
 @pytest.fixture
 def part(tmp_path, record):
     """Makes a dataset of a CSV of its own."""
@@ -93,6 +106,12 @@ def test_clip_ids_in_two_tables(part):
     train = part("a.wav,rain,1", clip_id_column="clip")
     (message,) = messages(train, part("b.wav,sea,1", "c.wav,sun,2", clip_id_column="clip"))
     assert "1 of 2 validation and test clips are recordings that training has too (b.wav)" in message
+
+
+def test_every_take_of_a_recording_is_looked_for(part):
+    train = part("a.wav,rain,1", "b.wav,wind,1", clip_id_column="clip")
+    (message,) = messages(train, part("a.wav,sea,2"))
+    assert "1 of 1 validation and test clips are recordings that training has too (a.wav)" in message
 
 
 def test_equal_names_in_two_folders(part, tmp_path, record):

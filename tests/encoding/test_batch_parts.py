@@ -58,6 +58,20 @@ def test_what_is_made_of_the_batch_is_not_found():
     assert find_call({"audio": AUDIO}, (), {"audio": AUDIO[:1]}) is None
 
 
+def test_a_number_of_the_batch_is_taken_from_each_batch():
+    """Not the number that the first batch happened to have."""
+    batch = {"audio": AUDIO, "frames": 12, "task": "search", "clips": [3, 7], "captions": ["search", "rain"]}
+    call = find_call(batch, (AUDIO, 12, "search"), {"layers": 3, "mode": "rain"})
+    assert str(call) == "batch['audio'], batch['frames'], batch['task'], layers=3, mode='rain'"
+    assert call.has_numbers
+    assert not find_call(batch, (AUDIO, 12), {"mode": "rain", "is_long": True}).has_numbers
+
+
+def test_a_number_that_two_parts_may_be_is_not_guessed():
+    assert find_call({"audio": AUDIO, "frames": 12, "tokens": 12}, (AUDIO, 12), {}) is None
+    assert find_call({"audio": AUDIO, "frames": 12, "tokens": 12}, (AUDIO, 11), {}) is not None
+
+
 def test_description():
     assert describe({"b": 1, "a": 2}) == "dict with the keys ['a', 'b']"
     assert describe((AUDIO, ["x"])) == "tuple of tensor (2, 3), list of str"

@@ -129,3 +129,42 @@ def test_quickstart(run, pretraining):
         again = run("quickstart", *scenes, *short, "--pretraining-epochs", str(pretraining))
         assert "Pretrained" not in again
         assert "[1/" not in again
+
+
+def test_paper_options(run, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("audio", "text"):
+        np.save(tmp_path / f"{name}.npy", random.standard_normal((120, 8), np.float32))
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["clip_id"], *([f"{row // 2}.wav"] for row in range(120))])
+    variant = "distinct_clips=true num_prototypes=5 transport_solver=pot:sinkhorn_unbalanced;reg_m=1.0"
+    out = run(
+        "paper_options",
+        *("--audio", "audio.npy", "--text", "text.npy", "--pairs", "pairs.csv", "--width", "8"),
+        *("--variants", variant, "--temperature", "0.1", "--seeds", "2"),
+        *("--epochs", "1", "--T", "1", "--prototypes", "4"),
+    )
+    assert re.search(rf"^\| {re.escape(variant)} \| temperature=0.1 \| 2 \| raw \|", out, re.MULTILINE)
+    assert re.search(rf"^\| {re.escape(variant)} \| raw \| [+-]\d", out, re.MULTILINE), "minus ASK"
+
+
+@pytest.mark.parametrize(
+    ("table", "flags", "message"),
+    [
+        ("filename,title\na.wav,rain", (), r"no column 'caption'.*`--filename-column`, `--caption-columns`"),
+        ("filename;caption\na.wav;rain", (), r"pass `--delimiter=';'`"),
+        ("filename,caption\na.wav,rain", (), r"a\.wav: the file does not exist"),
+        ("", ("--annotations", "none.csv"), r"There is no file at none\.csv"),
+        ("", ("--root", "nowhere"), r"nowhere\. Correct `--root`"),
+    ],
+)
+def test_quickstart_names_its_own_options_in_one_line(run, table, flags, message):
+    Path("clips.csv").write_text(table)
+    with pytest.raises(SystemExit, match=message) as ended:
+        run("quickstart", "--data", "folder", "--root", ".", "--annotations", "clips.csv", *flags)
+    assert "\n" not in str(ended.value)
+
+
+def test_quickstart_refuses_batches_that_the_clips_do_not_fill(run):
+    with pytest.raises(SystemExit, match=r"do not fill a batch of 64: .* Lower `--batch-size`\."):
+        run("quickstart", "--scenes", "8", "--test-scenes", "8", "--batch-size", "64")

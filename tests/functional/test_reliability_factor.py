@@ -1,11 +1,17 @@
-"""`disagreement` and `modulation_factor`, Eq. 16–19."""
+"""`disagreement`, `reliability_penalty`, `reliability_term` and `modulation_factor`, Eq. 16–19 and 21."""
 
 import math
 
 import pytest
 import torch
 
-from ask_lightning.functional import disagreement, modulation_factor, reliability_potential
+from ask_lightning.functional import (
+    disagreement,
+    modulation_factor,
+    reliability_penalty,
+    reliability_potential,
+    reliability_term,
+)
 
 
 def test_disagreement_of_unit_vectors_lies_between_minus_one_and_one():
@@ -35,3 +41,21 @@ def test_gradient_flows_through_every_granularity():
     modulation_factor([(0.2, disagreement(fine)), (0.3, disagreement(coarse))]).sum().backward()
     assert fine.grad.tolist() == pytest.approx([-0.2] * 3)
     assert coarse.grad.tolist() == pytest.approx([-0.3] * 3)
+
+
+def test_each_form_has_its_sign():
+    potential = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    for form, sign in (
+        ("disagreement_factor", -1),
+        ("disagreement_term", -1),
+        ("agreement_factor", 1),
+        ("agreement_term", 1),
+    ):
+        expected = [sign * math.log(psi) for psi in (0.5, 1.0, 2.0)]
+        assert reliability_penalty(potential, form).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_term_is_the_factor_without_one():
+    weighted = [(0.2, torch.tensor([0.5, -1.0])), (1.5, torch.tensor([1.0, 0.25]))]
+    assert reliability_term(weighted).tolist() == pytest.approx([1.6, 0.175])
+    assert modulation_factor(weighted).tolist() == pytest.approx([2.6, 1.175])

@@ -1,4 +1,4 @@
-"""`realign_similarity`, Eq. 15."""
+"""`realign_similarity` and `realign_both_directions`, Eq. 15."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.functional import realign_similarity, sinkhorn_plan
+from ask_lightning.functional import realign_both_directions, realign_similarity, sinkhorn_plan
 from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
@@ -105,3 +105,36 @@ def test_unknown_plan_scaling():
         ValueError, match=r"`plan_scaling` has to be one of \('marginal', 'row'\), but got 'rows'"
     ):
         realign_similarity(torch.eye(3), torch.eye(3) / 3, plan_scaling="rows")
+
+
+class TestBothDirections:
+    @pytest.mark.parametrize("plan_scaling", ["marginal", "row"])
+    def test_agrees_with_sums(self, plan_scaling):
+        similarity, plan = sample(1)
+        s, q = similarity.numpy(), plan.numpy() * (6 if plan_scaling == "row" else 1)
+        mixed = {
+            "transposed_plan": np.einsum("tj,at->ja", q, s),
+            "transposed_result": np.einsum("tk,ka->at", q, s),
+            "same_plan": np.einsum("jt,at->ja", q, s),
+        }
+        for kind, transported in mixed.items():
+            t2a, a2t = realign_both_directions(
+                similarity, plan, 0.3, plan_scaling=plan_scaling, a2t_realignment=kind
+            )
+            np.testing.assert_allclose(a2t.numpy(), 0.7 * s.T + 0.3 * transported, atol=1e-15)
+            expected = realign_similarity(similarity, plan, 0.3, plan_scaling=plan_scaling)
+            assert torch.equal(t2a, expected)
+
+    def test_a_symmetric_plan_and_similarity_are_alike_to_all(self):
+        similarity = (sample(2)[0] + sample(2)[0].T) / 2
+        plan = sinkhorn_plan(similarity, iterations=2000)
+        one, two, three = (
+            realign_both_directions(similarity, plan, 0.5, a2t_realignment=kind)[1]
+            for kind in ("transposed_plan", "transposed_result", "same_plan")
+        )
+        torch.testing.assert_close(one, three, rtol=0, atol=1e-9)
+        assert not torch.allclose(one, two)  # Q S and S Q are not the same
+
+    def test_unknown_kind(self):
+        with pytest.raises(ValueError, match=r"`a2t_realignment` has to be one of .* but got 'plan'"):
+            realign_both_directions(*sample(0), a2t_realignment="plan")

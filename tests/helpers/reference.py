@@ -23,9 +23,17 @@ def unit_length(rows: Array) -> Array:
 
 
 def top_k(
-    queries: Array, base: Array, k: int, query_ids: Array | None = None, base_ids: Array | None = None
+    queries: Array,
+    base: Array,
+    k: int,
+    query_ids: Array | None = None,
+    base_ids: Array | None = None,
+    distinct: bool = False,
 ) -> Array:
-    """`(B, K)` rows of highest inner product, equal scores by row; rows with the query's id are dropped."""
+    """`(B, K)` rows of highest inner product, equal scores by row.
+
+    Rows with the query's id are dropped, and, if `distinct`, those with the id of a row that came before.
+    """
     found = []
     for i, query in enumerate(queries):
         candidates = [
@@ -33,7 +41,12 @@ def top_k(
             for j, row in enumerate(base)
             if query_ids is None or base_ids[j] != query_ids[i]
         ]
-        found.append([j for _, j in sorted(candidates)[:k]])
+        chosen, seen = [], set()
+        for _, j in sorted(candidates):
+            if len(chosen) < k and not (distinct and base_ids[j] in seen):
+                chosen.append(j)
+                seen.add(base_ids[j] if distinct else j)
+        found.append(chosen)
     return np.array(found)
 
 
@@ -122,7 +135,7 @@ class Terms:
     rows: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # found by audio, found by text
     plans: dict[str, Array] = field(default_factory=dict)
     potentials: dict[str, tuple[Array, Array]] = field(default_factory=dict)  # text-to-audio, audio-to-text
-    factors: tuple[Array, Array] | None = None  # text-to-audio, audio-to-text
+    factors: tuple[Array, Array] | None = None  # text-to-audio, audio-to-text; not of a term
     contrastive: tuple[Array, Array] | None = None  # (B,) each, summed over granularities
 
 
@@ -143,13 +156,20 @@ def ask_loss(
     sinkhorn_iterations: int = 50,
     renormalize_injected: bool = False,
     plan_scaling: str = "marginal",
+    a2t_realignment: str = "transposed_plan",
+    transport: Callable[[Array], Array] | None = None,
+    num_coarse_neighbors: int | None = None,
     exclude_self: bool = False,
+    distinct_clips: bool = False,
     positives: str = "diagonal",
     modulation: str = "batch",
+    reliability_form: str = "disagreement_factor",
     held: Terms | None = None,
     hold: tuple[str, ...] = (),
 ) -> Terms:
     """One training step, Eq. 9–19, with the granularities that `bases` has.
+
+    `transport` makes the plan of a similarity; default: Sinkhorn's iteration.
 
     `hold` names the terms ("rows", "plans", "factors") that are taken from `held` instead of computed:
     what is constant in the backward pass has to be constant in a difference quotient.
@@ -157,12 +177,15 @@ def ask_loss(
     u, v = unit_length(audio), unit_length(text)
     strength = {"fine": lambda_fine, "coarse": lambda_coarse}
     terms = Terms()
+    sign = 1 if reliability_form.startswith("agreement") else -1
     unreliable_ta, unreliable_at = np.zeros(len(u)), np.zeros(len(u))  # Σ_g λ_g F_{i,g}
     contrastive_ta, contrastive_at = np.zeros(len(u)), np.zeros(len(u))
 
     for name, (base_audio, base_text) in bases.items():
-        k = min(num_neighbors, len(base_audio))
-        by_id = (ids, base_ids) if exclude_self and name == "fine" else (None, None)
+        own_k = num_coarse_neighbors if name == "coarse" and num_coarse_neighbors else num_neighbors
+        k = min(own_k, len(base_audio))
+        is_fine = name == "fine"
+        by_id = (ids if exclude_self and is_fine else None, base_ids, distinct_clips and is_fine)
         by_audio, by_text = top_k(u, base_audio, k, *by_id), top_k(v, base_text, k, *by_id)
         if "rows" in hold:
             by_audio, by_text = held.rows[name]
@@ -174,28 +197,40 @@ def ask_loss(
         psi_ta = reliability_potential(u, crossed=base_audio[by_text], own=base_audio[by_audio])
         psi_at = reliability_potential(v, crossed=base_text[by_audio], own=base_text[by_text])
         terms.potentials[name] = psi_ta, psi_at
-        unreliable_ta += strength[name] * -np.log(psi_ta)
-        unreliable_at += strength[name] * -np.log(psi_at)
+        unreliable_ta += strength[name] * sign * np.log(psi_ta)
+        unreliable_at += strength[name] * sign * np.log(psi_at)
 
         similarity = v_injected @ u_injected.T  # rows text, columns audio
-        plan = sinkhorn_plan(similarity, sinkhorn_epsilon, sinkhorn_iterations)
+        plan = (
+            transport(similarity)
+            if transport is not None
+            else sinkhorn_plan(similarity, sinkhorn_epsilon, sinkhorn_iterations)
+        )
         if "plans" in hold:
             plan = held.plans[name]
         terms.plans[name] = plan
         realigned_ta = realign_similarity(similarity, plan, ot_factor, plan_scaling)
-        realigned_at = realign_similarity(similarity.T, plan.T, ot_factor, plan_scaling)
+        realigned_at = {
+            "transposed_plan": realign_similarity(similarity.T, plan.T, ot_factor, plan_scaling),
+            "transposed_result": realigned_ta.T,
+            "same_plan": realign_similarity(similarity.T, plan, ot_factor, plan_scaling),
+        }[a2t_realignment]
 
         same_clip = ids if positives == "ids" else None
         contrastive_ta += cross_entropy(realigned_ta / temperature, same_clip)
         contrastive_at += cross_entropy(realigned_at / temperature, same_clip)
 
+    terms.contrastive = contrastive_ta, contrastive_at
+    if reliability_form.endswith("term"):
+        sums = (contrastive_ta + unreliable_ta, contrastive_at + unreliable_at)
+        terms.loss = float(sums[0].mean() + sums[1].mean()) / 2
+        return terms
     if modulation == "batch":
         unreliable_ta, unreliable_at = unreliable_ta.mean(), unreliable_at.mean()
     factor_ta, factor_at = 1 + unreliable_ta, 1 + unreliable_at
     if "factors" in hold:
         factor_ta, factor_at = held.factors
     terms.factors = factor_ta, factor_at
-    terms.contrastive = contrastive_ta, contrastive_at
     terms.loss = float(np.mean(factor_ta * contrastive_ta) + np.mean(factor_at * contrastive_at)) / 2
     return terms
 

@@ -25,10 +25,12 @@ def query(batch: int = 7, width: int = 6, dtype=torch.float64) -> tuple[torch.Te
     return directions(batch, width, 2, dtype), directions(batch, width, 3, dtype)
 
 
-def expected_neighborhood(side, audio, text, k, query_ids=None, base_ids=None) -> dict[str, np.ndarray]:
+def expected_neighborhood(
+    side, audio, text, k, query_ids=None, base_ids=None, distinct=False
+) -> dict[str, np.ndarray]:
     base_audio, base_text = side.audio.double().numpy(), side.text.double().numpy()
-    by_audio = reference.top_k(audio.double().numpy(), base_audio, k, query_ids, base_ids)
-    by_text = reference.top_k(text.double().numpy(), base_text, k, query_ids, base_ids)
+    by_audio = reference.top_k(audio.double().numpy(), base_audio, k, query_ids, base_ids, distinct)
+    by_text = reference.top_k(text.double().numpy(), base_text, k, query_ids, base_ids, distinct)
     batch = range(len(audio))
     return {
         "audio_rows": by_audio,
@@ -140,6 +142,64 @@ def test_own_rows_are_left_out_whatever_the_ids(data):
         patch.setattr(search, "_SCORES_PER_BLOCK", data.draw(st.sampled_from([1, 20, 1 << 20])))
         found = base.lookup(*queries, k, exclude_ids=torch.from_numpy(own))["fine"]
     check(found, expected_neighborhood(base.fine, *queries, k, own, np.array(ids)))
+
+
+@pytest.mark.parametrize("k", [1, 5, len(RAGGED)])
+@pytest.mark.parametrize("excluding", [False, True])
+def test_one_row_of_each_clip(k, excluding):
+    ids = ragged_ids()
+    base, (audio, text) = make(ids=ids), query()
+    own = ids[:7].numpy() if excluding else None
+    k -= excluding and k == len(RAGGED)
+    exclude_ids = None if own is None else torch.from_numpy(own)
+    found = base.lookup(audio, text, k, exclude_ids=exclude_ids, distinct_clips=True)
+    expected = expected_neighborhood(base.fine, audio, text, k, own, ids.numpy(), distinct=True)
+    check(found["fine"], expected)
+    check(found["coarse"], expected_neighborhood(base.coarse, audio, text, min(k, 12)))
+
+
+def test_five_captions_of_a_clip_no_longer_fill_half_of_the_neighbors():
+    audio = directions(20, 6)[torch.arange(100) // 5]
+    base = KnowledgeBase.from_embeddings(
+        audio, directions(100, 6, 1), ids=torch.arange(100) // 5, num_prototypes=4
+    )
+    queries = directions(8, 6, 2), directions(8, 6, 3)
+    plain, distinct = (base.lookup(*queries, 10, distinct_clips=on)["fine"] for on in (False, True))
+    assert [len(row.unique()) for row in base.ids[plain.audio_rows]] == [2] * 8
+    for rows in (distinct.audio_rows, distinct.text_rows):
+        assert [len(row.unique()) for row in base.ids[rows]] == [10] * 8
+
+
+@PROPERTY
+@given(data=st.data())
+def test_one_row_of_each_clip_whatever_the_ids(data):
+    rows = data.draw(st.integers(1, 25))
+    ids = data.draw(st.lists(st.integers(0, 6), min_size=rows, max_size=rows))
+    k = data.draw(st.integers(1, len(set(ids))))
+    audio, text = whole_numbers(rows, 2, 0, 1), whole_numbers(rows, 2, 1, 1)  # with many equal scores
+    base = KnowledgeBase(StoredPairs(audio, text), StoredPairs(audio, text), torch.tensor(ids))
+    queries = whole_numbers(4, 2, 2, 1), whole_numbers(4, 2, 3, 1)
+    found = base.lookup(*queries, k, distinct_clips=True, granularities=("fine",))["fine"]
+    check(found, expected_neighborhood(base.fine, *queries, k, None, np.array(ids), distinct=True))
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF4,Flat;nprobe=1", "HNSW16;efSearch=256"])
+def test_one_row_of_each_clip_by_faiss(index):
+    pytest.importorskip("faiss")
+    base = make(200, ids=torch.arange(200) // 5, index=index, dtype=torch.float32)
+    audio, text = query(dtype=torch.float32)
+    found = base.lookup(audio, text, 8, exclude_ids=torch.arange(7), distinct_clips=True)["fine"]
+    for rows in (found.audio_rows, found.text_rows):
+        clips = base.ids[rows]
+        assert [len(row.unique()) for row in clips] == [8] * 7
+        assert not bool((clips == torch.arange(7)[:, None]).any())
+
+
+def test_a_number_of_neighbors_for_each_granularity():
+    base, (audio, text) = make(), query()
+    found = base.lookup(audio, text, {"fine": 3, "coarse": 9})
+    check(found["fine"], expected_neighborhood(base.fine, audio, text, 3))
+    check(found["coarse"], expected_neighborhood(base.coarse, audio, text, 9))
 
 
 @pytest.mark.parametrize("index", ["Flat", "IVF4,Flat;nprobe=1", "HNSW16;efSearch=64"])

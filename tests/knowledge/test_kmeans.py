@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.knowledge.kmeans import fit_centroids
+from ask_lightning.knowledge import kmeans as kmeans_module
+from ask_lightning.knowledge.kmeans import assign_clusters, fit_centroids, kmeans
 from ask_lightning.knowledge.row_shard import ShardedRows
 from ask_lightning.utilities.faiss_import import faiss_is_available
 from tests.helpers.vectors import cluster, directions, faiss_as, needs_gpu, planted, same_partition
@@ -211,3 +212,59 @@ def test_on_a_gpu(backend, num_clusters, device):
     assignment = cluster(directions(200, 8).to(device), num_clusters)
     assert assignment.device.type == "cuda"
     check_partition(assignment.cpu(), 200, num_clusters)
+
+
+def euclidean_lloyd(
+    vectors: torch.Tensor, start: torch.Tensor, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The textbook's K-means in float64: the means, and the nearest mean of each row."""
+    rows, means = vectors.double().numpy(), start.double().numpy().copy()
+
+    def nearest() -> np.ndarray:
+        return np.array([np.argmin([((row - mean) ** 2).sum() for mean in means]) for row in rows])
+
+    for _ in range(iterations):
+        numbers = nearest()
+        means = np.array([rows[numbers == m].mean(axis=0) for m in range(len(means))])
+    return means, nearest()
+
+
+class TestEuclidean:
+    @staticmethod
+    def start(vectors: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
+        chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:num_clusters]
+        return vectors[chosen]
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_means_and_clusters_are_the_textbooks(self, backend, dtype):
+        if backend == "faiss" and dtype == torch.float64:
+            pytest.skip("Faiss takes float32")
+        vectors = directions(120, 5, dtype=dtype)
+        means = fit_centroids(ShardedRows.unsharded(vectors), 6, 3, "exact", "euclidean")
+        expected, numbers = euclidean_lloyd(vectors, self.start(vectors, 6, 3), 25)
+        np.testing.assert_allclose(means.numpy(), expected, atol=1e-6)
+        assert (means.norm(dim=1) < 0.99).all()  # means, not directions
+        assert kmeans(ShardedRows.unsharded(vectors), 6, 3, "euclidean").tolist() == numbers.tolist()
+
+    def test_what_faiss_does_from_the_same_start(self):
+        faiss = pytest.importorskip("faiss")
+        vectors = torch.cat([planted([150] * 6, 8, spread=0.3)[0], directions(300, 8)])
+        theirs = faiss.Kmeans(8, 9, max_points_per_centroid=10**6)
+        theirs.train(vectors.numpy(), init_centroids=self.start(vectors, 9, 1).numpy())
+        ours = fit_centroids(ShardedRows.unsharded(vectors), 9, 1, "auto", "euclidean")
+        np.testing.assert_allclose(ours.numpy(), theirs.centroids, atol=1e-5)
+        _, numbers = theirs.assign(vectors.numpy())
+        assert assign_clusters(ShardedRows.unsharded(vectors), ours, "auto", "euclidean").tolist() == list(
+            numbers
+        )
+
+    def test_iterations_are_those_of_faiss(self):
+        faiss = pytest.importorskip("faiss")
+        assert kmeans_module._ITERATIONS["euclidean"] == faiss.ClusteringParameters().niter
+
+    @pytest.mark.parametrize("num_clusters", [1, 2, 7, 39, 40])
+    @pytest.mark.parametrize("distinct", [1, 3, 38])
+    def test_no_empty_cluster_among_duplicates(self, backend, distinct, num_clusters):
+        vectors = directions(distinct, 4)[torch.arange(40) % distinct]
+        rows = ShardedRows.unsharded(vectors)
+        check_partition(kmeans(rows, num_clusters, 0, "euclidean"), 40, num_clusters)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ask_lightning.knowledge import prototypes
+from ask_lightning.knowledge.kmeans import kmeans
 from ask_lightning.knowledge.pairs import StoredPairs
 from ask_lightning.knowledge.prototypes import PAIRINGS, match_clusters, max_pool
 from ask_lightning.knowledge.prototypes import build_prototypes as build_from_pairs
@@ -136,7 +137,7 @@ def corresponding(audio_prototypes: torch.Tensor, text_prototypes: torch.Tensor)
 def test_prototypes_of_planted_topics_correspond(monkeypatch, planted_pairs, pairing):
     audio, text = planted_pairs
 
-    def ideal(sharded: ShardedRows, num_clusters: int, seed: int) -> torch.Tensor:
+    def ideal(sharded: ShardedRows, num_clusters: int, seed: int, clustering: str) -> torch.Tensor:
         """The right groups, numbered in an order of its own for each modality."""
         rows = sharded.local
         largest = rows[:, :8].argmax(dim=1)
@@ -178,3 +179,19 @@ def test_on_a_gpu(pairing, device):
         assert pooled.device.type == "cuda"
         assert pooled.shape == (12, 8)
         assert bool(((pooled.norm(dim=1) - 1).abs() < 1e-5).all())
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_euclidean_clusters_are_pooled_alike(pairing):
+    audio, text = directions(300, 6, 0), directions(300, 6, 1)
+    spherical, euclidean = (
+        build_prototypes(audio, text, 30, pairing=pairing, clustering=clustering)
+        for clustering in ("spherical", "euclidean")
+    )
+    assert not torch.equal(spherical[0], euclidean[0])
+    if pairing in ("audio", "text"):
+        by = kmeans(ShardedRows.unsharded(audio if pairing == "audio" else text), 30, 0, "euclidean")
+        for side, prototypes in zip((audio, text), euclidean, strict=True):
+            np.testing.assert_allclose(
+                prototypes.numpy(), unit(pool_by_loop(side, by, 30)), rtol=1e-5, atol=1e-7
+            )

@@ -34,6 +34,9 @@ def look_up(base: KnowledgeBase, rank: int) -> dict[str, Tensor]:
     if len(base.fine) > K + 5:
         own = [f"{number}.wav" for number in range(len(audio))]
         results["excluded"] = base.lookup(audio, text, k, exclude_ids=own)["fine"].audio_rows
+    clips = len(base.ids.unique())
+    distinct = base.lookup(audio, text, min(K, clips), distinct_clips=True)["fine"]
+    results |= {"distinct audio_rows": distinct.audio_rows, "distinct text_rows": distinct.text_rows}
     audio.requires_grad_()
     loss = ReliabilityOTLoss(num_neighbors=k)(audio, text, knowledge=base)
     loss.backward()
@@ -69,6 +72,7 @@ def both_placements(rows: int, kind: str, options: dict) -> dict:
         (4, 102, "contiguous", {"prototype_pairing": "text"}),
         (2, 100, "five at a time", {}),
         (4, 3, "interleaved", {}),  # fewer rows than ranks
+        (2, 101, "interleaved", {"clustering": "euclidean"}),
         (2, 101, "interleaved", {"index": "Flat"}),
         (2, 101, "interleaved", {"storage": "float16"}),
         (2, 101, "interleaved", {"storage": "bfloat16", "index": "exact"}),

@@ -10,8 +10,10 @@ from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
     HardNegativeMiningLoss,
+    KnowledgeDistillationLoss,
     MomentumContrastLoss,
     NearestNeighborContrastiveLoss,
+    ReliabilityOTLoss,
     RetrievalLoss,
 )
 from ask_lightning.utilities.distributed import Ranks
@@ -120,3 +122,34 @@ def test_local_batches_share_one_queue():
     # Until there is a queue each loss is that of the local batch alone.
     local = train(LOSSES["memory"](gather=False), [0, 5], base_of(Ranks(), "replicated"))
     torch.testing.assert_close(first["memory"]["0 loss"], local["0 loss"], rtol=1e-12, atol=0)
+
+
+def test_a_rank_with_a_single_pair_keeps_up():
+    """What it left out, the other ranks would wait for; its own negatives are those of the queue or base."""
+    first, second = on_ranks(2, train_all, [0, 1, 12], "sharded", False)
+    for name in LOSSES:
+        assert first[name].keys() == second[name].keys()
+        assert all(value.isfinite().all() for value in first[name].values() if value.is_floating_point())
+        for key, rows in first[name].items():
+            assert "queue " not in key or torch.equal(rows, second[name][key])
+    assert min(first[name]["3 loss"] for name in ("memory", "momentum", "mining without filter")) > 0
+    assert first["memory"]["0 loss"] == 0  # without a queue a single pair has no negative
+
+
+def train_with_knowledge() -> list[float]:
+    """Losses whose knowledge is spread over the ranks, of which one has a single pair."""
+    base = base_of(Ranks.current(), "sharded")
+    rows = slice(0, 1) if Ranks.current().rank == 0 else slice(1, 6)
+    audio, text = torch.randn(
+        2, BATCH, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
+    losses = ReliabilityOTLoss(temperature=0.2), KnowledgeDistillationLoss(temperature=0.2)
+    return [
+        loss(audio[rows], text[rows], ids=torch.arange(12)[rows], knowledge=base).item() for loss in losses
+    ]
+
+
+def test_a_single_pair_looks_up_spread_knowledge_with_the_others():
+    alone, others = on_ranks(2, train_with_knowledge)
+    assert alone == [0, 0]
+    assert min(others) > 0

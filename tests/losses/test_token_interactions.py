@@ -115,6 +115,12 @@ def test_reliability_ot(name, plan_scaling):
     assert value.item() == pytest.approx(float((factors * entropies).mean()), rel=1e-5)
 
 
+def test_one_matrix_for_both_directions_needs_one_similarity():
+    loss = ReliabilityOTLoss(3, a2t_realignment="same_plan", interaction=LateInteraction())
+    with pytest.raises(ValueError, match='`a2t_realignment` has to be "transposed_plan" with an interaction'):
+        loss(AUDIO, TEXT, knowledge=base())
+
+
 def test_tokens_without_interaction_play_no_part():
     (text, of_text), (audio, of_audio) = leaves(TEXT), leaves(AUDIO)
     for loss in (NTXentLoss(), ReliabilityOTLoss(3)):

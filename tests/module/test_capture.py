@@ -457,6 +457,55 @@ def test_encoders_that_take_parts_of_the_batch():
     assert sum(losses[-6:]) < sum(losses[:6])
 
 
+class NumberClient(Towers):
+    """Passes a number to its audio encoder."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.refreshed_with = []
+
+    def encode_audio(self, waveform, number):
+        if not self.training:
+            self.refreshed_with.append(number)
+        return self.audio_encoder(waveform) * (1 + number)
+
+    def encode_text(self, tokens):
+        return self.text_encoder(tokens)
+
+    def training_step(self, batch, batch_idx):
+        number = self.number(self, batch)
+        return self.contrast(self.encode_audio(batch["audio"], number), self.encode_text(batch["text"]))
+
+
+def with_first_clip(items):
+    """Collates, and adds a number that is another one in each batch."""
+    batch = torch.utils.data.default_collate(items)
+    return {**batch, "first": int(batch["clip_id"][0])}
+
+
+def refresh_with_numbers(number, **settings):
+    """The numbers with which two refreshes call the audio encoder; a batch that is looked at has it twice."""
+    model = NumberClient(number)
+    run = make_trainer(max_epochs=2, callbacks=[make_refresh(1)], **settings)
+    run.fit(wrap(model), DataLoader(Pairs(24), 8, collate_fn=with_first_clip))
+    return model.refreshed_with
+
+
+def test_a_number_of_the_batch_goes_to_the_encoder_of_each_batch():
+    assert list(dict.fromkeys(refresh_with_numbers(lambda model, batch: batch["first"]))) == [0, 8, 16]
+
+
+def test_a_number_that_follows_the_epoch_does_so_in_a_refresh():
+    numbers = refresh_with_numbers(lambda model, batch: 0.5 + model.current_epoch)
+    assert list(dict.fromkeys(numbers)) == [0.5, 1.5]
+
+
+def test_a_number_that_follows_from_the_batch_in_an_unknown_way_is_refused():
+    with pytest.raises(TypeError, match=r"`encode_audio\(batch\['audio'\], 0.5\)`.* for one batch and .*8.5"):
+        refresh_with_numbers(lambda model, batch: float(batch["clip_id"][0]) + 0.5)
+
+
 def test_encoders_that_take_parts_of_a_tuple():
     class Client(Towers):
         def encode_audio(self, waveform):
@@ -545,7 +594,7 @@ def test_keys_of_encoders_that_take_parts_of_the_batch():
             watcher.append(float(outputs["loss"]))
 
     model = PartsClient()
-    module = ASKModule(model, MomentumContrastLoss(16, 0.1, positives="diagonal"))
+    module = ASKModule(model, MomentumContrastLoss(0.1, 16, positives="diagonal"))
     make_trainer(max_epochs=1, callbacks=[Look()]).fit(module, DataLoader(PartsPairs(), 8))
     assert len(watcher) == model.steps == 6
     assert all(loss == loss for loss in watcher)

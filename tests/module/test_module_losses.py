@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 import ask_lightning.losses
 from ask_lightning import ASKModule, NTXentLoss, SigmoidLoss
 from ask_lightning.losses import RetrievalLoss
+from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 
 LOSSES = [
     kind
@@ -97,3 +98,19 @@ def test_a_bias_that_is_not_the_models_is_refused():
 def test_ids_are_asked_for_when_it_is_made():
     with pytest.raises(ValueError, match="`ids` has to be given, because NTXentLoss with these options"):
         ASKModule(Towers(), NTXentLoss(positives="same_clip"))
+
+
+def test_a_loss_that_two_wrappers_share_reads_the_model_that_trains():
+    """As where the loss is made once for all folds of a cross-validation."""
+
+    class Client(PlainTowers):
+        def __init__(self, temperature):
+            super().__init__()
+            self.tau = nn.Parameter(torch.tensor(temperature))
+
+    loss = NTXentLoss("tau")
+    first, second = (ASKModule(Client(temperature), loss) for temperature in (0.1, 0.5))
+    make_trainer(max_epochs=1).fit(first, make_loader())
+    assert first.model.tau != 0.1
+    make_trainer(max_epochs=1).fit(second, make_loader())
+    assert second.model.tau != 0.5

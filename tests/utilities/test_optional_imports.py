@@ -17,6 +17,7 @@ from ask_lightning.utilities.optional_imports import import_optional
         ("transformers", "audio", "for pretrained encoders"),
         ("torchaudio.transforms", "audio", "to resample audio"),
         ("matplotlib.figure", "plot", "to draw pictures"),
+        ("ot.partial", "pot", "for the transport solvers of POT"),
     ],
 )
 def test_a_missing_package_says_what_to_install(monkeypatch, name, extra, purpose):

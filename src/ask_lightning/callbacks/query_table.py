@@ -17,10 +17,10 @@ from ask_lightning.callbacks.schedule import is_due_after_epoch
 from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
 from ask_lightning.encoding.source_loader import has_index
 from ask_lightning.encoding.target import reliability_loss
-from ask_lightning.functional import disagreement, modulation_factor
-from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.base import GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore, read_neighborhood
-from ask_lightning.losses.reliability_ot import DIRECTIONS, ReliabilityOTLoss
+from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
+from ask_lightning.losses.reliability_weighting import DIRECTIONS, Potentials
 from ask_lightning.utilities.arguments import check_count
 
 _COLUMNS = (
@@ -144,26 +144,20 @@ class _QueryAnswers:
         neighborhoods: dict[Any, Neighborhood],
     ) -> None:
         self.source, self.neighborhoods = source, neighborhoods
-        self.lambdas = {"fine": loss.lambda_fine, "coarse": loss.lambda_coarse}
+        self.loss = loss
         noise = {name: _random_pairs(base, name, neighbors) for name, neighbors in neighborhoods.items()}
         self.psi, self.factor = self._reliability(audio, text, neighborhoods)
         self.noise_psi, self.noise_factor = self._reliability(audio, text, noise)
 
     def _reliability(
         self, audio: Tensor, text: Tensor, neighborhoods: dict[Any, Neighborhood]
-    ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
-        """Ψ by granularity and direction, and the factor by direction: `(Q,)` each."""
-        psi: dict[tuple[str, str], Tensor] = {}
+    ) -> tuple[Potentials, dict[str, Tensor]]:
+        """Ψ by granularity and direction, and the factor by direction, if there is one: `(Q,)` each."""
+        psi: dict[tuple[GranularityName, str], Tensor] = {}
         for name, stored in neighborhoods.items():
             potentials = stored.to(audio.dtype).potentials(audio, text)
             psi |= {(name, direction): values for direction, values in potentials.items()}
-        factor = {
-            direction: modulation_factor(
-                [(self.lambdas[name], disagreement(psi[name, direction])) for name in neighborhoods]
-            )
-            for direction in DIRECTIONS
-        }
-        return psi, factor
+        return psi, self.loss.weighting.factors(psi)
 
     def rows(self, pairs: list[Any], num_shown: int) -> list[tuple[str | float, ...]]:
         """The rows of the table, one for each query and direction."""
@@ -179,9 +173,9 @@ class _QueryAnswers:
                 numbers = (
                     self.psi.get(("fine", direction)),
                     self.psi.get(("coarse", direction)),
-                    self.factor[direction],
+                    self.factor.get(direction),
                     self.noise_psi.get(("fine", direction)),
-                    self.noise_factor[direction],
+                    self.noise_factor.get(direction),
                 )
                 cells = ["" if one is None else round(float(one[query]), 4) for one in numbers]
                 rows.append((caption, direction.upper(), by_audio, by_text, *cells))

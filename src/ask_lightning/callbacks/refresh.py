@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import Subset
 
+from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
     SnapshotCollector,
@@ -51,6 +52,7 @@ from ask_lightning.knowledge.base import (
     Storage,
     check_embeddings,
 )
+from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
 from ask_lightning.knowledge.snapshot_file import SnapshotError
@@ -92,7 +94,10 @@ class KnowledgeRefreshCallback(Callback):
         num_prototypes: M, the number of coarse prototypes, at least 1.
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
-        normalize_prototypes: Whether to bring max-pooled prototypes back to unit length.
+        normalize_prototypes: Whether to bring max-pooled prototypes back to unit length. The paper's Eq. 8
+            does not; without it they are longer than one, and the modulation factor may fall to 0.
+        clustering: The kind of K-means that makes the prototypes: `"spherical"`, or `"euclidean"` as
+            `faiss.Kmeans` does it, see `ask_lightning.knowledge.kmeans.kmeans`.
         index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string.
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
@@ -129,6 +134,7 @@ class KnowledgeRefreshCallback(Callback):
         num_prototypes: int = 512,
         prototype_pairing: PrototypePairing = "matched",
         normalize_prototypes: bool = True,
+        clustering: Clustering = "spherical",
         index: str = "auto",
         placement: Placement = "replicated",
         storage: Storage = "float32",
@@ -149,6 +155,7 @@ class KnowledgeRefreshCallback(Callback):
         if max_rows is not None:
             check_count("max_rows", max_rows, 1)
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
+        check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
         check_fraction("momentum", momentum)
@@ -159,6 +166,7 @@ class KnowledgeRefreshCallback(Callback):
         self.num_prototypes = num_prototypes
         self.prototype_pairing: PrototypePairing = prototype_pairing
         self.normalize_prototypes = normalize_prototypes
+        self.clustering: Clustering = clustering
         self.index = index
         self.placement: Placement = placement
         self.storage: Storage = storage
@@ -264,7 +272,7 @@ class KnowledgeRefreshCallback(Callback):
         assert base is not None
         present, stored = source_key(loader), self._source_key or {}
         changed = [
-            f"{name} {stored[name]} → {present[name]}" for name in stored if stored[name] != present[name]
+            f"{name} {value} → {present[name]}" for name, value in stored.items() if value != present[name]
         ]
         one_row_per_item = has_index(loader) and len(base.fine) == num_items(loader)
         if not changed and one_row_per_item and getattr(loader, "batch_size", None) is not None:
@@ -283,14 +291,23 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
+        self._refresh_if_due(trainer, pl_module)
+        assert self._built_at is not None
+        self._collector.collect()
+        if not trainer.barebones:
+            pl_module.log(
+                "ask/knowledge_age",
+                float(trainer.current_epoch - self._built_at),
+                batch_size=1,
+                sync_dist=True,
+            )
+
+    def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refreshes the knowledge if this epoch asks for it, or if there is none."""
         epoch = trainer.current_epoch
         due = epoch % self.T == 0 and self._built_at != epoch
         if due or self.target.loss.knowledge is None:
             self.refresh(trainer, pl_module)
-        assert self._built_at is not None
-        self._collector.collect()
-        if not trainer.barebones:
-            pl_module.log("ask/knowledge_age", float(epoch - self._built_at), batch_size=1, sync_dist=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Removes the snapshots that the last checkpoints do not need."""
@@ -304,18 +321,16 @@ class KnowledgeRefreshCallback(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Builds the base after a resume inside an epoch, where `on_train_epoch_start` is skipped."""
-        if self.target.loss.knowledge is None:
-            self.refresh(trainer, pl_module)
+        """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
+        self._refresh_if_due(trainer, pl_module)
         self.target.loss.check_temperature(batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the terms of the step's loss."""
+        """Logs the terms of the step's loss, where they are read."""
         terms, self.target.loss.last = self.target.loss.last, {}
-        if terms and not trainer.barebones:
-            pl_module.log_dict({f"ask/{name}": term.mean() for name, term in terms.items()}, batch_size=1)
+        log_loss_terms(trainer, pl_module, terms)
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encode the source with the current encoders and put the new base in place of the old one.
@@ -349,7 +364,8 @@ class KnowledgeRefreshCallback(Callback):
                 encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
                 for each, limit in zip(loaders, self._row_limits(trainer, loaders), strict=True)
             )
-        audio, text = self._keep_momentum(encoded)
+        is_same_source = self._is_of_same_source(loader)
+        audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
         if self.refine is not None:
             check_embeddings(audio, text, encoded.shard)
             audio, text = self.refine(audio, text, encoded.shard)
@@ -360,6 +376,7 @@ class KnowledgeRefreshCallback(Callback):
             num_prototypes=self.num_prototypes,
             prototype_pairing=self.prototype_pairing,
             normalize_prototypes=self.normalize_prototypes,
+            clustering=self.clustering,
             index=self.index,
             seed=self.seed,
             storage=self.storage,
@@ -369,7 +386,6 @@ class KnowledgeRefreshCallback(Callback):
         )
         self.target.loss.check_knowledge(base)
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
-        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = trainer.current_epoch
         self._snapshots.supersede()
@@ -377,28 +393,43 @@ class KnowledgeRefreshCallback(Callback):
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(base.fine) / seconds}
         report |= (similarity := mean_similarity(base))
         if old is not None:
-            self._warned_of_collapse = self._warned_of_collapse or _warn_of_collapse(similarity)
-            same_ids = torch.equal(base.ids, old.ids) if encoded.ids is not None else same_dataset
+            self._warned_of_collapse = self._warned_of_collapse or self._warn_of_collapse(similarity)
+            same_ids = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
             if has_index(loader) and base.has_same_rows_as(old) and same_ids:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
-    def _keep_momentum(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
-        """The embeddings `(n, d)` to store: the new ones, mixed with the old ones of the same rows."""
+    def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
+        """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
+        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
+        return same_dataset and self._source_key in (None, source_key(loader))
+
+    def _keep_momentum(self, encoded: Encoded, *, is_same_source: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings `(n, d)` to store: the new ones, mixed with the old ones of the same rows.
+
+        Args:
+            encoded: The new embeddings.
+            is_same_source: Whether they are of the dataset of the old ones, which decides where there are no
+                ids.
+        """
         new = encoded.audio, encoded.text
         old = self.target.loss.knowledge
         if old is None or not self.momentum:
             return new
         same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
-        if same_rows and encoded.ids is not None:
+        if encoded.ids is None:
+            same_rows = same_rows and is_same_source
+        elif same_rows:
             ids = encoded.shard.gather(encoded.ids.to(old.device))
             same_rows = torch.equal(ids, old.ids)
         if not same_rows:
             rank_zero_warn(
                 f"The knowledge source changed since the last refresh ({len(old.fine)} pairs then, "
-                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only."
+                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only. If it is "
+                "a new dataset of the same pairs, pass their clip ids, by which they are known again: "
+                "ASKModule(..., ids=...)."
             )
             return new
         stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
@@ -407,6 +438,17 @@ class KnowledgeRefreshCallback(Callback):
             for before, now in zip(stored, new, strict=True)
         )
         return audio, text
+
+    def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
+        """Warn if the embeddings of both modalities have collapsed; whether they have."""
+        audio, text = (float(value) for value in similarity.values())
+        collapsed = min(audio, text) > _COLLAPSED
+        if collapsed:
+            rank_zero_warn(
+                f"The embeddings have collapsed: the mean cosine between source pairs is {audio:.3f} for "
+                f"audio and {text:.3f} for text. {self.target.loss.against_collapse}"
+            )
+        return collapsed
 
     def _training_clips(self, encoded: Encoded | None = None) -> StoredClips | None:
         """The training clips, encoded beside a source of other pairs; held by every rank."""
@@ -505,7 +547,14 @@ class KnowledgeRefreshCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
-        names = ("num_prototypes", "prototype_pairing", "normalize_prototypes", "index", "storage")
+        names = (
+            "num_prototypes",
+            "prototype_pairing",
+            "normalize_prototypes",
+            "clustering",
+            "index",
+            "storage",
+        )
         settings = {name: getattr(self, name) for name in (*names, "momentum", "seed", "max_rows")}
         return settings | {"refine": None if self.refine is None else asdict(self.refine)}
 
@@ -564,20 +613,6 @@ def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
     # The mean of all u_i · u_j is the squared length of the mean.
     audio, text = (mean.square().sum() for mean in base.fine.mean)
     return {"mean_similarity_audio": audio, "mean_similarity_text": text}
-
-
-def _warn_of_collapse(similarity: dict[str, torch.Tensor]) -> bool:
-    """Warn if the embeddings of both modalities have collapsed; whether they have."""
-    audio, text = (float(value) for value in similarity.values())
-    collapsed = min(audio, text) > _COLLAPSED
-    if collapsed:
-        rank_zero_warn(
-            f"The embeddings have collapsed: the mean cosine between source pairs is {audio:.3f} for audio "
-            f"and {text:.3f} for text. The differentiated reliability factor can pull all embeddings of an "
-            "encoder that is not pretrained onto their neighbours. Try "
-            "ReliabilityOTLoss(modulation_gradient=False), a lower temperature, or pretrained encoders."
-        )
-    return collapsed
 
 
 def _num_batches(loaders: Iterable[object]) -> int | None:

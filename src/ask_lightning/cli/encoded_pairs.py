@@ -19,6 +19,7 @@ from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_enc
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibration, QueryBank
+from ask_lightning.metrics.grid import unit_clips
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
@@ -38,7 +39,7 @@ class EncodedPairs:
         text: Embeddings of the captions, `(P, d)`.
         clip_ids: Ids of the clips, `(N,)` int64.
         clip_of: Row of each caption's clip in `audio`, `(P,)` int64.
-        names: Names of the N clips.
+        names: Names of the N clips: their keys, or the clip id that takes of one recording share.
         captions: Texts of the P captions.
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
@@ -197,10 +198,12 @@ def encode_pairs(
         checkpoint: Path of a checkpoint whose weights are loaded; None for the model's present weights.
 
     Returns:
-        The embeddings on the CPU, with each clip once, in the order of the loader.
+        The embeddings on the CPU, with each clip once, in the order of the loader. Takes of one recording are
+        one clip, whose embedding is their mean direction, as in the metrics.
 
     Raises:
-        UsageError: The trainer has several devices, or the model lacks the methods.
+        UsageError: The trainer has several devices, the model lacks the methods, or an embedding has NaN or
+            infinity.
     """
     if trainer.world_size > 1:
         raise UsageError(
@@ -215,16 +218,24 @@ def encode_pairs(
     audio, text, ids = (
         torch.cat([prediction[key] for prediction in predictions]) for key in ("audio", "text", "clip_id")
     )  # (P, d), (P, d), (P,)
+    broken = int((~(audio.isfinite().all(1) & text.isfinite().all(1))).sum())
+    if broken:
+        raise UsageError(
+            f"The model makes NaN or infinity of {broken} of {len(ids)} pairs, which no search could find. "
+            "Has its training diverged? Pass an earlier checkpoint as `--ckpt_path`."
+        )
+    clips, number = unit_clips(audio, ids)  # (N, d), (P,); clips in the order of their ids
+    # From there to the order of the loader.
     first_pair: dict[int, int] = {}  # clip id → row of its first pair
     for row, clip in enumerate(ids.tolist()):
         first_pair.setdefault(clip, row)
-    clip_row = {clip: row for row, clip in enumerate(first_pair)}
+    order = number[list(first_pair.values())]  # (N,)
     names = _clip_names(getattr(loader.dataset, "clips", ()))
     return EncodedPairs(
-        audio=audio[list(first_pair.values())],  # (N, d)
+        audio=clips[order].float(),  # (N, d)
         text=text,  # (P, d)
         clip_ids=torch.tensor(list(first_pair)),
-        clip_of=torch.tensor([clip_row[clip] for clip in ids.tolist()]),
+        clip_of=order.argsort()[number],
         names=[names.get(clip, str(clip)) for clip in first_pair],
         captions=[caption for prediction in predictions for caption in prediction["caption"]],
         model={
@@ -238,5 +249,5 @@ def encode_pairs(
 
 def _clip_names(clips: Iterable[Any]) -> dict[int, str]:
     """Names of clips, by the integer ids that batches hold."""
-    keys = [clip.key for clip in clips]
-    return dict(zip(integer_ids(keys).tolist(), keys, strict=True)) if keys else {}
+    names = [clip.recording for clip in clips]
+    return dict(zip(integer_ids(names).tolist(), names, strict=True)) if names else {}

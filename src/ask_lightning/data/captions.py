@@ -1,7 +1,5 @@
 """Tables of audio files and their captions."""
 
-import csv
-import io
 import os
 import posixpath
 from collections.abc import Sequence
@@ -27,8 +25,9 @@ def read_captions(
 ) -> list[Clip]:
     r"""Read a CSV with a header line. A file with several captions has several columns, or several rows.
 
-    Oddities that do not prevent training are named in one warning: empty captions, which are left out; very
-    long ones; rows that repeat a file with its captions; files that are listed under several names.
+    Oddities that do not prevent training are named in warnings: empty captions, which are left out; very
+    long ones; rows that repeat a file with its captions, and equal captions of a file, which count once;
+    files that are listed under several names.
 
     Args:
         annotations: Path of the CSV.
@@ -51,8 +50,8 @@ def read_captions(
     Raises:
         FileNotFoundError: There is no such CSV.
         ValueError: It is empty, in another encoding, lacks a column, has a row with too many or too few
-            fields, no captions at all, a row without file or clip id, or a file with two clip ids. The
-            message says where, and what to do.
+            fields, no captions at all, a row without file or clip id, or a file with two clip ids; or the
+            delimiter is not one character. The message says where, and what to do.
 
     Examples:
         >>> path = getfixture("tmp_path") / "clips.csv"
@@ -64,6 +63,11 @@ def read_captions(
     columns_of_captions = [caption_columns] if isinstance(caption_columns, str) else list(caption_columns)
     if not columns_of_captions:
         raise ValueError("Argument `caption_columns` has to name at least one column, but got none.")
+    if len(delimiter) != 1:
+        raise ValueError(
+            f'Argument `delimiter` has to be one character, but got {delimiter!r}. A tab is "\\t" in Python '
+            "and YAML, and $'\\t' in a shell."
+        )
     rows = numbered_rows(table, read_text(table, encoding), delimiter)
     _, header = next(rows, (0, []))
     if not header:
@@ -78,6 +82,7 @@ def read_captions(
     seen: dict[str, set[str]] = {}  # captions by name
     clip_ids: dict[str, str] = {}
     renamed: dict[str, None] = {}
+    doubled: list[str] = []
     for line, fields in rows:
         where = f"{table}, line {line}"
         check_width(table, line, fields, header, delimiter)
@@ -98,6 +103,11 @@ def read_captions(
             )
         captions = [row[column] for column in columns_of_captions]
         known = seen.setdefault(name, set())
+        repeated = bool(known) and known.issuperset(captions)
+        if not repeated:
+            once = [text for text in dict.fromkeys(filter(None, captions)) if text not in known]
+            doubled += [f"line {line}"] * (len(captions) - captions.count("") - len(once))
+            captions = once + [""] * captions.count("")
         path = _plain_path(name, root)
         collector.add(
             f"line {line}",
@@ -105,7 +115,7 @@ def read_captions(
             captions,
             name=name,
             aliases=[recording_key("file", name)],
-            repeated=bool(known) and known.issuperset(captions),
+            repeated=repeated,
             group=clip_id and prefix + clip_id,
             path=name,
         )
@@ -116,6 +126,11 @@ def read_captions(
         rank_zero_warn(
             f"{table}: {len(renamed)} names stand for files that have another name above, and are one clip "
             f"with them: {abbreviate(list(renamed))}."
+        )
+    if doubled:
+        rank_zero_warn(
+            f"{table}: {len(doubled)} captions are equal to another one of their file, and count once: "
+            f"{abbreviate(doubled)}."
         )
     return collector.clips()
 
@@ -140,14 +155,14 @@ def read_columns(
         >>> read_columns(path, "filename", delimiter=",", encoding="utf-8")
         {'source': {'a.wav': '7', 'b.wav': '7'}}
     """
-    header, *rows = csv.reader(io.StringIO(read_text(Path(annotations), encoding)), delimiter=delimiter)
-    names = [name.strip() for name in header]
+    table = Path(annotations)
+    (_, names), *rows = numbered_rows(table, read_text(table, encoding), delimiter)
     place = names.index(filename_column)
     columns: dict[str, dict[str, str]] = {name: {} for name in names if name != filename_column}
-    for fields in filter(None, rows):
+    for _, fields in rows:
         for name, field in zip(names, fields, strict=True):
             if name != filename_column:
-                columns[name].setdefault(fields[place].strip(), field.strip())
+                columns[name].setdefault(fields[place], field)
     return columns
 
 
@@ -156,7 +171,7 @@ def _identity(filename: str, root: str | Path | None) -> object:
     if root is not None:
         try:
             state = os.stat(Path(root, filename))
-        except OSError:  # a missing file, which is reported where files are opened
+        except (OSError, ValueError):  # no such file, or no name of one: reported where files are opened
             pass
         else:
             if state.st_ino:

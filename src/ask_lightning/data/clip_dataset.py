@@ -59,6 +59,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         clips: The clips in use, with their captions in this style.
+        listed: The clips that were passed, with those that were left out.
         skipped: Key and reason of each clip that was left out.
 
     Raises:
@@ -91,6 +92,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._epoch = 0
         self._cache = AudioCache(self.audio.cache)
         self._lengths: dict[str, tuple[int, int]] = {}
+        self.listed = list(clips)
         self.skipped: dict[str, str] = {}
         if self.audio.check != "none":
             self._examine(clips)

@@ -442,15 +442,16 @@ class FolderData(RetrievalDataModule):
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the CSV, examine the files, divide the clips."""
         whole = AudioFolder(self._root, self._annotations, **self._columns, **vars(self._audio))
-        # By numbers in the order of the table, so that the names of files do not matter.
-        recordings = dict.fromkeys(clip.recording for clip in whole.clips)
+        # By numbers in the order of the table, so that the names of files do not matter. Clips that are left
+        # out count, so that a file which is missing today moves no other clip from training to test.
+        recordings = dict.fromkeys(clip.recording for clip in whole.listed)
         numbers = {recording: number for number, recording in enumerate(recordings)}
         parts = split_by_clip(
-            [numbers[clip.recording] for clip in whole.clips], self._fractions, self._split_seed
+            [numbers[clip.recording] for clip in whole.listed], self._fractions, self._split_seed
         )
         datasets: dict[str, ClipDataset] = {
             split: whole.variant(
-                clips=[whole.clips[index] for index in indices],
+                clips=[whole.listed[index] for index in indices],
                 crop="random" if split == "train" else "center",
             )
             for split, indices in zip(SPLITS, parts, strict=False)

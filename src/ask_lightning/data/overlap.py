@@ -40,8 +40,8 @@ def find_overlap(train: ClipDataset, *evaluation: ClipDataset) -> Overlap:
     Returns:
         What they share.
     """
-    recordings = {clip.recording: _place_of(train, clip) for clip in train.clips}
-    places = set(recordings.values())
+    recordings = {clip.recording for clip in train.clips}
+    places = {_place_of(train, clip) for clip in train.clips}
     captions = {plain_words(caption) for clip in train.clips for caption in clip.captions}
     shared = Overlap([], [], [], sum(len(part.clips) for part in evaluation))
     for part in evaluation:

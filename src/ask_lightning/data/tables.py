@@ -43,7 +43,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         encoding: Encoding of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or a folder in its place.
         ValueError: It is in another encoding, and the message names the line; or there is no such encoding.
 
     Examples:
@@ -56,6 +56,8 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file at {path}. Correct the path.") from None
+    except IsADirectoryError:
+        raise FileNotFoundError(f"{path} is a folder, not a table. Pass the path of a file in it.") from None
     try:
         return content.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:

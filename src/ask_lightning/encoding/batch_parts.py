@@ -67,6 +67,12 @@ class EncoderCall:
         """Whether the encoder is called with the batch and nothing else."""
         return self.positional == (Part(()),) and not self.named
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether an argument is a number that was not found in the batch, but may depend on it."""
+        places = (*self.positional, *self.named.values())
+        return any(isinstance(place, Constant) and _is_number(place.value) for place in places)
+
     def arguments(self, batch: Any) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a batch.
 
@@ -90,12 +96,21 @@ def find_call(batch: Any, positional: Sequence[Any], named: Mapping[str, Any]) -
         named: Named arguments of the call.
 
     Returns:
-        The call in terms of the batch; `None` if an argument is neither a part of it nor a constant.
+        The call in terms of the batch; `None` if an argument is neither a part of it nor a constant, or is a
+        number that several parts are equal to. A number or string that one part is equal to is this part,
+        unless it stands in a list of such.
     """
-    places = {id(value): Part(path) for path, value in reversed(list(_walk(batch, ())))}
+    walked = list(_walk(batch, ()))
+    places = {id(value): Part(path) for path, value in reversed(walked)}
+    scalars = [(value, Part(path)) for path, value in walked if _is_number(value) or isinstance(value, str)]
 
     def place_of(value: Any) -> Part | Constant | None:
-        if value is None or isinstance(value, bool | int | float | str):
+        if _is_number(value) or isinstance(value, str):
+            equal = [part for scalar, part in scalars if type(scalar) is type(value) and scalar == value]
+            if len(equal) > 1 and _is_number(value):
+                return None
+            return equal[0] if len(equal) == 1 else Constant(value)
+        if value is None or isinstance(value, bool):
             return Constant(value)
         return places.get(id(value))
 
@@ -124,6 +139,10 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """A batch and its parts with their paths, from the outside in."""
     yield path, value
@@ -132,6 +151,9 @@ def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], 
     if isinstance(value, Mapping):
         inner = list(value.items())
     elif isinstance(value, list | tuple):
+        # What is equal to one of many captions or clip ids need not come from there.
+        if all(item is None or isinstance(item, bool | int | float | str) for item in value):
+            return
         inner = list(enumerate(value))
     elif is_dataclass(value) and not isinstance(value, type):
         inner = [(field.name, getattr(value, field.name)) for field in fields(value)]

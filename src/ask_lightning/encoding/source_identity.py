@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Subset
 
 from ask_lightning.encoding.source_loader import num_items
@@ -36,10 +38,28 @@ def weak_reference(dataset: object) -> Callable[[], object] | None:
 
 
 def source_key(loader: object) -> dict[str, Any]:
-    """What tells sources apart without reading them: the class of the dataset and the number of its items.
+    """What tells sources apart without reading them.
 
     Args:
         loader: The loader that a refresh reads.
+
+    Returns:
+        The class of the dataset, the number of its items, and a checksum of the rows that `Subset`s select;
+        `None` where all are read.
     """
     kind = type(dataset_of(loader))
-    return {"dataset": f"{kind.__module__}.{kind.__qualname__}", "items": num_items(loader)}
+    return {
+        "dataset": f"{kind.__module__}.{kind.__qualname__}",
+        "items": num_items(loader),
+        "selection": _selection(getattr(loader, "dataset", loader)),
+    }
+
+
+def _selection(dataset: object) -> str | None:
+    """A checksum of the rows that `Subset`s select, such as one fold of several that are equally long."""
+    digest = None
+    while isinstance(dataset, Subset):
+        digest = digest or blake2b(digest_size=8)
+        digest.update(np.asarray(dataset.indices, dtype=np.int64).tobytes() + b";")
+        dataset = dataset.dataset
+    return None if digest is None else digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The reliability potential, Eq. 11–13, and the modulation factor, Eq. 16–19.
+"""The reliability potential, Eq. 11–13, and how it enters the loss, Eq. 16–19 and 21.
 
 Axes: `B` batch, `K` neighbours, `d` width.
 """
@@ -6,9 +6,13 @@ Axes: `B` batch, `K` neighbours, `d` width.
 from collections.abc import Iterable
 from functools import reduce
 from operator import add
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+ReliabilityForm = Literal["disagreement_factor", "agreement_factor", "disagreement_term", "agreement_term"]
+"""What enters the loss, -log Ψ (disagreement) or log Ψ (agreement), and how: as a factor or as a term."""
 
 
 def reliability_potential(embeddings: Tensor, crossed: Tensor, own: Tensor) -> Tensor:
@@ -57,11 +61,47 @@ def disagreement(potential: Tensor) -> Tensor:
     return -potential.log()
 
 
+def reliability_penalty(potential: Tensor, form: ReliabilityForm = "disagreement_factor") -> Tensor:
+    """What a form of the reliability weighs by λ: -log Ψ, or log Ψ.
+
+    Eq. 16–18 of the paper take -log Ψ; Eq. 21 and 33–34 have log Ψ.
+
+    Args:
+        potential: Ψ, any shape.
+        form: `"disagreement_factor"` or `"disagreement_term"` for -log Ψ, `"agreement_factor"` or
+            `"agreement_term"` for log Ψ.
+
+    Returns:
+        F in the same shape.
+
+    Examples:
+        >>> reliability_penalty(torch.tensor(2.7182817), "agreement_term")
+        tensor(1.)
+    """
+    return disagreement(potential) if form.startswith("disagreement") else potential.log()
+
+
+def reliability_term(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """The sum `Σ_g λ_g F_g`, which Eq. 21 and 33–34 add to the cross-entropy of each sample.
+
+    Args:
+        weighted: Pairs `(λ_g, F_g)` of each granularity, see `reliability_penalty`; all F of one shape.
+
+    Returns:
+        The term in the shape of F.
+
+    Examples:
+        >>> reliability_term([(0.2, torch.tensor(-1.0)), (0.3, torch.tensor(0.5))])
+        tensor(-0.0500)
+    """
+    return reduce(add, (weight * term for weight, term in weighted))
+
+
 def modulation_factor(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
     """The factor `1 + Σ_g λ_g F_g` by which Eq. 16–19 weigh the cross-entropy of a direction.
 
     Args:
-        weighted: Pairs `(λ_g, F_g)` of each granularity, see `disagreement`; all F of one shape.
+        weighted: Pairs `(λ_g, F_g)` of each granularity, see `reliability_penalty`; all F of one shape.
 
     Returns:
         The factor in the shape of F. It is positive if the λ sum to less than 1 and all vectors have at most
@@ -71,4 +111,4 @@ def modulation_factor(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
         >>> modulation_factor([(0.2, torch.tensor(-1.0)), (0.3, torch.tensor(0.5))])
         tensor(0.9500)
     """
-    return 1 + reduce(add, (weight * term for weight, term in weighted))
+    return 1 + reliability_term(weighted)

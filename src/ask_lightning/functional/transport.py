@@ -2,7 +2,7 @@
 
 import math
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from ask_lightning.utilities.arguments import check_choice, check_count, check_p
 from ask_lightning.utilities.dtypes import computation_dtype
 
 Array = np.ndarray[Any, np.dtype[Any]]
+PlanScaling = Literal["marginal", "row"]
+A2TRealignment = Literal["transposed_plan", "transposed_result", "same_plan"]
 
 # Below this ε the exponentials of similarities in [-1, 1] leave float32's comfortable range.
 _SMALLEST_EXPONENTIAL_EPSILON = 0.03
@@ -98,12 +100,11 @@ def realign_similarity(
     plan: Tensor,
     ot_factor: float = 0.2,
     *,
-    plan_scaling: Literal["marginal", "row"] = "marginal",
+    plan_scaling: PlanScaling = "marginal",
 ) -> Tensor:
     """Mix each query's similarities with those of the items that the plan transports it to.
 
-    Eq. 15 of the paper: `S* = ((1 - β) I + β Q̂) S`. For the audio-to-text direction pass the
-    transposes of both matrices.
+    Eq. 15 of the paper: `S* = ((1 - β) I + β Q̂) S`.
 
     With `"marginal"`, the paper's text, the plan's rows sum to 1/B, so the transport term shrinks as 1/B
     and S* is close to (1 - β) S: mostly a higher temperature. With `"row"` the plan is scaled by B,
@@ -126,11 +127,55 @@ def realign_similarity(
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]])
     """
-    check_choice("plan_scaling", plan_scaling, ("marginal", "row"))
+    check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
     if ot_factor == 0:
         return similarity
     scale = len(plan) if plan_scaling == "row" else 1
     return (1 - ot_factor) * similarity + (ot_factor * scale) * (plan @ similarity)
+
+
+def realign_both_directions(
+    similarity: Tensor,
+    plan: Tensor,
+    ot_factor: float = 0.2,
+    *,
+    plan_scaling: PlanScaling = "marginal",
+    a2t_realignment: A2TRealignment = "transposed_plan",
+) -> tuple[Tensor, Tensor]:
+    """Realign the similarities of both directions, Eq. 15, by one plan.
+
+    Text-to-audio is `S* = ((1 - β) I + β Q̂) S`. The paper does not write audio-to-text out:
+
+    * `"transposed_plan"`: `((1 - β) I + β Q̂ᵀ) Sᵀ`, the same with the roles of both modalities exchanged.
+      Each audio mixes with the audios whose texts the plan transports it to.
+    * `"transposed_result"`: `(S*)ᵀ = (1 - β) Sᵀ + β Sᵀ Q̂ᵀ`, so that both directions contrast one matrix.
+    * `"same_plan"`: `((1 - β) I + β Q̂) Sᵀ`, the formula with S replaced and Q̂ left as it is.
+
+    Args:
+        similarity: `(B, B)`, S, rows text, columns audio.
+        plan: `(B, B)`, Q* of S.
+        ot_factor: β in [0, 1]. At 0 both come back unchanged.
+        plan_scaling: `"marginal"` or `"row"`, see `realign_similarity`.
+        a2t_realignment: Which matrix audio-to-text contrasts, see above.
+
+    Returns:
+        `(B, B)` of text-to-audio, rows text, and `(B, B)` of audio-to-text, rows audio.
+
+    Raises:
+        ValueError: An unknown `plan_scaling` or `a2t_realignment`.
+
+    Examples:
+        >>> similarity, plan = torch.tensor([[1.0, 0.2], [0.0, 1.0]]), torch.full((2, 2), 0.25)
+        >>> t2a, a2t = realign_both_directions(similarity, plan, a2t_realignment="transposed_result")
+        >>> torch.equal(t2a, a2t.T)
+        True
+    """
+    check_choice("a2t_realignment", a2t_realignment, get_args(A2TRealignment))
+    t2a = realign_similarity(similarity, plan, ot_factor, plan_scaling=plan_scaling)
+    if a2t_realignment == "transposed_result":
+        return t2a, t2a.T
+    own_plan = plan if a2t_realignment == "same_plan" else plan.T
+    return t2a, realign_similarity(similarity.T, own_plan, ot_factor, plan_scaling=plan_scaling)
 
 
 def _exponential_domain(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:

@@ -5,7 +5,7 @@ Axes: `B` batch, `K` neighbours, `N` pairs, `n` pairs of this rank, `M` prototyp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore, StoredPairs, copy_cached, read_neighborhood
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
 from ask_lightning.knowledge.row_shard import RowShard
@@ -123,6 +124,7 @@ class KnowledgeBase:
         num_prototypes: int = 512,
         prototype_pairing: PrototypePairing = "matched",
         normalize_prototypes: bool = True,
+        clustering: Clustering = "spherical",
         index: str = "auto",
         seed: int = 0,
         storage: Storage = "float32",
@@ -140,6 +142,8 @@ class KnowledgeBase:
             prototype_pairing: How audio and text clusters become pairs, see
                 `ask_lightning.knowledge.prototypes.build_prototypes`.
             normalize_prototypes: Whether to bring the max-pooled prototypes back to unit length.
+            clustering: The kind of K-means, `"spherical"` or `"euclidean"`, see
+                `ask_lightning.knowledge.kmeans.kmeans`.
             index: `"auto"`, `"exact"` or a Faiss factory string, see
                 `ask_lightning.knowledge.search.build_search`. Prototypes are always searched exactly. On
                 several ranks `"auto"` is `"exact"`.
@@ -160,10 +164,11 @@ class KnowledgeBase:
 
         Raises:
             ValueError: Shapes that are not two equal `(N, d)`, no rows, NaN or Inf (with the rows), ids
-                of another number, an unknown pairing, storage or placement.
+                of another number, an unknown pairing, clustering, storage or placement.
         """
         shard = shard or RowShard.unsharded(audio.shape[0] if audio.ndim else 0)
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
+        check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("storage", storage, STORAGES)
         check_choice("placement", placement, PLACEMENTS)
         check_count("num_prototypes", num_prototypes)
@@ -192,6 +197,7 @@ class KnowledgeBase:
             num_prototypes,
             pairing=prototype_pairing,
             normalize=normalize_prototypes,
+            clustering=clustering,
             seed=seed,
         )
         stored_dtype = getattr(torch, storage) if storage != "float32" else dtype
@@ -211,9 +217,10 @@ class KnowledgeBase:
         self,
         audio: Tensor,
         text: Tensor,
-        k: int,
+        k: int | Mapping[GranularityName, int],
         *,
         exclude_ids: Tensor | Sequence[int] | Sequence[str] | None = None,
+        distinct_clips: bool = False,
         granularities: Iterable[GranularityName] = GRANULARITIES,
     ) -> dict[GranularityName, Neighborhood]:
         """Retrieve each query's nearest rows by its own modality, without gradient.
@@ -221,9 +228,12 @@ class KnowledgeBase:
         Args:
             audio: `(B, d)`, unit vectors.
             text: `(B, d)`, unit vectors.
-            k: K in [1, N], neighbours per query. Fewer prototypes than K give all prototypes.
+            k: K in [1, N], neighbours per query, or a K for each granularity. Fewer prototypes than K give
+                all prototypes.
             exclude_ids: B clip identifiers; fine rows of query i's own clip are left out. Prototypes mix
                 clips and are not excluded.
+            distinct_clips: Whether the fine rows of a query are of K different clips: of each clip only the
+                row that comes first. Prototypes mix clips and are not concerned.
             granularities: Names of the granularities to look up.
 
         Returns:
@@ -233,7 +243,9 @@ class KnowledgeBase:
             ValueError: `k` is out of range, the queries have another width or device than the base, or
                 `exclude_ids` does not hold B identifiers.
         """
-        self._check_lookup(audio, text, k, exclude=exclude_ids is not None)
+        names = tuple(granularities)
+        counts = {name: k if isinstance(k, int) else k[name] for name in names}
+        self._check_lookup(audio, text, counts, exclude_ids is not None, distinct_clips)
         excluded = None if exclude_ids is None else integer_ids(exclude_ids, name="exclude_ids")
         if excluded is not None and excluded.shape != (len(audio),):
             raise ValueError(
@@ -242,11 +254,18 @@ class KnowledgeBase:
             )
         with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
             found = {}
-            for name in granularities:
+            for name, count in counts.items():
                 pairs: PairStore = getattr(self, name)
-                own_clip = excluded if name == "fine" else None
-                audio_rows = self._nearest(pairs.search_audio, audio, min(k, len(pairs)), own_clip)
-                text_rows = self._nearest(pairs.search_text, text, min(k, len(pairs)), own_clip)
+                searches = (pairs.search_audio, audio), (pairs.search_text, text)
+                if name == "fine" and (excluded is not None or distinct_clips):
+                    audio_rows, text_rows = (
+                        self._nearest_allowed(search, queries, count, excluded, distinct_clips)
+                        for search, queries in searches
+                    )
+                else:
+                    audio_rows, text_rows = (
+                        search(queries, min(count, len(pairs)))[1] for search, queries in searches
+                    )
                 found[name] = read_neighborhood(pairs, audio_rows, text_rows)
             return found
 
@@ -271,15 +290,21 @@ class KnowledgeBase:
         local, shard = self.fine.local, self.fine.shard
         return StoredClips.of_rows(local.audio, local.text, shard.select(self.ids), shard.ranks)
 
-    def _nearest(self, search: Search, queries: Tensor, k: int, excluded: Tensor | None) -> Tensor:
-        """The K nearest rows of each query, `(B, K)`, without those of an excluded clip."""
-        if excluded is None:
-            return search(queries, k)[1]
-        # However many rows of its own clip a query meets, k others are among the first k + that many.
-        _, rows = search(queries, k + self._rows_per_id)  # (B, K + rows per id)
-        is_own = self.ids[rows] == excluded.to(rows.device)[:, None]  # (B, K + rows per id)
-        others_first = is_own.int().argsort(dim=1, stable=True)[:, :k]
-        return rows.gather(1, others_first)
+    def _nearest_allowed(
+        self, search: Search, queries: Tensor, k: int, excluded: Tensor | None, distinct_clips: bool
+    ) -> Tensor:
+        """The K nearest fine rows of each query, `(B, K)`, without excluded clips and repeated ones."""
+        # However many rows a clip has, those of k clips are among the first k times that many, and those of
+        # other clips than the own are behind at most that many.
+        wanted = k * (self._rows_per_id if distinct_clips else 1)
+        wanted += self._rows_per_id if excluded is not None else 0
+        _, rows = search(queries, min(wanted, len(self.fine)))  # (B, wanted)
+        clips = self.ids[rows]  # (B, wanted)
+        unwanted = repeats(clips) if distinct_clips else torch.zeros_like(clips, dtype=torch.bool)
+        if excluded is not None:
+            unwanted |= clips == excluded.to(clips.device)[:, None]
+        allowed_first = unwanted.int().argsort(dim=1, stable=True)[:, :k]
+        return rows.gather(1, allowed_first)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -306,7 +331,19 @@ class KnowledgeBase:
         """The largest number of rows that one clip has."""
         return int(self.ids.unique(return_counts=True)[1].max())
 
-    def _check_lookup(self, audio: Tensor, text: Tensor, k: int, *, exclude: bool) -> None:
+    @cached_property
+    def _num_ids(self) -> int:
+        """The number of clips that have pairs."""
+        return len(self.ids.unique())
+
+    def _check_lookup(
+        self,
+        audio: Tensor,
+        text: Tensor,
+        counts: Mapping[GranularityName, int],
+        exclude: bool,
+        distinct_clips: bool,
+    ) -> None:
         """Refuse queries of another width or device, and K that the base cannot give."""
         if audio.shape[-1] != self.width or text.shape[-1] != self.width:
             raise ValueError(
@@ -318,25 +355,34 @@ class KnowledgeBase:
                 f"The knowledge base lies on {self.device}, but was asked from {audio.device}. "
                 f'Move it once: `knowledge = knowledge.to("{audio.device}")`.'
             )
-        self.check_num_neighbors(k, exclude=exclude)
+        self.check_num_neighbors(counts, exclude=exclude, distinct_clips=distinct_clips)
 
-    def check_num_neighbors(self, k: int, *, exclude: bool) -> None:
+    def check_num_neighbors(
+        self, counts: Mapping[GranularityName, int], *, exclude: bool, distinct_clips: bool = False
+    ) -> None:
         """Refuse K that the base cannot give.
 
         Args:
-            k: K, the number of neighbours of a lookup.
+            counts: K, the number of neighbours of a lookup, for each granularity.
             exclude: Whether lookups leave rows of the query's own clip out.
+            distinct_clips: Whether the fine rows of a query are of different clips.
 
         Raises:
-            ValueError: K is not in [1, N], N without the rows of one clip.
+            ValueError: A K is not in [1, N]; for the fine rows, N counts those that are left, or their clips.
         """
-        most = len(self.fine) - (self._rows_per_id if exclude else 0)
-        if not 1 <= k <= most:
-            raise ValueError(
-                f"Argument `k` has to be in [1, {most}] for a knowledge base of {len(self.fine)} pairs"
-                f"{' without those of the own clip' if exclude else ''}, but got {k}. Lower it (it is "
-                "`num_neighbors` of a loss) or use a larger knowledge source."
-            )
+        if distinct_clips:
+            most_fine = self._num_ids - (1 if exclude else 0)
+        else:
+            most_fine = len(self.fine) - (self._rows_per_id if exclude else 0)
+        for name, k in counts.items():
+            most = most_fine if name == "fine" else len(self.fine)
+            if not 1 <= k <= most:
+                raise ValueError(
+                    f"Argument `k` has to be in [1, {most}] for a knowledge base of {len(self.fine)} pairs"
+                    f"{f' of {self._num_ids} distinct clips' if distinct_clips else ''}"
+                    f"{' without those of the own clip' if exclude else ''}, but got {k}. Lower it (it is "
+                    "`num_neighbors` of a loss) or use a larger knowledge source."
+                )
 
     def has_same_rows_as(self, other: KnowledgeBase) -> bool:
         """Whether both bases have as many pairs of the same width, in the same shards on every rank."""
@@ -348,7 +394,7 @@ class KnowledgeBase:
             return self
         clips = self.training_clips and self.training_clips.to(device)
         moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device), clips)
-        return copy_cached(moved, self, "fingerprint", "_checksums", "_rows_per_id")
+        return copy_cached(moved, self, "fingerprint", "_checksums", "_rows_per_id", "_num_ids")
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the base as a safetensors file, whole or not at all.
@@ -423,6 +469,25 @@ class KnowledgeBase:
         fine: PairStore = ShardedPairs(local, shard) if shard.ranks.size > 1 else local
         coarse = StoredPairs(kept["coarse_audio"], kept["coarse_text"])
         return cls(fine, coarse, kept["ids"], clips).to(device)
+
+
+def repeats(clips: Tensor) -> Tensor:
+    """Which entries of each row have occurred before in it.
+
+    Args:
+        clips: `(B, n)` integers.
+
+    Returns:
+        `(B, n)` boolean.
+
+    Examples:
+        >>> repeats(torch.tensor([[7, 3, 7, 3, 5]]))
+        tensor([[False, False,  True,  True, False]])
+    """
+    grouped, order = clips.sort(dim=1, stable=True)
+    is_repeat = torch.zeros_like(clips, dtype=torch.bool)
+    is_repeat[:, 1:] = grouped[:, 1:] == grouped[:, :-1]
+    return torch.zeros_like(is_repeat).scatter_(1, order, is_repeat)
 
 
 def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:

@@ -1,7 +1,9 @@
-"""Spherical K-means over rows that may be sharded: only sums, counts and moved rows travel between ranks.
+"""K-means over rows that may be sharded: only sums, counts and moved rows travel between ranks.
 
 Axes: `n` rows of this rank, `N` rows of all ranks, `M` clusters, `d` width.
 """
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,20 +13,32 @@ from ask_lightning.knowledge.row_shard import ShardedRows
 from ask_lightning.knowledge.search import build_search
 from ask_lightning.utilities.faiss_import import faiss_is_available
 
-_ITERATIONS = 20
+Clustering = Literal["spherical", "euclidean"]
+CLUSTERINGS: tuple[str, ...] = get_args(Clustering)
+
+# Euclidean K-means has as many iterations as Faiss's by default.
+_ITERATIONS: dict[Clustering, int] = {"spherical": 20, "euclidean": 25}
 
 
-def kmeans(rows: ShardedRows, num_clusters: int, seed: int = 0) -> Tensor:
-    """Cluster unit vectors by their cosine, with no cluster left empty.
+def kmeans(
+    rows: ShardedRows, num_clusters: int, seed: int = 0, clustering: Clustering = "spherical"
+) -> Tensor:
+    """Cluster unit vectors, with no cluster left empty.
 
     Lloyd's iteration from randomly chosen rows; Faiss, if it is installed, finds the nearest centroids. How
-    the rows are sharded changes only the rounding of sums. (Faiss's own K-means does not work over ranks,
-    and ignores rows beyond 256 for each centroid.)
+    the rows are sharded changes only the rounding of sums.
+
+    * `"spherical"`: centroids are unit vectors, and a row belongs to the one of largest cosine.
+    * `"euclidean"`: centroids are means, and a row belongs to the nearest one: what `faiss.Kmeans` does by
+      default, from the same initial centroids with the same result. Unlike Faiss it works over ranks, uses
+      the rows beyond 256 for each centroid as well, and gives an empty cluster the row that fits its own
+      worst instead of half of another cluster.
 
     Args:
         rows: The unit vectors.
         num_clusters: M in [1, N].
         seed: Seed of the choice of initial centroids.
+        clustering: The kind of K-means, see above.
 
     Returns:
         `(n,)` int64, the cluster of each local row; each of the M numbers occurs on some rank.
@@ -36,10 +50,13 @@ def kmeans(rows: ShardedRows, num_clusters: int, seed: int = 0) -> Tensor:
     if num_clusters == rows.shard.num_rows:
         return rows.shard.global_rows().to(rows.local.device)
     index = _index_of_centroids(rows.local)
-    return assign_clusters(rows, fit_centroids(rows, num_clusters, seed, index), index)
+    centroids = fit_centroids(rows, num_clusters, seed, index, clustering)
+    return assign_clusters(rows, centroids, index, clustering)
 
 
-def fit_centroids(rows: ShardedRows, num_clusters: int, seed: int, index: str) -> Tensor:
+def fit_centroids(
+    rows: ShardedRows, num_clusters: int, seed: int, index: str, clustering: Clustering = "spherical"
+) -> Tensor:
     """Move randomly chosen rows by Lloyd's iteration.
 
     Args:
@@ -47,6 +64,7 @@ def fit_centroids(rows: ShardedRows, num_clusters: int, seed: int, index: str) -
         num_clusters: M in [1, N].
         seed: Seed of the choice of initial centroids.
         index: How to search the centroids, see `build_search`.
+        clustering: The kind of K-means, see `kmeans`.
 
     Returns:
         `(M, d)`, the centroids, the same on every rank.
@@ -54,25 +72,39 @@ def fit_centroids(rows: ShardedRows, num_clusters: int, seed: int, index: str) -
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(rows.shard.num_rows, generator=generator)[:num_clusters]
     centroids = rows.fetch(chosen.to(rows.local.device))  # (M, d)
-    for _ in range(_ITERATIONS):
-        assignment = assign_clusters(rows, centroids, index)  # (n,)
+    for _ in range(_ITERATIONS[clustering]):
+        assignment = assign_clusters(rows, centroids, index, clustering)  # (n,)
         sums = torch.zeros_like(centroids).index_add_(0, assignment, rows.local)  # (M, d)
-        centroids = unit_length(rows.shard.ranks.sum(sums))
+        sums = rows.shard.ranks.sum(sums)
+        if clustering == "spherical":
+            centroids = unit_length(sums)
+        else:
+            sizes = rows.shard.ranks.sum(torch.bincount(assignment, minlength=num_clusters))
+            centroids = sums / sizes[:, None]
     return centroids
 
 
-def assign_clusters(rows: ShardedRows, centroids: Tensor, index: str) -> Tensor:
-    """Assign each row to its most similar centroid, but at least one row to every centroid.
+def assign_clusters(
+    rows: ShardedRows, centroids: Tensor, index: str, clustering: Clustering = "spherical"
+) -> Tensor:
+    """Assign each row to its most similar or nearest centroid, but at least one row to every centroid.
 
     Args:
         rows: The unit vectors.
         centroids: `(M, d)`, the same on every rank.
         index: How to search the centroids, see `build_search`.
+        clustering: The kind of K-means, see `kmeans`.
 
     Returns:
         `(n,)` int64, the number of each local row's centroid.
     """
-    similarity, assignment = (found[:, 0] for found in build_search(centroids, index)(rows.local, 1))
+    queries = rows.local
+    if clustering == "euclidean":
+        # The nearest c has the largest x · c - ½‖c‖², which is the inner product of (x, 1) and (c, -½‖c‖²).
+        queries = torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1)  # (n, d + 1)
+        offsets = -0.5 * centroids.square().sum(dim=1, keepdim=True)  # (M, 1)
+        centroids = torch.cat([centroids, offsets], dim=1)  # (M, d + 1)
+    similarity, assignment = (found[:, 0] for found in build_search(centroids, index)(queries, 1))
     sizes = rows.shard.ranks.sum(torch.bincount(assignment, minlength=len(centroids)))
     if bool((sizes > 0).all()):
         return assignment

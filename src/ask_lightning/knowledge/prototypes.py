@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
-from ask_lightning.knowledge.kmeans import kmeans
+from ask_lightning.knowledge.kmeans import Clustering, kmeans
 from ask_lightning.knowledge.pairs import PairStore, StoredPairs
 from ask_lightning.knowledge.row_shard import ShardedRows
 from ask_lightning.utilities.distributed import Ranks
@@ -25,6 +25,7 @@ def build_prototypes(
     *,
     pairing: PrototypePairing = "matched",
     normalize: bool = True,
+    clustering: Clustering = "spherical",
     seed: int = 0,
 ) -> StoredPairs:
     """Condense the pairs into paired prototypes.
@@ -44,6 +45,7 @@ def build_prototypes(
         pairing: How audio and text clusters become pairs, see above.
         normalize: Whether to bring the pooled vectors back to unit length, which keeps similarities in
             [-1, 1].
+        clustering: The kind of K-means, `"spherical"` or `"euclidean"`, see `kmeans`.
         seed: Seed of the K-means initialisation.
 
     Returns:
@@ -56,7 +58,7 @@ def build_prototypes(
     audio, text, shard = pairs.local.audio, pairs.local.text, pairs.shard
 
     def cluster(vectors: Tensor, seed: int = seed) -> Tensor:
-        return kmeans(ShardedRows(vectors, shard), num_prototypes, seed)
+        return kmeans(ShardedRows(vectors, shard), num_prototypes, seed, clustering)
 
     if pairing == "joint":
         by_audio = by_text = cluster(torch.cat([audio, text], dim=1) * 0.5**0.5)

@@ -88,6 +88,9 @@ class RetrievalLoss(nn.Module, ABC):
     takes_tokens: ClassVar[bool] = False
     """Whether embeddings may be `TokenEmbeddings`; otherwise they are refused."""
 
+    contrasts_batch_only: ClassVar[bool] = True
+    """Whether all negatives are of the batch, so that a single pair has none."""
+
     kinds_of_positives: ClassVar[tuple[str, ...]] = ("diagonal", "ids")
     """What `positives` may be."""
 
@@ -219,6 +222,12 @@ class RetrievalLoss(nn.Module, ABC):
     def needs_training_clips(self) -> bool:
         """Whether the knowledge has to hold the training clips, beside those of another source."""
         return False
+
+    @property
+    def against_collapse(self) -> str:
+        """What helps against embeddings that become all alike, in sentences for a message."""
+        lower = "a lower temperature, " if "temperature" in self.options else ""
+        return f"Try {lower}a lower learning rate, larger batches, or pretrained encoders."
 
     @property
     def options(self) -> dict[str, Any]:
@@ -396,6 +405,16 @@ class RetrievalLoss(nn.Module, ABC):
         everyone = self._gathered(ids)  # (B,)
         return everyone[:, None] == everyone
 
+    @property
+    def min_pairs(self) -> int:
+        """The smallest batch of a rank.
+
+        It is 2, or 1 where negatives come from elsewhere, and on several ranks: what a rank leaves out the
+        others would wait for. A single pair of a rank that has no other negatives contributes what its pair
+        alone is worth, 0 for a contrast.
+        """
+        return 2 if self.contrasts_batch_only and Ranks.current().size == 1 else 1
+
     def _check_batch(self, audio: Embeddings, text: Embeddings, ids: Ids | None) -> None:
         """Refuse batches that cannot be contrasted, and missing ids."""
         if not self.takes_tokens and (
@@ -413,7 +432,7 @@ class RetrievalLoss(nn.Module, ABC):
                 f"{tuple(audio.shape)} and {tuple(text.shape)}. Project both to one width and pool "
                 "tokens before the loss."
             )
-        if len(audio) < (1 if self._gathers_ranks else 2):
+        if len(audio) < self.min_pairs:
             raise ValueError(
                 f"A batch has to hold at least 2 pairs to contrast, but got audio {tuple(audio.shape)} and "
                 f"text {tuple(text.shape)}. Raise the batch size or set `drop_last=True`."

@@ -65,6 +65,8 @@ class HardNegativeMiningLoss(RetrievalLoss):
         torch.Size([])
     """
 
+    contrasts_batch_only = False
+
     def __init__(
         self,
         temperature: Temperature = 0.07,

@@ -31,6 +31,7 @@ class QueuedLoss(RetrievalLoss):
     """
 
     needs_knowledge = False
+    contrasts_batch_only = False
 
     def __init__(
         self, queue_size: int, temperature: Temperature, *, positives: Positives, gather: bool

@@ -4,32 +4,31 @@ Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are tex
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 from warnings import warn
 
 import torch
 from torch import Tensor
 
 from ask_lightning.functional import (
-    disagreement,
+    find_transport_solver,
     inject_knowledge,
-    modulation_factor,
     nt_xent,
+    realign_both_directions,
     realign_similarity,
-    sinkhorn_plan,
 )
 from ask_lightning.functional.distillation import Teacher
+from ask_lightning.functional.reliability import ReliabilityForm
+from ask_lightning.functional.transport import A2TRealignment, PlanScaling
+from ask_lightning.functional.transport_solvers import SINKHORN
 from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, Temperature
 from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
+from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
-
-PlanScaling = Literal["marginal", "row"]
-Modulation = Literal["batch", "sample"]
-DIRECTIONS = ("t2a", "a2t")
 
 
 class ReliabilityOTLoss(InteractingLoss):
@@ -60,7 +59,8 @@ class ReliabilityOTLoss(InteractingLoss):
         injection_ratio: ρ in [0, 1], the share of knowledge in the injected embedding. 0 switches it off.
         ot_factor: β in [0, 1], the share of the transport plan in the realignment. 0 switches it off.
         lambda_fine: λ_f ≥ 0, the weight of the fine reliability. λ_f + λ_c < 1, so that the factor stays
-            positive; a negative one would train the model away from its pairs.
+            positive; a negative one would train the model away from its pairs. (The terms of
+            `reliability_form` have no such limit.)
         lambda_coarse: λ_c ≥ 0, the weight of the coarse reliability.
         temperature: τ > 0: a number, the name of the wrapped model's attribute that *is* τ, such as a
             learnable parameter or a property, a callable `(model)` that returns τ, or the parameter itself.
@@ -68,20 +68,35 @@ class ReliabilityOTLoss(InteractingLoss):
         sinkhorn_epsilon: ε > 0, the weight of the transport plan's entropy.
         sinkhorn_iterations: Number of updates of the plan, at least 1.
         granularities: The granularities that take part: `"fine"`, `"coarse"` or both.
+        num_coarse_neighbors: K ≥ 1 of the coarse knowledge, all prototypes if there are fewer. Default:
+            `num_neighbors`.
         renormalize_injected: Whether to bring injected embeddings back to unit length.
         plan_scaling: `"marginal"` (the paper: rows of the plan sum to 1/B) or `"row"` (rows sum to 1).
+        a2t_realignment: What the audio-to-text direction makes of the plan: `"transposed_plan"`,
+            `"transposed_result"` or `"same_plan"`, see `functional.realign_both_directions`.
+        transport_solver: `"sinkhorn"`, or `"pot:NAME"` for the solver NAME of POT, with further parameters
+            behind semicolons, see `functional.find_transport_solver`: unbalanced and partial transport leave
+            out pairs that do not match. It needs the extra `pot` and a plan that is detached. ε is POT's
+            `reg`, and acts only where the solver has one.
         detach_plan: Whether the plan is constant in the backward pass.
         exclude_self: Whether to leave out knowledge rows of the query's own clip; needs ids.
+        distinct_clips: Whether the fine neighbours of a query are of K different clips, each by the row of it
+            that comes first; needs ids. Otherwise five captions of a clip are five rows with one audio.
         positives: `"diagonal"` (the paper), or `"ids"`: other captions of the same clip are left out of the
             denominator; needs ids.
+        reliability_form: How the reliability enters the loss. `"disagreement_factor"`: the cross-entropy is
+            multiplied by 1 + Σ λ F with F = -log Ψ (Eq. 17–18). `"agreement_factor"`: the same with
+            F = log Ψ. `"agreement_term"`: Σ λ log Ψ is added to the cross-entropy of each sample (Eq. 21 and
+            33–34). `"disagreement_term"`: -Σ λ log Ψ is added.
         modulation: `"batch"`: the loss of the batch is weighed by the mean reliability (the paper);
-            `"sample"`: the loss of each sample by its own.
+            `"sample"`: the loss of each sample by its own. It is for the factors: of a term that is added,
+            the mean over the batch is the same.
         modulation_gradient: Whether to differentiate the factor as well.
         interaction: How texts and audios are compared: None is the dot product of pooled embeddings; others
             are the name of the model's attribute that is an `Interaction`, the interaction itself, or another
             callable `(text, audio)` that returns `Similarities` or one matrix `(B, B)` with texts as rows.
             It compares the injected embeddings; tokens all get the knowledge that their pooled embedding
-            retrieved.
+            retrieved. If its two directions differ, each has a plan of its own.
         gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
             may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
             process with the whole batch. `False`: they are computed over the local batch.
@@ -115,11 +130,16 @@ class ReliabilityOTLoss(InteractingLoss):
         sinkhorn_iterations: int = 50,
         *,
         granularities: Sequence[GranularityName] = GRANULARITIES,
+        num_coarse_neighbors: int | None = None,
         renormalize_injected: bool = False,
         plan_scaling: PlanScaling = "marginal",
+        a2t_realignment: A2TRealignment = "transposed_plan",
+        transport_solver: str = SINKHORN,
         detach_plan: bool = True,
         exclude_self: bool = False,
+        distinct_clips: bool = False,
         positives: Positives = "diagonal",
+        reliability_form: ReliabilityForm = "disagreement_factor",
         modulation: Modulation = "batch",
         modulation_gradient: bool = True,
         interaction: InteractionLike | str | None = None,
@@ -135,14 +155,26 @@ class ReliabilityOTLoss(InteractingLoss):
         check_range("ot_factor", ot_factor, 0, 1)
         check_positive("sinkhorn_epsilon", sinkhorn_epsilon)
         check_choice("plan_scaling", plan_scaling, get_args(PlanScaling))
-        check_choice("modulation", modulation, get_args(Modulation))
+        check_choice("a2t_realignment", a2t_realignment, get_args(A2TRealignment))
         if not granularities or not set(granularities) <= set(GRANULARITIES):
             raise ValueError(
                 f"Argument `granularities` has to name one or both of {GRANULARITIES}, "
                 f"but got {tuple(granularities)}."
             )
-        _check_modulation(lambda_fine, lambda_coarse)
+        if num_coarse_neighbors is not None:
+            check_count("num_coarse_neighbors", num_coarse_neighbors)
+            if "coarse" not in granularities:
+                raise ValueError(
+                    f"Argument `num_coarse_neighbors` is for the coarse granularity, but got "
+                    f"{num_coarse_neighbors} with granularities={tuple(granularities)}. Leave it out."
+                )
+        if transport_solver != SINKHORN and not detach_plan:
+            raise ValueError(
+                f"Argument `detach_plan` has to be True with transport_solver={transport_solver!r}, whose "
+                'plan has no gradient. Use "sinkhorn" to differentiate through the plan.'
+            )
         self.num_neighbors = num_neighbors
+        self.num_coarse_neighbors = num_coarse_neighbors
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.injection_ratio = float(injection_ratio)
         self.ot_factor = float(ot_factor)
@@ -152,11 +184,17 @@ class ReliabilityOTLoss(InteractingLoss):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.granularities = tuple(name for name in GRANULARITIES if name in granularities)
         self.renormalize_injected = renormalize_injected
-        self.plan_scaling = plan_scaling
+        self.plan_scaling: PlanScaling = plan_scaling
+        self.a2t_realignment: A2TRealignment = a2t_realignment
+        self.transport_solver = transport_solver
+        self._solve_transport = find_transport_solver(transport_solver)
         self.detach_plan = detach_plan
         self.exclude_self = exclude_self
-        self.modulation = modulation
+        self.distinct_clips = distinct_clips
+        self.reliability_form: ReliabilityForm = reliability_form
+        self.modulation: Modulation = modulation
         self.modulation_gradient = modulation_gradient
+        _ = self.weighting  # checks its options
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
@@ -165,12 +203,43 @@ class ReliabilityOTLoss(InteractingLoss):
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.exclude_self or super().needs_ids or self.needs_training_clips
+        return self.exclude_self or self.distinct_clips or super().needs_ids or self.needs_training_clips
 
     @property
     def needs_training_clips(self) -> bool:
         """Whether the knowledge is also the teacher."""
         return self.distillation_weight > 0
+
+    @property
+    def _neighbors_by_granularity(self) -> dict[GranularityName, int]:
+        """K of each granularity that takes part."""
+        counts: dict[GranularityName, int] = {
+            "fine": self.num_neighbors,
+            "coarse": self.num_coarse_neighbors or self.num_neighbors,
+        }
+        return {name: counts[name] for name in self.granularities}
+
+    @property
+    def weighting(self) -> ReliabilityWeighting:
+        """How the reliability enters the loss."""
+        return ReliabilityWeighting(
+            self.reliability_form,
+            self.lambda_fine,
+            self.lambda_coarse,
+            self.modulation,
+            self.modulation_gradient,
+        )
+
+    @property
+    def against_collapse(self) -> str:
+        """What helps against embeddings that become all alike, see `RetrievalLoss`."""
+        if not (self.modulation_gradient and self.lambda_fine + self.lambda_coarse > 0):
+            return super().against_collapse
+        return (
+            "The differentiated reliability factor can pull all embeddings of an encoder that is not "
+            "pretrained onto their neighbours. Try ReliabilityOTLoss(modulation_gradient=False), a lower "
+            "temperature, or pretrained encoders."
+        )
 
     def extra_repr(self) -> str:
         """The options that the paper varies."""
@@ -186,7 +255,8 @@ class ReliabilityOTLoss(InteractingLoss):
         Raises:
             ValueError: K is larger than the base.
         """
-        knowledge.check_num_neighbors(self.num_neighbors, exclude=self.exclude_self)
+        counts = self._neighbors_by_granularity
+        knowledge.check_num_neighbors(counts, exclude=self.exclude_self, distinct_clips=self.distinct_clips)
 
     def compute(
         self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
@@ -236,8 +306,9 @@ class ReliabilityOTLoss(InteractingLoss):
         return knowledge.lookup(
             audio.detach(),
             text.detach(),
-            self.num_neighbors,
+            self._neighbors_by_granularity,
             exclude_ids=ids if self.exclude_self else None,
+            distinct_clips=self.distinct_clips,
             granularities=self.granularities,
         )
 
@@ -274,10 +345,8 @@ class ReliabilityOTLoss(InteractingLoss):
         """
         ignore = self._same_clip(ids)
         u, v = pooled(audio), pooled(text)  # (B, d)
-        lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
         entropies = dict.fromkeys(DIRECTIONS, u.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
-        # (λ_g, F_g) of each granularity, F_g of each sample (B,)
-        weighted: dict[str, list[tuple[float, Tensor]]] = {direction: [] for direction in DIRECTIONS}
+        potentials: dict[tuple[GranularityName, str], Tensor] = {}  # Ψ, (B,) each
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
             neighbors = found.to(u.dtype)
@@ -286,22 +355,17 @@ class ReliabilityOTLoss(InteractingLoss):
                 self._inject(text, neighbors.text_by_text),
                 *neighbors.potentials(u, v).values(),  # (B,) each
             )
-            potentials = dict(zip(DIRECTIONS, psi, strict=True))
             contrast, plans = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
-            for direction in DIRECTIONS:
+            for direction, potential in zip(DIRECTIONS, psi, strict=True):
                 entropies[direction] = entropies[direction] + contrast[direction]
-                unreliability = disagreement(potentials[direction])
-                weighted[direction].append((lambdas[name], unreliability))
-                terms[f"psi_{name}_{direction}"] = potentials[direction]
-                terms[f"factor_{name}_{direction}"] = modulation_factor(
-                    [(lambdas[name], unreliability.mean())]
-                )
-            mass = plans * plans.shape[1]  # rows of sum 1
+                potentials[name, direction] = terms[f"psi_{name}_{direction}"] = potential
+            mass = plans * plans.shape[1]  # rows of sum 1, unless the solver leaves out mass
             terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=2).mean()
             terms[f"plan_diagonal_{name}"] = mass.diagonal(dim1=1, dim2=2).mean()
-        factors = {direction: modulation_factor(weighted[direction]) for direction in DIRECTIONS}  # (B,)
-        loss = self._weigh(entropies, factors, terms, bounded)
-        return loss, terms | {"loss": loss}
+            if self.transport_solver != SINKHORN:
+                terms[f"plan_mass_{name}"] = plans.sum(dim=(1, 2)).mean()
+        loss, of_reliability = self.weighting.weigh(entropies, potentials, bounded=bounded)
+        return loss, terms | of_reliability | {"loss": loss}
 
     def _inject(self, embeddings: Embeddings, neighbors: Tensor) -> Embeddings:
         """Embeddings of one modality, mixed with the neighbours `(B, K, d)` that they retrieved."""
@@ -324,52 +388,47 @@ class ReliabilityOTLoss(InteractingLoss):
             The cross-entropies by direction, and the plans: one `(1, B, B)`, or one for each direction.
         """
         similarities = self.similarities(text, audio)  # (B, B) each
-        plan = self._plan(similarities.to_audio, bounded)
-        plans = [plan, plan.T if similarities.are_symmetric else self._plan(similarities.to_text, bounded)]
+        plans = [self._plan(similarities.to_audio, bounded)]
+        if similarities.are_symmetric:
+            realigned = realign_both_directions(
+                similarities.to_audio,
+                plans[0],
+                self.ot_factor,
+                plan_scaling=self.plan_scaling,
+                a2t_realignment=self.a2t_realignment,
+            )
+        else:
+            if self.a2t_realignment != "transposed_plan":
+                raise ValueError(
+                    'Argument `a2t_realignment` has to be "transposed_plan" with an interaction whose two '
+                    "directions differ, each of which has a plan of its own, but got "
+                    f"{self.a2t_realignment!r}."
+                )
+            plans.append(self._plan(similarities.to_text, bounded))
+            to_audio, to_text = (
+                realign_similarity(scores, plan, self.ot_factor, plan_scaling=self.plan_scaling)
+                for scores, plan in zip(similarities[:2], plans, strict=True)
+            )
+            realigned = to_audio, to_text
         contrast = {}
-        for direction, scores, transport in zip(DIRECTIONS, similarities[:2], plans, strict=True):
-            realigned = realign_similarity(scores, transport, self.ot_factor, plan_scaling=self.plan_scaling)
+        for direction, scores in zip(DIRECTIONS, realigned, strict=True):
             contrast[direction] = nt_xent(
-                realigned,
+                scores,
                 self.temperature,
                 targets=None if targets is None else getattr(targets, direction),
                 ignore=ignore,
                 reduction="none" if self.modulation == "sample" else "mean",
             )
-        return contrast, torch.stack(plans[: 1 if similarities.are_symmetric else 2]).detach()
+        return contrast, torch.stack(plans).detach()
 
     def _plan(self, similarity: Tensor, bounded: bool) -> Tensor:
         """The transport plan of the similarities of one direction, `(B, B)`."""
-        return sinkhorn_plan(
+        return self._solve_transport(
             similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
             self.sinkhorn_epsilon,
             self.sinkhorn_iterations,
             bounded=bounded and self.interaction is None,
         )
-
-    def _weigh(
-        self,
-        entropies: dict[str, Tensor],
-        factors: dict[str, Tensor],
-        terms: dict[str, Tensor],
-        bounded: bool,
-    ) -> Tensor:
-        """Eq. 16–19: the mean of both directions, each weighed by its factors `(B,)`. Adds to `terms`."""
-        weighed = []
-        for direction in DIRECTIONS:
-            factor = factors[direction].mean() if self.modulation == "batch" else factors[direction]
-            if not bounded and bool((factor <= 0).any()):
-                raise ValueError(
-                    f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
-                    "a factor that is not positive trains the model away from its pairs. The knowledge "
-                    "holds vectors longer than one: use `normalize_prototypes=True`, or lower "
-                    f"`lambda_fine` ({self.lambda_fine}) and `lambda_coarse` ({self.lambda_coarse})."
-                )
-            used = factor if self.modulation_gradient else factor.detach()
-            weighed.append((used * entropies[direction]).mean())
-            terms[f"contrastive_{direction}"] = entropies[direction].mean()
-            terms[f"factor_{direction}"] = factor.mean()
-        return 0.5 * (weighed[0] + weighed[1])
 
     def _without_knowledge(self, audio: Embeddings, text: Embeddings, ids: Tensor | None) -> Tensor:
         """Plain NT-Xent, once for each granularity, with a warning."""
@@ -383,12 +442,3 @@ class ReliabilityOTLoss(InteractingLoss):
         similarities = self.similarities(text, audio)
         both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in similarities[:2])
         return len(self.granularities) * 0.5 * sum(both, start=pooled(audio).new_zeros(()))
-
-
-def _check_modulation(lambda_fine: float, lambda_coarse: float) -> None:
-    if not (lambda_fine >= 0 and lambda_coarse >= 0 and lambda_fine + lambda_coarse < 1):
-        raise ValueError(
-            "Arguments `lambda_fine` and `lambda_coarse` have to be at least 0 and sum to less than 1, but "
-            f"got {lambda_fine} and {lambda_coarse}: the modulation factor 1 + λ_f F_f + λ_c F_c with F in "
-            "[-1, 1] could become negative and train the model away from its pairs."
-        )

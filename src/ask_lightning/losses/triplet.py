@@ -65,6 +65,17 @@ class TripletLoss(RetrievalLoss):
         """The options that decide what the triplets are."""
         return f"margin={self.margin}, negatives={self.negatives!r}, positives={self.positives!r}"
 
+    @property
+    def against_collapse(self) -> str:
+        """What helps against embeddings that become all alike, see `RetrievalLoss`."""
+        if self.negatives == "all":
+            return super().against_collapse
+        return (
+            "The hardest negatives can pull all embeddings of an encoder that is not pretrained together, "
+            'where the loss is twice the margin. Try TripletLoss(negatives="all"), a lower learning rate, '
+            "or pretrained encoders."
+        )
+
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from ask_lightning.data.audio.features import LogMel
@@ -54,6 +54,9 @@ class CLAPRetriever(FineTunedRetriever):
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
+        freeze_audio: Whether the audio encoder keeps its weights; its head is trained. A frozen encoder stays
+            in evaluation mode: no dropout, and batch norm with its stored statistics.
+        freeze_text: Whether the text encoder keeps its weights; its head is trained.
 
     Raises:
         FileNotFoundError: Weights or a tokenizer were not found; the message says what was tried.
@@ -100,6 +103,8 @@ class CLAPRetriever(FineTunedRetriever):
         learning_rate: float = 1e-5,
         decay_epochs: int = 20,
         decay_factor: float = 0.1,
+        freeze_audio: bool = False,
+        freeze_text: bool = False,
     ) -> None:
         super().__init__(
             sample_rate,
@@ -108,6 +113,8 @@ class CLAPRetriever(FineTunedRetriever):
             learning_rate=learning_rate,
             decay_epochs=decay_epochs,
             decay_factor=decay_factor,
+            freeze_audio=freeze_audio,
+            freeze_text=freeze_text,
         )
         self.save_hyperparameters()
         transformers = import_optional("transformers")
@@ -124,6 +131,7 @@ class CLAPRetriever(FineTunedRetriever):
         # NT-Xent has its own temperature; weights without a gradient stop DDP.
         self.model.logit_scale_a.requires_grad_(False)
         self.model.logit_scale_t.requires_grad_(False)
+        self.freeze_encoders()
 
         audio_config = self.model.config.audio_config
         self.fusion = bool(audio_config.enable_fusion)
@@ -149,6 +157,11 @@ class CLAPRetriever(FineTunedRetriever):
         self.replace_hyperparameters(
             weights=None, config=config_entries(self.model.config), tokenizer=self.tokenizer.kind
         )
+
+    @property
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
+        """CLAP's audio model and text model; its two projections are the heads."""
+        return self.model.audio_model, self.model.text_model
 
     def encode_audio(self, batch: Batch) -> Tensor:
         """Encode the clips of a batch.

@@ -190,6 +190,9 @@ class ResNet38BERT(ProjectedRetriever):
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
+        freeze_audio: Whether the audio encoder keeps its weights; its head is trained. A frozen encoder stays
+            in evaluation mode: no dropout, no SpecAugment, and batch norm with its stored statistics.
+        freeze_text: Whether the text encoder keeps its weights; its head is trained.
 
     Raises:
         FileNotFoundError: Weights or a tokenizer were not found; the message says what was tried.
@@ -238,6 +241,8 @@ class ResNet38BERT(ProjectedRetriever):
         learning_rate: float = 5e-5,
         decay_epochs: int = 20,
         decay_factor: float = 0.1,
+        freeze_audio: bool = False,
+        freeze_text: bool = False,
     ) -> None:
         super().__init__(
             sample_rate,
@@ -247,6 +252,8 @@ class ResNet38BERT(ProjectedRetriever):
             learning_rate=learning_rate,
             decay_epochs=decay_epochs,
             decay_factor=decay_factor,
+            freeze_audio=freeze_audio,
+            freeze_text=freeze_text,
         )
         self.save_hyperparameters()
         self.log_mel = LogMel(

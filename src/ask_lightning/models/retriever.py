@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import StepLR
+from typing_extensions import Self
 
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
@@ -183,6 +184,9 @@ class FineTunedRetriever(Retriever):
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
         decay_factor: Factor of the learning rate, in (0, 1]. With 1 it stays constant.
+        freeze_audio: Whether the audio encoder keeps its weights; its head is trained. A frozen encoder stays
+            in evaluation mode: no dropout, no SpecAugment, and batch norm with its stored statistics.
+        freeze_text: Whether the text encoder keeps its weights; its head is trained.
         **loss_options: Further arguments of `Retriever`.
 
     Raises:
@@ -198,6 +202,8 @@ class FineTunedRetriever(Retriever):
         learning_rate: float,
         decay_epochs: int,
         decay_factor: float,
+        freeze_audio: bool = False,
+        freeze_text: bool = False,
         **loss_options: Any,
     ) -> None:
         super().__init__(temperature, **loss_options)
@@ -209,7 +215,36 @@ class FineTunedRetriever(Retriever):
         self.learning_rate = learning_rate
         self.decay_epochs = decay_epochs
         self.decay_factor = decay_factor
+        self.freeze_audio = freeze_audio
+        self.freeze_text = freeze_text
         self.resample = Resample(sample_rate, model_rate)
+
+    @property
+    @abstractmethod
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
+        """The pretrained audio encoder and text encoder, without their heads."""
+
+    @property
+    def frozen_encoders(self) -> list[nn.Module]:
+        """The encoders that keep their weights."""
+        frozen = zip(self.encoders, (self.freeze_audio, self.freeze_text), strict=True)
+        return [encoder for encoder, is_frozen in frozen if is_frozen]
+
+    def freeze_encoders(self) -> None:
+        """Freeze what `freeze_audio` and `freeze_text` ask for; subclasses call it when encoders exist."""
+        for encoder in self.frozen_encoders:
+            encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; frozen encoders stay in evaluation mode.
+
+        Args:
+            mode: Whether to train.
+        """
+        super().train(mode)
+        for encoder in self.frozen_encoders:
+            encoder.eval()
+        return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, and a learning rate that falls in steps of whole epochs."""
@@ -272,8 +307,13 @@ class ProjectedRetriever(FineTunedRetriever):
         check_choice("padding", padding, get_args(Padding))
         self.padding: Padding = padding
 
+    @property
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
+        """The audio encoder and the text encoder, without their heads."""
+        return self.audio_encoder, self.text_encoder
+
     def add_heads(self, audio_width: int, text_width: int, head_width: int, width: int) -> None:
-        """Add a head to each encoder.
+        """Add a head to each encoder, and freeze the encoders that shall be.
 
         Args:
             audio_width: Width of the audio encoder's output.
@@ -283,6 +323,7 @@ class ProjectedRetriever(FineTunedRetriever):
         """
         self.audio_head = projection_head(audio_width, head_width, width)
         self.text_head = projection_head(text_width, head_width, width)
+        self.freeze_encoders()
 
     def compare_by(self, interaction: Interaction) -> None:
         """Compare clips and captions by an interaction, in the loss and in the metrics.

@@ -87,7 +87,7 @@ LOSSES: Mapping[str, LossVariant] = MappingProxyType(
                 {"temperature": 0.2},
                 {"temperature": 0.07},
                 {"temperature": 0.15},
-                {"temperature": 0.03},
+                {"temperature": 0.3},
             ),
         ),
         "Label smoothing": LossVariant(
@@ -127,14 +127,14 @@ LOSSES: Mapping[str, LossVariant] = MappingProxyType(
             NTXentLoss,
             tuple(
                 {"temperature": temperature, "positives": "same_clip"}
-                for temperature in (0.1, 0.05, 0.2, 0.07, 0.15, 0.03)
+                for temperature in (0.1, 0.05, 0.2, 0.07, 0.15, 0.3)
             ),
         ),
         "Decoupled": LossVariant(
             NTXentLoss,
             tuple(
                 {"temperature": temperature, "decoupled": True}
-                for temperature in (0.1, 0.05, 0.2, 0.07, 0.15, 0.03)
+                for temperature in (0.1, 0.05, 0.2, 0.07, 0.15, 0.3)
             ),
         ),
         "Triplet": LossVariant(

@@ -16,6 +16,7 @@ _PACKAGES = {
     "matplotlib": ("plot", "to draw pictures"),
     "jsonargparse": ("cli", "for the command line"),
     "rich": ("cli", "to draw tables in a terminal"),
+    "ot": ("pot", "for the transport solvers of POT"),
     "wandb": ("track", "to log to Weights & Biases"),
 }
 

@@ -104,3 +104,11 @@ def test_spectrograms_are_the_same_with_and_without_a_cache(tmp_path, record):
             assert torch.equal(item["log_mel"], same["log_mel"])
             assert item["log_mel"].shape == (63, 64)
     assert set(plain[0]) == {"log_mel", "caption", "clip_id"}
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OSError, match=r"`cache` has to be None, \"memory\" or a folder .* got '.*file' \(File"
+    ):
+        cache_module.AudioCache(tmp_path / "file")

@@ -10,6 +10,7 @@ from ask_lightning.data import AudioOptions
     [
         ({"sample_rate": 0}, "`sample_rate` has to be an integer of at least 1, but got 0"),
         ({"seconds": 0}, "`seconds` has to be at least 3.125e-05, but got 0"),
+        ({"seconds": float("inf")}, r"`seconds` has to be finite, but got inf\. For whole"),
         ({"seed": -1}, "`seed` has to be an integer of at least 0, but got -1"),
         ({"crop": "left"}, "`crop` has to be one of .*'random', 'center', 'full'.* but got 'left'"),
         ({"check": "all"}, "`check` has to be one of .*'header', 'decode', 'none'.* but got 'all'"),

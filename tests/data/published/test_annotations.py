@@ -152,6 +152,11 @@ def test_several_captions_in_json(write):
             wavcaps_json({"id": "1", "title": "a"}),
             r"entry 0: no 'caption'; it has \['id', 'title'\]",
         ),
+        (
+            read_wavcaps,
+            '{"data": [{"id": "1", "caption": {"text": "rain"}}]}',
+            r"entry 0: no 'caption'; it has \['caption', 'id'\]",
+        ),
         (read_wavcaps, '{"data": []}', r"has no clip with a caption"),
     ],
 )

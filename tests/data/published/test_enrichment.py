@@ -62,6 +62,17 @@ def test_ids_of_no_clip_are_named(write):
         ("a.json", [{"title": "x"}], r"entry 0: it has to be an object with an 'id' and a 'caption'"),
         ("a.json", "text", r"not JSON"),
         (
+            "a.json",
+            {"vfY_TJq7n_U": {"caption": "ducks"}},
+            r"a\.json, id 'vfY_TJq7n_U': a caption or a list .* is \{'caption': 'ducks'\}\. Keep the texts",
+        ),
+        (
+            "a.json",
+            [{"id": "vfY_TJq7n_U", "caption": [["ducks"]]}],
+            r"entry 0: a caption or a list of captions",
+        ),
+        ("a.json", {"vfY_TJq7n_U": 5}, r"id 'vfY_TJq7n_U': a caption or a list of captions"),
+        (
             "a.csv",
             "title,caption\na,b\n",
             r"no column 'id'; it has \['title', 'caption'\]. It needs one of clip_id",
@@ -85,3 +96,11 @@ def test_captions_that_cannot_be_used(write, name, content, message):
 def test_arguments_outside_their_range(options, message):
     with pytest.raises(ValueError, match=message):
         EnrichedCaptions("a.json", **options)
+
+
+def test_a_caption_that_is_null_is_none(write):
+    path = write("a.json", {"vfY_TJq7n_U": None, CLIPS[1].name: [None, "rain"]})
+    with pytest.warns(UserWarning, match=rf"captions for 1 of {len(CLIPS)} clips"):
+        clips = EnrichedCaptions(path).apply(CLIPS, "train")
+    assert clips[0] == CLIPS[0]
+    assert clips[1].captions == ("rain",)

@@ -121,3 +121,12 @@ def test_wavcaps_is_found_by_id_or_by_the_path_in_its_json(tmp_path):
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder of audio files at .*none"):
         FolderIndex(tmp_path / "none")
+
+
+@pytest.mark.parametrize("links", [{"x/up": "..", "y/up": "../"}, {"x/other": "../y", "y/other": "../x"}])
+def test_links_that_lead_back_are_not_followed_again(tmp_path, links):
+    touch(tmp_path, "x/a.wav", "y/b.wav")
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "elsewhere").symlink_to("x")
+    assert len(FolderIndex(tmp_path).find("a")) <= 4

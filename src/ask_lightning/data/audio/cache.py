@@ -21,6 +21,9 @@ class AudioCache:
         place: Where results are kept. None: nowhere. `"memory"`: in this process; each worker of a loader has
             a cache of its own. Any other text or path: a folder, made if missing, that processes share.
 
+    Raises:
+        OSError: The folder cannot be made.
+
     Examples:
         >>> cache = AudioCache("memory")
         >>> path = getfixture("tmp_path") / "a.raw"
@@ -35,7 +38,13 @@ class AudioCache:
         self._memory: dict[str, Tensor] | None = {} if place == "memory" else None
         self._folder = None if place in (None, "memory") else Path(place)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(
+                    f'Argument `cache` has to be None, "memory" or a folder that can be made, but got '
+                    f"{str(place)!r} ({error.strerror})."
+                ) from error
 
     @property
     def active(self) -> bool:

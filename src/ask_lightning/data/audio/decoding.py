@@ -129,7 +129,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         (22050, (50, 2))
     """
     soundfile = import_optional("soundfile")
-    if isinstance(content, Path) and not content.is_file():
+    if isinstance(content, Path) and not _is_file(name, content):
         near = near_file(content)
         if content.is_dir():
             raise AudioFileError(f"{name}: a folder, not an audio file. Name a file in it.")
@@ -139,7 +139,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         raise AudioFileError(f"{name}: the file is empty. Replace it or remove its rows.")
     try:
         file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else str(content))
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:  # a TypeError if the ending is .raw
         raise AudioFileError(
             f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its rows."
         ) from error
@@ -277,6 +277,16 @@ def _check_end(recording: Recording, end: int) -> None:
             f"{recording.name}: the file is damaged: {end} of {recording.frames} samples can be read. "
             f"{_REMEDY}"
         )
+
+
+def _is_file(name: str, path: Path) -> bool:
+    """Whether there is a file, and nothing that keeps it from being looked for, such as too long a name."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise AudioFileError(
+            f"{name}: the file cannot be looked for ({error.strerror}). Correct its name or remove its rows."
+        ) from error
 
 
 def _check_length(name: str, file: Any) -> None:

@@ -1,5 +1,6 @@
 """How audio is read: the settings that all datasets and data modules share."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -55,6 +56,11 @@ class AudioOptions:
     def __post_init__(self) -> None:
         check_count("sample_rate", self.sample_rate)
         check_range("seconds", self.seconds, 1 / self.sample_rate)
+        if math.isinf(self.seconds):
+            raise ValueError(
+                f"Argument `seconds` has to be finite, but got {self.seconds}. For whole clips pass the "
+                "length of the longest."
+            )
         check_choice("crop", self.crop, get_args(Crop))
         check_choice("features", self.features, (None, *get_args(Features)))
         check_count("num_mels", self.num_mels)

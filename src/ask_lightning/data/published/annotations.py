@@ -269,7 +269,7 @@ def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
     for given in (entry[column] for column in columns):
         if given is None or isinstance(given, str):
             captions.append(given or "")
-        elif isinstance(given, Iterable):
+        elif isinstance(given, Iterable) and not isinstance(given, Mapping):
             captions += ["" if caption is None else str(caption) for caption in given]  # empty: counted later
         else:
             return None

@@ -121,7 +121,10 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
     if isinstance(content, Mapping) and isinstance(content.get("data"), list):
         content = content["data"]
     if isinstance(content, Mapping):
-        return [(str(name), possible_keys(str(name)), _as_texts(given)) for name, given in content.items()]
+        return [
+            (name, possible_keys(name), _as_texts(path, f"id {name!r}", given))
+            for name, given in content.items()
+        ]
     entries: list[tuple[str, frozenset[str], list[str]]] = []
     for number, entry in enumerate(content if isinstance(content, list) else [None]):
         column = next((name for name in ID_COLUMNS if isinstance(entry, Mapping) and name in entry), None)
@@ -131,7 +134,7 @@ def read_captions_by_id(path: str | Path) -> list[tuple[str, frozenset[str], lis
                 f"{path}, entry {number}: it has to be an object with an 'id' and a 'caption'. Or write one "
                 "object from ids to captions."
             )
-        texts = [text for given in captions for text in _as_texts(given)]
+        texts = [text for given in captions for text in _as_texts(path, f"entry {number}", given)]
         entries.append((str(entry[column]), keys_of_id(str(entry[column]), column), texts))
     return entries
 
@@ -150,5 +153,13 @@ def _read_captions_csv(path: Path) -> list[tuple[str, frozenset[str], list[str]]
     ]
 
 
-def _as_texts(given: object) -> list[str]:
-    return [given] if isinstance(given, str) else [str(text) for text in given]  # type: ignore[attr-defined]
+def _as_texts(path: Path, place: str, given: object) -> list[str]:
+    """One caption or a list of them; null is none."""
+    listed = given if isinstance(given, list) else [given]
+    texts = [text for text in listed if isinstance(text, str)]
+    if len(texts) < len(listed) - listed.count(None):
+        raise ValueError(
+            f"{path}, {place}: a caption or a list of captions has to be there, but it is {given!r:.60}. "
+            "Keep the texts alone."
+        )
+    return texts

@@ -44,7 +44,7 @@ class FolderIndex:
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_title: dict[str, list[str]] = defaultdict(list)
         for place, folders, names in os.walk(self.folder, followlinks=True):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not _leads_back(place, name))
             for name in sorted(names):
                 if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
                     path = Path(place, name).relative_to(self.folder).as_posix()
@@ -78,6 +78,12 @@ class FolderIndex:
             count: Largest number of paths.
         """
         return [path for paths in self._by_stem.values() for path in paths][:count]
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder is a link to one in which it was found."""
+    folder = Path(place, name).absolute()
+    return folder.is_symlink() and os.path.realpath(folder) in map(os.path.realpath, folder.parents)
 
 
 @dataclass
