@@ -22,7 +22,17 @@ WITHOUT_BEHAVIOUR = {
     "Neighborhood",
     "RetrievalRanks",
 }
-PACKAGES = ("", ".data", ".functional", ".knowledge", ".metrics", ".models", ".losses", ".callbacks")
+PACKAGES = (
+    "",
+    ".data",
+    ".functional",
+    ".interaction",
+    ".knowledge",
+    ".metrics",
+    ".models",
+    ".losses",
+    ".callbacks",
+)
 PUBLIC = sorted(
     {
         (package, name)

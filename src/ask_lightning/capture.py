@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ask_lightning.encoding.batch_parts import EncoderCall, describe, find_call
 from ask_lightning.encoding.encoders import Encoder, encoder_name
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.interaction import Embeddings
 from ask_lightning.utilities.arguments import check_choice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,8 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Step = Literal["auto", "capture", "encode", "criterion"]
 """Ways to take the embeddings of a training step; `"auto"` stands for the one that fits the model."""
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Loss of audio and text embeddings `(B, d)`."""
+Objective = Callable[[Embeddings, Embeddings], Tensor]
+"""Loss of audio and text embeddings."""
 
 
 def outside_graphs(function: F) -> F:
@@ -102,7 +103,7 @@ def step_with_capture(
         model: The model whose `training_step` runs.
         audio: Name of the method that returns audio embeddings in it.
         text: Name of the method that returns text embeddings in it.
-        objective: The loss of audio and text embeddings `(B, d)`.
+        objective: The loss of audio and text embeddings.
         *arguments: The arguments of `training_step`.
 
     Returns:
@@ -127,7 +128,7 @@ def step_with_capture(
                 'step="encode"), which calls both methods itself and leaves `training_step` out.'
             )
     (audio_output,), (text_output,) = outputs.values()
-    loss = objective(as_embeddings(audio_output, audio), as_embeddings(text_output, text))
+    loss = objective(as_encoded(audio_output, audio), as_encoded(text_output, text))
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
 
@@ -254,7 +255,7 @@ def step_with_criterion(
     Args:
         model: The model whose `training_step` runs.
         criterion: Name of the attribute that the step calls as `self.criterion(audio, text)`.
-        objective: The loss of audio and text embeddings `(B, d)` that is called instead.
+        objective: The loss of audio and text embeddings that is called instead.
         *arguments: The arguments of `training_step`.
 
     Returns:
@@ -267,7 +268,7 @@ def step_with_criterion(
     calls = 0
 
     @outside_graphs
-    def replacement(*embeddings: Tensor, **named: Tensor) -> Tensor:
+    def replacement(*embeddings: Embeddings, **named: Embeddings) -> Tensor:
         nonlocal calls
         calls += 1
         if len(embeddings) != 2 or named:

@@ -36,10 +36,11 @@ from ask_lightning.encoding.compatibility import (
     check_trainer,
     warn_of_single_pair,
 )
-from ask_lightning.encoding.encoders import Encoder, embed_batch, encoder_name, find_encoders
+from ask_lightning.encoding.encoders import Encoder, embed_batch, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
+from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
     HardNegativeLoss,
@@ -117,9 +118,9 @@ class ASKModule(NamedAsModel):
         model: Retrieval model to train. It is available as `.model` and is not modified.
         loss: Loss to train with. None: `ReliabilityOTLoss()` with the paper's settings.
         audio: Name of the model's method that takes a batch and returns audio embeddings `(B, d)` (a tensor,
-            or an output of `transformers` with a `pooler_output`), or a callable `(model, batch)` that does.
-            None: a method is found as described above.
-        text: Name of the model's method that takes a batch and returns text embeddings `(B, d)`, or a
+            or an output of `transformers` with a `pooler_output`) or `TokenEmbeddings`, or a callable
+            `(model, batch)` that does. None: a method is found as described above.
+        text: Name of the model's method that takes a batch and returns text embeddings of such a kind, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
             callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
@@ -248,7 +249,7 @@ class ASKModule(NamedAsModel):
         self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
         if self.ask_step == "encode":
-            return self._loss_of(batch, *embed_batch(self.model, self._audio, self._text, batch))
+            return self._loss_of(batch, *encode_batch(self.model, self._audio, self._text, batch))
         args = self._step_arguments(*args)
         objective = partial(self._loss_of, batch)
         if self.ask_step == "criterion":
@@ -256,9 +257,9 @@ class ASKModule(NamedAsModel):
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
-    def _loss_of(self, batch: Any, audio: Tensor, text: Tensor) -> Tensor:
+    def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
-        if audio.shape == text.shape and len(audio) < self.loss.min_pairs:
+        if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
         if self.loss.needs_keys:
@@ -274,7 +275,7 @@ class ASKModule(NamedAsModel):
             log_loss_terms(self.trainer, self, self.loss.last)
         return loss
 
-    def _loss_of_single_pair(self, audio: Tensor, text: Tensor) -> Tensor:
+    def _loss_of_single_pair(self, audio: Embeddings, text: Embeddings) -> Tensor:
         """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
         if not self._warned_of_single_pair:
             self._warned_of_single_pair = True
@@ -283,7 +284,7 @@ class ASKModule(NamedAsModel):
                 "`drop_last=True` on the training loader, or another batch size."
             )
         self.loss.last = {}
-        return 0.0 * (audio.float().sum() + text.float().sum() + sum(self.loss.scalars.values()))
+        return self.loss.zero(audio, text)
 
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ask_lightning.callbacks import SearchCalibration
+from ask_lightning.interaction import LateInteraction, TokenEmbeddings
 from ask_lightning.metrics import AudioTextRetrieval, QueryBank, calibrated_ranks, choose_calibration
 from ask_lightning.metrics import retrieval_scores as scores_of
 from tests.helpers.hubs import hubby_pairs
@@ -146,3 +147,25 @@ def test_after_an_error_the_metric_is_as_it_was(monkeypatch):
 def test_a_module_without_the_metric_is_refused():
     with pytest.raises(RuntimeError, match=r"needs a module with an AudioTextRetrieval, but Lookup has none"):
         run_test(callbacks=[SearchCalibration()], model=Lookup(metric=False))
+
+
+def test_a_model_of_tokens_is_tested_without_calibration():
+    class TokenLookup(Lookup):
+        def __init__(self):
+            super().__init__(metric=False)
+            self.metric = AudioTextRetrieval(interaction=LateInteraction())
+
+        def encode_audio(self, batch):
+            audio = super().encode_audio(batch)
+            return TokenEmbeddings(audio, audio[:, None])
+
+        def encode_text(self, batch):
+            text = super().encode_text(batch)
+            return TokenEmbeddings(text, text[:, None])
+
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, callbacks=[SearchCalibration(Pairs("train"), Pairs("val"))]
+    )
+    (found,) = trainer.test(TokenLookup(), DataLoader(Pairs("test"), batch_size=16), verbose=False)
+    assert "t2a/recall_at_1" in found
+    assert not any("calibrated" in name for name in found)

@@ -1,6 +1,7 @@
 """The loss of a run: by the name of a config, by flags, of the user's own; and what of ASK goes with it."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from ask_lightning import (
 )
 from ask_lightning import losses as library
 from ask_lightning.callbacks import QueryTable
+from ask_lightning.cli.ask_section import ask_module
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
+from ask_lightning.cli.errors import UsageError
 from tests.helpers.command_line import BASELINE, Distance, ask_lightning, logged, refusal
+from tests.helpers.retrievers import resnet38_bert
 
 PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
 LOSSES = shipped_roles().losses
@@ -179,3 +183,19 @@ def test_the_default_is_the_papers():
 def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
     given = ("fit", "--config", "audiocaps_resnet38_bert_triplet", demo)
     assert message in refusal(capsys, *given, *flags)
+
+
+@pytest.mark.parametrize(
+    "kind", [library.NTXentLoss, library.ReliabilityOTLoss, library.KnowledgeDistillationLoss]
+)
+def test_the_loss_takes_the_models_interaction(kind):
+    section = {"loss": partial(kind), "audio": None, "text": None, "ids": "clip_id"}
+    module = ask_module(resnet38_bert(interaction="frames"), section)
+    assert module.loss.interaction == "interaction"
+    assert ask_module(resnet38_bert(), section).loss.interaction is None
+
+
+def test_a_loss_that_takes_no_tokens_is_refused_for_a_model_of_tokens():
+    section = {"loss": partial(library.TripletLoss), "audio": None, "text": None, "ids": None}
+    with pytest.raises(UsageError, match="TripletLoss compares pooled embeddings, but ResNet38BERT compares"):
+        ask_module(resnet38_bert(interaction="prototypes"), section)

@@ -16,6 +16,9 @@ from tests.helpers.command_line import ask_lightning, logged
 DATASETS, BACKBONES = ("audiocaps", "clotho"), ("resnet38_bert", "ced_sonar")
 METHODS = ("baseline", "ask", "ask_wavcaps", "ask_enriched")
 ROWS = ["_".join(row) for row in product(DATASETS, BACKBONES, METHODS)]
+# Figure 3 and Table 4: similarity of tokens.
+LOCAL = ("resnet38_bert_gpa", "resnet38_bert_flam")
+LOCAL_ROWS = ["_".join(row) for row in product(DATASETS, LOCAL, METHODS)]
 PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
 
 
@@ -23,16 +26,26 @@ def test_every_row_of_table_1_is_shipped():
     assert set(ROWS) <= set(shipped_configs())
 
 
+def test_every_row_with_similarity_of_tokens_is_shipped():
+    assert set(LOCAL_ROWS) <= set(shipped_configs())
+    assert "clotho_resnet38_bert_gpa_teacher" in shipped_configs()
+    refusing = ("triplet", "sigmoid", "momentum_contrast", "mined_negatives")
+    assert not {f"clotho_{model}_{loss}" for model in LOCAL for loss in refusing} & set(shipped_configs())
+
+
 # Every part is in one of them.
 FEW = (
     "audiocaps_resnet38_bert_ask_wavcaps",
     "clotho_ced_sonar_ask_enriched",
     "clotho_resnet38_bert_baseline",
+    "audiocaps_resnet38_bert_gpa_ask",
+    "clotho_resnet38_bert_flam_baseline",
 )
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in ROWS]
+    "name",
+    [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in ROWS + LOCAL_ROWS],
 )
 def test_every_config_trains_and_is_tested(name, demo, tmp_path):
     with_ask = "ask" in name
@@ -55,12 +68,16 @@ def test_every_config_trains_and_is_tested(name, demo, tmp_path):
         enriched = [clip for clip in source.clips if "in which one hears" in clip.captions[0]]
         assert len(enriched) == (len(source.clips) if "enriched" in name else 0)
     assert {path.name for path in Path("run/checkpoints").glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    trained = cli.model.model if with_ask else cli.model
+    if any(word in name for word in ("gpa", "flam")):
+        assert trained.test_metrics.interaction is trained.interaction is not None
+        assert not with_ask or cli.model.loss.interaction == "interaction"
     tested = ask_lightning("test", "--config", name, demo, "--run", "run", "--ckpt_path", "best")
     assert 0 <= tested.trainer.callback_metrics["test/mean_recall"] <= 1
     assert "test/a2t/recall_at_1" in logged(Path("run"))
 
 
-@pytest.mark.parametrize(("dataset", "backbone"), list(product(DATASETS, BACKBONES)))
+@pytest.mark.parametrize(("dataset", "backbone"), list(product(DATASETS, BACKBONES + LOCAL)))
 def test_the_rows_of_a_comparison_differ_in_ask_alone(dataset, backbone):
     baseline, *others = (
         compose([f"{dataset}_{backbone}_{method}"], PLACES).config | {} for method in METHODS
@@ -145,4 +162,6 @@ def test_ml_claps_own_loss_is_a_part(method, demo):
 def test_every_part_that_reads_files_is_shrunken_by_the_demo():
     roles = shipped_roles()
     for part in ("run", *roles.datasets, *roles.models, *roles.with_knowledge):
-        assert (CONFIGS / "demo" / f"{part}.yaml").is_file()
+        # A part that is composed of another one is shrunken with it.
+        parts = compose([part], PLACES).parts
+        assert any((CONFIGS / "demo" / f"{one}.yaml").is_file() for one in parts), part

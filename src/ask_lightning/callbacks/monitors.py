@@ -18,6 +18,7 @@ from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.encoding.target import find_target, reliability_loss
 from ask_lightning.functional import out_of_batch_influence, representation_drift, unit_length
+from ask_lightning.interaction import Embeddings, pooled, unit_embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.losses.base import Ids
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
@@ -149,7 +150,7 @@ class InfluenceMonitor(Callback):
             pl_module.log_dict(measured, batch_size=1)
 
     def _measure(
-        self, loss: nn.Module, embeddings: tuple[Tensor, ...], named: dict[str, Any], value: Tensor
+        self, loss: nn.Module, embeddings: tuple[Embeddings, ...], named: dict[str, Any], value: Tensor
     ) -> None:
         """Measure one evaluation of the loss; a forward hook."""
         if not self._due or not loss.training:
@@ -162,8 +163,8 @@ class InfluenceMonitor(Callback):
 
 def influence_of_knowledge(
     loss: ReliabilityOTLoss,
-    audio: Tensor,
-    text: Tensor,
+    audio: Embeddings,
+    text: Embeddings,
     *,
     ids: Ids | None = None,
     knowledge: KnowledgeBase | None = None,
@@ -172,8 +173,8 @@ def influence_of_knowledge(
 
     Args:
         loss: The loss whose dependence on knowledge is measured.
-        audio: `(B, d)`, audio embeddings; normalised here.
-        text: `(B, d)`, text embeddings; row i of both is pair i.
+        audio: Audio embeddings `(B, d)`, with those of tokens or without; normalised here.
+        text: Text embeddings of the same kind; row i of both is pair i.
         ids: B clip identifiers, where the loss needs them.
         knowledge: The base to look up; default: that of the loss.
 
@@ -182,17 +183,18 @@ def influence_of_knowledge(
     """
     knowledge = knowledge if knowledge is not None else loss.knowledge
     assert knowledge is not None
-    with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
-        dtype = computation_dtype(audio)
-        audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text))
-        id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
-        retrieved = loss.retrieve(audio, text, knowledge, ids=id_tensor)
+    device = pooled(audio).device
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        dtype = computation_dtype(pooled(audio))
+        audio, text = (unit_embeddings(side.detach(), dtype) for side in (audio, text))
+        id_tensor = None if ids is None else integer_ids(ids).to(device)
+        retrieved = loss.retrieve(pooled(audio), pooled(text), knowledge, ids=id_tensor)
         bounded = loss.is_bounded(knowledge)
         targets = loss.targets(id_tensor, knowledge, dtype)
         if loss.gather:  # every rank measures the batch of all ranks, as one process would
+            audio, text, _ = loss.compared(audio, text)
             loss = copy(loss)
             loss.gather = False
-            audio, text = _rows_of_all_ranks(audio), _rows_of_all_ranks(text)
             id_tensor = None if id_tensor is None else _rows_of_all_ranks(id_tensor)
             retrieved = {
                 name: found.map_rows(_rows_of_all_ranks).map_vectors(_rows_of_all_ranks)

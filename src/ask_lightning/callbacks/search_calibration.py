@@ -68,6 +68,9 @@ class SearchCalibration(Callback):
                 f"{type(pl_module).__name__} has none. Add the metric as an attribute, or leave the "
                 "callback out."
             )
+        if any(metric.interaction is not None for metric in metrics):
+            rank_zero_info("Calibrated search is left out, because the model compares tokens.")
+            return
         ranks = Ranks.current()
         with ranks.all_or_none("opening the training and the validation pairs"):
             sources = {"train": self.training, "val": self.validation}

@@ -17,6 +17,7 @@ from ask_lightning import (
 )
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.interaction import Interaction
 from ask_lightning.losses import RetrievalLoss
 
 SECTION = "ask"
@@ -99,7 +100,7 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     Args:
         model: A model with methods that encode audio and text. The loss takes the model's `temperature`, so
             that baseline and ASK train with the same one; a model without has 0.07. A `Retriever` keeps its
-            embedding regulariser.
+            embedding regulariser. An interaction of the model is the loss's as well.
         section: The section `ask` after its classes were made.
 
     Returns:
@@ -110,6 +111,14 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values())
     if "temperature" in taken or takes_any:
         make_loss = partial(make_loss, temperature=getattr(model, "temperature", 0.07))
+    if isinstance(getattr(model, "interaction", None), Interaction):
+        if "interaction" not in taken and not takes_any:
+            raise UsageError(
+                f"{make_loss.func.__name__} compares pooled embeddings, but {type(model).__name__} compares "
+                "tokens by its interaction. Take NTXentLoss, KnowledgeDistillationLoss or ReliabilityOTLoss, "
+                "or a model without."
+            )
+        make_loss = partial(make_loss, interaction="interaction")
     loss = make_loss()
     # A term that the model adds to its contrastive loss stays.
     criterion = "loss" if getattr(model, "embedding_regularizer", 0) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ask_lightning import losses
 from ask_lightning.cli.errors import UsageError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -57,6 +58,8 @@ class Roles:
         with_knowledge: Those losses whose part says how the knowledge is renewed.
         sources: Parts that name another source of the knowledge. One whose name begins with that of a dataset
             is for that dataset alone.
+        of_tokens: Those models that compare clips and captions by an interaction of tokens.
+        with_tokens: Those losses that do so as well; only they go with such models.
     """
 
     datasets: tuple[str, ...]
@@ -64,6 +67,8 @@ class Roles:
     losses: tuple[str, ...]
     with_knowledge: tuple[str, ...]
     sources: tuple[str, ...]
+    of_tokens: tuple[str, ...]
+    with_tokens: tuple[str, ...]
 
 
 @cache
@@ -79,13 +84,15 @@ def shipped_roles() -> Roles:
     def with_entry(*keys: str) -> tuple[str, ...]:
         return tuple(name for name, content in parts.items() if _has_entry(content, keys))
 
-    losses = with_entry("ask", "loss", "class_path")
+    loss_parts = with_entry("ask", "loss", "class_path")
     return Roles(
         datasets=with_entry("data", "class_path"),
         models=with_entry("model", "class_path"),
-        losses=losses,
-        with_knowledge=tuple(name for name in losses if _has_entry(parts[name], ("ask", "refresh"))),
+        losses=loss_parts,
+        with_knowledge=tuple(name for name in loss_parts if _has_entry(parts[name], ("ask", "refresh"))),
         sources=with_entry("data", "init_args", "knowledge") + with_entry("data", "init_args", "enriched"),
+        of_tokens=with_entry("model", "init_args", "interaction"),
+        with_tokens=tuple(name for name in loss_parts if _takes_tokens(parts[name])),
     )
 
 
@@ -107,9 +114,11 @@ def shipped_configs() -> dict[str, list[str]]:
     for dataset, model in product(roles.datasets, roles.models):
         backbone = ["run", dataset, model]
         configs[f"{dataset}_{model}_baseline"] = backbone
-        for loss in roles.losses:
+        fitting = [loss for loss in roles.losses if loss in roles.with_tokens or model not in roles.of_tokens]
+        for loss in fitting:
             configs[f"{dataset}_{model}_{loss}"] = [*backbone, loss]
-        for loss, (ending, source) in product(roles.with_knowledge, _sources_of(dataset).items()):
+        with_knowledge = [loss for loss in roles.with_knowledge if loss in fitting]
+        for loss, (ending, source) in product(with_knowledge, _sources_of(dataset).items()):
             configs[f"{dataset}_{model}_{loss}_{ending}"] = [*backbone, loss, source]
     return dict(sorted(configs.items()))
 
@@ -129,6 +138,12 @@ def describe_names() -> dict[str, str]:
         "LOSS": ", ".join(["baseline", *roles.losses]),
         "KNOWLEDGE": f"{', '.join(endings)} (after {', '.join(roles.with_knowledge)})",
     }
+
+
+def _takes_tokens(part: Mapping[str, Any]) -> bool:
+    """Whether the loss that a part names takes tokens."""
+    name = str(part["ask"]["loss"]["class_path"]).rpartition(".")[2]
+    return bool(getattr(losses, name).takes_tokens)
 
 
 def _sources_of(dataset: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ask_lightning.encoding.isolation import isolated_from_training, preserved_generators
 from ask_lightning.encoding.row_limit import RowLimit
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
+from ask_lightning.interaction import pooled
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.clip_ids import integer_ids
@@ -132,6 +133,7 @@ def _encode_batches(
             moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
+            batch_audio, batch_text = pooled(batch_audio), pooled(batch_text)
             _check_batch(batch_audio, batch_text, batch_ids)
             wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
             batch_audio, batch_text = batch_audio[:wanted], batch_text[:wanted]

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.interaction import Embeddings, pooled
 
-Encoder = str | Callable[[Any, Any], Tensor]
+Encoder = str | Callable[[Any, Any], Embeddings]
 
 ENCODER_PAIRS = (
     ("encode_audio", "encode_text"),
@@ -87,8 +88,29 @@ def call_encoder(model: object, encoder: Encoder, batch: Any) -> Any:
     return getattr(model, encoder)(batch) if isinstance(encoder, str) else encoder(model, batch)
 
 
+def encode_batch(model: object, audio: Encoder, text: Encoder, batch: Any) -> tuple[Embeddings, Embeddings]:
+    """Encode both sides of a batch, with tokens where an encoder returns them.
+
+    Args:
+        model: The model that has the methods, or that the callables get.
+        audio: Encoder of the audio.
+        text: Encoder of the text.
+        batch: The batch to encode.
+
+    Returns:
+        Audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+    Raises:
+        TypeError: An encoder returns no embeddings.
+    """
+    encoded = [
+        as_encoded(call_encoder(model, encoder, batch), encoder_name(encoder)) for encoder in (audio, text)
+    ]
+    return encoded[0], encoded[1]
+
+
 def embed_batch(model: object, audio: Encoder, text: Encoder, batch: Any) -> tuple[Tensor, Tensor]:
-    """Encode both sides of a batch.
+    """Encode both sides of a batch to pooled embeddings.
 
     Args:
         model: The model that has the methods, or that the callables get.
@@ -102,10 +124,8 @@ def embed_batch(model: object, audio: Encoder, text: Encoder, batch: Any) -> tup
     Raises:
         TypeError: An encoder returns no embeddings.
     """
-    embedded = [
-        as_embeddings(call_encoder(model, encoder, batch), encoder_name(encoder)) for encoder in (audio, text)
-    ]
-    return embedded[0], embedded[1]
+    encoded = encode_batch(model, audio, text, batch)
+    return pooled(encoded[0]), pooled(encoded[1])
 
 
 def find_pair_encoder(module: object) -> Callable[[Any], tuple[Tensor, Tensor]]:

@@ -4,24 +4,42 @@ from typing import Any
 
 from torch import Tensor
 
+from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled
+
+
+def as_encoded(output: Any, encoder: str) -> Embeddings:
+    """The embeddings in an encoder's output, with those of tokens where it has them.
+
+    Args:
+        output: Tensor, `TokenEmbeddings`, or output object of `transformers` with a `pooler_output`.
+        encoder: Name of the encoder, for the message.
+
+    Returns:
+        `(B, d)` embeddings, or `TokenEmbeddings`.
+
+    Raises:
+        TypeError: The output is none of them.
+    """
+    embeddings = getattr(output, "pooler_output", output)
+    if not isinstance(embeddings, Tensor | TokenEmbeddings):
+        raise TypeError(
+            f"`{encoder}` has to return a tensor (batch, width) of embeddings, or TokenEmbeddings, but got a "
+            f"{type(output).__name__}. Return the pooled embeddings, or pass a callable (model, batch)."
+        )
+    return embeddings
+
 
 def as_embeddings(output: Any, encoder: str) -> Tensor:
     """The `(B, d)` tensor in an encoder's output.
 
     Args:
-        output: Tensor, or output object of `transformers` with a `pooler_output`.
+        output: Tensor, `TokenEmbeddings`, or output object of `transformers` with a `pooler_output`.
         encoder: Name of the encoder, for the message.
 
     Returns:
         `(B, d)` embeddings.
 
     Raises:
-        TypeError: The output is neither of them.
+        TypeError: The output is none of them.
     """
-    embeddings = getattr(output, "pooler_output", output)
-    if not isinstance(embeddings, Tensor):
-        raise TypeError(
-            f"`{encoder}` has to return a tensor (batch, width) of embeddings, but got a "
-            f"{type(output).__name__}. Return the pooled embeddings, or pass a callable (model, batch)."
-        )
-    return embeddings
+    return pooled(as_encoded(output, encoder))

@@ -13,11 +13,17 @@ from ask_lightning.functional.reliability import (
     reliability_term,
 )
 from ask_lightning.functional.sigmoid import sigmoid_losses
-from ask_lightning.functional.transport import realign_both_directions, realign_similarity, sinkhorn_plan
+from ask_lightning.functional.transport import (
+    balance_scores,
+    realign_both_directions,
+    realign_similarity,
+    sinkhorn_plan,
+)
 from ask_lightning.functional.transport_solvers import find_transport_solver
 from ask_lightning.functional.triplet import triplet_hinges
 
 __all__ = [
+    "balance_scores",
     "disagreement",
     "find_transport_solver",
     "hard_negative_nt_xent",

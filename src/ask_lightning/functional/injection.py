@@ -1,4 +1,4 @@
-"""Knowledge injection, Eq. 9. Axes: `B` batch, `K` neighbours, `d` width."""
+"""Knowledge injection, Eq. 9. Axes: `B` batch, `K` neighbours, `L` tokens, `d` width."""
 
 import torch
 from torch import Tensor
@@ -38,14 +38,16 @@ def inject_knowledge(
 
     Eq. 9 of the paper (version 2): `u' = (1 - ρ) u + ρ ū` with `ū = mean_k U[R_a]_k`.
 
+    The tokens of a clip or caption all get the knowledge that its pooled embedding retrieved.
+
     Args:
-        embeddings: `(B, d)`, the batch's embeddings of one modality.
+        embeddings: `(B, d)`, the batch's embeddings of one modality, or `(B, L, d)`, those of its tokens.
         neighbors: `(B, K, d)`, the knowledge that each embedding retrieved in its own modality.
         injection_ratio: ρ in [0, 1], the share of knowledge. At 0 the embeddings come back unchanged.
         renormalize: Whether to bring the result back to unit length. The paper does not.
 
     Returns:
-        `(B, d)`.
+        The injected embeddings, in the shape of `embeddings`.
 
     Examples:
         >>> inject_knowledge(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), 0.25)
@@ -53,5 +55,8 @@ def inject_knowledge(
     """
     if injection_ratio == 0:
         return embeddings
-    mixed = (1 - injection_ratio) * embeddings + injection_ratio * neighbors.mean(dim=1)  # (B, d)
+    knowledge = neighbors.mean(dim=1)  # (B, d)
+    if embeddings.ndim == 3:
+        knowledge = knowledge[:, None]  # (B, 1, d)
+    mixed = (1 - injection_ratio) * embeddings + injection_ratio * knowledge  # (B, d) or (B, L, d)
     return unit_length(mixed) if renormalize else mixed

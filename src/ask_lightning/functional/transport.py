@@ -64,6 +64,37 @@ def sinkhorn_plan(
         return _exponential_domain(similarity.detach(), epsilon, iterations)
 
 
+def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) -> Tensor:
+    """Shift the scores of each row and column so that no row or column is everybody's best.
+
+    With the transport plan Q of `sinkhorn_plan`, log Q_ij = S_ij / ε + f_i + g_j + const; the result is
+    S + ε (f + g), whose exponentials at temperature ε sum to the same in each row and in each column. The
+    shifts are constants for the gradient.
+
+    Args:
+        scores: `(B, C)`, rows and columns any two sets.
+        epsilon: ε > 0, in the unit of the scores. Small: strong shifts of what is everybody's best.
+        iterations: Number of row-and-column updates, at least 1. Column sums are exact, row sums converge.
+
+    Returns:
+        `(B, C)`.
+
+    Raises:
+        ValueError: `epsilon` is not positive or `iterations` is below 1.
+
+    Examples:
+        The second column is everybody's best:
+
+        >>> balanced = balance_scores(torch.tensor([[0.5, 0.9], [0.1, 0.9]]), epsilon=0.1, iterations=50)
+        >>> (balanced / 0.1).softmax(dim=1).sum(dim=0)
+        tensor([1.0000, 1.0000])
+    """
+    check_positive("epsilon", epsilon)
+    check_count("iterations", iterations)
+    rows, columns = _log_scalings(scores.detach() / epsilon, iterations)  # (B,), (C,)
+    return scores + epsilon * (rows[:, None] + columns)
+
+
 def realign_similarity(
     similarity: Tensor,
     plan: Tensor,
@@ -189,9 +220,15 @@ def _blas_threads() -> ThreadpoolController:
 
 def _log_domain(scaled: Tensor, iterations: int) -> Tensor:
     """Scale rows and columns in turn, on logarithms: for any ε, any similarities, and for gradients."""
+    rows, columns = _log_scalings(scaled, iterations)
+    return (scaled + rows[:, None] + columns).exp() / len(scaled)
+
+
+def _log_scalings(scaled: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """The logarithms of the factors of rows and columns that make sums of 1 and B/C."""
     num_rows, num_columns = scaled.shape
     columns = scaled.new_zeros(num_columns)
     for _ in range(iterations):
         rows = -torch.logsumexp(scaled + columns, dim=1)
         columns = math.log(num_rows / num_columns) - torch.logsumexp(scaled + rows[:, None], dim=0)
-    return (scaled + rows[:, None] + columns).exp() / num_rows
+    return rows, columns

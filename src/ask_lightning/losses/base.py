@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ask_lightning.functional import unit_length
+from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled, unit_embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.utilities.arguments import check_choice, check_positive
 from ask_lightning.utilities.clip_ids import integer_ids
@@ -85,6 +85,9 @@ class RetrievalLoss(nn.Module, ABC):
     needs_keys: ClassVar[bool] = False
     """Whether the loss encodes each training batch by another encoder than the model, in `make_keys`."""
 
+    takes_tokens: ClassVar[bool] = False
+    """Whether embeddings may be `TokenEmbeddings`; otherwise they are refused."""
+
     contrasts_batch_only: ClassVar[bool] = True
     """Whether all negatives are of the batch, so that a single pair has none."""
 
@@ -127,7 +130,7 @@ class RetrievalLoss(nn.Module, ABC):
         """Keep one of `scalar_names`."""
         if isinstance(value, int | float):
             value = float(value)
-        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value) or _is_name(value)):
+        elif not (value.numel() == 1 if isinstance(value, Tensor) else callable(value) or is_name(value)):
             raise TypeError(
                 f"Argument `{name}` has to be a number, the name of an attribute of the model, a callable "
                 f"(model), or a parameter with one element, but got {value!r}."
@@ -138,26 +141,26 @@ class RetrievalLoss(nn.Module, ABC):
         """The present value of one of `scalar_names`."""
         scalar: Any = self._scalars[name]
         if isinstance(scalar, str) or _needs_argument(scalar):
-            return self._scalar_of_model(name, scalar)
+            return self._of_model(name, scalar)  # type: ignore[no-any-return]
         is_value = isinstance(scalar, Tensor) or not callable(scalar)
         return scalar if is_value else scalar()  # type: ignore[no-any-return]
 
-    def _scalar_of_model(self, name: str, scalar: Any) -> float | Tensor:
-        """A scalar as the model has it, under a name or through a callable."""
+    def _of_model(self, name: str, given: Any) -> Any:
+        """An argument as the model has it, under a name or through a callable."""
         if not self._model:
             raise RuntimeError(
                 f"{type(self).__name__} reads its {name} from a model and has none. Wrap the model: "
                 "ASKModule(model, loss); or call `loss.bind(model)`."
             )
         (model,) = self._model
-        if not isinstance(scalar, str):
-            return scalar(model)  # type: ignore[no-any-return]
+        if not isinstance(given, str):
+            return given(model)
         try:
-            return attrgetter(scalar)(model)  # type: ignore[no-any-return]
+            return attrgetter(given)(model)
         except AttributeError as error:
             raise ValueError(
                 f"Argument `{name}` has to name an attribute of {type(model).__name__}, but got "
-                f"{scalar!r}, and: {error}."
+                f"{given!r}, and: {error}."
             ) from error
 
     @property
@@ -264,8 +267,8 @@ class RetrievalLoss(nn.Module, ABC):
 
     def forward(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         *,
         ids: Ids | None = None,
         knowledge: KnowledgeBase | None = None,
@@ -273,8 +276,9 @@ class RetrievalLoss(nn.Module, ABC):
         """The loss of a batch of pairs.
 
         Args:
-            audio: `(B, d)`, B ≥ 2 over all ranks that are gathered; normalised here.
-            text: `(B, d)`; row i of both is pair i.
+            audio: `(B, d)`, or `TokenEmbeddings` where `takes_tokens`; B ≥ 2 over all ranks that are
+                gathered; normalised here.
+            text: Embeddings of the same kinds; row i of both is pair i.
             ids: B clip identifiers, where `needs_ids`.
             knowledge: The base to use; default `self.knowledge`.
 
@@ -282,6 +286,7 @@ class RetrievalLoss(nn.Module, ABC):
             0-d, float32 (float64 for float64 embeddings).
 
         Raises:
+            TypeError: The loss takes no tokens and got some, or has an interaction that needs them.
             ValueError: Shapes that are not two equal `(B, d)` with B ≥ 2, or ids missing or of another
                 number.
             RuntimeError: No knowledge while training, for a loss that needs it.
@@ -293,15 +298,28 @@ class RetrievalLoss(nn.Module, ABC):
                 f"{type(self).__name__} has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
                 "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
             )
-        with torch.autocast(audio.device.type, enabled=False):
-            dtype = computation_dtype(audio)
-            audio, text = unit_length(audio.to(dtype)), unit_length(text.to(dtype))  # (B, d)
-            id_tensor = None if ids is None else integer_ids(ids).to(audio.device)
-            if knowledge is not None and knowledge is self.knowledge and knowledge.device != audio.device:
-                self.knowledge = knowledge = knowledge.to(audio.device)
+        device = pooled(audio).device
+        with torch.autocast(device.type, enabled=False):
+            dtype = computation_dtype(pooled(audio))
+            audio, text = (unit_embeddings(side, dtype) for side in (audio, text))
+            id_tensor = None if ids is None else integer_ids(ids).to(device)
+            if knowledge is not None and knowledge is self.knowledge and knowledge.device != device:
+                self.knowledge = knowledge = knowledge.to(device)
             loss, terms = self.compute(audio, text, id_tensor, knowledge)
         self.last = {name: term.detach() for name, term in terms.items()}
         return loss
+
+    def zero(self, audio: Embeddings, text: Embeddings) -> Tensor:
+        """Zero, with a gradient of zero to the embeddings and to everything that the loss learns.
+
+        Args:
+            audio: Audio embeddings of a batch.
+            text: Text embeddings of a batch.
+        """
+        sides = [pooled(side) for side in (audio, text)]
+        sides += [side.tokens for side in (audio, text) if isinstance(side, TokenEmbeddings)]
+        total: Tensor = sum((side.float().sum() for side in sides), start=sides[0].new_zeros(()).float())
+        return 0.0 * (total + sum(self.scalars.values()))
 
     def check_knowledge(self, knowledge: KnowledgeBase) -> None:
         """Refuse a base with which the loss cannot be computed, when it is made; by default none.
@@ -315,13 +333,13 @@ class RetrievalLoss(nn.Module, ABC):
 
     @abstractmethod
     def compute(
-        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+        self, audio: Any, text: Any, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings and its terms for the log.
 
         Args:
-            audio: `(B, d)` unit vectors, float32 or float64.
-            text: `(B, d)` unit vectors.
+            audio: `(B, d)` unit vectors, float32 or float64, or `TokenEmbeddings` where `takes_tokens`.
+            text: Unit vectors of the same kinds.
             ids: `(B,)` int64, where they were given.
             knowledge: The base, on the embeddings' device; `None` only in evaluation mode, or where it is
                 not needed.
@@ -368,13 +386,13 @@ class RetrievalLoss(nn.Module, ABC):
         return self.gather and Ranks.current().size > 1
 
     def _rows_of_all_ranks(self, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Tensors `(B,)` or `(B, d)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
+        """Tensors `(B, ...)` with the rows of all ranks, if `gather` asks for it; in one exchange."""
         if not self._gathers_ranks:
             return sides
-        columns = [side if side.ndim == 2 else side[:, None] for side in sides]
+        columns = [side.reshape(len(side), -1) for side in sides]
         gathered = all_gather_with_gradient(torch.cat(columns, dim=1))  # (ΣB, …)
         parts = gathered.split([column.shape[1] for column in columns], dim=1)
-        return tuple(part if side.ndim == 2 else part[:, 0] for part, side in zip(parts, sides, strict=True))
+        return tuple(part.reshape(-1, *side.shape[1:]) for part, side in zip(parts, sides, strict=True))
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """Rows `(b, ...)` of all ranks without gradient, if `gather` asks for them."""
@@ -397,8 +415,17 @@ class RetrievalLoss(nn.Module, ABC):
         """
         return 2 if self.contrasts_batch_only and Ranks.current().size == 1 else 1
 
-    def _check_batch(self, audio: Tensor, text: Tensor, ids: Ids | None) -> None:
+    def _check_batch(self, audio: Embeddings, text: Embeddings, ids: Ids | None) -> None:
         """Refuse batches that cannot be contrasted, and missing ids."""
+        if not self.takes_tokens and (
+            isinstance(audio, TokenEmbeddings) or isinstance(text, TokenEmbeddings)
+        ):
+            raise TypeError(
+                f"{type(self).__name__} compares pooled embeddings, but the encoders returned "
+                "TokenEmbeddings. Have them return the pooled embeddings alone, or train with NTXentLoss, "
+                "KnowledgeDistillationLoss or ReliabilityOTLoss."
+            )
+        audio, text = pooled(audio), pooled(text)
         if audio.ndim != 2 or audio.shape != text.shape:
             raise ValueError(
                 "Arguments `audio` and `text` have to be of the same shape (batch, width), but got "
@@ -421,8 +448,12 @@ class RetrievalLoss(nn.Module, ABC):
             )
 
 
-def _is_name(value: object) -> bool:
-    """Whether something is the name of an attribute, of an object itself or of its attributes."""
+def is_name(value: object) -> bool:
+    """Whether something is the name of an attribute, of an object itself or of its attributes.
+
+    Args:
+        value: Anything.
+    """
     return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
 
 

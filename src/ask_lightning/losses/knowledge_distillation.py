@@ -5,12 +5,14 @@ from torch import Tensor
 
 from ask_lightning.functional.contrastive import nt_xent
 from ask_lightning.functional.distillation import Teacher
+from ask_lightning.interaction import Embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
+from ask_lightning.losses.base import Positives, Temperature
+from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.teacher import KnowledgeTeacher
 
 
-class KnowledgeDistillationLoss(RetrievalLoss):
+class KnowledgeDistillationLoss(InteractingLoss):
     """NT-Xent whose targets are softened by what the knowledge has stored of the batch's own clips.
 
     A batch holds pairs that match almost as well as the true ones: two rains, two dogs. The embeddings that
@@ -46,6 +48,10 @@ class KnowledgeDistillationLoss(RetrievalLoss):
             similarities, so that no clip is the target of many.
         positives: `"diagonal"`, or `"ids"`: other samples of the same clip leave the denominator and
             are nobody's target.
+        interaction: How texts and audios are compared: None is the dot product of pooled embeddings; others
+            are the name of the model's attribute that is an `Interaction`, the interaction itself, or another
+            callable `(text, audio)` that returns `Similarities` or one matrix `(B, B)` with texts as rows.
+            The teacher always compares the pooled embeddings that the knowledge has stored.
         gather: Over the batches of all ranks, see `RetrievalLoss`.
 
     Attributes:
@@ -72,9 +78,10 @@ class KnowledgeDistillationLoss(RetrievalLoss):
         *,
         teacher: Teacher = "softmax",
         positives: Positives = "diagonal",
+        interaction: InteractionLike | str | None = None,
         gather: bool = False,
     ) -> None:
-        super().__init__(temperature, positives=positives, gather=gather)
+        super().__init__(temperature, positives=positives, interaction=interaction, gather=gather)
         # NumPy numbers would make checkpoints that `weights_only=True` refuses.
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
@@ -97,24 +104,24 @@ class KnowledgeDistillationLoss(RetrievalLoss):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def compute(
-        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+        self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings and its terms; without knowledge, in evaluation, it is NT-Xent."""
         assert ids is not None
-        audio, text = self._rows_of_all_ranks(audio, text)  # (B, d)
+        audio, text, _ = self.compared(audio, text)  # (B, d)
         ignore = self._same_clip(ids)
-        similarity = text @ audio.T  # (B texts, B audios)
+        to_audio, to_text, _ = self.similarities(text, audio)  # (B, B) each
         # Beside a teacher it is only logged.
         with torch.set_grad_enabled(knowledge is None and torch.is_grad_enabled()):
             plain = 0.5 * (
-                nt_xent(similarity, self.temperature, ignore=ignore)
-                + nt_xent(similarity.T, self.temperature, ignore=ignore)
+                nt_xent(to_audio, self.temperature, ignore=ignore)
+                + nt_xent(to_text, self.temperature, ignore=ignore)
             )
         if knowledge is None:
             return plain, {"loss": plain}
-        targets = self._teacher.targets(knowledge, ids, ignore, audio.dtype, self._gathered)
+        targets = self._teacher.targets(knowledge, ids, ignore, to_audio.dtype, self._gathered)
         loss = 0.5 * (
-            nt_xent(similarity, self.temperature, targets=targets.t2a, ignore=ignore)
-            + nt_xent(similarity.T, self.temperature, targets=targets.a2t, ignore=ignore)
+            nt_xent(to_audio, self.temperature, targets=targets.t2a, ignore=ignore)
+            + nt_xent(to_text, self.temperature, targets=targets.a2t, ignore=ignore)
         )
         return loss, {"loss": loss, "contrastive": plain} | targets.terms()

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.contrastive import nt_xent, pair_targets
+from ask_lightning.interaction import Embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.losses.base import RetrievalLoss, SharedPositives, Temperature
+from ask_lightning.losses.base import SharedPositives, Temperature
+from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.utilities.arguments import check_range
 
 
-class NTXentLoss(RetrievalLoss):
+class NTXentLoss(InteractingLoss):
     """The symmetric NT-Xent loss (InfoNCE) of a batch, with label smoothing, several positives, or decoupled.
 
     With S the similarities of the batch and Y the targets, which are the own pairs by default:
@@ -35,6 +37,9 @@ class NTXentLoss(RetrievalLoss):
             same clip leave the denominator and are nobody's target. `"same_clip"`: they are positives as
             well, and the target is uniform over all positives.
         decoupled: Whether the positives leave the denominator, which then holds the negatives alone.
+        interaction: How texts and audios are compared: None is the dot product of pooled embeddings; others
+            are the name of the model's attribute that is an `Interaction`, the interaction itself, or another
+            callable `(text, audio)` that returns `Similarities` or one matrix `(B, B)` with texts as rows.
         gather: Whether the loss is computed over the batches of all ranks, as `RetrievalLoss` describes.
 
     Attributes:
@@ -60,9 +65,10 @@ class NTXentLoss(RetrievalLoss):
         label_smoothing: float = 0.0,
         positives: SharedPositives = "diagonal",
         decoupled: bool = False,
+        interaction: InteractionLike | str | None = None,
         gather: bool = False,
     ) -> None:
-        super().__init__(temperature, positives=positives, gather=gather)
+        super().__init__(temperature, positives=positives, interaction=interaction, gather=gather)
         check_range("label_smoothing", label_smoothing, 0, 1)
         if decoupled and label_smoothing > 0:
             raise ValueError(
@@ -80,26 +86,26 @@ class NTXentLoss(RetrievalLoss):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def compute(
-        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+        self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings and its terms, as `RetrievalLoss` describes."""
-        audio, text = self._rows_of_all_ranks(audio, text)  # (B, d)
+        audio, text, _ = self.compared(audio, text)  # (B, d)
+        similarities = self.similarities(text, audio)
         same_clip = self._same_clip(ids)
         ignore = same_clip if self.positives == "ids" else None
         shared = same_clip if self.positives == "same_clip" else None
         targets = None
         if self.label_smoothing > 0 or shared is not None:
-            own = torch.eye(len(audio), dtype=torch.bool, device=audio.device)
+            own = torch.eye(len(audio), dtype=torch.bool, device=similarities.to_audio.device)
             targets = pair_targets(
                 own if shared is None else shared,
                 label_smoothing=self.label_smoothing,
                 ignore=ignore,
-                dtype=audio.dtype,
+                dtype=similarities.to_audio.dtype,
             )
-        similarity = text @ audio.T  # (B texts, B audios)
         to_audio, to_text = (
             nt_xent(scores, self.temperature, targets=targets, ignore=ignore, decoupled=self.decoupled)
-            for scores in (similarity, similarity.T)
+            for scores in (similarities.to_audio, similarities.to_text)
         )
         loss = 0.5 * (to_audio + to_text)
         return loss, {"loss": loss, "contrastive_t2a": to_audio, "contrastive_a2t": to_text}

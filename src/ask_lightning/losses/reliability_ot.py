@@ -3,8 +3,8 @@
 Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are texts, columns audios.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 from warnings import warn
 
 import torch
@@ -15,20 +15,23 @@ from ask_lightning.functional import (
     inject_knowledge,
     nt_xent,
     realign_both_directions,
+    realign_similarity,
 )
 from ask_lightning.functional.distillation import Teacher
 from ask_lightning.functional.reliability import ReliabilityForm
 from ask_lightning.functional.transport import A2TRealignment, PlanScaling
 from ask_lightning.functional.transport_solvers import SINKHORN
+from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
-from ask_lightning.losses.base import Positives, RetrievalLoss, Temperature
+from ask_lightning.losses.base import Positives, Temperature
+from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
 
-class ReliabilityOTLoss(RetrievalLoss):
+class ReliabilityOTLoss(InteractingLoss):
     """The ASK loss: knowledge injection, optimal-transport realignment, reliability weighting.
 
     For each granularity the batch's embeddings are mixed with the knowledge that they retrieve (Eq. 9), the
@@ -89,8 +92,11 @@ class ReliabilityOTLoss(RetrievalLoss):
             `"sample"`: the loss of each sample by its own. It is for the factors: of a term that is added,
             the mean over the batch is the same.
         modulation_gradient: Whether to differentiate the factor as well.
-        interaction: Callable `(text (B, d), audio (B, d)) -> (B, B)` for the similarity of the injected
-            embeddings. Default: inner product.
+        interaction: How texts and audios are compared: None is the dot product of pooled embeddings; others
+            are the name of the model's attribute that is an `Interaction`, the interaction itself, or another
+            callable `(text, audio)` that returns `Similarities` or one matrix `(B, B)` with texts as rows.
+            It compares the injected embeddings; tokens all get the knowledge that their pooled embedding
+            retrieved. If its two directions differ, each has a plan of its own.
         gather: `True`: contrast, transport and reliability are computed over the batches of all ranks, which
             may be of different sizes, with gradients to every rank; under DDP the gradient is that of one
             process with the whole batch. `False`: they are computed over the local batch.
@@ -136,13 +142,13 @@ class ReliabilityOTLoss(RetrievalLoss):
         reliability_form: ReliabilityForm = "disagreement_factor",
         modulation: Modulation = "batch",
         modulation_gradient: bool = True,
-        interaction: Callable[[Tensor, Tensor], Tensor] | None = None,
+        interaction: InteractionLike | str | None = None,
         gather: bool = False,
         distillation_weight: float = 0.0,
         teacher_temperature: float = 0.1,
         teacher: Teacher = "softmax",
     ) -> None:
-        super().__init__(temperature, positives=positives, gather=gather)
+        super().__init__(temperature, positives=positives, interaction=interaction, gather=gather)
         check_count("num_neighbors", num_neighbors)
         check_count("sinkhorn_iterations", sinkhorn_iterations)
         check_range("injection_ratio", injection_ratio, 0, 1)
@@ -189,7 +195,6 @@ class ReliabilityOTLoss(RetrievalLoss):
         self.modulation: Modulation = modulation
         self.modulation_gradient = modulation_gradient
         _ = self.weighting  # checks its options
-        self.interaction = interaction
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
@@ -236,17 +241,6 @@ class ReliabilityOTLoss(RetrievalLoss):
             "temperature, or pretrained encoders."
         )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments as values that a file can hold; `None` for those that it cannot."""
-        return super().options | {"interaction": self.interaction and repr(self.interaction)}
-
-    @classmethod
-    def _objects_in(cls, options: dict[str, Any]) -> list[str]:
-        """The names of options that stand for an object."""
-        with_interaction = ["interaction"] if options["interaction"] is not None else []
-        return [*super()._objects_in(options), *with_interaction]
-
     def extra_repr(self) -> str:
         """The options that the paper varies."""
         names = ("num_neighbors", "injection_ratio", "ot_factor", "lambda_fine", "lambda_coarse")
@@ -265,7 +259,7 @@ class ReliabilityOTLoss(RetrievalLoss):
         knowledge.check_num_neighbors(counts, exclude=self.exclude_self, distinct_clips=self.distinct_clips)
 
     def compute(
-        self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
+        self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of unit embeddings and its terms, see `RetrievalLoss`.
 
@@ -274,9 +268,9 @@ class ReliabilityOTLoss(RetrievalLoss):
         """
         if knowledge is None:
             return self._without_knowledge(audio, text, ids), {}
-        neighborhoods = self.retrieve(audio, text, knowledge, ids=ids)
+        neighborhoods = self.retrieve(pooled(audio), pooled(text), knowledge, ids=ids)
         bounded = self.is_bounded(knowledge)
-        targets = self.targets(ids, knowledge, audio.dtype)
+        targets = self.targets(ids, knowledge, pooled(audio).dtype)
         return self.from_neighborhoods(audio, text, neighborhoods, ids=ids, bounded=bounded, targets=targets)
 
     def targets(
@@ -328,8 +322,8 @@ class ReliabilityOTLoss(RetrievalLoss):
 
     def from_neighborhoods(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         neighborhoods: dict[GranularityName, Neighborhood],
         *,
         ids: Tensor | None = None,
@@ -339,8 +333,8 @@ class ReliabilityOTLoss(RetrievalLoss):
         """The loss of unit embeddings for neighbours that are looked up already (Eq. 9–19).
 
         Args:
-            audio: `(B, d)` unit vectors.
-            text: `(B, d)` unit vectors.
+            audio: `(B, d)` unit vectors, or `TokenEmbeddings` of unit vectors.
+            text: Unit vectors of the same kinds.
             neighborhoods: The neighbours of each granularity, as `KnowledgeBase.lookup` returns them.
             ids: `(B,)` int64 for `positives="ids"`.
             bounded: Whether all neighbours have at most unit length.
@@ -350,52 +344,72 @@ class ReliabilityOTLoss(RetrievalLoss):
             The loss, 0-d, and its terms by name: Ψ of each sample `(B,)`, all others 0-d.
         """
         ignore = self._same_clip(ids)
-        entropies = dict.fromkeys(DIRECTIONS, audio.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
+        u, v = pooled(audio), pooled(text)  # (B, d)
+        entropies = dict.fromkeys(DIRECTIONS, u.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
         potentials: dict[tuple[GranularityName, str], Tensor] = {}  # Ψ, (B,) each
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
-            neighbors = found.to(audio.dtype)
-            ratio, renormalize = self.injection_ratio, self.renormalize_injected
-            injected_audio, injected_text, *psi = self._rows_of_all_ranks(
-                inject_knowledge(audio, neighbors.audio_by_audio, ratio, renormalize=renormalize),
-                inject_knowledge(text, neighbors.text_by_text, ratio, renormalize=renormalize),
-                *neighbors.potentials(audio, text).values(),  # (B,) each
+            neighbors = found.to(u.dtype)
+            injected_audio, injected_text, psi = self.compared(
+                self._inject(audio, neighbors.audio_by_audio),
+                self._inject(text, neighbors.text_by_text),
+                *neighbors.potentials(u, v).values(),  # (B,) each
             )
-            contrast, plan = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
+            contrast, plans = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
             for direction, potential in zip(DIRECTIONS, psi, strict=True):
                 entropies[direction] = entropies[direction] + contrast[direction]
                 potentials[name, direction] = terms[f"psi_{name}_{direction}"] = potential
-            mass = plan * len(plan)  # rows of sum 1, unless the solver leaves out mass
-            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=1).mean()
-            terms[f"plan_diagonal_{name}"] = mass.diagonal().mean()
+            mass = plans * plans.shape[1]  # rows of sum 1, unless the solver leaves out mass
+            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=2).mean()
+            terms[f"plan_diagonal_{name}"] = mass.diagonal(dim1=1, dim2=2).mean()
             if self.transport_solver != SINKHORN:
-                terms[f"plan_mass_{name}"] = plan.sum()
+                terms[f"plan_mass_{name}"] = plans.sum(dim=(1, 2)).mean()
         loss, of_reliability = self.weighting.weigh(entropies, potentials, bounded=bounded)
         return loss, terms | of_reliability | {"loss": loss}
 
+    def _inject(self, embeddings: Embeddings, neighbors: Tensor) -> Embeddings:
+        """Embeddings of one modality, mixed with the neighbours `(B, K, d)` that they retrieved."""
+        ratio, renormalize = self.injection_ratio, self.renormalize_injected
+        if isinstance(embeddings, TokenEmbeddings):
+            return embeddings.inject(neighbors, ratio, renormalize=renormalize)
+        return inject_knowledge(embeddings, neighbors, ratio, renormalize=renormalize)
+
     def _contrast(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         ignore: Tensor | None,
         bounded: bool,
         targets: BatchTargets | None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy of injected embeddings in both directions after realignment; the plan."""
-        similarity = self._similarity(text, audio)  # (B texts, B audios)
-        plan = self._solve_transport(
-            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
-            self.sinkhorn_epsilon,
-            self.sinkhorn_iterations,
-            bounded=bounded and self.interaction is None,
-        )
-        realigned = realign_both_directions(
-            similarity,
-            plan,
-            self.ot_factor,
-            plan_scaling=self.plan_scaling,
-            a2t_realignment=self.a2t_realignment,
-        )
+        """Cross-entropy of injected embeddings in both directions after realignment.
+
+        Returns:
+            The cross-entropies by direction, and the plans: one `(1, B, B)`, or one for each direction.
+        """
+        similarities = self.similarities(text, audio)  # (B, B) each
+        plans = [self._plan(similarities.to_audio, bounded)]
+        if similarities.are_symmetric:
+            realigned = realign_both_directions(
+                similarities.to_audio,
+                plans[0],
+                self.ot_factor,
+                plan_scaling=self.plan_scaling,
+                a2t_realignment=self.a2t_realignment,
+            )
+        else:
+            if self.a2t_realignment != "transposed_plan":
+                raise ValueError(
+                    'Argument `a2t_realignment` has to be "transposed_plan" with an interaction whose two '
+                    "directions differ, each of which has a plan of its own, but got "
+                    f"{self.a2t_realignment!r}."
+                )
+            plans.append(self._plan(similarities.to_text, bounded))
+            to_audio, to_text = (
+                realign_similarity(scores, plan, self.ot_factor, plan_scaling=self.plan_scaling)
+                for scores, plan in zip(similarities[:2], plans, strict=True)
+            )
+            realigned = to_audio, to_text
         contrast = {}
         for direction, scores in zip(DIRECTIONS, realigned, strict=True):
             contrast[direction] = nt_xent(
@@ -405,21 +419,26 @@ class ReliabilityOTLoss(RetrievalLoss):
                 ignore=ignore,
                 reduction="none" if self.modulation == "sample" else "mean",
             )
-        return contrast, plan.detach()
+        return contrast, torch.stack(plans).detach()
 
-    def _similarity(self, text: Tensor, audio: Tensor) -> Tensor:
-        """`(B, B)`, rows text, columns audio."""
-        return text @ audio.T if self.interaction is None else self.interaction(text, audio)
+    def _plan(self, similarity: Tensor, bounded: bool) -> Tensor:
+        """The transport plan of the similarities of one direction, `(B, B)`."""
+        return self._solve_transport(
+            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
+            self.sinkhorn_epsilon,
+            self.sinkhorn_iterations,
+            bounded=bounded and self.interaction is None,
+        )
 
-    def _without_knowledge(self, audio: Tensor, text: Tensor, ids: Tensor | None) -> Tensor:
+    def _without_knowledge(self, audio: Embeddings, text: Embeddings, ids: Tensor | None) -> Tensor:
         """Plain NT-Xent, once for each granularity, with a warning."""
         warn(
             "ReliabilityOTLoss evaluates without knowledge, as plain NT-Xent, because no knowledge base "
             "has been built yet.",
             stacklevel=3,
         )
-        audio, text = self._rows_of_all_ranks(audio, text)
+        audio, text, _ = self.compared(audio, text)
         ignore = self._same_clip(ids)
-        similarity = self._similarity(text, audio)
-        both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in (similarity, similarity.T))
-        return len(self.granularities) * 0.5 * sum(both, start=audio.new_zeros(()))
+        similarities = self.similarities(text, audio)
+        both = (nt_xent(scores, self.temperature, ignore=ignore) for scores in similarities[:2])
+        return len(self.granularities) * 0.5 * sum(both, start=pooled(audio).new_zeros(()))

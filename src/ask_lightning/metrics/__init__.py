@@ -9,6 +9,7 @@ from ask_lightning.metrics.calibration import (
     choose_calibration,
 )
 from ask_lightning.metrics.functional import RetrievalRanks, retrieval_ranks, retrieval_scores
+from ask_lightning.metrics.interaction import interaction_ranks
 from ask_lightning.metrics.retrieval import AudioTextRetrieval
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RetrievalRanks",
     "calibrated_ranks",
     "choose_calibration",
+    "interaction_ranks",
     "retrieval_ranks",
     "retrieval_scores",
 ]

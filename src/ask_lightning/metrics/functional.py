@@ -92,16 +92,13 @@ def retrieval_ranks(
             "Argument `audio` has to have at least one row, but got none. Pass one row for each caption."
         )
     check_count("block_size", block_size)
-    _check_finite("audio", audio)
-    _check_finite("text", text)
+    check_finite("audio", audio)
+    check_finite("text", text)
     _check_bias("audio", audio_bias, audio_hubs, len(audio))
     _check_bias("text", text_bias, text_hubs, len(audio))
 
     # Clips with more captions come first, for `_count_ahead`.
-    _, clips, sizes = torch.unique(clip_ids, return_inverse=True, return_counts=True)  # (N,), (C,)
-    sizes, largest_first = sizes.sort(descending=True, stable=True)  # (C,)
-    clips = largest_first.argsort()[clips]  # (N,)
-
+    clips, sizes = number_clips(clip_ids)  # (N,), (C,)
     audio = mean_direction(audio, clips, len(sizes))  # (C, d)
     text = unit_on_grid(text)  # (N, d)
     pairs = zip(torch.split(clips, block_size), torch.split(text, block_size), strict=True)
@@ -116,7 +113,7 @@ def retrieval_ranks(
     if bias_of_clips is not None:
         own_clip = own - bias_of_clips[clips] * gate_of_captions
 
-    order = _by_clip(clips, own_caption.argsort(descending=True))  # (N,)
+    order = by_clip(clips, own_caption.argsort(descending=True))  # (N,)
     clips, text, own_caption, own_clip = clips[order], text[order], own_caption[order], own_clip[order]
     to_clips = None if bias_of_clips is None else _Bias(bias_of_clips, gate_of_captions[order])
     to_captions = None if bias_of_captions is None else _Bias(bias_of_captions[order], gate_of_clips)
@@ -124,14 +121,9 @@ def retrieval_ranks(
         audio, text, own_caption, own_clip, to_clips, to_captions, sizes, block_size
     )  # (N,)
 
-    # Tied captions of one clip have all counted each other: step back to consecutive ranks.
-    _, tie, tied = torch.unique_consecutive(
-        torch.stack([clips.double(), own_caption]), dim=1, return_inverse=True, return_counts=True
-    )
-    behind_in_tie = tied.cumsum(0)[tie] - torch.arange(1, len(tie) + 1, device=tie.device)  # (N,)
-
+    captions_ahead = step_back_in_ties(clips, own_caption, captions_ahead)  # (N,)
     back = order.argsort()
-    return RetrievalRanks((captions_ahead - behind_in_tie)[back], clips_ahead[back], clips[back])
+    return RetrievalRanks(captions_ahead[back], clips_ahead[back], clips[back])
 
 
 def retrieval_scores(
@@ -170,7 +162,7 @@ def retrieval_scores(
         {'a2t/recall_at_1': 1.0, 'a2t/map_at_10': 0.833, 'a2t/median_rank': 1.0,
          't2a/recall_at_1': 0.5, 't2a/map_at_10': 0.75, 't2a/median_rank': 1.5}
     """
-    order = _by_clip(ranks.clips, ranks.audio_to_text.argsort())  # (N,)
+    order = by_clip(ranks.clips, ranks.audio_to_text.argsort())  # (N,)
     clips, rank = ranks.clips[order], ranks.audio_to_text[order]
     sizes = clips.bincount()  # (C,)
     first = sizes.cumsum(0) - sizes  # (C,)
@@ -251,8 +243,59 @@ def check_rows(audio: Tensor, text: Tensor, clip_ids: Tensor) -> None:
         )
 
 
-def _check_finite(name: str, rows: Tensor) -> None:
-    """Refuse embeddings with NaN or Inf."""
+def number_clips(clip_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Number clips by their number of captions, largest first, then by id.
+
+    Args:
+        clip_ids: Ids of the clips, `(N,)` integers.
+
+    Returns:
+        The number of each row's clip, `(N,)`, and the number of captions of each clip, `(C,)`.
+
+    Examples:
+        >>> number_clips(torch.tensor([7, 9, 9]))
+        (tensor([1, 0, 0]), tensor([2, 1]))
+    """
+    _, clips, sizes = torch.unique(clip_ids, return_inverse=True, return_counts=True)  # (N,), (C,)
+    sizes, largest_first = sizes.sort(descending=True, stable=True)  # (C,)
+    return largest_first.argsort()[clips], sizes
+
+
+def step_back_in_ties(clips: Tensor, own_caption: Tensor, captions_ahead: Tensor) -> Tensor:
+    """Give tied captions of one clip, which have all counted each other, consecutive ranks.
+
+    Args:
+        clips: Number of each row's clip, `(N,)`, in order.
+        own_caption: Score of each caption for its clip, `(N,)`, in falling order within each clip.
+        captions_ahead: Number of captions that score at least as high, itself included, `(N,)`.
+
+    Returns:
+        The ranks, `(N,)`.
+
+    Examples:
+        >>> step_back_in_ties(torch.tensor([0, 0]), torch.tensor([0.5, 0.5]), torch.tensor([2, 2]))
+        tensor([1, 2])
+    """
+    _, tie, tied = torch.unique_consecutive(
+        torch.stack([clips.double(), own_caption]), dim=1, return_inverse=True, return_counts=True
+    )
+    behind_in_tie: Tensor = tied.cumsum(0)[tie] - torch.arange(1, len(tie) + 1, device=tie.device)  # (N,)
+    return captions_ahead - behind_in_tie
+
+
+def check_finite(name: str, rows: Tensor) -> None:
+    """Refuse embeddings with NaN or Inf.
+
+    Args:
+        name: Name of the argument, for the message.
+        rows: Embeddings `(N, d)`.
+
+    Raises:
+        ValueError: A row has NaN or Inf.
+
+    Examples:
+        >>> check_finite("audio", torch.ones(2, 3))
+    """
     broken = int((~rows.isfinite()).any(1).sum())
     if broken:
         raise ValueError(
@@ -386,6 +429,15 @@ def _count_ahead(
     return captions_ahead, clips_ahead
 
 
-def _by_clip(clips: Tensor, order: Tensor) -> Tensor:
-    """Sort the row numbers in `order` by clip, keeping their order within each clip."""
+def by_clip(clips: Tensor, order: Tensor) -> Tensor:
+    """Sort row numbers by clip, keeping their order within each clip.
+
+    Args:
+        clips: Number of each row's clip, `(N,)`.
+        order: Row numbers, `(N,)`.
+
+    Examples:
+        >>> by_clip(torch.tensor([1, 0, 1]), torch.tensor([2, 1, 0]))
+        tensor([1, 2, 0])
+    """
     return order[clips[order].argsort(stable=True)]

@@ -1,6 +1,6 @@
 """`AudioTextRetrieval`: the scores of `functional.py` as a metric of torchmetrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +9,21 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from ask_lightning.functional.calibration import Calibration
+from ask_lightning.interaction import Embeddings, Similarities, TokenEmbeddings, pooled
 from ask_lightning.metrics.calibration import CALIBRATIONS, QueryBank, calibrated_ranks, choose_calibration
-from ask_lightning.metrics.functional import check_rows, merge_duplicates, retrieval_ranks, retrieval_scores
+from ask_lightning.metrics.functional import (
+    RetrievalRanks,
+    check_rows,
+    merge_duplicates,
+    retrieval_ranks,
+    retrieval_scores,
+)
+from ask_lightning.metrics.interaction import interaction_ranks, rows_of, with_padding, without_padding
 from ask_lightning.metrics.table import CALIBRATED
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
+
+_SIDES = ("audio", "text")
 
 
 class AudioTextRetrieval(Metric):
@@ -42,12 +52,19 @@ class AudioTextRetrieval(Metric):
     similarity under the names above, and of calibrated search under `calibrated/a2t/recall_at_1` and so on.
     The bank holds training pairs; kind and parameters are chosen on validation pairs by `choose_calibration`.
 
-    **Memory.** The metric holds all embeddings of an epoch, in float32, until `reset`.
+    **Token-level similarity.** With an interaction, `update` takes `TokenEmbeddings`, and rows are ranked by
+    it as `interaction_ranks` describes.
+
+    **Memory.** The metric holds all embeddings of an epoch, in float32, until `reset`; with an interaction
+    also those of all tokens, and in `compute` two score matrices of captions and clips.
 
     Args:
         top_k: Cut-offs of the recalls, each at least 1.
         map_k: Cut-off of the mean average precision, at least 1.
         block_size: Side of the largest block of scores, at least 1. It changes speed and memory, not results.
+        interaction: How texts and audios are compared: an `Interaction`, which stays part of the model, or
+            another callable `(text, audio)` that returns similarities. None: by the cosine similarity of
+            pooled embeddings.
         **kwargs: Arguments of `torchmetrics.Metric`, for example `compute_on_cpu=True`.
 
     Raises:
@@ -80,7 +97,12 @@ class AudioTextRetrieval(Metric):
     caption_ids: list[Tensor]
 
     def __init__(
-        self, top_k: Sequence[int] = (1, 5, 10), map_k: int = 10, block_size: int = 2048, **kwargs: Any
+        self,
+        top_k: Sequence[int] = (1, 5, 10),
+        map_k: int = 10,
+        block_size: int = 2048,
+        interaction: Callable[[Any, Any], Similarities | Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not top_k:
@@ -96,8 +118,18 @@ class AudioTextRetrieval(Metric):
         self.block_size = block_size
         self._bank: QueryBank | None = None
         self._calibration = Calibration()
-        for state in ("audio", "text", "clip_ids", "caption_ids"):
+        # In a tuple, because the interaction's parameters are the model's.
+        self._interaction: tuple[Callable[[Any, Any], Similarities | Tensor], ...] = (
+            () if interaction is None else (interaction,)
+        )
+        of_tokens = [f"{side}_{part}" for side in _SIDES for part in ("tokens", "lengths")]
+        for state in ("audio", "text", "clip_ids", "caption_ids", *(of_tokens if interaction else ())):
             self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    @property
+    def interaction(self) -> Callable[[Any, Any], Similarities | Tensor] | None:
+        """What rows are ranked by; None for the cosine similarity of pooled embeddings."""
+        return self._interaction[0] if self._interaction else None
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -118,7 +150,15 @@ class AudioTextRetrieval(Metric):
             bank: Training pairs, the same in every process. None: report cosine similarity only.
             calibration: Kind and parameters, as `choose_calibration` found them on validation pairs. None:
                 the default ones.
+
+        Raises:
+            ValueError: The metric ranks by an interaction.
         """
+        if bank is not None and self._interaction:
+            raise ValueError(
+                "Calibrated search is of cosine similarities, but this metric ranks by an interaction. Leave "
+                "`interaction` or the calibration out."
+            )
         self._bank = bank
         self._calibration = calibration or Calibration()
         self._computed = None
@@ -157,24 +197,33 @@ class AudioTextRetrieval(Metric):
 
     def update(
         self,
-        audio: Tensor,
-        text: Tensor,
+        audio: Embeddings,
+        text: Embeddings,
         clip_ids: Tensor | Sequence[int | str],
         caption_ids: Tensor | Sequence[int | str] | None = None,
     ) -> None:
         """Add a batch with one row for each caption.
 
         Args:
-            audio: Audio embeddings `(B, d)`, floating, of any length. Row i is the clip that caption i
-                describes. The directions of the rows of one clip are averaged.
-            text: Text embeddings `(B, d)`. Row i is caption i.
+            audio: Audio embeddings `(B, d)`, floating, of any length, or `TokenEmbeddings`, which an
+                interaction needs. Row i is the clip that caption i describes. The directions of the rows of
+                one clip are averaged; with an interaction its first row stands for it.
+            text: Text embeddings of the same kind. Row i is caption i.
             clip_ids: Ids of the clips, `(B,)` integers or strings. Equal ids are the same clip.
             caption_ids: Ids of the captions, `(B,)` integers or strings, unique at least within their clip.
                 Rows with the same clip and caption count once. Pass them in every update or in none.
 
         Raises:
+            TypeError: If the metric has an interaction and embeddings have no tokens.
             ValueError: If shapes or dtypes do not fit, or `caption_ids` is given in some updates only.
         """
+        tokens = [side for side in (audio, text) if isinstance(side, TokenEmbeddings)]
+        if self._interaction and len(tokens) < 2:
+            raise TypeError(
+                "An AudioTextRetrieval with an interaction takes TokenEmbeddings of both sides, but got a "
+                f"{type(audio).__name__} and a {type(text).__name__}."
+            )
+        audio, text = pooled(audio), pooled(text)
         clips = integer_ids(clip_ids, name="clip_ids").to(audio.device)
         check_rows(audio, text, clips)
         if self.audio and (caption_ids is None) != (not self.caption_ids):
@@ -194,6 +243,10 @@ class AudioTextRetrieval(Metric):
         self.audio.append(audio.detach().to(torch.float32, copy=True))
         self.text.append(text.detach().to(torch.float32, copy=True))
         self.clip_ids.append(clips)
+        for name, side in zip(_SIDES, tokens if self._interaction else (), strict=False):
+            stored, lengths = without_padding(side)
+            getattr(self, f"{name}_tokens").append(stored.detach().to(torch.float32, copy=True))
+            getattr(self, f"{name}_lengths").append(lengths)
 
     def compute(self) -> dict[str, Tensor]:
         """Rank all rows that were added since the last reset.
@@ -204,6 +257,8 @@ class AudioTextRetrieval(Metric):
         Raises:
             ValueError: If there are no rows, an embedding has NaN or Inf, or the bank is of another width.
         """
+        if self._interaction:
+            return retrieval_scores(self._interaction_ranks(), self.top_k, self.map_k)
         rows = self._rows()
         scores = retrieval_scores(retrieval_ranks(*rows, block_size=self.block_size), self.top_k, self.map_k)
         if self._bank is None:
@@ -213,13 +268,38 @@ class AudioTextRetrieval(Metric):
         calibrated = retrieval_scores(ranks, self.top_k, self.map_k)
         return scores | {f"{CALIBRATED}{name}": score for name, score in calibrated.items()}
 
-    def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Audio, text and clip ids of all rows, without repeated ones."""
+    def _interaction_ranks(self) -> RetrievalRanks:
+        """The ranks of all rows by the interaction, without repeated rows."""
+        self._check_updated()
+        audio, text = (
+            with_padding(
+                *(dim_zero_cat(getattr(self, f"{side}{part}")) for part in ("", "_tokens", "_lengths"))
+            )
+            for side in _SIDES
+        )
+        clips = dim_zero_cat(self.clip_ids)
+        if len(self.caption_ids):
+            pairs = torch.stack([clips, dim_zero_cat(self.caption_ids)], dim=1)  # (N, 2)
+            _, number = torch.unique(pairs, dim=0, return_inverse=True)
+            numbers = torch.arange(len(number), device=number.device)
+            kept = numbers.new_full((int(number.max()) + 1,), len(number)).scatter_reduce(
+                0, number, numbers, "amin"
+            )
+            audio, text, clips = rows_of(audio, kept), rows_of(text, kept), clips[kept]
+        (interaction,) = self._interaction
+        return interaction_ranks(audio, text, clips, interaction, block_size=min(self.block_size, 256))
+
+    def _check_updated(self) -> None:
+        """Refuse to rank nothing."""
         if len(self.audio) == 0:
             raise ValueError(
                 "There are no rows to rank. Call `update(audio, text, clip_ids)` before `compute`, "
                 "in each process."
             )
+
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Audio, text and clip ids of all rows, without repeated ones."""
+        self._check_updated()
         audio, text, clips = (dim_zero_cat(state) for state in (self.audio, self.text, self.clip_ids))
         if audio.device.type == "mps":  # which has no float64
             audio, text, clips = audio.cpu(), text.cpu(), clips.cpu()

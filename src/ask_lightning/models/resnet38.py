@@ -1,18 +1,21 @@
 """ML-ACT: ResNet-38 of PANNs and BERT. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `d` width."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, relu
 
 from ask_lightning.data.audio.features import LogMel
+from ask_lightning.interaction import FrameWiseInteraction, PrototypeAttention
 from ask_lightning.models.retriever import Padding, ProjectedRetriever
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
-from ask_lightning.utilities.arguments import check_fraction
+from ask_lightning.utilities.arguments import check_choice, check_fraction
+
+InteractionName = Literal["prototypes", "frames"]
 
 SAMPLE_RATE = 32000
 """Sample rate of PANNs, in Hz."""
@@ -91,6 +94,32 @@ class ResNet38(nn.Module):
         Returns:
             `(B, d)`: features are averaged over frequency; their maximum and mean over time are added.
         """
+        return _pool_time(*self._encode_frames(spectrogram, num_frames))
+
+    def with_frames(
+        self, spectrogram: Tensor, num_frames: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode spectrograms, and each of their frames.
+
+        A frame has the features of a clip that consists of it alone: maximum and mean over one frame.
+
+        Args:
+            spectrogram: `(B, F, 64)` decibels, `F` at least 32.
+            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding.
+
+        Returns:
+            Features of clips `(B, d)`, those of their frames of 0.32 s `(B, F // 32, d)`, and which of them
+            are no padding, `(B, F // 32)` boolean.
+        """
+        frames, count = self._encode_frames(spectrogram, num_frames)  # (B, d, F / 32)
+        if count is None:
+            inside = torch.ones_like(frames[:, 0], dtype=torch.bool)  # (B, F / 32)
+        else:
+            inside = torch.arange(frames.shape[2], device=frames.device) < count.unsqueeze(1)  # (B, F / 32)
+        return _pool_time(frames, count), 2 * frames.transpose(1, 2), inside
+
+    def _encode_frames(self, spectrogram: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features averaged over frequency, `(B, d, F / 32)`, and how many of each row are no padding."""
         if num_frames is not None:
             num_frames = num_frames.clamp(_REDUCTION, spectrogram.shape[1])
         maps = spectrogram.to(self.bn0.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, 64, F, 1)
@@ -104,11 +133,7 @@ class ResNet38(nn.Module):
         maps, num_frames = _halve_resolution(maps, num_frames)
         maps = self._dropout(maps)  # (B, channels, F / 32, 2)
         maps = self._dropout(self.conv_block_after1(maps, num_frames))  # (B, d, F / 32, 2)
-        frames = maps.mean(dim=3)  # (B, d, F / 32)
-        count = frames.shape[2] if num_frames is None else num_frames.unsqueeze(1)  # (B, 1)
-        # Padding is 0, which never exceeds what a ReLU returns.
-        pooled: Tensor = frames.amax(dim=2) + frames.sum(dim=2) / count
-        return pooled
+        return maps.mean(dim=3), num_frames  # (B, d, F / 32)
 
     def load_published(self, path: str) -> None:
         """Load the checkpoint file of PANNs.
@@ -158,6 +183,9 @@ class ResNet38BERT(ProjectedRetriever):
             batch is encoded like sound, as in the original.
         dropout: Dropout rate of both encoders, in [0, 1).
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
+        interaction: How clips and captions are compared. `"prototypes"`: a `PrototypeAttention` of frames and
+            words, in the manner of GPA. `"frames"`: a `FrameWiseInteraction`, in the manner of FLAM. None:
+            dot product of the embeddings.
         temperature: τ of the loss, above 0.
         learning_rate: Learning rate of Adam at the start, above 0.
         decay_epochs: Number of epochs after each of which the learning rate is multiplied by `decay_factor`.
@@ -208,6 +236,7 @@ class ResNet38BERT(ProjectedRetriever):
         padding: Padding = "masked",
         dropout: float = 0.2,
         max_tokens: int = 128,
+        interaction: InteractionName | None = None,
         temperature: float = 0.07,
         learning_rate: float = 5e-5,
         decay_epochs: int = 20,
@@ -246,7 +275,19 @@ class ResNet38BERT(ProjectedRetriever):
             text_weights, text_config, tokenizer, dropout=dropout, max_tokens=max_tokens
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
+        check_choice("interaction", interaction, (None, *get_args(InteractionName)))
+        if interaction is not None:
+            kind = PrototypeAttention if interaction == "prototypes" else FrameWiseInteraction
+            self.compare_by(kind(width))
         self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)
+
+
+def _pool_time(frames: Tensor, num_frames: Tensor | None) -> Tensor:
+    """The maximum and the mean over time of `(B, d, F / 32)`, added."""
+    count = frames.shape[2] if num_frames is None else num_frames.unsqueeze(1)  # (B, 1)
+    # Padding is 0, which never exceeds what a ReLU returns.
+    pooled: Tensor = frames.amax(dim=2) + frames.sum(dim=2) / count
+    return pooled
 
 
 class _ConvBlock(nn.Module):

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
+from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.metrics.table import CALIBRATED, DIRECTIONS, mean_recall
 from ask_lightning.models.text import TextEncoder
@@ -67,41 +68,57 @@ class Retriever(L.LightningModule, ABC):
         if learn_temperature:
             self.temperature = nn.Parameter(torch.tensor(temperature))
         self.embedding_regularizer = embedding_regularizer
+        self.interaction: Interaction | None = None
         self.val_metrics = AudioTextRetrieval()
         self.test_metrics = AudioTextRetrieval()
 
+    def compare_by(self, interaction: Interaction) -> None:
+        """Compare clips and captions by an interaction, in the loss and in the metrics.
+
+        Args:
+            interaction: Interaction that becomes part of the model, as `interaction`; the encoders have to
+                return what it takes. `ASKModule(model, SomeLoss(interaction="interaction"))` uses it as well.
+        """
+        self.interaction = interaction
+        self.val_metrics = AudioTextRetrieval(interaction=interaction)
+        self.test_metrics = AudioTextRetrieval(interaction=interaction)
+
     @abstractmethod
-    def encode_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Embeddings:
         """Encode the clips of a batch.
 
         Args:
             batch: A batch that holds audio under the keys that the subclass names.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; `TokenEmbeddings` of unit vectors for an interaction that needs tokens.
         """
 
     @abstractmethod
-    def encode_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Embeddings:
         """Encode the captions of a batch.
 
         Args:
             batch: A batch with `"caption"`.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; `TokenEmbeddings` of unit vectors for an interaction that needs tokens.
         """
 
-    def loss(self, audio: Tensor, text: Tensor) -> Tensor:
+    def loss(self, audio: Embeddings, text: Embeddings) -> Tensor:
         """The symmetric NT-Xent loss, in float32 even under autocast.
 
         Args:
-            audio: `(B, d)` audio embeddings.
-            text: `(B, d)` text embeddings; row i belongs to row i of `audio`.
+            audio: `(B, d)` audio embeddings, or `TokenEmbeddings`.
+            text: Text embeddings of the same kind; row i belongs to row i of `audio`.
 
         Returns:
             0-d loss.
         """
+        if self.interaction is not None:
+            to_audio, to_text, _ = self.interaction(text, audio)
+            return (nt_xent(to_audio, self.temperature) + nt_xent(to_text, self.temperature)) / 2
+        audio, text = pooled(audio), pooled(text)
         with torch.autocast(audio.device.type, enabled=False):
             similarity = text.float() @ audio.float().T  # (B, B)
             return (nt_xent(similarity, self.temperature) + nt_xent(similarity.T, self.temperature)) / 2
@@ -119,7 +136,7 @@ class Retriever(L.LightningModule, ABC):
         audio, text = self.encode_audio(batch), self.encode_text(batch)
         loss = self.loss(audio, text)
         if self.embedding_regularizer > 0:
-            spread = embedding_spread(audio) + embedding_spread(text)
+            spread = embedding_spread(pooled(audio)) + embedding_spread(pooled(text))
             loss = loss + self.embedding_regularizer * spread
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(audio))
         if isinstance(self.temperature, nn.Parameter):
@@ -308,7 +325,23 @@ class ProjectedRetriever(FineTunedRetriever):
         self.text_head = projection_head(text_width, head_width, width)
         self.freeze_encoders()
 
-    def encode_audio(self, batch: Batch) -> Tensor:
+    def compare_by(self, interaction: Interaction) -> None:
+        """Compare clips and captions by an interaction, in the loss and in the metrics.
+
+        Args:
+            interaction: Interaction that becomes part of the model, as `interaction`.
+
+        Raises:
+            TypeError: The interaction needs frames, which the audio encoder does not return.
+        """
+        if interaction.needs_tokens and not callable(getattr(self.audio_encoder, "with_frames", None)):
+            raise TypeError(
+                f"{type(interaction).__name__} compares frames, but {type(self.audio_encoder).__name__} "
+                "returns clips alone. Take ResNet38BERT, or an encoder with a method `with_frames`."
+            )
+        super().compare_by(interaction)
+
+    def encode_audio(self, batch: Batch) -> Embeddings:
         """Encode the clips of a batch.
 
         Args:
@@ -316,7 +349,7 @@ class ProjectedRetriever(FineTunedRetriever):
                 padding.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; with an interaction of tokens, `TokenEmbeddings` of clips and frames.
 
         Raises:
             ValueError: The batch has no waveforms.
@@ -325,19 +358,38 @@ class ProjectedRetriever(FineTunedRetriever):
         num_frames = None
         if num_samples is not None and self.padding == "masked":
             num_frames = self.log_mel.num_frames(num_samples)
-        features = self.audio_encoder(self.log_mel(waveform), num_frames)  # (B, audio_width)
-        return normalize(self.audio_head(features).float(), dim=-1)
+        spectrogram = self.log_mel(waveform)
+        if self._needs_tokens:
+            encoder: Any = self.audio_encoder
+            return _projected(self.audio_head, *encoder.with_frames(spectrogram, num_frames))
+        return _projected(self.audio_head, self.audio_encoder(spectrogram, num_frames))
 
-    def encode_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Embeddings:
         """Encode the captions of a batch.
 
         Args:
             batch: A batch with `"caption"`.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; with an interaction of tokens, `TokenEmbeddings` of captions and tokens.
         """
-        return normalize(self.text_head(self.text_encoder(batch["caption"])).float(), dim=-1)
+        if self._needs_tokens:
+            return _projected(self.text_head, *self.text_encoder.with_tokens(batch["caption"]))
+        return _projected(self.text_head, self.text_encoder(batch["caption"]))
+
+    @property
+    def _needs_tokens(self) -> bool:
+        return self.interaction is not None and self.interaction.needs_tokens
+
+
+def _projected(
+    head: nn.Module, features: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+) -> Embeddings:
+    """Features `(B, …)` and those of tokens `(B, L, …)` through a head, at length one."""
+    embeddings = normalize(head(features).float(), dim=-1)
+    if tokens is None:
+        return embeddings
+    return TokenEmbeddings(embeddings, normalize(head(tokens).float(), dim=-1), mask)
 
 
 def embedding_spread(embeddings: Tensor) -> Tensor:

@@ -177,8 +177,24 @@ class TextEncoder(nn.Module):
         Returns:
             `(B, d)`, not normalised. A caption does not depend on the others.
         """
+        return self.with_tokens(captions)[0]
+
+    def with_tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode captions, and each of their tokens, the special ones included.
+
+        Args:
+            captions: `B` captions.
+
+        Returns:
+            Features of captions `(B, d)`, those of their tokens `(B, L, d)`, and which of them are no
+            padding, `(B, L)` boolean.
+        """
         ids, mask = self.tokenizer(captions, self.model.device)  # (B, L) each
         states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, d)
+        return self._pool(states, mask), states, mask.bool()
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Tokens `(B, L, d)` as captions `(B, d)`."""
         if self.pooling == "first":
             return states[:, 0]  # (B, d)
         inside = mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)

@@ -1,0 +1,110 @@
+"""ML-ACT's backbone with frames and words."""
+
+import pytest
+import torch
+
+from ask_lightning import ASKModule, ReliabilityOTLoss
+from ask_lightning.interaction import (
+    FrameWiseInteraction,
+    LateInteraction,
+    PrototypeAttention,
+    TokenEmbeddings,
+)
+from ask_lightning.models import ResNet38BERT
+from tests.helpers.retrievers import CAPTIONS, ced_sonar, resnet38_bert
+
+KINDS = {"prototypes": PrototypeAttention, "frames": FrameWiseInteraction}
+
+
+def batch() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    waveform = 0.1 * torch.randn(4, 64000, generator=generator)
+    num_samples = torch.tensor([64000, 30000, 45000, 64000])
+    waveform[torch.arange(64000) >= num_samples[:, None]] = 0
+    return {"waveform": waveform, "num_samples": num_samples, "caption": CAPTIONS, "clip_id": torch.arange(4)}
+
+
+@pytest.fixture(scope="module")
+def model() -> ResNet38BERT:
+    torch.manual_seed(0)
+    return resnet38_bert(interaction="prototypes").eval()
+
+
+@torch.no_grad()
+def test_pooled_embeddings_are_those_without_interaction(model):
+    plain = resnet38_bert().eval()
+    plain.load_state_dict({name: w for name, w in model.state_dict().items() if "interaction" not in name})
+    audio, text = model.encode_audio(batch()), model.encode_text(batch())
+    assert torch.equal(audio.pooled, plain.encode_audio(batch()))
+    assert torch.equal(text.pooled, plain.encode_text(batch()))
+    assert audio.tokens.shape == (4, 6, 8)  # 201 spectra
+    assert audio.valid.sum(dim=1).tolist() == [6, 2, 4, 6]
+    assert text.tokens.shape[2] == 8
+    for side in (audio, text):
+        torch.testing.assert_close(side.tokens.norm(dim=2), torch.ones(side.tokens.shape[:2]))
+
+
+@torch.no_grad()
+def test_tokens_do_not_depend_on_the_batch(model):
+    whole = batch()
+    audio, text = model.encode_audio(whole), model.encode_text(whole)
+    alone = {
+        "waveform": whole["waveform"][1:2, :30000],
+        "num_samples": whole["num_samples"][1:2],
+        "caption": CAPTIONS[:1],
+    }
+    frames, words = model.encode_audio(alone), model.encode_text(alone)
+    torch.testing.assert_close(audio.tokens[1][audio.valid[1]], frames.tokens[0][frames.valid[0]])
+    torch.testing.assert_close(text.tokens[0][text.valid[0]], words.tokens[0][words.valid[0]])
+
+
+@torch.no_grad()
+def test_a_frame_is_encoded_like_a_clip_of_one_frame(model):
+    """Maximum and mean over time of one frame."""
+    spectrogram = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1))
+    clips, frames, inside = model.audio_encoder.with_frames(spectrogram)
+    assert frames.shape[1] == 1
+    assert inside.all()
+    torch.testing.assert_close(frames[:, 0], clips)
+
+
+@pytest.mark.parametrize("interaction", KINDS)
+def test_step_and_metrics_use_the_interaction(interaction):
+    torch.manual_seed(0)
+    model = resnet38_bert(interaction=interaction).train()
+    assert type(model.interaction) is KINDS[interaction]
+    assert model.val_metrics.interaction is model.interaction
+    audio, text = model.encode_audio(batch()), model.encode_text(batch())
+    to_audio = model.interaction(text, audio).to_audio / model.temperature
+    labels = torch.arange(4)
+    wanted = sum(torch.nn.functional.cross_entropy(scores, labels) for scores in (to_audio, to_audio.T)) / 2
+    loss = model.loss(audio, text)
+    torch.testing.assert_close(loss, wanted)
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.interaction.parameters())
+    model.eval().validation_step(batch(), 0)
+    assert model.val_metrics.compute()["t2a/median_rank"] >= 1
+
+
+def test_ask_uses_the_models_interaction():
+    model = resnet38_bert(interaction="prototypes")
+    module = ASKModule(model, ReliabilityOTLoss(2, interaction="interaction"))
+    audio, text, _ = module.embed_pairs(batch())
+    assert audio.shape == text.shape == (4, 8)
+
+
+def test_checkpoint_arguments_build_the_interaction():
+    model = resnet38_bert(interaction="frames")
+    again = ResNet38BERT(**model.hparams)
+    again.load_state_dict(model.state_dict())
+    assert type(again.interaction) is FrameWiseInteraction
+
+
+def test_other_interactions():
+    model = resnet38_bert()
+    model.compare_by(LateInteraction())
+    assert isinstance(model.encode_text(batch()), TokenEmbeddings)
+    with pytest.raises(ValueError, match="`interaction` has to be one of"):
+        resnet38_bert(interaction="words")
+    with pytest.raises(TypeError, match="LateInteraction compares frames, but CED returns clips alone"):
+        ced_sonar().compare_by(LateInteraction())
