@@ -106,6 +106,7 @@ def pretrained_weights(options: Options) -> Path | None:
     if path.exists():
         return path
     started = time.perf_counter()
+    torch.set_num_threads(options.threads)  # another number would round otherwise, and make other weights
     L.seed_everything(options.seed, verbose=False)
     model = TinyRetriever(learning_rate=options.learning_rate)
     trainer = L.Trainer(
