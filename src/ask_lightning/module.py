@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from ask_lightning import losses
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
@@ -41,19 +42,7 @@ from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
-from ask_lightning.losses import (
-    CrossBatchMemoryLoss,
-    HardNegativeLoss,
-    HardNegativeMiningLoss,
-    KnowledgeDistillationLoss,
-    MomentumContrastLoss,
-    NearestNeighborContrastiveLoss,
-    NTXentLoss,
-    ReliabilityOTLoss,
-    RetrievalLoss,
-    SigmoidLoss,
-    TripletLoss,
-)
+from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
 
@@ -61,19 +50,6 @@ from ask_lightning.names import NamedAsModel
 CHECKPOINT_KEY = "ask_lightning"
 # What a checkpoint holds in place of an argument that is a callable.
 _CALLABLE = "<callable>"
-
-_LOSSES: tuple[type[RetrievalLoss], ...] = (
-    ReliabilityOTLoss,
-    KnowledgeDistillationLoss,
-    NTXentLoss,
-    TripletLoss,
-    SigmoidLoss,
-    HardNegativeLoss,
-    MomentumContrastLoss,
-    CrossBatchMemoryLoss,
-    NearestNeighborContrastiveLoss,
-    HardNegativeMiningLoss,
-)
 
 
 def _model_attribute(name: str) -> Any:
@@ -543,7 +519,8 @@ def _class_path(loss: RetrievalLoss) -> str:
 
 def _stored_loss(stored: Mapping[str, Any]) -> RetrievalLoss:
     """The loss with the class and the options in a checkpoint; nothing but this library's is imported."""
-    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _LOSSES}
+    of_library: list[type[RetrievalLoss]] = [getattr(losses, name) for name in losses.__all__]
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in of_library}
     if (path := stored["loss_class"]) not in kinds:
         raise ValueError(
             f"The checkpoint was trained with the loss {path}, which is not of this library. Pass it: "

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import ask_lightning.losses
-from ask_lightning import ASKModule, NTXentLoss, SigmoidLoss
+from ask_lightning import ASKModule, KnowledgeRefreshCallback, NTXentLoss, SigmoidLoss
 from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 
@@ -114,3 +114,9 @@ def test_a_loss_that_two_wrappers_share_reads_the_model_that_trains():
     assert first.model.tau != 0.1
     make_trainer(max_epochs=1).fit(second, make_loader())
     assert second.model.tau != 0.5
+
+
+def test_a_refresh_that_the_loss_does_not_use_is_reported():
+    trainer = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(num_prototypes=2)])
+    with pytest.warns(UserWarning, match="NTXentLoss needs no knowledge, so .* Leave it out"):
+        trainer.fit(ASKModule(PlainTowers(), NTXentLoss()), make_loader(48))

@@ -209,6 +209,11 @@ class KnowledgeRefreshCallback(Callback):
         if self.index not in ("auto", "exact"):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
         self._target = find_target(pl_module)
+        if not self.target.loss.needs_knowledge:
+            rank_zero_warn(
+                f"{type(self.target.loss).__name__} needs no knowledge, so KnowledgeRefreshCallback encodes "
+                "the source for the monitors alone. Leave it out to save the time."
+            )
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
             self._built_at = self._to_restore = self.target.loss.knowledge = None
