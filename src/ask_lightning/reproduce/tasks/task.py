@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
+from torch.utils.data import Dataset
 
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.reproduce.comparison import Protocol
@@ -25,6 +26,13 @@ class Task:
         max_epochs: Number of training epochs of each run.
         refresh: Arguments of `KnowledgeRefreshCallback`, with `"T"`.
         description: Further options that decide results, with values that JSON can hold.
+        make_token_model: Function from `"prototypes"` or `"frames"` and a learning rate to a new model whose
+            clips and captions are compared by their tokens so; None: the task has no such model.
+        knowledge_sources: Other knowledge than the training pairs, by its name in tables: functions that
+            make a dataset for `KnowledgeRefreshCallback(source=...)`, which worker processes get by pickling.
+        transfer: Other domains to test on without training there, by name: functions from the seed of the
+            batches to a data module with a test part.
+        accelerator: Accelerator of the trainer.
     """
 
     name: str
@@ -34,6 +42,10 @@ class Task:
     max_epochs: int
     refresh: Mapping[str, Any]
     description: Mapping[str, Any]
+    make_token_model: Callable[[str, float], pl.LightningModule] | None = None
+    knowledge_sources: Mapping[str, Callable[[], Dataset[Any]]] = field(default_factory=dict)
+    transfer: Mapping[str, Callable[[int], RetrievalDataModule]] = field(default_factory=dict)
+    accelerator: str = "cpu"
 
     def sizes(self) -> str:
         """The number of pairs of each part, for a reader."""
@@ -43,4 +55,9 @@ class Task:
     def protocol(self) -> Protocol:
         """What the runs of a comparison on this task have in common."""
         options = {"task": self.name, "learning_rate": self.learning_rate, **self.refresh}
-        return Protocol(self.make_data, self.max_epochs, description=options | dict(self.description))
+        return Protocol(
+            self.make_data,
+            self.max_epochs,
+            accelerator=self.accelerator,
+            description=options | dict(self.description),
+        )
