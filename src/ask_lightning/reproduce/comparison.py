@@ -68,7 +68,8 @@ class Comparison:
         tuning: Runs of the first seed with each candidate, method by method.
         raw: Runs with the settings that are best for search by cosine similarity, method by method, seed by
             seed.
-        calibrated: Runs with the settings that are best for calibrated search, in the same order.
+        calibrated: Runs with the settings that are best for calibrated search, in the same order; none if
+            they were not asked for.
     """
 
     tuning: tuple[Run, ...]
@@ -98,7 +99,9 @@ def compare(
     seeds: Sequence[int] = range(5),
     jobs: int = 1,
     threads: int = 1,
+    calibrated: bool = True,
     log: Callable[[str], object] = print,
+    on_run: Callable[[Run], object] | None = None,
 ) -> Comparison:
     """Tune every method with the same number of runs, then run every seed with what was chosen.
 
@@ -116,7 +119,10 @@ def compare(
         seeds: Seeds, at least one; settings are chosen on the first.
         jobs: Number of runs at a time. More than one run in processes of their own.
         threads: Number of CPU threads of each run.
+        calibrated: Whether settings are chosen for calibrated search as well, which trains up to twice as
+            many runs.
         log: A function that is called with a line about each finished run.
+        on_run: A function that is called with each finished run, instead of `log`.
 
     Returns:
         The runs that settings were chosen from, and those with the chosen settings.
@@ -144,11 +150,10 @@ def compare(
             key = (run.method, settings_text(run.settings), run.seed)
             finished[key] = run
             done.add(key)
-            recall = 100 * mean_recall(run.metrics.validation)
-            log(
-                f"[{len(done)}/{len(total)}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
-                f"validation mean recall {recall:.1f} % ({run.seconds:.0f} s)"
-            )
+            if on_run is None:
+                log(f"[{len(done)}/{len(total)}] {describe_run(run)}")
+            else:
+                on_run(run)
 
     tuning = {
         method.name: [_Job(method, settings, seeds[0], "tune") for settings in method.candidates]
@@ -166,12 +171,26 @@ def compare(
             jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
         return jobs
 
-    raw, calibrated = chosen("validation"), chosen("validation_calibrated")
-    run_all([*raw, *calibrated])
+    best_raw = chosen("validation")
+    best_calibrated = chosen("validation_calibrated") if calibrated else []
+    run_all([*best_raw, *best_calibrated])
     return Comparison(
         tuning=tuple(finished[job.key] for candidates in tuning.values() for job in candidates),
-        raw=tuple(finished[job.key] for job in raw),
-        calibrated=tuple(finished[job.key] for job in calibrated),
+        raw=tuple(finished[job.key] for job in best_raw),
+        calibrated=tuple(finished[job.key] for job in best_calibrated),
+    )
+
+
+def describe_run(run: Run) -> str:
+    """A run in one line: method, settings, seed, and what it reached on validation.
+
+    Args:
+        run: A finished run.
+    """
+    recall = 100 * mean_recall(run.metrics.validation)
+    return (
+        f"{run.method}, {settings_label(run.settings)}, seed {run.seed}: validation mean recall "
+        f"{recall:.1f} % ({run.seconds:.0f} s)"
     )
 
 

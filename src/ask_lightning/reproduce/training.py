@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
+from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics.table import RECALLS
 from ask_lightning.reproduce.evaluation import Metrics, embed_loader, evaluate
 
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
@@ -80,6 +82,40 @@ def train_and_evaluate(
         embed_loader(evaluator, module, data.ordered_dataloader(split)) for split in ("val", "test", "train")
     )
     return evaluate(*parts)
+
+
+def recalls_elsewhere(
+    build: Callable[[], ModuleAndCallbacks],
+    data: RetrievalDataModule,
+    *,
+    folder: Path,
+    accelerator: str = "cpu",
+) -> dict[str, float]:
+    """Test the best epoch of a finished run on other data.
+
+    Args:
+        build: The function that the run was built by.
+        data: Data module with a test dataset.
+        folder: Folder of the run.
+        accelerator: Accelerator of the trainer.
+
+    Returns:
+        Recalls by cosine similarity under the names in `RECALLS`, as fractions.
+    """
+    module, _ = build()
+    weights = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(weights)
+    evaluator = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    metric = AudioTextRetrieval()
+    metric.update(*embed_loader(evaluator, module, data.ordered_dataloader("test")).pairs)
+    scores = metric.compute()
+    return {name: float(scores[name]) for name in RECALLS}
 
 
 def silence_lightning() -> None:
