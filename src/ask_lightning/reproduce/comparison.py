@@ -68,7 +68,8 @@ class Comparison:
         tuning: Runs of the first seed with each candidate, method by method.
         raw: Runs with the settings that are best for search by cosine similarity, method by method, seed by
             seed.
-        calibrated: Runs with the settings that are best for calibrated search, in the same order.
+        calibrated: Runs with the settings that are best for calibrated search, in the same order, without the
+            methods whose models have an interaction and so no calibrated search.
     """
 
     tuning: tuple[Run, ...]
@@ -104,8 +105,9 @@ def compare(
 
     The first seed trains each method with each of its candidates. Two are kept for the other seeds, often the
     same: the one with the highest mean recall on the validation part by cosine similarity, and the one with
-    the highest in calibrated search, since a model that is searched so is tuned for it. Their runs are the
-    method's runs of the first seed. Test metrics choose nothing.
+    the highest in calibrated search, since a model that is searched so is tuned for it. A model with an
+    interaction has the first only, by its interaction. Their runs are the method's runs of the first seed.
+    Test metrics choose nothing.
 
     Every finished run is a line of `runs.csv`; what is there is not trained again.
 
@@ -160,10 +162,14 @@ def compare(
         """The runs of all seeds with each method's candidate that is best in a part of `Metrics`."""
         jobs = []
         for method in methods:
-            best = max(
-                tuning[method.name], key=lambda job: mean_recall(getattr(finished[job.key].metrics, part))
-            )
-            jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
+            reached = [
+                (mean_recall(recalls), job)
+                for job in tuning[method.name]
+                if (recalls := getattr(finished[job.key].metrics, part)) is not None
+            ]
+            if reached:
+                _, best = max(reached, key=lambda pair: pair[0])
+                jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
         return jobs
 
     raw, calibrated = chosen("validation"), chosen("validation_calibrated")

@@ -14,7 +14,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
-from ask_lightning.reproduce.evaluation import Metrics, embed_loader, evaluate
+from ask_lightning.reproduce.evaluation import (
+    EmbeddedPart,
+    Metrics,
+    embed_loader,
+    evaluate,
+    evaluate_by,
+    find_interaction,
+)
 
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
 
@@ -30,6 +37,9 @@ def train_and_evaluate(
     loggers: Sequence[Logger] = (),
 ) -> Metrics:
     """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
+
+    A model whose attribute `interaction` is an `Interaction` is ranked by it; others by cosine similarity,
+    and in calibrated search as well.
 
     Args:
         build: A function that makes the module and its callbacks. It is called after seeding, so that a seed
@@ -76,10 +86,13 @@ def train_and_evaluate(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    parts = (
-        embed_loader(evaluator, module, data.ordered_dataloader(split)) for split in ("val", "test", "train")
-    )
-    return evaluate(*parts)
+
+    def embedded(split: str) -> EmbeddedPart:
+        return embed_loader(evaluator, module, data.ordered_dataloader(split))
+
+    if (interaction := find_interaction(module)) is not None:
+        return evaluate_by(interaction, embedded("val"), embedded("test"))
+    return evaluate(embedded("val"), embedded("test"), embedded("train"))
 
 
 def silence_lightning() -> None:
