@@ -368,7 +368,7 @@ class ProjectedRetriever(FineTunedRetriever):
         if interaction.needs_tokens and not callable(getattr(self.audio_encoder, "with_frames", None)):
             raise TypeError(
                 f"{type(interaction).__name__} compares frames, but {type(self.audio_encoder).__name__} "
-                "returns clips alone. Take ResNet38BERT, or an encoder with a method `with_frames`."
+                "returns clips alone. Give it a method `with_frames`."
             )
         super().compare_by(interaction)
 
