@@ -27,6 +27,7 @@ from ask_lightning.losses import (
 )
 from ask_lightning.module import ASKModule
 from ask_lightning.reproduce.comparison import Method, Settings
+from ask_lightning.reproduce.evaluation import find_interaction
 from ask_lightning.reproduce.training import ModuleAndCallbacks
 from ask_lightning.utilities.arguments import check_positive, check_range
 
@@ -243,7 +244,8 @@ def loss_methods(
     Args:
         variants: The losses by their names in tables, such as some of `LOSSES`.
         make_model: Function from a learning rate to a new model, which worker processes get by pickling.
-            Batches have their clip ids under `"clip_id"`.
+            Batches have their clip ids under `"clip_id"`. An interaction of the model, its attribute
+            `interaction`, is the loss's as well.
         learning_rate: Learning rate that suits the model, see `LossVariant.candidates`.
         num_candidates: Number of settings that each loss is tried with, in [1, 8].
         refresh: Arguments of `KnowledgeRefreshCallback` for the losses that need knowledge.
@@ -273,8 +275,16 @@ def _build(
     """The module that trains with a loss, and the callbacks that the loss needs."""
     own = dict(settings)
     model = make_model(own.pop("learning_rate"))
+    interaction = {}
+    if find_interaction(model) is not None:
+        if not variant.loss.takes_tokens:
+            raise ValueError(
+                f"{variant.loss.__name__} compares pooled embeddings, but {type(model).__name__} compares "
+                "tokens by its interaction. Compare it with losses that take an interaction."
+            )
+        interaction = {"interaction": "interaction"}
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
-    loss = variant.loss(**({"positives": "diagonal"} | dict(variant.options) | own))
+    loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
     module = ASKModule(model, loss, ids="clip_id")
     callbacks = [make() for make in variant.callbacks]
     if loss.needs_knowledge:

@@ -14,9 +14,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
-from ask_lightning.metrics import AudioTextRetrieval
-from ask_lightning.metrics.table import RECALLS
-from ask_lightning.reproduce.evaluation import Metrics, embed_loader, evaluate
+from ask_lightning.reproduce.evaluation import (
+    EmbeddedPart,
+    Metrics,
+    embed_loader,
+    evaluate,
+    evaluate_uncalibrated,
+    find_interaction,
+    recalls_of,
+)
 
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
 
@@ -30,8 +36,12 @@ def train_and_evaluate(
     max_epochs: int,
     accelerator: str = "cpu",
     loggers: Sequence[Logger] = (),
+    calibrated: bool = True,
 ) -> Metrics:
     """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
+
+    A model whose attribute `interaction` is an `Interaction` is ranked by it; others by cosine similarity,
+    and in calibrated search as well.
 
     Args:
         build: A function that makes the module and its callbacks. It is called after seeding, so that a seed
@@ -43,6 +53,7 @@ def train_and_evaluate(
         max_epochs: Number of training epochs.
         accelerator: Accelerator of the trainer.
         loggers: Loggers besides the CSV logger.
+        calibrated: Whether to evaluate calibrated search as well.
 
     Returns:
         Metrics of the best epoch's weights.
@@ -69,19 +80,16 @@ def train_and_evaluate(
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
-    weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights)
-    evaluator = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    parts = (
-        embed_loader(evaluator, module, data.ordered_dataloader(split)) for split in ("val", "test", "train")
-    )
-    return evaluate(*parts)
+    _load_weights(module, Path(best.best_model_path))
+    evaluator = _make_evaluator(accelerator)
+
+    def embedded(split: str) -> EmbeddedPart:
+        return embed_loader(evaluator, module, data.ordered_dataloader(split))
+
+    interaction = find_interaction(module)
+    if interaction is not None or not calibrated:
+        return evaluate_uncalibrated(embedded("val"), embedded("test"), interaction)
+    return evaluate(embedded("val"), embedded("test"), embedded("train"))
 
 
 def recalls_elsewhere(
@@ -100,22 +108,27 @@ def recalls_elsewhere(
         accelerator: Accelerator of the trainer.
 
     Returns:
-        Recalls by cosine similarity under the names in `RECALLS`, as fractions.
+        Recalls under the names in `RECALLS`, as fractions.
     """
     module, _ = build()
-    weights = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights)
-    evaluator = pl.Trainer(
+    _load_weights(module, folder / "best.ckpt")
+    part = embed_loader(_make_evaluator(accelerator), module, data.ordered_dataloader("test"))
+    return recalls_of(part, find_interaction(module))
+
+
+def _load_weights(module: pl.LightningModule, checkpoint: Path) -> None:
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _make_evaluator(accelerator: str) -> pl.Trainer:
+    """A trainer that embeds without a trace."""
+    return pl.Trainer(
         accelerator=accelerator,
         devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    metric = AudioTextRetrieval()
-    metric.update(*embed_loader(evaluator, module, data.ordered_dataloader("test")).pairs)
-    scores = metric.compute()
-    return {name: float(scores[name]) for name in RECALLS}
 
 
 def silence_lightning() -> None:

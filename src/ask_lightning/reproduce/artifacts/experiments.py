@@ -254,5 +254,6 @@ def _finish_validation(axis: Any) -> None:
 
 def _finish(artifact: Artifact, folder: Path, figure: Any, text: str) -> str:
     write_figure(folder, artifact.name, figure)
-    write_text(folder / f"{artifact.name}.md", f"# {artifact.title[0].upper()}{artifact.title[1:]}\n\n{text}\n")
+    heading = artifact.title[0].upper() + artifact.title[1:]
+    write_text(folder / f"{artifact.name}.md", f"# {heading}\n\n{text}\n")
     return text
