@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Protocol:
             seed is that of the batches. Worker processes get it by pickling.
         max_epochs: Number of training epochs of each run.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, with values that JSON can hold.
         make_loggers: Function from the name of a run to loggers besides the CSV logger, or None.
         description: Further options that decide results, such as the batch size. A comparison is continued
             only under the same ones.
@@ -56,6 +57,7 @@ class Protocol:
     make_data: Callable[[int], RetrievalDataModule]
     max_epochs: int
     accelerator: str = "cpu"
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
     make_loggers: Callable[[str], Sequence[Logger]] | None = None
     description: Mapping[str, Any] | None = None
 
@@ -197,6 +199,7 @@ def _check_protocol(protocol: Protocol, output: Path) -> None:
     options = {
         "max_epochs": protocol.max_epochs,
         "accelerator": protocol.accelerator,
+        **protocol.trainer_options,
         **(protocol.description or {}),
     }
     present: dict[str, Any] = json.loads(json.dumps(options, default=str))
@@ -262,6 +265,7 @@ def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
             folder=folder,
             max_epochs=protocol.max_epochs,
             accelerator=protocol.accelerator,
+            trainer_options=protocol.trainer_options,
             loggers=loggers,
         )
     except Exception as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -27,6 +29,7 @@ def train_and_evaluate(
     folder: Path,
     max_epochs: int,
     accelerator: str = "cpu",
+    trainer_options: Mapping[str, Any] = MappingProxyType({}),
     loggers: Sequence[Logger] = (),
 ) -> Metrics:
     """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
@@ -40,6 +43,7 @@ def train_and_evaluate(
         folder: Folder of the run's logs and checkpoint.
         max_epochs: Number of training epochs.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, such as `gradient_clip_val`.
         loggers: Loggers besides the CSV logger.
 
     Returns:
@@ -65,6 +69,7 @@ def train_and_evaluate(
         num_sanity_val_steps=0,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
+        **trainer_options,
     )
     trainer.fit(module, datamodule=data)
     weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
