@@ -123,7 +123,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     quick = quick_options(options.data) if options.quick else {}
     task_parser = _task_parser(TASKS[options.data], options.data, quick)
     with usage_errors():
-        own = task_parser.instantiate_classes(task_parser.parse_args(others))
+        own = task_parser.parse_args(others)
     return options, dict(own.as_dict())
 
 

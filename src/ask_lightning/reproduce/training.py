@@ -29,6 +29,14 @@ from ask_lightning.reproduce.evaluation import (
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
 
 
+class _LogEveryEpoch(Callback):
+    """Lets epochs of few steps log their steps at least once."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        every: Any = trainer
+        every.log_every_n_steps = min(every.log_every_n_steps, int(trainer.num_training_batches))
+
+
 def train_and_evaluate(
     build: Callable[[], ModuleAndCallbacks],
     data: RetrievalDataModule,
@@ -76,7 +84,7 @@ def train_and_evaluate(
         accelerator=accelerator,
         devices=1,
         max_epochs=max_epochs,
-        callbacks=[*callbacks, best],
+        callbacks=[*callbacks, best, _LogEveryEpoch()],
         logger=[CSVLogger(folder.parent, folder.name, version=""), *loggers],
         log_every_n_steps=10,
         num_sanity_val_steps=0,

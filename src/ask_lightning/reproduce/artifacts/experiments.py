@@ -28,7 +28,7 @@ from ask_lightning.reproduce.tasks.task import Task
 from ask_lightning.utilities.text_tables import Cell
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_MONITORS = (partial(InfluenceMonitor, every_n_steps=10),)
+_MONITORS = (partial(InfluenceMonitor, every_n_steps=10, per_epoch=True),)
 
 
 def _watched(name: str, like: Entry, **options: Any) -> Entry:
