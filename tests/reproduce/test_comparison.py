@@ -35,9 +35,11 @@ def calls(monkeypatch):
     """Training in no time: records what is trained; validation speaks for `BEST`, tests for the largest."""
     made = []
 
-    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers, calibrated):
+    def train_and_evaluate(
+        build, data, *, seed, folder, max_epochs, accelerator, trainer_options, loggers, calibrated
+    ):
         built = build()
-        assert (data, max_epochs, accelerator) == (seed, 3, "cpu")
+        assert (data, max_epochs, accelerator, trainer_options) == (seed, 3, "cpu", {})
         made.append((built["name"], built["temperature"], seed))
         if len(made) == train_and_evaluate.fails_at:
             raise ValueError("the loss is NaN")
@@ -205,6 +207,25 @@ def test_the_best_epoch_on_validation_is_evaluated(tmp_path):
     assert one.raw[0].metrics != one.raw[1].metrics
     assert 0 < mean_recall(one.raw[0].metrics.test) < 1
     assert (three.raw[1].folder / "metrics.csv").exists()
+
+
+def test_options_of_the_trainer_are_those_of_the_protocol(tmp_path):
+    method = Method("heads", ({"learning_rate": 0.3},), build)
+    (usual,), (clipped,) = (
+        compare([method], protocol, tmp_path / str(number), seeds=[0], log=len).raw
+        for number, protocol in enumerate(
+            (Protocol(make_data, 1), Protocol(make_data, 1, trainer_options={"gradient_clip_val": 1e-9}))
+        )
+    )
+    weights = [
+        torch.load(run.folder / "best.ckpt", weights_only=True)["state_dict"] for run in (usual, clipped)
+    ]
+    pl.seed_everything(0, verbose=False)
+    first = Heads(0.3).state_dict()
+    moved = [max((first[name] - values[name]).abs().max() for name in first) for values in weights]
+    assert moved[0] > 1e-2
+    assert moved[1] < 1e-7
+    assert json.loads((tmp_path / "1" / "protocol.json").read_text())["gradient_clip_val"] == 1e-9
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Protocol:
             seed is that of the batches. Worker processes get it by pickling.
         max_epochs: Number of training epochs of each run.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, with values that JSON can hold.
         make_loggers: Function from the name of a run to loggers besides the CSV logger, or None.
         description: Further options that decide results, such as the batch size. A comparison is continued
             only under the same ones.
@@ -57,6 +58,7 @@ class Protocol:
     make_data: Callable[[int], RetrievalDataModule]
     max_epochs: int
     accelerator: str = "cpu"
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
     make_loggers: Callable[[str], Sequence[Logger]] | None = None
     description: Mapping[str, Any] | None = None
 
@@ -224,6 +226,7 @@ def _check_protocol(protocol: Protocol, calibrated: bool, output: Path) -> None:
     options = {
         "max_epochs": protocol.max_epochs,
         "accelerator": protocol.accelerator,
+        **protocol.trainer_options,
         "calibrated": calibrated,
         **(protocol.description or {}),
     }
@@ -290,6 +293,7 @@ def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run
             folder=folder,
             max_epochs=protocol.max_epochs,
             accelerator=protocol.accelerator,
+            trainer_options=protocol.trainer_options,
             loggers=loggers,
             calibrated=calibrated,
         )
