@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ask_lightning.callbacks import DriftMonitor, KnowledgeRefreshCallback
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
     HardNegativeLoss,
@@ -26,7 +27,6 @@ from ask_lightning.losses import (
 )
 from ask_lightning.module import ASKModule
 from ask_lightning.reproduce.comparison import Method, Settings
-from ask_lightning.reproduce.evaluation import find_interaction
 from ask_lightning.reproduce.training import ModuleAndCallbacks
 from ask_lightning.utilities.arguments import check_positive, check_range
 
