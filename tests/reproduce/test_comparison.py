@@ -35,7 +35,7 @@ def calls(monkeypatch):
     """Training in no time: records what is trained; validation speaks for `BEST`, tests for the largest."""
     made = []
 
-    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers):
+    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers, calibrated):
         built = build()
         assert (data, max_epochs, accelerator) == (seed, 3, "cpu")
         made.append((built["name"], built["temperature"], seed))

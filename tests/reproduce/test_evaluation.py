@@ -8,7 +8,7 @@ import torch
 from ask_lightning.interaction import LateInteraction, TokenEmbeddings
 from ask_lightning.metrics import CALIBRATIONS, AudioTextRetrieval, QueryBank, choose_calibration
 from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.evaluation import RECALLS, EmbeddedPart, evaluate, evaluate_by
+from ask_lightning.reproduce.evaluation import RECALLS, EmbeddedPart, evaluate, evaluate_uncalibrated
 from tests.helpers.hubs import hubby_pairs
 
 
@@ -47,7 +47,7 @@ def test_an_interaction_ranks_both_parts_and_leaves_calibrated_search_out():
         )
 
     (plain, tokens), (_, others) = part(1), part(2)
-    metrics = evaluate_by(LateInteraction(), tokens, others)
+    metrics = evaluate_uncalibrated(tokens, others, LateInteraction())
     metric = AudioTextRetrieval()
     metric.update(plain.audio, plain.text, plain.clip_ids)
     wanted = metric.compute()

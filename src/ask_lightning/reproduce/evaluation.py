@@ -135,19 +135,33 @@ def evaluate(validation: EmbeddedPart, test: EmbeddedPart, bank: EmbeddedPart) -
     )
 
 
-def evaluate_by(interaction: Interaction, validation: EmbeddedPart, test: EmbeddedPart) -> Metrics:
-    """Rank both parts by an interaction.
+def evaluate_uncalibrated(
+    validation: EmbeddedPart, test: EmbeddedPart, interaction: Interaction | None = None
+) -> Metrics:
+    """Rank both parts by cosine similarity or by an interaction, without calibrated search.
 
     Args:
-        interaction: How clips and captions are compared, on the CPU.
-        validation: Embeddings of the validation part, with those of tokens.
-        test: Embeddings of the test part, with those of tokens.
+        validation: Embeddings of the validation part, with those of tokens if the interaction compares them.
+        test: Embeddings of the test part of the same kind.
+        interaction: How clips and captions are compared, on the CPU; None: by cosine similarity.
 
     Returns:
         The metrics, without those of calibrated search.
     """
-    metric = AudioTextRetrieval(interaction=interaction)
-    return Metrics(validation=_recalls(_scores(metric, validation)), test=_recalls(_scores(metric, test)))
+    return Metrics(recalls_of(validation, interaction), recalls_of(test, interaction))
+
+
+def recalls_of(part: EmbeddedPart, interaction: Interaction | None = None) -> dict[str, float]:
+    """Rank one part by cosine similarity or by an interaction.
+
+    Args:
+        part: Embeddings of the part.
+        interaction: How clips and captions are compared, on the CPU; None: by cosine similarity.
+
+    Returns:
+        Recalls under the names in `RECALLS`, as fractions.
+    """
+    return _recalls(_scores(AudioTextRetrieval(interaction=interaction), part))
 
 
 def _scores(metric: AudioTextRetrieval, part: EmbeddedPart) -> dict[str, Tensor]:

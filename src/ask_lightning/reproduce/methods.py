@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 
 from ask_lightning.callbacks import DriftMonitor, KnowledgeRefreshCallback
 from ask_lightning.encoding.encoders import find_interaction
@@ -43,12 +44,15 @@ class LossVariant:
             comparison takes the first few.
         options: Further arguments of the loss, which are the same in each set.
         refresh: Arguments of `KnowledgeRefreshCallback` that differ from those of the task.
+        callbacks: Functions without arguments that make further callbacks of a run. Worker processes get
+            them by pickling.
     """
 
     loss: type[RetrievalLoss]
     grid: tuple[Settings, ...]
     options: Settings = field(default_factory=dict)
     refresh: Settings = field(default_factory=dict)
+    callbacks: tuple[Callable[[], Callback], ...] = ()
 
     def candidates(self, learning_rate: float, count: int) -> tuple[Settings, ...]:
         """The settings that the loss is tried with.
@@ -256,15 +260,14 @@ def loss_methods(
         Method(
             name,
             variant.candidates(learning_rate, num_candidates),
-            partial(_build, variant.loss, dict(variant.options), make_model, {**refresh, **variant.refresh}),
+            partial(_build, variant, make_model, {**refresh, **variant.refresh}),
         )
         for name, variant in variants.items()
     ]
 
 
 def _build(
-    kind: type[RetrievalLoss],
-    options: Mapping[str, Any],
+    variant: LossVariant,
     make_model: Callable[[float], pl.LightningModule],
     refresh: Mapping[str, Any],
     settings: Settings,
@@ -274,15 +277,17 @@ def _build(
     model = make_model(own.pop("learning_rate"))
     interaction = {}
     if find_interaction(model) is not None:
-        if not kind.takes_tokens:
+        if not variant.loss.takes_tokens:
             raise ValueError(
-                f"{kind.__name__} compares pooled embeddings, but {type(model).__name__} compares tokens by "
-                "its interaction. Compare it with losses that take an interaction."
+                f"{variant.loss.__name__} compares pooled embeddings, but {type(model).__name__} compares "
+                "tokens by its interaction. Compare it with losses that take an interaction."
             )
         interaction = {"interaction": "interaction"}
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
-    loss = kind(**({"positives": "diagonal"} | interaction | dict(options) | own))
+    loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
     module = ASKModule(model, loss, ids="clip_id")
-    if not loss.needs_knowledge:
-        return module, []
-    return module, [KnowledgeRefreshCallback(save_knowledge=False, **refresh), DriftMonitor()]
+    callbacks = [make() for make in variant.callbacks]
+    if loss.needs_knowledge:
+        refresher = KnowledgeRefreshCallback(save_knowledge=False, **refresh)
+        callbacks = [refresher, DriftMonitor(), *callbacks]
+    return module, callbacks

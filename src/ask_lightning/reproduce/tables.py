@@ -34,8 +34,8 @@ def comparison_markdown(comparison: Comparison) -> str:
                 rows.append([method, "–", "–", search, *("–" for _ in RECALLS), "–"])
                 continue
             found = [getattr(run.metrics, part) for run in group]
-            cells = [_mean_and_deviation([100 * metrics[name] for metrics in found]) for name in RECALLS]
-            average = _mean_and_deviation([100 * mean_recall(metrics) for metrics in found])
+            cells = [mean_and_deviation([100 * metrics[name] for metrics in found]) for name in RECALLS]
+            average = mean_and_deviation([100 * mean_recall(metrics) for metrics in found])
             rows.append([method, settings_label(group[0].settings), len(group), search, *cells, average])
     columns = ["method", "settings", "seeds", "search", *(heading(name) for name in RECALLS), "mean"]
     return markdown_table(columns, rows)
@@ -76,7 +76,7 @@ def differences_markdown(comparison: Comparison, reference: str) -> str:
                 [100 * mean_recall(getattr(run.metrics, part)) for run in by_method[name]]
                 for name in (method, reference)
             )
-            rows.append([method, search, *_difference_cells(paired_difference(values, others))])
+            rows.append([method, search, *difference_cells(paired_difference(values, others))])
     rows.sort(key=lambda row: methods.index(str(row[0])))
     return markdown_table(["method", "search", f"minus {reference}", "95 % interval", "p"], rows)
 
@@ -120,12 +120,30 @@ def _by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return {method: sorted(group, key=lambda run: run.seed) for method, group in by_method.items()}
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """A cell with mean ± standard deviation; a single value has no deviation.
+
+    Args:
+        values: Values of the seeds.
+
+    Examples:
+        >>> mean_and_deviation([20.0, 22.0])
+        '21.0 ± 1.4'
+    """
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
-def _difference_cells(difference: PairedDifference) -> list[str]:
+def difference_cells(difference: PairedDifference) -> list[str]:
+    """Cells with a difference, its 95 % interval, and p.
+
+    Args:
+        difference: What `paired_difference` returned.
+
+    Examples:
+        >>> difference_cells(PairedDifference(1.25, 0.5, 2.0, 0.0004))
+        ['+1.25', '+0.50 … +2.00', '< 0.001']
+    """
     mean = f"{difference.mean:+.2f}"
     if math.isnan(difference.p):
         return [mean, "–", "–"]
