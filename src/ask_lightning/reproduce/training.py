@@ -16,13 +16,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.reproduce.evaluation import (
     EmbeddedPart,
     Metrics,
     embed_loader,
     evaluate,
     evaluate_uncalibrated,
-    find_interaction,
     recalls_of,
 )
 
