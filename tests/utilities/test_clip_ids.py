@@ -38,6 +38,23 @@ class TestIdentifiers:
         assert integer_ids([]).dtype == torch.int64
         assert integer_ids([True, False]).tolist() == [1, 0]
 
+    @pytest.mark.parametrize(
+        "ids",
+        [
+            [2**63],
+            [-(2**63) - 1],
+            np.array([2**63], dtype=np.uint64),
+            torch.tensor([2**63], dtype=torch.uint64),
+        ],
+    )
+    def test_integers_that_do_not_fit(self, ids):
+        with pytest.raises(ValueError, match=r"`clips` has to hold integers of 64 bits but got -?9"):
+            integer_ids(ids, name="clips")
+
+    def test_unsigned_integers_that_fit(self):
+        ids = torch.tensor([3, 2**63 - 1]).to(torch.uint64)
+        assert integer_ids(ids).tolist() == [3, 2**63 - 1]
+
 
 def test_string_and_integer_ids_do_not_meet_by_chance():
     strings = integer_ids([str(number) for number in range(1000)])

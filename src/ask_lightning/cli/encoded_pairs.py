@@ -25,8 +25,8 @@ from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 2"
-_TEXTS = ("names", "captions", "model", "caption_style")
+_FORMAT = "ask-lightning pairs 3"
+_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -44,6 +44,7 @@ class EncodedPairs:
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
         caption_style: Style of the captions, in which queries are encoded too.
+        sample_rate: Rate of the waveforms in Hz, at which queries are heard too. None: the data did not say.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
     """
 
@@ -55,6 +56,7 @@ class EncodedPairs:
     captions: list[str]
     model: dict[str, str | None] = field(default_factory=dict)
     caption_style: CaptionStyle = "raw"
+    sample_rate: int | None = None
     calibration: HubCalibration | None = None
 
     def calibrate(self, training: "EncodedPairs", validation: "EncodedPairs") -> str:
@@ -244,6 +246,7 @@ def encode_pairs(
             "fingerprint": fingerprint,
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
+        sample_rate=getattr(getattr(loader.dataset, "audio", None), "sample_rate", None),
     )
 
 
