@@ -37,9 +37,9 @@ from ask_lightning.encoding.compatibility import (
     check_trainer,
     warn_of_single_pair,
 )
-from ask_lightning.encoding.encoders import Encoder, embed_batch, encode_batch, encoder_name, find_encoders
+from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -283,11 +283,30 @@ class ASKModule(NamedAsModel):
         """
         return *self._embed(batch, self.model), self._ids_of(batch)
 
+    def encode_pairs(self, batch: Any) -> tuple[Embeddings, Embeddings]:
+        """Embed a batch as `embed_pairs` does, with frames and words where the encoders return them.
+
+        Args:
+            batch: Batch as the model's encoders take it.
+
+        Returns:
+            Audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+        Raises:
+            TypeError: An encoder does not return embeddings, or takes what `embed_pairs` cannot give it.
+        """
+        return self._encode(batch, self.model)
+
     def _embed(self, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Pooled audio and text embeddings of a batch by the model or a copy of it."""
+        audio, text = self._encode(batch, model)
+        return pooled(audio), pooled(text)
+
+    def _encode(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
         """Audio and text embeddings of a batch by the model or a copy of it."""
         if not self._calls_of_encoders:
             try:
-                return embed_batch(model, self._audio, self._text, batch)
+                return encode_batch(model, self._audio, self._text, batch)
             except Exception as error:
                 self._calls_of_encoders = self._observe_calls(batch, model, error)
                 self._observed_in_epoch, self._checked_numbers = self.current_epoch, False
@@ -296,7 +315,7 @@ class ASKModule(NamedAsModel):
         outputs = []
         for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
-            outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
+            outputs.append(as_encoded(getattr(model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
     def _check_numbers(self, batch: Any, model: nn.Module) -> None:
