@@ -198,3 +198,9 @@ def test_clips_have_the_same_id_in_every_table_of_a_collection(table, tmp_path):
 def test_a_folder_in_place_of_a_table(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is a folder, not a table\. Pass the path of a file"):
         read_captions(tmp_path)
+
+
+def test_spaces_before_a_quotation_mark(tmp_path):
+    table = tmp_path / "clips.csv"
+    table.write_text('filename, caption\na.wav, "rain, then ""wind"""\nb.wav, a "loud" bell\n')
+    assert [clip.captions for clip in read_captions(table)] == [('rain, then "wind"',), ('a "loud" bell',)]

@@ -1,6 +1,7 @@
 """The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import lightning.pytorch as pl
@@ -120,6 +121,29 @@ def test_another_protocol_needs_another_folder(calls, tmp_path):
     with pytest.raises(ValueError, match=r"under another protocol: batch_size 32 → 64\. Use another"):
         compare(methods(0.1), other, tmp_path, seeds=[0], log=len)
     assert json.loads((tmp_path / "protocol.json").read_text())["batch_size"] == 32
+
+
+def test_a_method_with_other_options_needs_another_folder(calls, tmp_path):
+    def described(**options):
+        return [replace(method, description=options) for method in methods(0.1, names="A")]
+
+    compare(described(positives="diagonal", T=5), PROTOCOL, tmp_path, seeds=[0], log=len)
+    with pytest.raises(ValueError, match=r"under another protocol: A: T 5 → 15\. Use another"):
+        compare(described(positives="diagonal", T=15), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.1, names="B"), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(described(positives="diagonal", T=5), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    noted = json.loads((tmp_path / "protocol.json").read_text())
+    assert noted["methods"] == {"A": {"positives": "diagonal", "T": 5}, "B": {}}
+
+
+def test_settings_that_have_been_tried_count(calls, tmp_path):
+    compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    message = r"of A with settings that are no candidates any more .temperature=0\.05; temperature=0\.2\)"
+    with pytest.raises(ValueError, match=message):
+        compare(methods(0.1, 0.3), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.05, 0.1, 0.2, 0.3), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.4), PROTOCOL, tmp_path, seeds=[0], log=len)  # nothing is chosen
 
 
 def test_methods_that_are_not_tuned_alike(calls, tmp_path):

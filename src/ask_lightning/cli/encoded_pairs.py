@@ -32,12 +32,12 @@ from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 2"
+_FORMAT = "ask-lightning pairs 3"
 _TENSORS = (
     *("audio", "text", "clip_ids", "clip_of"),
     *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
 )
-_TEXTS = ("names", "captions", "model", "caption_style")
+_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -55,6 +55,7 @@ class EncodedPairs:
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
         caption_style: Style of the captions, in which queries are encoded too.
+        sample_rate: Rate of the waveforms in Hz, at which queries are heard too. None: the data did not say.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
         audio_tokens: Unit vectors of the frames of all clips one after another, `(frames, d)`, or None where
             the model has no interaction.
@@ -71,6 +72,7 @@ class EncodedPairs:
     captions: list[str]
     model: dict[str, str | None] = field(default_factory=dict)
     caption_style: CaptionStyle = "raw"
+    sample_rate: int | None = None
     calibration: HubCalibration | None = None
     audio_tokens: Tensor | None = None
     audio_lengths: Tensor | None = None
@@ -323,6 +325,7 @@ def encode_pairs(
             "fingerprint": fingerprint,
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
+        sample_rate=getattr(getattr(loader.dataset, "audio", None), "sample_rate", None),
         **joined,
     )
 

@@ -214,10 +214,15 @@ def find_captions(
         The captions, best first.
 
     Raises:
-        UsageError: The model has another embedding width.
+        UsageError: The model has another embedding width, or the sample rate is unknown.
         AudioFileError: The file cannot be used.
     """
-    rate = int(model.hparams.get("sample_rate", 32000))
+    rate = pairs.sample_rate or model.hparams.get("sample_rate")
+    if rate is None:
+        raise UsageError(
+            f"Neither the encoded data nor {type(model).__name__} says at which rate audio is to be read. "
+            "Give the model a hyperparameter `sample_rate`, or encode data of a folder of audio files."
+        )
     with open_audio(str(path), path) as recording:
         check_recording(recording, samples=False)
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)

@@ -261,6 +261,7 @@ def loss_methods(
             name,
             variant.candidates(learning_rate, num_candidates),
             partial(_build, variant, make_model, {**refresh, **variant.refresh}),
+            description={"loss": variant.loss.__name__, **variant.options, **variant.refresh},
         )
         for name, variant in variants.items()
     ]

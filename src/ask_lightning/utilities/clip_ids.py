@@ -23,8 +23,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
         `(B,)` int64; a tensor stays on its device.
 
     Raises:
-        ValueError: If a tensor is not a vector of integers, or an id is neither a string nor an integer of 64
-            bits with sign.
+        ValueError: If a tensor is not a vector of integers, or an id is neither an integer of 64 bits nor a
+            string.
 
     Examples:
         >>> integer_ids([3, 1, 3])
@@ -39,6 +39,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
                 f"Argument `{name}` has to be a vector of integers but got {ids.dtype} of shape "
                 f"{tuple(ids.shape)}. Pass one id a row."
             )
+        if ids.dtype == torch.uint64:  # a cast would make negative numbers of those from 2⁶³ on
+            ids = torch.tensor([_integer_id(item, name) for item in ids.tolist()], device=ids.device)
         return ids.detach().long()
     if isinstance(ids, str):
         raise ValueError(f"Argument `{name}` has to be a sequence of ids but got the one string {ids!r}.")
@@ -54,10 +56,11 @@ def _integer_id(item: int | str, name: str) -> int:
     try:
         number = index(item)  # any integer type, NumPy's among them
     except TypeError:
-        number = None
-    if number is None or not -(2**63) <= number < 2**63:
         raise ValueError(
-            f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others, "
-            "integers of more than 64 bits among them."
+            f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others."
+        ) from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(
+            f"Argument `{name}` has to hold integers of 64 bits but got {number}. Pass `str(id)` for others."
         )
     return number

@@ -293,7 +293,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
         ]
 
         self._features = features
-        self._num_samples = int(seconds * sample_rate)
+        self._num_samples = round(seconds * sample_rate)
         rendered: list[Tensor] = []
         # In blocks: one clip at a time is slow for torch, and all waveforms at once take much memory.
         for start in range(0, num_clips, _BLOCK):
