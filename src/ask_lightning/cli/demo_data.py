@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.data import write_audiocaps, write_clotho, write_wavcaps
+from ask_lightning.data import write_audiocaps, write_clotho, write_recordings, write_wavcaps
 
 _SECONDS = 0.7
 # The file in each dataset that says which code wrote it and how many files it has.
@@ -19,6 +19,7 @@ _MARKER = ".ask-lightning-demo"
 _WRITING_CODE = (
     "cli/demo_data.py",
     "data/synthetic/published_layouts.py",
+    "data/synthetic/recordings_folder.py",
     "data/synthetic/soundscapes.py",
     "data/synthetic/synthesis.py",
 )
@@ -38,7 +39,7 @@ def write_demo_data(folder: Path) -> Path:
         folder: The folder to write to; created if it does not exist.
 
     Returns:
-        The folder, with `AudioCaps`, `Clotho` and `WavCaps` in it.
+        The folder, with `AudioCaps`, `Clotho`, `WavCaps` and `Recordings` in it.
 
     Raises:
         UsageError: The folder cannot be written to, or holds datasets that this function did not write.
@@ -47,6 +48,7 @@ def write_demo_data(folder: Path) -> Path:
         "AudioCaps": _write_audiocaps,
         "Clotho": _write_clotho,
         "WavCaps": partial(write_wavcaps, num_clips=24, seconds=_SECONDS),
+        "Recordings": partial(write_recordings, num_clips=40, seconds=_SECONDS),
     }
     for name in writers:
         if (folder / name).exists() and not (folder / name / _MARKER).is_file():
