@@ -42,6 +42,12 @@ flags of all commands but search:
 shipped configs: DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such as audiocaps_resnet38_bert_ask
 """
 
+COMMANDS = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "inspect")
+"""The commands."""
+
+_HELP_FLAGS = ("-h", "--help")
+# Their flags are those of LightningCLI.
+_OF_LIGHTNING = ("fit", "validate", "test", "predict", "encode")
 _INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
 
 
@@ -71,15 +77,17 @@ def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"ask-lightning {ask_lightning.__version__}")
         return 0
-    with _ctrl_c_ends_the_process():  # imports take seconds
-        from ask_lightning.cli.errors import UsageError, explain
-
-        with suppress(ImportError):  # `run` says which package is missing, if the command needs it
-            from ask_lightning.cli import commands  # noqa: F401
     # As with `python -m`: a config may name classes in modules of the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    from ask_lightning.cli.errors import UsageError, explain
+
     try:
+        with _ctrl_c_ends_the_process():  # imports take seconds
+            check(arguments)
+            if arguments and arguments[0] in COMMANDS:
+                with suppress(ImportError):  # `run` says which package is missing, if the command needs it
+                    from ask_lightning.cli import commands  # noqa: F401
         run(arguments)
     except Exception as error:
         message = explain(error)
@@ -104,6 +112,28 @@ def _ctrl_c_ends_the_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def check(arguments: Sequence[str]) -> None:
+    """Refuse what can be refused before packages are imported that take seconds.
+
+    Args:
+        arguments: The command and what follows it.
+
+    Raises:
+        UsageError: The command does not exist, a flag is unknown, or a config is missing or not readable.
+    """
+    from ask_lightning.cli.errors import UsageError
+
+    if not arguments or arguments[0] in _HELP_FLAGS:
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise UsageError(f"There is no command {command!r}, only {', '.join(COMMANDS)}.")
+    if command in _OF_LIGHTNING:
+        from ask_lightning.cli.run_options import RunOptions
+
+        RunOptions.parse(rest).check_flags(command)
+
+
 def run(arguments: Sequence[str]) -> Any:
     """Run a command and raise what goes wrong.
 
@@ -122,12 +152,10 @@ def run(arguments: Sequence[str]) -> Any:
     from ask_lightning.utilities.optional_imports import import_optional
 
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
-    if command in ("-h", "--help"):
+    if command in _HELP_FLAGS:
         print(_HELP + "\n".join(f"  {word:<12} {names}" for word, names in describe_names().items()))
         return None
-    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer")
-    if command not in commands:
-        raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
+    check(arguments)
     try:
         import_optional("jsonargparse")
     except ImportError as error:

@@ -11,7 +11,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.data import write_audiocaps, write_clotho, write_recordings, write_wavcaps
 
 _SECONDS = 0.7
 # The file in each dataset that says which code wrote it and how many files it has.
@@ -44,6 +43,8 @@ def write_demo_data(folder: Path) -> Path:
     Raises:
         UsageError: The folder cannot be written to, or holds datasets that this function did not write.
     """
+    from ask_lightning.data import write_recordings, write_wavcaps
+
     writers: dict[str, Callable[[Path], object]] = {
         "AudioCaps": _write_audiocaps,
         "Clotho": _write_clotho,
@@ -89,11 +90,15 @@ def _marker_text(dataset: Path) -> str:
 
 
 def _write_audiocaps(dataset: Path) -> None:
+    from ask_lightning.data import write_audiocaps
+
     write_audiocaps(dataset, num_train=24, seconds=_SECONDS)
     _write_enriched(dataset / "train.csv", dataset / "enriched.csv", "youtube_id", ["caption"])
 
 
 def _write_clotho(dataset: Path) -> None:
+    from ask_lightning.data import write_clotho
+
     write_clotho(dataset, num_train=6, seconds=_SECONDS)
     captions = [f"caption_{number}" for number in range(1, 6)]
     table = dataset / "clotho_csv_files" / "clotho_captions_development.csv"
