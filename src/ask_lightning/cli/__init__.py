@@ -16,20 +16,23 @@ _HELP = """\
 usage: ask-lightning COMMAND [--config NAME_OR_PATH ...] [flags]
 
 Train and evaluate audio–text retrieval models, with ASK, with other losses, and without.
+To begin: ask-lightning fit --config my_recordings --data.root FOLDER, or --demo for --data.root FOLDER.
 
 commands:
+  inspect     what there is in the data: lengths, rates, captions, copies, leaks, and a picture; --json
   fit         train; goes on with --ckpt_path last
   validate    metrics of the validation split
-  test        metrics of the test split, by cosine and calibrated: --calibrate false
+  test        metrics of the test split, by cosine and calibrated; --untrained true: before and after; --json true
   predict     embeddings of the test split, in the folder of the run
   encode      embeddings of a split into a file: --split, --output, --calibrate true
-  search      a text against encoded clips, or an audio file against captions: --raw
+  search      a text against encoded clips, or an audio file against captions: --raw, --json
   transfer    train on one dataset, test on it and on another: --target
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
 flags of all commands but search:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
+  --data.root X  folder of your recordings; --data.annotations X: their table, if it is not the only one there
   --run X        folder of the run (default: runs/NAME)
   --datasets X   folder in which AudioCaps, Clotho and WavCaps are (default: data)
   --weights X    folder of weights that are on no hub (default: weights)
@@ -39,7 +42,8 @@ flags of all commands but search:
   --ask.loss X   the loss: the name of a class of ask_lightning.losses, or the import path of one of yours
   --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help
 
-shipped configs: DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such as audiocaps_resnet38_bert_ask
+shipped configs: my_recordings, and DATASET_MODEL_LOSS[_KNOWLEDGE], such as clap_ask or audiocaps_clap_ask; a
+MODEL alone, such as clap, is that model on your recordings with its own loss
 """
 
 COMMANDS = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "inspect")
@@ -164,6 +168,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.search import search
 
         return search(rest)
+    if command == "inspect":
+        from ask_lightning.cli.inspect_data import inspect_data
+
+        return inspect_data(rest)
     if command == "transfer":
         from ask_lightning.cli.transfer import transfer
 

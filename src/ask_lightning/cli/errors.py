@@ -105,8 +105,9 @@ def explain(error: Exception) -> str | None:
     if os.environ.get(TRACEBACK_VARIABLE):
         return None
     quickly = (UsageError, ImportError, OSError)
-    is_mendable = isinstance(error, quickly) or isinstance(error, _always_mendable())
-    return _message(error) if is_mendable else None
+    if not isinstance(error, quickly) and not isinstance(error, _always_mendable()):  # noqa: SIM101
+        return None
+    return _message(error)
 
 
 # What these functions name takes seconds to import, which a wrong flag need not wait for.

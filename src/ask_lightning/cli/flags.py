@@ -1,6 +1,6 @@
 """Refuses flags that no command knows before the packages are imported that would say so seconds later.
 
-The arguments of classes are read from the text of their modules. What that does not tell is left to the parser.
+The arguments of classes are read from the text of their modules. What that leaves open is the parser's.
 """
 
 import ast
@@ -27,6 +27,7 @@ _OF_COMMANDS = {
     "test": ("verbose", "calibrate", "untrained", "json"),
     "predict": ("return_predictions",),
     "encode": ("split", "output", "calibrate"),
+    "inspect": (),
 }
 _SHORT = 3  # shorter flags, such as -h, are the parser's
 
@@ -63,7 +64,9 @@ def check_flags(command: str, config: Mapping[str, Any], arguments: Sequence[str
         section, dot, rest = name.partition(".")
         if section not in _SECTIONS and dot:
             name, known = section, list(_SECTIONS)
-        near = [f"{one}{dot}{rest}" if name == section else one for one in get_close_matches(name, known, n=1)]
+        near = [
+            f"{one}{dot}{rest}" if name == section else one for one in get_close_matches(name, known, n=1)
+        ]
         hint = f" Did you mean --{near[0]}?" if near else f" See `ask-lightning {command} --help`."
         raise UsageError(f"unrecognized arguments: {said}.{hint}")
 

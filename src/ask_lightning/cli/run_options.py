@@ -44,6 +44,7 @@ class RunOptions:
         demo: Whether to run on synthetic data with shrunken models.
         checkpoint: Path of the checkpoint, or a name that Lightning resolves.
         lightning_arguments: All other arguments, which LightningCLI parses.
+        given: Names of the flags for folders that were passed.
     """
 
     configs: list[str]
@@ -54,6 +55,7 @@ class RunOptions:
     demo: bool
     checkpoint: str | None
     lightning_arguments: list[str] = field(default_factory=list)
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "RunOptions":
@@ -105,6 +107,7 @@ class RunOptions:
             demo=demo_folder is not None,
             checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
             lightning_arguments=lightning_arguments,
+            given=frozenset(vars(known)),
         )
 
     def compose(self, replacements: Mapping[str, str] | None = None) -> Composition:
@@ -119,9 +122,7 @@ class RunOptions:
         Raises:
             UsageError: A config is missing or not readable, or the demo has nothing to shrink.
         """
-        composition = compose(
-            self.configs, self._placeholders, demo=self.demo, replacements=replacements
-        )
+        composition = compose(self.configs, self._placeholders, demo=self.demo, replacements=replacements)
         if self.demo:
             if not composition.parts:
                 raise UsageError(
