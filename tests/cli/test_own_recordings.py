@@ -40,7 +40,8 @@ def test_a_wrong_flag_names_the_right_one(flag, near):
 
 def test_a_wrong_flag_is_refused_without_lightning():
     code = (
-        "import sys; from ask_lightning.cli import main; main(['fit', '--config', 'clap_ask', '--data.rot', 'x']);"
+        "import sys; from ask_lightning.cli import main;"
+        "main(['fit', '--config', 'clap_ask', '--data.rot', 'x']);"
         "main(['--help']); assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

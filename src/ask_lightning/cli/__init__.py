@@ -22,7 +22,7 @@ commands:
   inspect     what there is in the data: lengths, rates, captions, copies, leaks, and a picture; --json
   fit         train; goes on with --ckpt_path last
   validate    metrics of the validation split
-  test        metrics of the test split, by cosine and calibrated; --untrained true: before and after; --json true
+  test        metrics of the test split, also calibrated; --untrained true: before and after; --json true
   predict     embeddings of the test split, in the folder of the run
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw, --json

@@ -105,7 +105,7 @@ def explain(error: Exception) -> str | None:
     if os.environ.get(TRACEBACK_VARIABLE):
         return None
     quickly = (UsageError, ImportError, OSError)
-    if not isinstance(error, quickly) and not isinstance(error, _always_mendable()):  # noqa: SIM101
+    if not isinstance(error, quickly) and not isinstance(error, _always_mendable()):
         return None
     return _message(error)
 
