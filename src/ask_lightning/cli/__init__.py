@@ -27,6 +27,7 @@ commands:
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw, --json
   transfer    train on one dataset, test on it and on another: --target
+  reproduce   tables and figures of the paper, and first experiments: table1 … figure7, all --data NAME
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
@@ -46,7 +47,7 @@ shipped configs: my_recordings, and DATASET_MODEL_LOSS[_KNOWLEDGE], such as clap
 MODEL alone, such as clap, is that model on your recordings with its own loss
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "inspect")
+COMMANDS = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "inspect", "reproduce")
 """The commands."""
 
 _HELP_FLAGS = ("-h", "--help")
@@ -176,6 +177,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.transfer import transfer
 
         return transfer(rest)
+    if command == "reproduce":
+        from ask_lightning.cli.reproduce import reproduce
+
+        return reproduce(rest)
     from ask_lightning.cli.commands import run_command
 
     return run_command(command, rest)
