@@ -160,7 +160,7 @@ def _draw(found: DataSummary, datasets: dict[str, ClipDataset], path: Path) -> N
     chosen = dataset.clips[:: max(1, len(dataset.clips) // _SPECTROGRAMS)][:_SPECTROGRAMS]
     for axis in axes[1]:
         axis.axis("off")
-    sounds = dataset.variant(crop="center", clips=chosen) if chosen else []
+    sounds: ClipDataset = dataset.variant(crop="center", clips=chosen)
     first_items = _first_items(chosen)
     for axis, clip, item in zip(axes[1], chosen, first_items, strict=False):
         sound = sounds[item]
