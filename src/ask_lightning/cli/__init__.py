@@ -24,11 +24,12 @@ commands:
   predict     embeddings of the test split, in the folder of the run
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw
+  serve       a local page to search and hear encoded clips: --audio, --port
   transfer    train on one dataset, test on it and on another: --target
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
-flags of all commands but search:
+flags of all commands but search and serve:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
   --run X        folder of the run (default: runs/NAME)
   --datasets X   folder in which AudioCaps, Clotho and WavCaps are (default: data)
@@ -125,7 +126,7 @@ def run(arguments: Sequence[str]) -> Any:
     if command in ("-h", "--help"):
         print(_HELP + "\n".join(f"  {word:<12} {names}" for word, names in describe_names().items()))
         return None
-    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer")
+    commands = ("fit", "validate", "test", "predict", "encode", "search", "serve", "transfer")
     if command not in commands:
         raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
     try:
@@ -136,6 +137,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.search import search
 
         return search(rest)
+    if command == "serve":
+        from ask_lightning.cli.serve import serve
+
+        return serve(rest)
     if command == "transfer":
         from ask_lightning.cli.transfer import transfer
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.caption_style import CaptionStyle
+from ask_lightning.data.clips import Clip
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.functional import unit_length
@@ -25,8 +26,8 @@ from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 2"
-_TEXTS = ("names", "captions", "model", "caption_style")
+_FORMAT = "ask-lightning pairs 3"
+_TEXTS = ("names", "captions", "model", "caption_style", "files")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -45,6 +46,8 @@ class EncodedPairs:
             `fingerprint`.
         caption_style: Style of the captions, in which queries are encoded too.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
+        files: Names of the N clips' audio files as their dataset writes them, most often relative paths; of
+            takes of one recording that of the first. A name is empty where the dataset has none.
     """
 
     audio: Tensor
@@ -56,6 +59,7 @@ class EncodedPairs:
     model: dict[str, str | None] = field(default_factory=dict)
     caption_style: CaptionStyle = "raw"
     calibration: HubCalibration | None = None
+    files: list[str] = field(default_factory=list)
 
     def calibrate(self, training: "EncodedPairs", validation: "EncodedPairs") -> str:
         """Calibrate these clips and captions.
@@ -230,13 +234,13 @@ def encode_pairs(
     for row, clip in enumerate(ids.tolist()):
         first_pair.setdefault(clip, row)
     order = number[list(first_pair.values())]  # (N,)
-    names = _clip_names(getattr(loader.dataset, "clips", ()))
+    listed = _clips_by_id(getattr(loader.dataset, "clips", ()))
     return EncodedPairs(
         audio=clips[order].float(),  # (N, d)
         text=text,  # (P, d)
         clip_ids=torch.tensor(list(first_pair)),
         clip_of=order.argsort()[number],
-        names=[names.get(clip, str(clip)) for clip in first_pair],
+        names=[listed[clip].recording if clip in listed else str(clip) for clip in first_pair],
         captions=[caption for prediction in predictions for caption in prediction["caption"]],
         model={
             "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
@@ -244,10 +248,18 @@ def encode_pairs(
             "fingerprint": fingerprint,
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
+        files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
     )
 
 
-def _clip_names(clips: Iterable[Any]) -> dict[int, str]:
-    """Names of clips, by the integer ids that batches hold."""
-    names = [clip.recording for clip in clips]
-    return dict(zip(integer_ids(names).tolist(), names, strict=True)) if names else {}
+def _clips_by_id(clips: Iterable[Clip]) -> dict[int, Clip]:
+    """The first clip of each recording, by the integer ids that batches hold."""
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        first.setdefault(clip.recording, clip)
+    return dict(zip(integer_ids(list(first)).tolist(), first.values(), strict=True)) if first else {}
+
+
+def _file_name(clip: Clip) -> str:
+    """The name of a clip's audio file as its dataset writes it."""
+    return clip.path or clip.name

@@ -33,12 +33,14 @@ class Hit:
         cosine: Cosine similarity of query and result.
         clip: Name of the clip.
         caption: The caption that was found, or the first caption of the clip that was found.
+        row: Row of the clip in the encoded file.
     """
 
     score: float
     cosine: float
     clip: str
     caption: str
+    row: int
 
 
 def search(arguments: Sequence[str]) -> list[Hit]:
@@ -154,7 +156,7 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int) -> list[Hit
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first_caption.setdefault(row, caption)
     return [
-        Hit(score, cosine, pairs.names[row], first_caption[row])
+        Hit(score, cosine, pairs.names[row], first_caption[row], row)
         for score, cosine, row in _best_hits(pairs, "audio", query, top)
     ]
 
@@ -182,8 +184,9 @@ def find_captions(model: Any, pairs: EncodedPairs, path: Path, top: int) -> list
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)  # (d,)
+    clip_of = pairs.clip_of.tolist()
     return [
-        Hit(score, cosine, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
+        Hit(score, cosine, pairs.names[clip_of[row]], pairs.captions[row], clip_of[row])
         for score, cosine, row in _best_hits(pairs, "text", query, top)
     ]
 
@@ -212,4 +215,4 @@ def _best_hits(
         scores = pairs.calibration.calibrate(cosines[None], side)[0]
     # The sort is stable, so that rows with equal scores keep their order.
     order = torch.argsort(scores, descending=True, stable=True)[:top]
-    return [(float(scores[row]), float(cosines[row]), int(row)) for row in order]
+    return list(zip(scores[order].tolist(), cosines[order].tolist(), order.tolist(), strict=True))
