@@ -85,9 +85,9 @@ def map_html(collection: Collection, rows: Sequence[int], places: Tensor) -> str
         "to see and hear it; by keyboard, arrows go from clip to clip and Enter opens one.</p>"
         '<label class="mark">Mark clips that contain <input type="search" id="map-words" '
         'autocomplete="off"></label> <span id="map-count" role="status"></span>'
-        '<div class="map">'
+        '<div class="map-and-clip"><div class="map">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="Map of the clips" '
         f'aria-describedby="map-hint">{"".join(points)}</svg>'
         '<div id="map-label" aria-hidden="true" hidden></div></div>'
-        '<div id="map-clip" role="status" aria-live="polite"></div>'
+        '<div id="map-clip" role="status" aria-live="polite"><p class="none">No clip is open.</p></div></div>'
     )

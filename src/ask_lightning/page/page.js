@@ -82,6 +82,7 @@
       const response = await fetch(`/clip/${point.dataset.row}/card`);
       if (!response.ok) throw new Error(await response.text());
       target.innerHTML = await response.text(); // escaped by the server
+      if (target.getBoundingClientRect().top > window.innerHeight - 80) target.scrollIntoView({ block: "end" });
     } catch (error) {
       target.textContent = `The clip cannot be shown: ${error.message}`;
     }

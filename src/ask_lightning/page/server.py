@@ -25,6 +25,7 @@ LARGEST_UPLOAD = 64 * 1024**2
 _HERE = Path(__file__).parent
 _SECONDS_OF_UPLOADS = 3600
 _PICTURES_KEPT = 512
+_NO_LIMIT = -1
 _COUNTS = (1, 50, 10)  # of hits: at least, at most, at first
 
 # What of Gradio's own server the page needs; the rest (proxy, video, file routes, …) is not there.
@@ -126,10 +127,6 @@ def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
     gradio = import_optional("gradio")
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_clip_routes(app, collection)
-    system = ["system-ui", "sans-serif"]
-    theme = gradio.themes.Soft(
-        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=system, font_mono=["monospace"]
-    )
     app = gradio.mount_gradio_app(
         app,
         _make_blocks(gradio, collection),
@@ -140,7 +137,7 @@ def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
         ssr_mode=False,
         pwa=False,
         enable_monitoring=False,
-        theme=theme,
+        theme=_make_theme(gradio),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
@@ -150,6 +147,35 @@ def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
         import_optional("starlette.middleware.trustedhost").TrustedHostMiddleware, allowed_hosts=hosts
     )
     return app
+
+
+def _make_theme(gradio: Any) -> Any:
+    """Colours with enough contrast for text, and fonts of the system, so that none is loaded."""
+    return gradio.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_label_text_color="*body_text_color",
+        block_label_text_color_dark="*body_text_color",
+        block_label_background_fill="none",
+        block_label_background_fill_dark="none",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+        color_accent="*primary_700",
+    )
 
 
 def _add_clip_routes(app: Any, collection: Collection) -> None:
@@ -205,10 +231,9 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
 def _make_blocks(gradio: Any, collection: Collection) -> Any:
     """Lay out the page and connect its parts."""
 
-    def show(answer: Answer, words: str, lowest: float | None, count: int) -> str:
-        shown = filter_matches(
-            collection, answer.matches, words=words or "", lowest=lowest, count=int(count or 1)
-        )
+    def show(answer: Answer, words: str, lowest: float, count: int) -> str:
+        limit = lowest if lowest > _NO_LIMIT else None
+        shown = filter_matches(collection, answer.matches, words=words, lowest=limit, count=int(count))
         return answer_html(collection, answer, shown)
 
     def ask(query: str | Path | None, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
@@ -257,7 +282,15 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
                         words = gradio.Textbox(
                             label="Caption or name contains", lines=1, max_lines=1, elem_id="words"
                         )
-                        lowest = gradio.Number(label="Lowest score", value=None, step=0.05, elem_id="lowest")
+                        lowest = gradio.Slider(
+                            _NO_LIMIT,
+                            1,
+                            value=_NO_LIMIT,
+                            step=0.01,
+                            label="Lowest score",
+                            info=f"{_NO_LIMIT}: no limit",
+                            elem_id="lowest",
+                        )
                         count = gradio.Slider(
                             *_COUNTS[:2], value=_COUNTS[2], step=1, label="Clips to show", elem_id="count"
                         )
