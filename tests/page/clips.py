@@ -6,6 +6,7 @@ import numpy as np
 import soundfile
 import torch
 
+from ask_lightning.data.audio.decoding import open_audio
 from ask_lightning.page import Collection, Match, QueryError
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"> & ${1+1} {{x}}"
@@ -39,7 +40,8 @@ def make_collection(files: list[Path | None], calibration: str = "") -> Collecti
         return [Match(row, scores[row] - shift, scores[row], CAPTIONS[row][0]) for row in order]
 
     def by_sound(path: Path, calibrated: bool) -> list[Match]:
-        soundfile.info(path)
+        with open_audio(str(path), path):
+            pass
         pairs = [(row, text) for row, texts in enumerate(CAPTIONS) for text in texts][::-1]
         return [Match(row, 1 - 0.1 * place, 0.5, text) for place, (row, text) in enumerate(pairs)]
 

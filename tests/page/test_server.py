@@ -104,7 +104,9 @@ def test_paths_that_climb_are_not_uploads(tmp_path):
 
 
 def test_a_taken_port_is_an_error():
-    with listen("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"), listen(
-        "127.0.0.1", first.getsockname()[1]
+    with (
+        listen("127.0.0.1", 0) as first,
+        pytest.raises(OSError, match="in use"),
+        listen("127.0.0.1", first.getsockname()[1]),
     ):
         pass
