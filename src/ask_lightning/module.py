@@ -37,9 +37,9 @@ from ask_lightning.encoding.compatibility import (
     check_trainer,
     warn_of_single_pair,
 )
-from ask_lightning.encoding.encoders import Encoder, embed_batch, encode_batch, encoder_name, find_encoders
+from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -176,6 +176,7 @@ class ASKModule(NamedAsModel):
         self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
+        self._last_batch: int | None = None  # number of the batch whose loss was computed last
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
 
@@ -238,6 +239,7 @@ class ASKModule(NamedAsModel):
         if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
+        self._undo_repeated_batch()
         if self.loss.needs_keys:
 
             def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
@@ -250,6 +252,14 @@ class ASKModule(NamedAsModel):
         if self._logs_terms:
             log_loss_terms(self.trainer, self, self.loss.last)
         return loss
+
+    @outside_graphs  # the number of the batch is another one in each step
+    def _undo_repeated_batch(self) -> None:
+        """Let the loss forget the batch where an optimiser's closure computes the same once more."""
+        number = None if self._trainer is None else self.trainer.fit_loop.total_batch_idx
+        if number is not None and number == self._last_batch:
+            self.loss.undo_batch()
+        self._last_batch = number
 
     def _loss_of_single_pair(self, audio: Embeddings, text: Embeddings) -> Tensor:
         """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
@@ -283,11 +293,30 @@ class ASKModule(NamedAsModel):
         """
         return *self._embed(batch, self.model), self._ids_of(batch)
 
+    def encode_pairs(self, batch: Any) -> tuple[Embeddings, Embeddings]:
+        """Embed a batch as `embed_pairs` does, with frames and words where the encoders return them.
+
+        Args:
+            batch: Batch as the model's encoders take it.
+
+        Returns:
+            Audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+        Raises:
+            TypeError: An encoder does not return embeddings, or takes what `embed_pairs` cannot give it.
+        """
+        return self._encode(batch, self.model)
+
     def _embed(self, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Pooled audio and text embeddings of a batch by the model or a copy of it."""
+        audio, text = self._encode(batch, model)
+        return pooled(audio), pooled(text)
+
+    def _encode(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
         """Audio and text embeddings of a batch by the model or a copy of it."""
         if not self._calls_of_encoders:
             try:
-                return embed_batch(model, self._audio, self._text, batch)
+                return encode_batch(model, self._audio, self._text, batch)
             except Exception as error:
                 self._calls_of_encoders = self._observe_calls(batch, model, error)
                 self._observed_in_epoch, self._checked_numbers = self.current_epoch, False
@@ -296,7 +325,7 @@ class ASKModule(NamedAsModel):
         outputs = []
         for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
-            outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
+            outputs.append(as_encoded(getattr(model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
     def _check_numbers(self, batch: Any, model: nn.Module) -> None:
@@ -362,6 +391,11 @@ class ASKModule(NamedAsModel):
                     "Trainer(..., callbacks=[KnowledgeRefreshCallback(T=15)]), or set "
                     "`loss.knowledge` to a KnowledgeBase that shall stay as it is."
                 )
+            if self.loss.needs_knowledge and not refreshed:
+                rank_zero_info(
+                    f"ASKModule trains with the knowledge in `loss.knowledge`, {self.loss.knowledge}, which "
+                    "stays as it is: the trainer has no KnowledgeRefreshCallback."
+                )
             if self._found_encoders:
                 rank_zero_info(
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
@@ -380,6 +414,7 @@ class ASKModule(NamedAsModel):
     def on_train_start(self) -> None:
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
+        self._last_batch = None
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.

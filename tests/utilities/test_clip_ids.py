@@ -33,6 +33,15 @@ class TestIdentifiers:
         assert len(integer_ids([f"clip {i}" for i in range(20_000)]).unique()) == 20_000
         assert len(integer_ids(["1", "01", "1.0", " 1", ""]).unique()) == 5
 
+    @pytest.mark.parametrize("item", [2**63, np.uint64(2**63), -(2**63) - 1, b"a", 1.0, None, [1]], ids=repr)
+    def test_what_is_no_id_says_how_to_make_one(self, item):
+        with pytest.raises(ValueError, match=r"integers or strings but got .*Pass `str\(id\)`"):
+            integer_ids([item])
+
+    def test_names_of_files_that_are_no_unicode(self):
+        one, other = (name.decode(errors="surrogateescape") for name in (b"a\xff.wav", b"a\xfe.wav"))
+        assert len(integer_ids([one, other, one]).unique()) == 2
+
     def test_extremes(self):
         assert integer_ids([2**63 - 1, -(2**63)]).tolist() == [2**63 - 1, -(2**63)]
         assert integer_ids([]).dtype == torch.int64

@@ -4,7 +4,7 @@ import importlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -30,7 +30,9 @@ from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_p
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.utilities.arguments import check_choice
 
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
@@ -83,6 +85,7 @@ class RetrievalTrainer(pl.Trainer):
         output: str | None = None,
         ckpt_path: str | None = None,
         calibrate: bool = False,
+        tokens: Literal["float32", "float16", "none"] = "float32",
     ) -> EncodedPairs:
         """Encode a split of the data into a file that `ask-lightning search` reads.
 
@@ -95,19 +98,29 @@ class RetrievalTrainer(pl.Trainer):
             ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
             calibrate: Whether to store what calibrated search needs. The training split is encoded as well,
                 which is the bank, and the validation split, on which kind and parameters are chosen.
+            tokens: How the frames and words of a model with an interaction are stored, by which `search`
+                sorts what it finds; `"none"`: they are left out. Other models have none.
 
         Returns:
             The embeddings that were written.
 
         Raises:
-            UsageError: The file cannot be written, or the trainer has several devices.
+            UsageError: The file cannot be written, the trainer has several devices, or what a model with an
+                interaction finds shall be calibrated.
         """
+        check_choice("tokens", tokens, ("float32", "float16", "none"))
+        if calibrate and find_interaction(model) is not None:
+            raise UsageError(
+                f"Calibrated search is of cosine similarities, but {type(model).__name__} compares tokens. "
+                "Leave `--calibrate` out."
+            )
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
         wanted = dict.fromkeys([split, "train", "val"] if calibrate else [split])
         # All loaders are made before the work, should a split not exist.
         loaders = {name: datamodule.ordered_dataloader(name) for name in wanted}
-        pairs = encode_pairs(self, model, loaders[split], ckpt_path)
+        dtype = None if tokens == "none" else getattr(torch, tokens)
+        pairs = encode_pairs(self, model, loaders[split], ckpt_path, tokens=dtype)
         if calibrate:  # with the weights that are loaded by now
             encoded = {name: encode_pairs(self, model, loaders[name]) for name in wanted if name != split}
             encoded[split] = pairs
@@ -325,6 +338,8 @@ def _obstacle_to_calibration(
     """Why a test cannot be calibrated, or None if it can."""
     if model is None or not any(isinstance(part, AudioTextRetrieval) for part in model.modules()):
         return f"{type(model).__name__} has no metric AudioTextRetrieval"
+    if find_interaction(model) is not None:
+        return f"{type(model).__name__} compares tokens"
     if not isinstance(datamodule, ask_lightning.data.RetrievalDataModule):
         return f"{type(datamodule).__name__} is no RetrievalDataModule"
     missing = [split for split in ("train", "val") if split not in datamodule.datasets]

@@ -87,7 +87,7 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
         FileNotFoundError: There is no such folder.
         UsageError: The folder has not one file of the clips.
     """
-    found = find_audio_files(folder, pairs.names, pairs.files)
+    found = find_audio_files(folder, pairs.names, pairs.files or [""] * len(pairs.names))
     missing = [name for name, path in zip(pairs.names, found.paths, strict=True) if path is None]
     if len(missing) == len(pairs.names):
         raise UsageError(
@@ -100,6 +100,8 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
             f"{len(missing)} of {len(pairs.names)} clips have no file of their own in {folder} and cannot be "
             f"heard{several}: {abbreviate(missing)}."
         )
+    if pairs.has_tokens:
+        print("The page sorts by pooled embeddings; `ask-lightning search` sorts the best hits by tokens.")
     captions: list[list[str]] = [[] for _ in pairs.names]
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         captions[row].append(caption)
@@ -108,10 +110,12 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
     def by_text(text: str, calibrated: bool) -> list[Match]:
         if not style_caption(text, pairs.caption_style).strip():
             raise QueryError(f"A query has to hold words, but “{text}” has none.")
-        return answered(lambda given: find_clips(model, given, text, len(pairs.names)), calibrated)
+        return answered(lambda given: find_clips(model, given, text, len(pairs.names), rerank=0), calibrated)
 
     def by_sound(path: Path, calibrated: bool) -> list[Match]:
-        return answered(lambda given: find_captions(model, given, path, len(pairs.captions)), calibrated)
+        return answered(
+            lambda given: find_captions(model, given, path, len(pairs.captions), rerank=0), calibrated
+        )
 
     def answered(search: Any, calibrated: bool) -> list[Match]:
         try:

@@ -18,7 +18,7 @@ from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.folder import AudioFolder
 from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
-from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
+from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes, check_domain
 from ask_lightning.utilities.arguments import check_count, check_range
 from ask_lightning.utilities.augmentation import without_augmentation
 
@@ -285,6 +285,8 @@ class SoundscapeData(RetrievalDataModule):
         features: None: batches hold waveforms. `"log_mel"`: they hold log-mel spectrograms, which are
             computed once.
         num_mels: Number of mel bins of the spectrograms.
+        event_probabilities: Probability of each event type by its name; see `Soundscapes`.
+        noise: Factor on the loudness of the noise, at least 0.
         batch_size: Number of pairs in a batch of each process, at least 2.
         num_workers: Number of worker processes of each loader.
         seed: Seed of the shuffles, at least 0.
@@ -307,6 +309,8 @@ class SoundscapeData(RetrievalDataModule):
         eval_captions_per_clip: int = 3,
         features: Features | None = None,
         num_mels: int = 64,
+        event_probabilities: Mapping[str, float] | None = None,
+        noise: float = 1.0,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
@@ -317,6 +321,7 @@ class SoundscapeData(RetrievalDataModule):
         check_count("scenes_seed", scenes_seed, 0)
         check_count("eval_captions_per_clip", eval_captions_per_clip)
         check_range("eval_captions_per_clip", eval_captions_per_clip, 1, MAX_CAPTIONS)
+        check_domain(event_probabilities, noise)
         self._num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self._eval_captions_per_clip = eval_captions_per_clip
         self._options: dict[str, Any] = {
@@ -325,6 +330,8 @@ class SoundscapeData(RetrievalDataModule):
             "seconds": seconds,
             "features": features,
             "num_mels": num_mels,
+            "event_probabilities": event_probabilities,
+            "noise": noise,
         }
 
     def build(self) -> Mapping[str, Soundscapes]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ask_lightning.encoding.outputs import as_encoded
-from ask_lightning.interaction import Embeddings, pooled
+from ask_lightning.interaction import Embeddings, Interaction, pooled
 
 Encoder = str | Callable[[Any, Any], Embeddings]
 
@@ -145,6 +145,38 @@ def find_pair_encoder(module: object) -> Callable[[Any], tuple[Tensor, Tensor]]:
         return lambda batch: embed_pairs(batch)[:2]
     encoders = find_encoders(module)
     return lambda batch: embed_batch(module, *encoders, batch)
+
+
+def find_token_encoder(module: object) -> Callable[[Any], tuple[Embeddings, Embeddings]]:
+    """Find how a module embeds the pairs of a batch, with frames and words where its encoders return them.
+
+    Args:
+        module: A module with a method `encode_pairs`, as `ASKModule` has, or with methods that
+            `find_encoders` finds.
+
+    Returns:
+        Function from a batch to audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+    Raises:
+        ValueError: The module has neither.
+    """
+    if callable(encode_pairs := getattr(module, "encode_pairs", None)):
+        return encode_pairs  # type: ignore[no-any-return]
+    encoders = find_encoders(module)
+    return lambda batch: encode_batch(module, *encoders, batch)
+
+
+def find_interaction(module: object) -> Interaction | None:
+    """The interaction that a module compares clips and captions by, its attribute `interaction`.
+
+    Args:
+        module: The module, or an `ASKModule` around it.
+
+    Returns:
+        The interaction, or None where pooled embeddings are compared.
+    """
+    interaction = getattr(module, "interaction", None)
+    return interaction if isinstance(interaction, Interaction) else None
 
 
 def encoder_name(encoder: Encoder) -> str:

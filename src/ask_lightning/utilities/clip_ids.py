@@ -23,7 +23,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
         `(B,)` int64; a tensor stays on its device.
 
     Raises:
-        ValueError: If a tensor is not a vector of integers, or an id is neither integer nor string.
+        ValueError: If a tensor is not a vector of integers, or an id is neither a string nor an integer of 64
+            bits with sign.
 
     Examples:
         >>> integer_ids([3, 1, 3])
@@ -47,10 +48,16 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
 def _integer_id(item: int | str, name: str) -> int:
     """One id as a 64-bit integer: integers as they are, strings hashed."""
     if isinstance(item, str):
-        return int.from_bytes(blake2b(item.encode(), digest_size=8).digest(), "big", signed=True)
+        # A file name whose bytes are no Unicode has surrogates in their place.
+        encoded = item.encode(errors="surrogatepass")
+        return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "big", signed=True)
     try:
-        return index(item)  # any integer type, NumPy's among them
+        number = index(item)  # any integer type, NumPy's among them
     except TypeError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**63:
         raise ValueError(
-            f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others."
-        ) from None
+            f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others, "
+            "integers of more than 64 bits among them."
+        )
+    return number
