@@ -26,7 +26,7 @@ _OF_COMMANDS = {
     "validate": ("verbose",),
     "test": ("verbose", "calibrate", "untrained", "json"),
     "predict": ("return_predictions",),
-    "encode": ("split", "output", "calibrate"),
+    "encode": ("split", "output", "calibrate", "tokens"),
     "inspect": (),
 }
 _SHORT = 3  # shorter flags, such as -h, are the parser's
