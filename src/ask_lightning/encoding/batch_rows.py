@@ -18,8 +18,8 @@ def num_rows(parts: Mapping[str, Any], caller: str) -> int:
 
     Rows are the first dimension of tensors and arrays, and the items of lists of strings and numbers. A list
     of something else holds parts of the batch, one behind the other, if they all have equally many rows or
-    are of different kinds; otherwise its items are the rows. Numbers, strings, None and tensors without a dimension have no rows:
-    they belong to all of them.
+    are of different kinds; otherwise its items are the rows. Numbers, strings, None and tensors without a
+    dimension have no rows: they belong to all of them.
 
     Args:
         parts: What is to be cut, by names for the message.
