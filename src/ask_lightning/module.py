@@ -44,9 +44,9 @@ from ask_lightning.encoding.compatibility import (
     check_trainer,
     warn_of_single_pair,
 )
-from ask_lightning.encoding.encoders import Encoder, embed_batch, encode_batch, encoder_name, find_encoders
+from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
-from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -244,7 +244,7 @@ class ASKModule(NamedAsModel):
     def _step(self, batch: Any, *args: Any) -> Any:
         """The training step by encoders that may take the batch in chunks."""
         if self.ask_step == "encode":
-            return self._loss_of(batch, *self._encode(batch, self.model))
+            return self._loss_of(batch, *self._encode_for_step(batch, self.model))
         args = self._step_arguments(*args)
         objective = partial(self._loss_of, batch)
         if self.ask_step == "criterion":
@@ -252,7 +252,7 @@ class ASKModule(NamedAsModel):
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
 
-    def _encode(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
+    def _encode_for_step(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
         """Both sides of a training batch by the model or a copy of it, in the step `"encode"`."""
         if self._chunks is not None:
             return self._chunks.encode_batch(model, batch)
@@ -270,7 +270,7 @@ class ASKModule(NamedAsModel):
                     if self._chunks is None:
                         return self._embed(batch, copy)
                     if self.ask_step == "encode":
-                        audio, text = self._encode(batch, copy)
+                        audio, text = self._encode_for_step(batch, copy)
                         return pooled(audio), pooled(text)
                     with self._chunks.of_methods(copy):
                         return self._embed(batch, copy)
@@ -314,11 +314,30 @@ class ASKModule(NamedAsModel):
         """
         return *self._embed(batch, self.model), self._ids_of(batch)
 
+    def encode_pairs(self, batch: Any) -> tuple[Embeddings, Embeddings]:
+        """Embed a batch as `embed_pairs` does, with frames and words where the encoders return them.
+
+        Args:
+            batch: Batch as the model's encoders take it.
+
+        Returns:
+            Audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+        Raises:
+            TypeError: An encoder does not return embeddings, or takes what `embed_pairs` cannot give it.
+        """
+        return self._encode(batch, self.model)
+
     def _embed(self, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Pooled audio and text embeddings of a batch by the model or a copy of it."""
+        audio, text = self._encode(batch, model)
+        return pooled(audio), pooled(text)
+
+    def _encode(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
         """Audio and text embeddings of a batch by the model or a copy of it."""
         if not self._calls_of_encoders:
             try:
-                return embed_batch(model, self._audio, self._text, batch)
+                return encode_batch(model, self._audio, self._text, batch)
             except Exception as error:
                 self._calls_of_encoders = self._observe_calls(batch, model, error)
                 self._observed_in_epoch, self._checked_numbers = self.current_epoch, False
@@ -327,7 +346,7 @@ class ASKModule(NamedAsModel):
         outputs = []
         for encoder, call in self._calls_of_encoders.items():
             positional, named = call.arguments(batch)
-            outputs.append(as_embeddings(getattr(model, encoder)(*positional, **named), encoder))
+            outputs.append(as_encoded(getattr(model, encoder)(*positional, **named), encoder))
         return outputs[0], outputs[1]
 
     def _check_numbers(self, batch: Any, model: nn.Module) -> None:

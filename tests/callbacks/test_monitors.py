@@ -164,6 +164,15 @@ def test_influence_is_positive_with_either(on, plan):
         assert all(value > 0 for value in logger.values(name))
 
 
+def test_influence_per_epoch_is_the_mean_of_its_steps():
+    _, by_step, _, _ = fit(PlainTowers, InfluenceMonitor(2), settings={}, epochs=1)
+    _, by_epoch, _, _ = fit(PlainTowers, InfluenceMonitor(2, per_epoch=True), settings={}, epochs=1)
+    for name in OBI:
+        (mean,) = by_epoch.values(name)
+        # Lightning hands the last value to the logger again at steps without a new one.
+        assert mean == pytest.approx(sum(by_step.values(name)[::2]) / 3)
+
+
 def test_influence_of_the_granularities_in_use():
     _, logger, _, _ = fit(
         InlineClient, InfluenceMonitor(1), settings={"granularities": ("coarse",)}, epochs=1

@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ask_lightning.interaction import DotProductInteraction, LateInteraction, TokenEmbeddings
+from ask_lightning.interaction import DotProductInteraction, LateInteraction, TokenEmbeddings, rows_of
 from ask_lightning.metrics import AudioTextRetrieval, QueryBank, interaction_ranks, retrieval_ranks
-from ask_lightning.metrics.interaction import rows_of
 from tests.helpers.ranks import on_ranks
 from tests.helpers.retrieval_reference import noisy_pairs, positions_of_own
 from tests.interaction.pairs import expected, make, make_side

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ask_lightning.data import SoundscapeData, Soundscapes, collate_pairs
+from ask_lightning.interaction import FrameWiseInteraction, PrototypeAttention
 from ask_lightning.models import TinyRetriever
 from tests.helpers.retrievers import noise
 
@@ -246,3 +247,49 @@ def test_batches_that_do_not_fit():
         model.encode_audio({"log_mel": torch.zeros(2, 50, 32)})
     with pytest.raises(ValueError, match=r"of shape \(B, T\), but got \(2, 1, 100\)"):
         model.encode_audio({"waveform": torch.zeros(2, 1, 100)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "kind"), [("prototypes", PrototypeAttention), ("frames", FrameWiseInteraction)]
+)
+def test_frames_and_words(name, kind):
+    torch.manual_seed(0)
+    model = TinyRetriever(width=8, interaction=name).eval()
+    assert type(model.interaction) is kind
+    plain = TinyRetriever(width=8).eval()
+    plain.load_state_dict({name: w for name, w in model.state_dict().items() if "interaction" not in name})
+    clips = noise(3, 1.0, 16000)
+    clips[1, 8400:] = 0
+    whole = {
+        "waveform": clips,
+        "num_samples": torch.tensor([16000, 9000, 0]),
+        "caption": ["rain", "rain, then wind", "a dog"],
+    }
+    audio, text = model.encode_audio(whole), model.encode_text(whole)
+    assert torch.equal(audio.pooled, plain.encode_audio(whole))
+    assert torch.equal(text.pooled, plain.encode_text(whole))
+    assert audio.valid.sum(dim=1).tolist() == [4, 3, 1]  # 63, 36 and 1 spectra
+    assert text.valid.sum(dim=1).tolist() == [1, 4, 2]
+    alone = {"waveform": clips[1:2, :9000], "caption": ["rain"]}
+    frames, words = model.encode_audio(alone), model.encode_text(alone)
+    torch.testing.assert_close(audio.tokens[1][audio.valid[1]], frames.tokens[0])
+    torch.testing.assert_close(text.tokens[0][text.valid[0]], words.tokens[0])
+    # A caption of one word is its word.
+    torch.testing.assert_close(words.tokens[:, 0], words.pooled)
+    for side in (audio, text):
+        torch.testing.assert_close(side.tokens.norm(dim=2), torch.ones(side.tokens.shape[:2]))
+
+
+def test_training_with_an_interaction(tmp_path):
+    model = TinyRetriever(width=16, interaction="prototypes")
+    run = make_trainer(1)
+    before = model.interaction.prototypes.detach().clone()
+    run.fit(model, datamodule=small_data(features=None))
+    assert not torch.equal(model.interaction.prototypes, before)
+    assert 0 <= run.callback_metrics["val/mean_recall"] <= 1
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = TinyRetriever.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(loaded.interaction.prototypes, model.interaction.prototypes)
+    with pytest.raises(ValueError, match="`interaction` has to be one of"):
+        TinyRetriever(interaction="words")

@@ -1,4 +1,6 @@
-"""ML-ACT's backbone with frames and words."""
+"""The published backbones with frames and words."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -24,21 +26,35 @@ def batch() -> dict:
     return {"waveform": waveform, "num_samples": num_samples, "caption": CAPTIONS, "clip_id": torch.arange(4)}
 
 
-@pytest.fixture(scope="module")
-def model() -> ResNet38BERT:
+# 201 spectra of 10 ms at 32 kHz, 401 at 16 kHz; and how many frames the clips of the batch have.
+MODELS = {
+    "resnet38_bert": (resnet38_bert, [6, 2, 4, 6]),
+    "ced_sonar": (ced_sonar, [25, 11, 17, 25]),
+    "ced_sonar_pieces": (partial(ced_sonar, max_frames=144), [25, 11, 17, 25]),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request):
     torch.manual_seed(0)
-    return resnet38_bert(interaction="prototypes").eval()
+    make, counts = MODELS[request.param]
+    return make, make(interaction="prototypes").eval(), counts
+
+
+@pytest.fixture
+def model(made):
+    return made[1]
 
 
 @torch.no_grad()
-def test_pooled_embeddings_are_those_without_interaction(model):
-    plain = resnet38_bert().eval()
+def test_pooled_embeddings_are_those_without_interaction(made):
+    make, model, counts = made
+    plain = make().eval()
     plain.load_state_dict({name: w for name, w in model.state_dict().items() if "interaction" not in name})
     audio, text = model.encode_audio(batch()), model.encode_text(batch())
     assert torch.equal(audio.pooled, plain.encode_audio(batch()))
     assert torch.equal(text.pooled, plain.encode_text(batch()))
-    assert audio.tokens.shape == (4, 6, 8)  # 201 spectra
-    assert audio.valid.sum(dim=1).tolist() == [6, 2, 4, 6]
+    assert audio.valid.sum(dim=1).tolist() == counts
     assert text.tokens.shape[2] == 8
     for side in (audio, text):
         torch.testing.assert_close(side.tokens.norm(dim=2), torch.ones(side.tokens.shape[:2]))
@@ -59,19 +75,46 @@ def test_tokens_do_not_depend_on_the_batch(model):
 
 
 @torch.no_grad()
-def test_a_frame_is_encoded_like_a_clip_of_one_frame(model):
+@pytest.mark.parametrize(("make", "num_spectra"), [(resnet38_bert, 40), (ced_sonar, 20)])
+def test_a_frame_is_encoded_like_a_clip_of_one_frame(make, num_spectra):
     """Maximum and mean over time of one frame."""
-    spectrogram = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1))
-    clips, frames, inside = model.audio_encoder.with_frames(spectrogram)
+    spectrogram = torch.randn(2, num_spectra, 64, generator=torch.Generator().manual_seed(1))
+    clips, frames, inside = make().eval().audio_encoder.with_frames(spectrogram)
     assert frames.shape[1] == 1
     assert inside.all()
     torch.testing.assert_close(frames[:, 0], clips)
 
 
-@pytest.mark.parametrize("interaction", KINDS)
-def test_step_and_metrics_use_the_interaction(interaction):
+@torch.no_grad()
+def test_pieces_of_a_long_clip_have_their_own_frames():
+    """Of CED, which encodes each piece as if it were a clip, and leaves pieces of padding out."""
     torch.manual_seed(0)
-    model = resnet38_bert(interaction=interaction).train()
+    encoder = ced_sonar(max_frames=48).audio_encoder.eval()
+    spectrogram = torch.randn(2, 120, 64)
+    clips, frames, inside = encoder.with_frames(spectrogram, torch.tensor([120, 40]))
+    assert inside.tolist() == [[True] * 7 + [False] * 2, [True] * 2 + [False] * 7]
+    first, second, last = (encoder.with_frames(piece)[1] for piece in spectrogram[:1].split(48, dim=1))
+    torch.testing.assert_close(frames[:1, :7], torch.cat([first, second, last], dim=1))
+    torch.testing.assert_close(clips[0], torch.stack([p[0].mean(0) for p in (first, second, last)]).mean(0))
+    torch.testing.assert_close(clips[1], frames[1, :2].mean(dim=0))
+
+
+@torch.no_grad()
+def test_padding_that_is_heard_has_frames():
+    torch.manual_seed(0)
+    encoder = ced_sonar(max_frames=48, padding="heard").audio_encoder.eval()
+    for spectra, count in ((48, 3), (96, 3), (100, 9)):
+        clips, frames, inside = encoder.with_frames(torch.randn(2, spectra, 64), torch.tensor([16, 16]))
+        assert inside.shape == (2, count)
+        assert inside.all()
+        torch.testing.assert_close(clips, frames.mean(dim=1))
+
+
+@pytest.mark.parametrize("make", [resnet38_bert, ced_sonar])
+@pytest.mark.parametrize("interaction", KINDS)
+def test_step_and_metrics_use_the_interaction(interaction, make):
+    torch.manual_seed(0)
+    model = make(interaction=interaction).train()
     assert type(model.interaction) is KINDS[interaction]
     assert model.val_metrics.interaction is model.interaction
     audio, text = model.encode_audio(batch()), model.encode_text(batch())
@@ -106,5 +149,7 @@ def test_other_interactions():
     assert isinstance(model.encode_text(batch()), TokenEmbeddings)
     with pytest.raises(ValueError, match="`interaction` has to be one of"):
         resnet38_bert(interaction="words")
-    with pytest.raises(TypeError, match="LateInteraction compares frames, but CED returns clips alone"):
-        ced_sonar().compare_by(LateInteraction())
+    model = ced_sonar()
+    model.audio_encoder = torch.nn.Identity()
+    with pytest.raises(TypeError, match="LateInteraction compares frames, but Identity returns clips alone"):
+        model.compare_by(LateInteraction())

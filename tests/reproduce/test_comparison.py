@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ask_lightning import ASKModule
 from ask_lightning.data import DatasetsDataModule
+from ask_lightning.interaction import FrameWiseInteraction, TokenEmbeddings
+from ask_lightning.losses import NTXentLoss
 from ask_lightning.metrics.table import RECALLS, mean_recall
-from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison
+from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison, train_and_evaluate
 
 
 def scores(value: float) -> dict[str, float]:
@@ -19,7 +22,7 @@ def scores(value: float) -> dict[str, float]:
 
 
 PROTOCOL = Protocol(make_data=lambda seed: seed, max_epochs=3, description={"batch_size": 32})
-BEST = {"A": 0.05, "B": 0.2}
+BEST = {"A": 0.05, "B": 0.2, "T": 0.1}
 
 
 def methods(*temperatures, names=("A", "B")):
@@ -32,7 +35,7 @@ def calls(monkeypatch):
     """Training in no time: records what is trained; validation speaks for `BEST`, tests for the largest."""
     made = []
 
-    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers):
+    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers, calibrated):
         built = build()
         assert (data, max_epochs, accelerator) == (seed, 3, "cpu")
         made.append((built["name"], built["temperature"], seed))
@@ -40,6 +43,8 @@ def calls(monkeypatch):
             raise ValueError("the loss is NaN")
         validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
         calibrated = scores(built["temperature"]) if train_and_evaluate.calibration_differs else validation
+        if built["name"] == "T":
+            return Metrics(validation, scores(built["temperature"]))
         return Metrics(validation, scores(built["temperature"]), calibrated, scores(0.5))
 
     train_and_evaluate.fails_at = None
@@ -76,6 +81,15 @@ def test_calibrated_search_is_tuned_for_itself(calls, tmp_path):
     # What both chose is trained once.
     assert [call for call in calls.made if call[2] == 8] == [("A", 0.05, 8), ("B", 0.2, 8), ("A", 0.2, 8)]
     assert lines[-1].startswith("[9/9] A")
+
+
+def test_a_model_with_an_interaction_is_tuned_by_it_alone(calls, tmp_path):
+    compared = compare(methods(0.05, 0.1, names="AT"), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+    assert [run.method for run in compared.raw] == ["A", "A", "T", "T"]
+    assert [run.method for run in compared.calibrated] == ["A", "A"]
+    assert {run.settings["temperature"] for run in compared.raw[2:]} == {0.1}
+    again = compare(methods(0.05, 0.1, names="AT"), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+    assert again == compared
 
 
 def test_a_repeated_comparison_trains_only_what_is_missing(calls, tmp_path):
@@ -196,3 +210,44 @@ def test_the_best_epoch_on_validation_is_evaluated(tmp_path):
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_are_the_same(tmp_path):
     assert real(tmp_path / "one", 2) == real(tmp_path / "two", 2, jobs=2)
+
+
+class FramesAndWords(Heads):
+    """Heads that compare tokens; their pooled embeddings say nothing."""
+
+    def __init__(self, learning_rate):
+        super().__init__(learning_rate)
+        self.interaction = FrameWiseInteraction(4)
+
+    def encode_audio(self, batch):
+        frames = self.audio_head(batch["audio"]).unsqueeze(1)
+        # The last batch is shorter: it has other numbers of frames.
+        frames = nn.functional.pad(frames, (0, 0, 0, len(frames) % 3))
+        mask = torch.arange(frames.shape[1]).expand(len(frames), -1) < 1
+        return TokenEmbeddings(torch.ones_like(frames[:, 0]), frames, mask)
+
+    def encode_text(self, batch):
+        words = self.text_head(batch["text"])
+        return TokenEmbeddings(words, words.unsqueeze(1))
+
+    def training_step(self, batch, batch_idx):
+        scores = self.interaction(self.encode_text(batch), self.encode_audio(batch)).to_audio
+        return nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def build_with_tokens(settings):
+    return ASKModule(FramesAndWords(**settings), NTXentLoss(0.1, interaction="interaction")), []
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_is_ranked_by_its_interaction(tmp_path, wrapped):
+    metrics = train_and_evaluate(
+        (lambda: build_with_tokens({"learning_rate": 0.3})) if wrapped else lambda: (FramesAndWords(0.3), []),
+        make_data(0),
+        seed=0,
+        folder=tmp_path / "run",
+        max_epochs=2,
+    )
+    assert metrics.calibration is None
+    # Pooled audio embeddings are all the same: by them every clip would have the last rank.
+    assert metrics.test["t2a/recall_at_10"] > 0.3

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
-from ask_lightning.metrics import CALIBRATIONS, QueryBank, choose_calibration
+import pytest
+import torch
+
+from ask_lightning.interaction import LateInteraction, TokenEmbeddings
+from ask_lightning.metrics import CALIBRATIONS, AudioTextRetrieval, QueryBank, choose_calibration
 from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.evaluation import RECALLS, Embeddings, evaluate
+from ask_lightning.reproduce.evaluation import RECALLS, EmbeddedPart, evaluate, evaluate_uncalibrated
 from tests.helpers.hubs import hubby_pairs
 
 
 def embeddings(*arguments, **options):
-    return Embeddings(*hubby_pairs(*arguments, **options))
+    return EmbeddedPart(*hubby_pairs(*arguments, **options))
 
 
 def test_calibration_undoes_hubs():
@@ -24,6 +28,31 @@ def test_the_calibration_is_the_best_on_validation_whatever_the_test_part_is():
     results = [evaluate(validation, embeddings(seed=seed), bank) for seed in (5, 6)]
     assert results[0].calibration == results[1].calibration
     assert replace(results[0].calibration, gate_top_k=None) in CALIBRATIONS
-    assert results[0].calibration == choose_calibration(*validation.pairs, QueryBank.from_pairs(*bank.pairs))
+    pairs, training = ((part.audio, part.text, part.clip_ids) for part in (validation, bank))
+    assert results[0].calibration == choose_calibration(*pairs, QueryBank.from_pairs(*training))
     assert results[0].validation_calibrated == results[1].validation_calibrated
     assert results[0].test_calibrated != results[1].test_calibrated
+
+
+def test_an_interaction_ranks_both_parts_and_leaves_calibrated_search_out():
+    def part(seed):
+        pairs = embeddings(seed=seed, hub=3)
+        useless = torch.randn_like(pairs.audio)
+        frames = torch.stack([useless, pairs.audio], dim=1)
+        mask = torch.tensor([[False, True]]).expand(len(useless), 2)
+        return pairs, EmbeddedPart(
+            TokenEmbeddings(useless, frames, mask),
+            TokenEmbeddings(useless, pairs.text.unsqueeze(1)),
+            pairs.clip_ids,
+        )
+
+    (plain, tokens), (_, others) = part(1), part(2)
+    metrics = evaluate_uncalibrated(tokens, others, LateInteraction())
+    metric = AudioTextRetrieval()
+    metric.update(plain.audio, plain.text, plain.clip_ids)
+    wanted = metric.compute()
+    for name in RECALLS:
+        if name.startswith("t2a"):
+            assert metrics.validation[name] == pytest.approx(float(wanted[name]), abs=1e-6)
+    assert metrics.test != metrics.validation
+    assert (metrics.validation_calibrated, metrics.test_calibrated, metrics.calibration) == (None,) * 3

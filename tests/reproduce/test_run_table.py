@@ -1,5 +1,8 @@
 """Runs survive the way through the file, and a line that was not finished is as if it had not been begun."""
 
+import csv
+from dataclasses import replace
+
 import pytest
 
 from ask_lightning.metrics import Calibration
@@ -32,6 +35,19 @@ def test_what_is_appended_is_read(tmp_path):
     assert read == runs
     assert [run.folder for run in read] == [run.folder for run in runs]
     assert len(table.path.read_text().splitlines()) == 4
+
+
+def test_a_run_without_calibrated_search_has_empty_cells(tmp_path):
+    table = RunTable(tmp_path)
+    whole = make_run(tmp_path)
+    metrics = Metrics(whole.metrics.validation, whole.metrics.test)
+    run = replace(whole, metrics=metrics, method="GPA")
+    table.append(whole)
+    table.append(run)
+    (row,) = [row for row in csv.DictReader(table.path.open()) if row["method"] == "GPA"]
+    empty = {name for name, cell in row.items() if not cell}
+    assert empty == {"calibration", *(name for name in row if "_calibrated/" in name)}
+    assert list(table.read().values()) == [whole, run]
 
 
 @pytest.mark.parametrize("lost", [1, 40])

@@ -26,7 +26,7 @@ def runs(method, raw, calibrated, seeds=None, temperature=0.1):
             {"temperature": temperature},
             seed,
             "test",
-            Metrics(*(dict.fromkeys(RECALLS, value) for value in (one, one, other, other))),
+            Metrics(*(value and dict.fromkeys(RECALLS, value) for value in (one, one, other, other))),
         )
         for seed, one, other in zip(seeds or range(len(raw)), raw, calibrated, strict=True)
     ]
@@ -96,3 +96,16 @@ def test_the_candidates_and_the_chosen_ones():
         "| A | temperature=0.1 | **30.0** | 30.0 |",
         "| A | temperature=0.2 | 20.0 | **40.0** |",
     ]
+
+
+def test_methods_without_calibrated_search_have_dashes():
+    plain, tokens = runs("A", (0.3, 0.4), (0.5, 0.5)), runs("GPA", (0.5, 0.6), (None, None))
+    comparison = Comparison(tuning=(*plain, *tokens), raw=(*plain, *tokens), calibrated=tuple(plain))
+    lines = comparison_markdown(comparison).splitlines()
+    assert lines[4].startswith("| GPA | temperature=0.1 | 2 | raw | 55.0 ± 7.1 |")
+    assert lines[5] == "| GPA | – | – | calibrated" + 7 * " | –" + " |"
+    for reference, other, difference in (("A", "GPA", "+20.00"), ("GPA", "A", "-20.00")):
+        raw, calibrated = differences_markdown(comparison, reference).splitlines()[2:]
+        assert raw.startswith(f"| {other} | raw | {difference} |")
+        assert calibrated == f"| {other} | calibrated | – | – | – |"
+    assert tuning_markdown(comparison).splitlines()[-1] == "| GPA | temperature=0.1 | **60.0** | – |"

@@ -99,15 +99,17 @@ class InfluenceMonitor(Callback):
     Args:
         every_n_steps: Number of optimiser steps from one measurement to the next, at least 1; each costs
             about one more evaluation of the loss.
+        per_epoch: Whether to log the mean of each epoch's measurements instead of each of them.
 
     Examples:
         >>> InfluenceMonitor(every_n_steps=50).every_n_steps
         50
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: int = 50, *, per_epoch: bool = False) -> None:
         check_count("every_n_steps", every_n_steps, 1)
         self.every_n_steps = every_n_steps
+        self.per_epoch = per_epoch
         self._due = False
         self._last_step = -1
         self._measured: dict[str, Tensor] = {}
@@ -147,7 +149,7 @@ class InfluenceMonitor(Callback):
         """Logs what was measured."""
         measured, self._measured, self._due = self._measured, {}, False
         if measured:
-            pl_module.log_dict(measured, batch_size=1)
+            pl_module.log_dict(measured, batch_size=1, on_step=not self.per_epoch, on_epoch=self.per_epoch)
 
     def _measure(
         self, loss: nn.Module, embeddings: tuple[Embeddings, ...], named: dict[str, Any], value: Tensor

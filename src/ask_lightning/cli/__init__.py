@@ -25,6 +25,7 @@ commands:
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw
   transfer    train on one dataset, test on it and on another: --target
+  reproduce   tables and figures of the paper, and first experiments: table1 … figure7, all --data NAME
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
@@ -125,7 +126,7 @@ def run(arguments: Sequence[str]) -> Any:
     if command in ("-h", "--help"):
         print(_HELP + "\n".join(f"  {word:<12} {names}" for word, names in describe_names().items()))
         return None
-    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer")
+    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "reproduce")
     if command not in commands:
         raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
     try:
@@ -140,6 +141,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.transfer import transfer
 
         return transfer(rest)
+    if command == "reproduce":
+        from ask_lightning.cli.reproduce import reproduce
+
+        return reproduce(rest)
     from ask_lightning.cli.commands import run_command
 
     return run_command(command, rest)

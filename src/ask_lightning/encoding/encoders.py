@@ -147,6 +147,25 @@ def find_pair_encoder(module: object) -> Callable[[Any], tuple[Tensor, Tensor]]:
     return lambda batch: embed_batch(module, *encoders, batch)
 
 
+def find_token_encoder(module: object) -> Callable[[Any], tuple[Embeddings, Embeddings]]:
+    """Find how a module embeds the pairs of a batch, with frames and words where its encoders return them.
+
+    Args:
+        module: A module with a method `encode_pairs`, as `ASKModule` has, or with methods that
+            `find_encoders` finds.
+
+    Returns:
+        Function from a batch to audio and text embeddings, `(B, d)` or `TokenEmbeddings`.
+
+    Raises:
+        ValueError: The module has neither.
+    """
+    if callable(encode_pairs := getattr(module, "encode_pairs", None)):
+        return encode_pairs  # type: ignore[no-any-return]
+    encoders = find_encoders(module)
+    return lambda batch: encode_batch(module, *encoders, batch)
+
+
 def encoder_name(encoder: Encoder) -> str:
     """The name of an encoder, for messages.
 

@@ -71,13 +71,16 @@ class TokenEmbeddings:
         """The same embeddings outside of the graph."""
         return replace(self, pooled=self.pooled.detach(), tokens=self.tokens.detach())
 
-    def to(self, dtype: torch.dtype) -> TokenEmbeddings:
-        """The same embeddings in another dtype.
+    def to(self, target: torch.dtype | torch.device | str) -> TokenEmbeddings:
+        """The same embeddings in another dtype or on another device.
 
         Args:
-            dtype: Floating dtype.
+            target: Floating dtype, or device.
         """
-        return replace(self, pooled=self.pooled.to(dtype), tokens=self.tokens.to(dtype))
+        mask = self.mask
+        if mask is not None and not isinstance(target, torch.dtype):
+            mask = mask.to(target)
+        return TokenEmbeddings(self.pooled.to(target), self.tokens.to(target), mask)
 
     def unit_length(self) -> TokenEmbeddings:
         """The embeddings with pooled ones and tokens at length one; zeros stay zero."""

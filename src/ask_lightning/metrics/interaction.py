@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from ask_lightning.interaction import Similarities, TokenEmbeddings, as_similarities
+from ask_lightning.interaction import Similarities, TokenEmbeddings, as_similarities, rows_of
 from ask_lightning.metrics.functional import (
     RetrievalRanks,
     by_clip,
@@ -94,53 +93,6 @@ def interaction_ranks(
     captions_ahead = step_back_in_ties(clips, own_caption, captions_ahead)
     back = order.argsort()
     return RetrievalRanks(captions_ahead[back], clips_ahead[back], clips[back])
-
-
-def rows_of(embeddings: TokenEmbeddings, rows: Tensor) -> TokenEmbeddings:
-    """Some rows of embeddings.
-
-    Args:
-        embeddings: Embeddings of N rows.
-        rows: Numbers of the rows, `(n,)` integers.
-    """
-    return TokenEmbeddings(embeddings.pooled[rows], embeddings.tokens[rows], embeddings.valid[rows])
-
-
-def without_padding(embeddings: TokenEmbeddings) -> tuple[Tensor, Tensor]:
-    """The tokens of all rows one after another, and how many each row has.
-
-    Args:
-        embeddings: Embeddings of N rows.
-
-    Returns:
-        `(tokens of all rows, d)` and `(N,)` int64.
-
-    Examples:
-        >>> mask = torch.tensor([[True, False], [True, True]])
-        >>> tokens, lengths = without_padding(TokenEmbeddings(torch.ones(2, 3), torch.ones(2, 2, 3), mask))
-        >>> tokens.shape, lengths
-        (torch.Size([3, 3]), tensor([1, 2]))
-    """
-    return embeddings.tokens[embeddings.valid], embeddings.valid.sum(dim=1)
-
-
-def with_padding(pooled: Tensor, tokens: Tensor, lengths: Tensor) -> TokenEmbeddings:
-    """What `without_padding` was made of, with tokens before padding.
-
-    Args:
-        pooled: Embeddings `(N, d)`.
-        tokens: Tokens of all rows one after another.
-        lengths: Number of tokens of each row, `(N,)`.
-
-    Examples:
-        >>> with_padding(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([1, 2])).mask
-        tensor([[ True, False],
-                [ True,  True]])
-    """
-    longest = max(1, int(lengths.max()) if len(lengths) else 1)
-    parts = tokens.split(lengths.tolist())
-    padded = pad_sequence([*parts, tokens.new_zeros(longest, tokens.shape[1])], batch_first=True)[:-1]
-    return TokenEmbeddings(pooled, padded, torch.arange(longest, device=lengths.device) < lengths[:, None])
 
 
 def _scores(

@@ -9,7 +9,15 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from ask_lightning.functional.calibration import Calibration
-from ask_lightning.interaction import Embeddings, Similarities, TokenEmbeddings, pooled
+from ask_lightning.interaction import (
+    Embeddings,
+    Similarities,
+    TokenEmbeddings,
+    pooled,
+    rows_of,
+    with_padding,
+    without_padding,
+)
 from ask_lightning.metrics.calibration import CALIBRATIONS, QueryBank, calibrated_ranks, choose_calibration
 from ask_lightning.metrics.functional import (
     RetrievalRanks,
@@ -18,7 +26,7 @@ from ask_lightning.metrics.functional import (
     retrieval_ranks,
     retrieval_scores,
 )
-from ask_lightning.metrics.interaction import interaction_ranks, rows_of, with_padding, without_padding
+from ask_lightning.metrics.interaction import interaction_ranks
 from ask_lightning.metrics.table import CALIBRATED
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ask_lightning.data.audio.features import LogMel
-from ask_lightning.models.retriever import Padding, ProjectedRetriever
+from ask_lightning.models.retriever import InteractionName, Padding, ProjectedRetriever
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
@@ -103,48 +103,57 @@ class CED(nn.Module):
         Returns:
             `(B, d)`: tokens are averaged within each piece, then the pieces are averaged.
         """
-        batch_size, frames, _ = spectrogram.shape
+        return _pool_pieces(*self._encode_frames(spectrogram, num_frames))
+
+    def with_frames(
+        self, spectrogram: Tensor, num_frames: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode spectrograms, and each of their frames.
+
+        A frame is the mean over frequency of the tokens of its patches, so that a clip of one piece is the
+        mean of its frames.
+
+        Args:
+            spectrogram: `(B, F, 64)` decibels, `F` at least 16.
+            num_frames: `(B,)` integers, length of each row without padding. None: rows have no padding. It is
+                not used with `padding="heard"`, where all frames count.
+
+        Returns:
+            Features of clips `(B, d)`, those of their frames of 0.16 s `(B, L, d)`, the pieces of long clips
+            one after another, and which of them are no padding, `(B, L)` boolean.
+        """
+        frames, inside = self._encode_frames(spectrogram, num_frames)
+        return _pool_pieces(frames, inside), frames.flatten(1, 2), inside.flatten(1, 2)
+
+    def _encode_frames(self, spectrogram: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Frames `(B, pieces, columns of patches, d)`, and which of them are no padding."""
         normal = spectrogram.to(self.norm.weight.dtype).transpose(1, 2).unsqueeze(-1)  # (B, M, F, 1)
         normal = self.init_bn(normal).squeeze(-1).transpose(1, 2)  # (B, F, M)
         normal = self.spec_augment(normal).transpose(1, 2)  # (B, M, F)
-        if self.padding == "heard":
-            return self._encode_equal_pieces(normal)
-        pieces = -(-frames // self.max_frames)
-        if pieces == 1 and num_frames is None:
-            return self._encode_patches(normal, None).mean(dim=1)
-
-        if num_frames is None:
-            num_frames = torch.full((batch_size,), frames, device=normal.device)
-        if pieces > 1:
-            normal = pad(normal, (0, pieces * self.max_frames - frames))
-            normal = normal.unflatten(2, (pieces, self.max_frames))  # (B, M, pieces, max_frames)
-            normal = normal.transpose(1, 2).flatten(0, 1)  # (B pieces, M, max_frames)
-        starts = self.max_frames * torch.arange(pieces, device=normal.device)
-        patches = (num_frames.unsqueeze(1) - starts).clamp(0, normal.shape[2]) // PATCH  # (B, pieces)
-        patches[:, 0].clamp_(min=1)
-        has_sound = patches > 0
-        # A piece of padding has no weight below, but its attention must not be empty.
-        columns = torch.arange(normal.shape[2] // PATCH, device=normal.device)
-        inside = columns < patches.clamp_min(1).flatten().unsqueeze(1)  # (B pieces, columns)
-        inside = inside.repeat(1, NUM_MELS // PATCH)  # (B pieces, N)
-        tokens = self._encode_patches(normal, inside)  # (B pieces, N, d)
-        weights = inside.unsqueeze(2).to(tokens.dtype)  # (B pieces, N, 1)
-        means = (tokens * weights).sum(dim=1) / weights.sum(dim=1)  # (B pieces, d)
-        shares = (has_sound / has_sound.sum(dim=1, keepdim=True)).to(tokens.dtype)  # (B, pieces)
-        means = means.unflatten(0, (batch_size, pieces))  # (B, pieces, d)
-        mean: Tensor = (means * shares.unsqueeze(2)).sum(dim=1)  # (B, d)
-        return mean
-
-    def _encode_equal_pieces(self, normal: Tensor) -> Tensor:
-        """Encode spectrograms `(B, M, F)` as `(B, d)` like the public code."""
         pieces = list(normal.split(self.max_frames, dim=2))
+        if self.padding == "heard" and len(pieces) > 1 and pieces[-1].shape[2] == self.max_frames:
+            pieces.pop()
         if len(pieces) > 1:
-            last = pieces.pop()
-            if (missing := self.max_frames - last.shape[2]) > 0:
-                pieces.append(pad(last, (0, missing)))
-        tokens = self._encode_patches(torch.cat(pieces), None)  # (pieces B, N, d)
-        mean: Tensor = tokens.mean(dim=1).unflatten(0, (len(pieces), -1)).mean(dim=0)  # (B, d)
-        return mean
+            pieces[-1] = pad(pieces[-1], (0, self.max_frames - pieces[-1].shape[2]))
+        stacked = torch.stack(pieces, dim=1)  # (B, pieces, M, columns of spectra)
+        inside = None
+        if self.padding == "masked" and (num_frames is not None or len(pieces) > 1):
+            if num_frames is None:
+                num_frames = torch.full((len(normal),), normal.shape[2], device=normal.device)
+            starts = self.max_frames * torch.arange(len(pieces), device=normal.device)
+            patches = (num_frames.unsqueeze(1) - starts).clamp(0, stacked.shape[3]) // PATCH  # (B, pieces)
+            patches[:, 0].clamp_(min=1)
+            columns = torch.arange(stacked.shape[3] // PATCH, device=normal.device)
+            inside = columns < patches.unsqueeze(2)  # (B, pieces, columns)
+        attended = None
+        if inside is not None:
+            # A piece of padding counts for nothing, but its attention must not be empty.
+            attended = inside | ~inside.any(dim=2, keepdim=True)  # (B, pieces, columns)
+            attended = attended.flatten(0, 1).repeat(1, NUM_MELS // PATCH)  # (B pieces, N)
+        tokens = self._encode_patches(stacked.flatten(0, 1), attended)  # (B pieces, N, d)
+        frames = tokens.unflatten(1, (NUM_MELS // PATCH, -1)).mean(dim=1)  # (B pieces, columns, d)
+        frames = frames.unflatten(0, stacked.shape[:2])  # (B, pieces, columns, d)
+        return frames, torch.ones_like(frames[..., 0], dtype=torch.bool) if inside is None else inside
 
     def _encode_patches(self, normal: Tensor, inside: Tensor | None) -> Tensor:
         """Encode spectrograms `(B, M, F)` as tokens `(B, N, d)`; `inside` `(B, N)` is false for padding."""
@@ -209,6 +218,9 @@ class CEDSonar(ProjectedRetriever):
             0.1 in fairseq2, from which the original takes SONAR. None: that of the configuration, which is 0
             for the weights on the hub.
         max_tokens: Largest number of tokens of a caption, at least 3. Longer captions are truncated.
+        interaction: How clips and captions are compared. `"prototypes"`: a `PrototypeAttention` of frames and
+            words, in the manner of GPA. `"frames"`: a `FrameWiseInteraction`, in the manner of FLAM. None:
+            dot product of the embeddings.
         temperature: τ of the loss, above 0.
         learn_temperature: Whether τ is a parameter that is trained, from this value on.
         embedding_regularizer: Weight of the embedding regulariser in the model's own loss, at least 0; see
@@ -264,6 +276,7 @@ class CEDSonar(ProjectedRetriever):
         padding: Padding = "masked",
         activation_dropout: float | None = None,
         max_tokens: int = 128,
+        interaction: InteractionName | None = None,
         temperature: float = 0.07,
         learn_temperature: bool = False,
         embedding_regularizer: float = 0.0,
@@ -317,7 +330,15 @@ class CEDSonar(ProjectedRetriever):
             max_tokens=max_tokens,
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
+        self.compare_by_name(interaction, width)
         self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)
+
+
+def _pool_pieces(frames: Tensor, inside: Tensor) -> Tensor:
+    """The mean over the pieces with sound `(B, d)` of the means of their frames `(B, pieces, columns, d)`."""
+    count = inside.sum(dim=2, keepdim=True)  # (B, pieces, 1)
+    means = (frames * inside.unsqueeze(3)).sum(dim=2) / count.clamp_min(1)  # (B, pieces, d)
+    return means.sum(dim=1) / (count > 0).sum(dim=1)  # (B, d)
 
 
 class _PatchEmbedding(nn.Module):

@@ -1,21 +1,18 @@
 """ML-ACT: ResNet-38 of PANNs and BERT. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `d` width."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, relu
 
 from ask_lightning.data.audio.features import LogMel
-from ask_lightning.interaction import FrameWiseInteraction, PrototypeAttention
-from ask_lightning.models.retriever import Padding, ProjectedRetriever
+from ask_lightning.models.retriever import InteractionName, Padding, ProjectedRetriever
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.models.weights import find_file, load_weights, read_state_dict
-from ask_lightning.utilities.arguments import check_choice, check_fraction
-
-InteractionName = Literal["prototypes", "frames"]
+from ask_lightning.utilities.arguments import check_fraction
 
 SAMPLE_RATE = 32000
 """Sample rate of PANNs, in Hz."""
@@ -275,10 +272,7 @@ class ResNet38BERT(ProjectedRetriever):
             text_weights, text_config, tokenizer, dropout=dropout, max_tokens=max_tokens
         )
         self.add_heads(audio_width, self.text_encoder.width, head_width, width)
-        check_choice("interaction", interaction, (None, *get_args(InteractionName)))
-        if interaction is not None:
-            kind = PrototypeAttention if interaction == "prototypes" else FrameWiseInteraction
-            self.compare_by(kind(width))
+        self.compare_by_name(interaction, width)
         self.replace_hyperparameters(audio_weights=None, **self.text_encoder.offline_arguments)
 
 

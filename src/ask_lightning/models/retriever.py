@@ -13,7 +13,14 @@ from typing_extensions import Self
 
 from ask_lightning.data.audio.features import LogMel, Resample
 from ask_lightning.functional import nt_xent
-from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled
+from ask_lightning.interaction import (
+    Embeddings,
+    FrameWiseInteraction,
+    Interaction,
+    PrototypeAttention,
+    TokenEmbeddings,
+    pooled,
+)
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.metrics.table import CALIBRATED, DIRECTIONS, mean_recall
 from ask_lightning.models.text import TextEncoder
@@ -23,6 +30,9 @@ Batch = dict[str, Any]
 
 Padding = Literal["masked", "heard"]
 """`"masked"`: a clip is encoded as if it were alone. `"heard"`: its padding is encoded like sound."""
+
+InteractionName = Literal["prototypes", "frames"]
+"""`"prototypes"`: `PrototypeAttention`. `"frames"`: `FrameWiseInteraction`."""
 
 
 class Retriever(L.LightningModule, ABC):
@@ -82,6 +92,27 @@ class Retriever(L.LightningModule, ABC):
         self.interaction = interaction
         self.val_metrics = AudioTextRetrieval(interaction=interaction)
         self.test_metrics = AudioTextRetrieval(interaction=interaction)
+
+    def compare_by_name(self, name: InteractionName | None, width: int) -> None:
+        """Compare clips and captions by a new interaction of a kind.
+
+        Args:
+            name: `"prototypes"`: a `PrototypeAttention`. `"frames"`: a `FrameWiseInteraction`. None: nothing
+                changes.
+            width: d, width of the embeddings.
+
+        Raises:
+            ValueError: There is no such kind.
+        """
+        check_choice("interaction", name, (None, *get_args(InteractionName)))
+        if name is not None:
+            kind = PrototypeAttention if name == "prototypes" else FrameWiseInteraction
+            self.compare_by(kind(width))
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the encoders return frames and words, which the interaction compares."""
+        return self.interaction is not None and self.interaction.needs_tokens
 
     @abstractmethod
     def encode_audio(self, batch: Batch) -> Embeddings:
@@ -337,7 +368,7 @@ class ProjectedRetriever(FineTunedRetriever):
         if interaction.needs_tokens and not callable(getattr(self.audio_encoder, "with_frames", None)):
             raise TypeError(
                 f"{type(interaction).__name__} compares frames, but {type(self.audio_encoder).__name__} "
-                "returns clips alone. Take ResNet38BERT, or an encoder with a method `with_frames`."
+                "returns clips alone. Give it a method `with_frames`."
             )
         super().compare_by(interaction)
 
@@ -359,10 +390,11 @@ class ProjectedRetriever(FineTunedRetriever):
         if num_samples is not None and self.padding == "masked":
             num_frames = self.log_mel.num_frames(num_samples)
         spectrogram = self.log_mel(waveform)
-        if self._needs_tokens:
+        if self.needs_tokens:
             encoder: Any = self.audio_encoder
-            return _projected(self.audio_head, *encoder.with_frames(spectrogram, num_frames))
-        return _projected(self.audio_head, self.audio_encoder(spectrogram, num_frames))
+            clips, frames, inside = encoder.with_frames(spectrogram, num_frames)
+            return at_unit_length((self.audio_head(clips), self.audio_head(frames), inside))
+        return at_unit_length(self.audio_head(self.audio_encoder(spectrogram, num_frames)))
 
     def encode_text(self, batch: Batch) -> Embeddings:
         """Encode the captions of a batch.
@@ -373,23 +405,27 @@ class ProjectedRetriever(FineTunedRetriever):
         Returns:
             `(B, d)`, L2-normalised; with an interaction of tokens, `TokenEmbeddings` of captions and tokens.
         """
-        if self._needs_tokens:
-            return _projected(self.text_head, *self.text_encoder.with_tokens(batch["caption"]))
-        return _projected(self.text_head, self.text_encoder(batch["caption"]))
-
-    @property
-    def _needs_tokens(self) -> bool:
-        return self.interaction is not None and self.interaction.needs_tokens
+        if self.needs_tokens:
+            captions, tokens, inside = self.text_encoder.with_tokens(batch["caption"])
+            return at_unit_length((self.text_head(captions), self.text_head(tokens), inside))
+        return at_unit_length(self.text_head(self.text_encoder(batch["caption"])))
 
 
-def _projected(
-    head: nn.Module, features: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
-) -> Embeddings:
-    """Features `(B, …)` and those of tokens `(B, L, …)` through a head, at length one."""
-    embeddings = normalize(head(features).float(), dim=-1)
-    if tokens is None:
-        return embeddings
-    return TokenEmbeddings(embeddings, normalize(head(tokens).float(), dim=-1), mask)
+def at_unit_length(encoded: Tensor | tuple[Tensor, Tensor, Tensor]) -> Embeddings:
+    """What an encoder made, as embeddings of length one in float32.
+
+    Args:
+        encoded: Clips or captions `(B, d)`, alone or with their frames or words `(B, L, d)` and which of them
+            are no padding, `(B, L)` boolean.
+
+    Examples:
+        >>> at_unit_length(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    if isinstance(encoded, Tensor):
+        return normalize(encoded.float(), dim=-1)
+    whole, tokens, mask = encoded
+    return TokenEmbeddings(normalize(whole.float(), dim=-1), normalize(tokens.float(), dim=-1), mask)
 
 
 def embedding_spread(embeddings: Tensor) -> Tensor:

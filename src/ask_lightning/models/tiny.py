@@ -1,17 +1,24 @@
 """A small retrieval model that trains on a CPU. Axes: `B` batch, `T` samples, `F` frames, `d` width."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
 from ask_lightning.data.audio.features import SILENCE, log_mel_transform
-from ask_lightning.models.retriever import Batch, Retriever, batch_waveforms
+from ask_lightning.interaction import Embeddings
+from ask_lightning.models.retriever import (
+    Batch,
+    InteractionName,
+    Retriever,
+    at_unit_length,
+    batch_waveforms,
+)
 from ask_lightning.models.spec_augment import SpecAugment
 from ask_lightning.models.words import HashedWordEncoder
 from ask_lightning.utilities.arguments import (
@@ -74,6 +81,30 @@ class ConvolutionalAudioEncoder(nn.Module):
         Returns:
             `(B, width)`, not normalised.
         """
+        states, _ = self._states(spectrogram, num_frames)
+        projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
+        return projected
+
+    def with_frames(
+        self, spectrogram: Tensor, num_frames: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode spectrograms, and each of their frames.
+
+        Args:
+            spectrogram: `(B, F, num_mels)` as `log_mel` makes it.
+            num_frames: `(B,)` integers from 1 to F, length of each row without padding. None: rows have no
+                padding.
+
+        Returns:
+            Clips `(B, width)` and their frames of 0.256 s `(B, ⌈F / 16⌉, width)`, not normalised, and which
+            of them are no padding, `(B, ⌈F / 16⌉)` boolean.
+        """
+        states, inside = self._states(spectrogram, num_frames)
+        frames = self.project(states.masked_fill(~inside.unsqueeze(-1), 0))  # (B, F / 16, width)
+        return self.project(states.amax(dim=1)), frames, inside
+
+    def _states(self, spectrogram: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States over time `(B, F / 16, 2 time_width)`, -inf in padding, and which are no padding."""
         # From silence to loud, log power rises from -11.5 by about 15: this brings it to about -1 … 1.
         maps = ((spectrogram - SILENCE / 2) / 6).unsqueeze(1)  # (B, 1, F, num_mels)
         for layer in self.convolutions:
@@ -86,13 +117,12 @@ class ConvolutionalAudioEncoder(nn.Module):
         frames = maps.transpose(1, 2).flatten(2)  # (B, F / 16, channels * num_mels / 16)
         if num_frames is None:
             states, _ = self.recurrent(frames)  # (B, F / 16, 2 time_width)
-        else:
-            packed = pack_padded_sequence(frames, num_frames.cpu(), batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(
-                self.recurrent(packed)[0], batch_first=True, padding_value=-torch.inf
-            )  # (B, F / 16, 2 time_width)
-        projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
-        return projected
+            return states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        packed = pack_padded_sequence(frames, num_frames.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(
+            self.recurrent(packed)[0], batch_first=True, padding_value=-torch.inf
+        )  # (B, F / 16, 2 time_width)
+        return states, torch.arange(states.shape[1], device=states.device) < num_frames.unsqueeze(1)
 
 
 class TinyRetriever(Retriever):
@@ -118,6 +148,9 @@ class TinyRetriever(Retriever):
             example (SpecAugment), in [0, 1). 0 silences nothing.
         sample_rate: Sample rate of the waveforms, in Hz.
         num_mels: Number of mel bins.
+        interaction: How clips and captions are compared. `"prototypes"`: a `PrototypeAttention` of frames and
+            words, in the manner of GPA. `"frames"`: a `FrameWiseInteraction`, in the manner of FLAM. None:
+            dot product of the embeddings.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -141,6 +174,7 @@ class TinyRetriever(Retriever):
         masked_share: float = 0.0,
         sample_rate: int = 16000,
         num_mels: int = 64,
+        interaction: InteractionName | None = None,
     ) -> None:
         super().__init__(temperature)
         check_positive("learning_rate", learning_rate)
@@ -160,32 +194,37 @@ class TinyRetriever(Retriever):
             self.spec_augment = SpecAugment(masked_share, masked_share, count=1, value=SILENCE)
         self.audio_encoder = ConvolutionalAudioEncoder(width, num_mels)
         self.text_encoder = HashedWordEncoder(width)
+        self.compare_by_name(interaction, width)
 
-    def encode_audio(self, batch: Batch) -> Tensor:
+    def encode_audio(self, batch: Batch) -> Embeddings:
         """Encode the clips of a batch.
 
         Args:
             batch: A batch with `"log_mel"`, or with `"waveform"` and optionally `"num_samples"`.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; with an interaction of tokens, `TokenEmbeddings` of clips and frames.
 
         Raises:
             ValueError: The batch has neither, waveforms of another shape, or another number of mel bins.
         """
         spectrogram, num_frames = self._spectrogram(batch)
-        return normalize(self.audio_encoder(self.spec_augment(spectrogram), num_frames), dim=-1)
+        encode: Callable[..., Any] = (
+            self.audio_encoder.with_frames if self.needs_tokens else self.audio_encoder
+        )
+        return at_unit_length(encode(self.spec_augment(spectrogram), num_frames))
 
-    def encode_text(self, batch: Batch) -> Tensor:
+    def encode_text(self, batch: Batch) -> Embeddings:
         """Encode the captions of a batch.
 
         Args:
             batch: A batch with `"caption"`.
 
         Returns:
-            `(B, d)`, L2-normalised.
+            `(B, d)`, L2-normalised; with an interaction of tokens, `TokenEmbeddings` of captions and words.
         """
-        return normalize(self.text_encoder(batch["caption"]), dim=-1)
+        encode: Callable[..., Any] = self.text_encoder.with_tokens if self.needs_tokens else self.text_encoder
+        return at_unit_length(encode(batch["caption"]))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with the chosen schedule.

@@ -83,6 +83,29 @@ class HashedWordEncoder(nn.Module):
         Raises:
             ValueError: A caption has no word.
         """
+        states, _ = self._states(captions)
+        projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
+        return projected
+
+    def with_tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode captions, and each of their words.
+
+        Args:
+            captions: `B` captions with at least one word or punctuation mark each.
+
+        Returns:
+            Captions `(B, width)` and their words `(B, W, width)`, not normalised, and which of them are no
+            padding, `(B, W)` boolean.
+
+        Raises:
+            ValueError: A caption has no word.
+        """
+        states, inside = self._states(captions)
+        words = self.project(states.masked_fill(~inside.unsqueeze(-1), 0))  # (B, W, width)
+        return self.project(states.amax(dim=1)), words, inside
+
+    def _states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States of the words `(B, W, 2 word_width)`, -inf in padding, and which are no padding."""
         sentences = [split_words(caption) for caption in captions]
         for caption, words in zip(captions, sentences, strict=True):
             if not words:
@@ -94,8 +117,8 @@ class HashedWordEncoder(nn.Module):
         states, _ = pad_packed_sequence(
             self.recurrent(packed)[0], batch_first=True, padding_value=-torch.inf
         )  # (B, W, 2 word_width)
-        projected: Tensor = self.project(states.amax(dim=1))  # (B, width)
-        return projected
+        inside = torch.arange(states.shape[1]) < lengths.unsqueeze(1)  # (B, W)
+        return states, inside.to(states.device)
 
     def _pieces(self, sentences: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
         """Buckets of all pieces of all words, concatenated, and the position at which each word starts."""

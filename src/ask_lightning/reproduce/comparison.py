@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ class Comparison:
         tuning: Runs of the first seed with each candidate, method by method.
         raw: Runs with the settings that are best for search by cosine similarity, method by method, seed by
             seed.
-        calibrated: Runs with the settings that are best for calibrated search, in the same order.
+        calibrated: Runs with the settings that are best for calibrated search, in the same order, without the
+            methods whose models have an interaction and so no calibrated search; none if they were not asked
+            for.
     """
 
     tuning: tuple[Run, ...]
@@ -98,14 +101,17 @@ def compare(
     seeds: Sequence[int] = range(5),
     jobs: int = 1,
     threads: int = 1,
+    calibrated: bool = True,
     log: Callable[[str], object] = print,
+    on_run: Callable[[Run], object] | None = None,
 ) -> Comparison:
     """Tune every method with the same number of runs, then run every seed with what was chosen.
 
     The first seed trains each method with each of its candidates. Two are kept for the other seeds, often the
     same: the one with the highest mean recall on the validation part by cosine similarity, and the one with
-    the highest in calibrated search, since a model that is searched so is tuned for it. Their runs are the
-    method's runs of the first seed. Test metrics choose nothing.
+    the highest in calibrated search, since a model that is searched so is tuned for it. A model with an
+    interaction has the first only, by its interaction. Their runs are the method's runs of the first seed.
+    Test metrics choose nothing.
 
     Every finished run is a line of `runs.csv`; what is there is not trained again.
 
@@ -116,7 +122,10 @@ def compare(
         seeds: Seeds, at least one; settings are chosen on the first.
         jobs: Number of runs at a time. More than one run in processes of their own.
         threads: Number of CPU threads of each run.
+        calibrated: Whether settings are chosen for calibrated search as well, which trains up to twice as
+            many runs.
         log: A function that is called with a line about each finished run.
+        on_run: A function that is called with each finished run, instead of `log`.
 
     Returns:
         The runs that settings were chosen from, and those with the chosen settings.
@@ -130,7 +139,7 @@ def compare(
     check_count("jobs", jobs)
     check_count("threads", threads)
     table = RunTable(output)
-    _check_protocol(protocol, output)
+    _check_protocol(protocol, calibrated, output)
     finished = table.read()
     done: set[tuple[str, str, int]] = set()
     total: set[tuple[str, str, int]] = set()
@@ -139,16 +148,16 @@ def compare(
         total.update(job.key for job in wanted)
         missing = {job.key: job for job in wanted if job.key not in finished}
         done.update(job.key for job in wanted if job.key in finished)
-        for run in _train_all(list(missing.values()), protocol, output, jobs, threads):
+        train = partial(_train, protocol, calibrated, output)
+        for run in _train_all(list(missing.values()), train, jobs, threads):
             table.append(run)
             key = (run.method, settings_text(run.settings), run.seed)
             finished[key] = run
             done.add(key)
-            recall = 100 * mean_recall(run.metrics.validation)
-            log(
-                f"[{len(done)}/{len(total)}] {run.method}, {settings_label(run.settings)}, seed {run.seed}: "
-                f"validation mean recall {recall:.1f} % ({run.seconds:.0f} s)"
-            )
+            if on_run is None:
+                log(f"[{len(done)}/{len(total)}] {describe_run(run)}")
+            else:
+                on_run(run)
 
     tuning = {
         method.name: [_Job(method, settings, seeds[0], "tune") for settings in method.candidates]
@@ -160,18 +169,36 @@ def compare(
         """The runs of all seeds with each method's candidate that is best in a part of `Metrics`."""
         jobs = []
         for method in methods:
-            best = max(
-                tuning[method.name], key=lambda job: mean_recall(getattr(finished[job.key].metrics, part))
-            )
-            jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
+            reached = [
+                (mean_recall(recalls), job)
+                for job in tuning[method.name]
+                if (recalls := getattr(finished[job.key].metrics, part)) is not None
+            ]
+            if reached:
+                _, best = max(reached, key=lambda pair: pair[0])
+                jobs += [_Job(method, best.settings, seed, "test") for seed in seeds]
         return jobs
 
-    raw, calibrated = chosen("validation"), chosen("validation_calibrated")
-    run_all([*raw, *calibrated])
+    best_raw = chosen("validation")
+    best_calibrated = chosen("validation_calibrated") if calibrated else []
+    run_all([*best_raw, *best_calibrated])
     return Comparison(
         tuning=tuple(finished[job.key] for candidates in tuning.values() for job in candidates),
-        raw=tuple(finished[job.key] for job in raw),
-        calibrated=tuple(finished[job.key] for job in calibrated),
+        raw=tuple(finished[job.key] for job in best_raw),
+        calibrated=tuple(finished[job.key] for job in best_calibrated),
+    )
+
+
+def describe_run(run: Run) -> str:
+    """A run in one line: method, settings, seed, and what it reached on validation.
+
+    Args:
+        run: A finished run.
+    """
+    recall = 100 * mean_recall(run.metrics.validation)
+    return (
+        f"{run.method}, {settings_label(run.settings)}, seed {run.seed}: validation mean recall "
+        f"{recall:.1f} % ({run.seconds:.0f} s)"
     )
 
 
@@ -192,11 +219,12 @@ def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
         )
 
 
-def _check_protocol(protocol: Protocol, output: Path) -> None:
+def _check_protocol(protocol: Protocol, calibrated: bool, output: Path) -> None:
     """Refuse a folder of runs under another protocol; note the protocol in a new one."""
     options = {
         "max_epochs": protocol.max_epochs,
         "accelerator": protocol.accelerator,
+        "calibrated": calibrated,
         **(protocol.description or {}),
     }
     present: dict[str, Any] = json.loads(json.dumps(options, default=str))
@@ -218,7 +246,7 @@ def _check_protocol(protocol: Protocol, output: Path) -> None:
 
 
 def _train_all(
-    wanted: Sequence[_Job], protocol: Protocol, output: Path, jobs: int, threads: int
+    wanted: Sequence[_Job], train: Callable[[_Job], Run], jobs: int, threads: int
 ) -> Iterator[Run]:
     """Train, and yield each run as it ends."""
     if jobs == 1:
@@ -226,7 +254,7 @@ def _train_all(
         torch.set_num_threads(threads)
         try:
             for job in wanted:
-                yield _train(job, protocol, output)
+                yield train(job)
         finally:
             torch.set_num_threads(before)
         return
@@ -237,7 +265,7 @@ def _train_all(
     with ProcessPoolExecutor(
         min(jobs, len(wanted)), context, initializer=_start_worker, initargs=(threads,)
     ) as pool:
-        futures = [pool.submit(_train, job, protocol, output) for job in wanted]
+        futures = [pool.submit(train, job) for job in wanted]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -250,7 +278,7 @@ def _start_worker(threads: int) -> None:
     silence_lightning()
 
 
-def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
+def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run:
     started = time.perf_counter()
     folder = run_folder(output, job.method.name, job.settings, job.seed)
     loggers = () if protocol.make_loggers is None else protocol.make_loggers(folder.name)
@@ -263,6 +291,7 @@ def _train(job: _Job, protocol: Protocol, output: Path) -> Run:
             max_epochs=protocol.max_epochs,
             accelerator=protocol.accelerator,
             loggers=loggers,
+            calibrated=calibrated,
         )
     except Exception as error:
         raise RuntimeError(

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import find_pair_encoder
-from ask_lightning.functional import unit_length
+from ask_lightning.encoding.encoders import find_token_encoder
+from ask_lightning.interaction import (
+    Embeddings,
+    Interaction,
+    TokenEmbeddings,
+    joined,
+    pooled,
+    unit_embeddings,
+)
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank, choose_calibration
 from ask_lightning.metrics.table import CALIBRATED, RECALLS
 from ask_lightning.utilities.clip_ids import integer_ids
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class EmbeddedPart:
     """The embedded pairs of a split.
 
     Attributes:
-        audio: Unit vectors of the clips, `(N, d)`; row i is the clip of pair i.
-        text: Unit vectors of the captions, `(N, d)`.
+        audio: Unit vectors of the clips, `(N, d)`; row i is the clip of pair i. With an interaction of tokens
+            `TokenEmbeddings` of clips and frames.
+        text: Unit vectors of the captions, `(N, d)`, or `TokenEmbeddings` of captions and words.
         clip_ids: Ids of the clips, `(N,)` int64.
     """
 
-    audio: Tensor
-    text: Tensor
+    audio: Embeddings
+    text: Embeddings
     clip_ids: Tensor
-
-    @property
-    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Audio, text and clip ids."""
-        return self.audio, self.text, self.clip_ids
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,19 @@ class Metrics:
     """Metrics of a model under the names in `RECALLS`, as fractions.
 
     Attributes:
-        validation: Metrics of the validation part by cosine similarity.
-        test: Metrics of the test part by cosine similarity.
-        validation_calibrated: Metrics of the validation part in calibrated search.
-        test_calibrated: Metrics of the test part in calibrated search.
-        calibration: The calibration that was best on the validation part.
+        validation: Metrics of the validation part by cosine similarity, or by the model's interaction.
+        test: Metrics of the test part by the same.
+        validation_calibrated: Metrics of the validation part in calibrated search. None for a model with an
+            interaction: calibrated search is of cosine similarities.
+        test_calibrated: Metrics of the test part in calibrated search, or None.
+        calibration: The calibration that was best on the validation part, or None.
     """
 
     validation: Mapping[str, float]
     test: Mapping[str, float]
-    validation_calibrated: Mapping[str, float]
-    test_calibrated: Mapping[str, float]
-    calibration: Calibration = field(default_factory=Calibration)
+    validation_calibrated: Mapping[str, float] | None = None
+    test_calibrated: Mapping[str, float] | None = None
+    calibration: Calibration | None = None
 
 
 class _Embedder(pl.LightningModule):
@@ -62,13 +66,32 @@ class _Embedder(pl.LightningModule):
     def __init__(self, module: pl.LightningModule) -> None:
         super().__init__()
         self.module = module
+        self.batches: list[EmbeddedPart] = []
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[Tensor, ...]:
-        sides = (unit_length(side.float()).cpu() for side in find_pair_encoder(self.module)(batch))
-        return *sides, integer_ids(batch["clip_id"]).cpu()
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> int:
+        sides = find_token_encoder(self.module)(batch)
+        if find_interaction(self.module) is None:
+            sides = pooled(sides[0]), pooled(sides[1])
+        audio, text = (unit_embeddings(side, torch.float32).to("cpu") for side in sides)
+        # Kept here, since a trainer cannot take frozen dataclasses.
+        self.batches.append(EmbeddedPart(audio, text, integer_ids(batch["clip_id"]).cpu()))
+        return len(audio)
 
 
-def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object) -> Embeddings:
+def find_interaction(module: pl.LightningModule) -> Interaction | None:
+    """The interaction that a module compares clips and captions by, its attribute `interaction`.
+
+    Args:
+        module: The module, or an `ASKModule` around it.
+
+    Returns:
+        The interaction, or None where pooled embeddings are compared.
+    """
+    interaction = getattr(module, "interaction", None)
+    return interaction if isinstance(interaction, Interaction) else None
+
+
+def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object) -> EmbeddedPart:
     """Embed the pairs of a loader in evaluation mode.
 
     Args:
@@ -77,15 +100,23 @@ def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object
         loader: Loader of batches with `"clip_id"`.
 
     Returns:
-        The embeddings on the CPU, in the order of the loader.
+        The embeddings on the CPU, in the order of the loader, with those of tokens if the module has an
+        interaction.
     """
-    batches: Any = trainer.predict(_Embedder(module), loader)
-    audio, text, clip_ids = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Embeddings(audio, text, clip_ids)
+    embedder = _Embedder(module)
+    trainer.predict(embedder, loader, return_predictions=False)
+    batches = embedder.batches
+    audio, text = (_joined([getattr(batch, side) for batch in batches]) for side in ("audio", "text"))
+    return EmbeddedPart(audio, text, torch.cat([batch.clip_ids for batch in batches]))
 
 
-def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metrics:
-    """Rank both parts, raw and calibrated.
+def _joined(parts: Sequence[Any]) -> Embeddings:
+    """The rows of all batches."""
+    return joined(parts) if isinstance(parts[0], TokenEmbeddings) else torch.cat([*parts])
+
+
+def evaluate(validation: EmbeddedPart, test: EmbeddedPart, bank: EmbeddedPart) -> Metrics:
+    """Rank both parts by cosine similarity, raw and calibrated.
 
     The calibration is the one that `ask_lightning.metrics.choose_calibration` finds on the validation part.
 
@@ -98,17 +129,16 @@ def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metr
     Returns:
         The metrics.
     """
-    queries = QueryBank.from_pairs(*bank.pairs)
-    calibration = choose_calibration(*validation.pairs, queries)
+    queries = QueryBank.from_pairs(pooled(bank.audio), pooled(bank.text), bank.clip_ids)
+    calibration = choose_calibration(
+        pooled(validation.audio), pooled(validation.text), validation.clip_ids, queries
+    )
     recalls = []
     for part in (validation, test):
         metric = AudioTextRetrieval()
         metric.calibrate(queries, calibration)
-        metric.update(*part.pairs)
-        scores = metric.compute()
-        recalls += [
-            {name: float(scores[f"{search}{name}"]) for name in RECALLS} for search in ("", CALIBRATED)
-        ]
+        scores = _scores(metric, part)
+        recalls += [_recalls(scores), _recalls(scores, CALIBRATED)]
     return Metrics(
         validation=recalls[0],
         test=recalls[2],
@@ -116,3 +146,44 @@ def evaluate(validation: Embeddings, test: Embeddings, bank: Embeddings) -> Metr
         test_calibrated=recalls[3],
         calibration=calibration,
     )
+
+
+def evaluate_uncalibrated(
+    validation: EmbeddedPart, test: EmbeddedPart, interaction: Interaction | None = None
+) -> Metrics:
+    """Rank both parts by cosine similarity or by an interaction, without calibrated search.
+
+    Args:
+        validation: Embeddings of the validation part, with those of tokens if the interaction compares them.
+        test: Embeddings of the test part of the same kind.
+        interaction: How clips and captions are compared, on the CPU; None: by cosine similarity.
+
+    Returns:
+        The metrics, without those of calibrated search.
+    """
+    return Metrics(recalls_of(validation, interaction), recalls_of(test, interaction))
+
+
+def recalls_of(part: EmbeddedPart, interaction: Interaction | None = None) -> dict[str, float]:
+    """Rank one part by cosine similarity or by an interaction.
+
+    Args:
+        part: Embeddings of the part.
+        interaction: How clips and captions are compared, on the CPU; None: by cosine similarity.
+
+    Returns:
+        Recalls under the names in `RECALLS`, as fractions.
+    """
+    return _recalls(_scores(AudioTextRetrieval(interaction=interaction), part))
+
+
+def _scores(metric: AudioTextRetrieval, part: EmbeddedPart) -> dict[str, Tensor]:
+    """What a metric says of a part."""
+    metric.reset()
+    metric.update(part.audio, part.text, part.clip_ids)
+    return metric.compute()
+
+
+def _recalls(scores: Mapping[str, Tensor], search: str = "") -> dict[str, float]:
+    """The recalls of a kind of search."""
+    return {name: float(scores[f"{search}{name}"]) for name in RECALLS}

@@ -20,7 +20,8 @@ def comparison_picture(comparison: Comparison, path: Path, *, refresh_every: int
     """Draw what the methods reached on the test part, and how they came there.
 
     The left panel has the mean of the six test recalls: a dot for each seed and a line at their mean,
-    hollow for search by cosine similarity and filled for calibrated search. The others have the mean
+    hollow for search by cosine similarity, or by a model's interaction, and filled for calibrated search. The
+    others have the mean
     validation recall and the representation drift over the epochs, averaged over the seeds, for the settings
     chosen for search by cosine similarity; methods that log no drift have none.
 
@@ -43,7 +44,8 @@ def comparison_picture(comparison: Comparison, path: Path, *, refresh_every: int
             (comparison.calibrated, "test_calibrated", 0.15, True),
         ):
             values = [100 * mean_recall(getattr(run.metrics, part)) for run in runs if run.method == method]
-            _dots(recall, place + shift, values, colors[method], filled=filled)
+            if values:
+                _dots(recall, place + shift, values, colors[method], filled=filled)
         own = [run for run in comparison.raw if run.method == method]
         for axis, names, scale in (
             (learning, ("val/mean_recall",), 100),

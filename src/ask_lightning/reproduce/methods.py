@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 
 from ask_lightning.callbacks import DriftMonitor, KnowledgeRefreshCallback
 from ask_lightning.losses import (
@@ -26,6 +27,7 @@ from ask_lightning.losses import (
 )
 from ask_lightning.module import ASKModule
 from ask_lightning.reproduce.comparison import Method, Settings
+from ask_lightning.reproduce.evaluation import find_interaction
 from ask_lightning.reproduce.training import ModuleAndCallbacks
 from ask_lightning.utilities.arguments import check_positive, check_range
 
@@ -42,12 +44,15 @@ class LossVariant:
             comparison takes the first few.
         options: Further arguments of the loss, which are the same in each set.
         refresh: Arguments of `KnowledgeRefreshCallback` that differ from those of the task.
+        callbacks: Functions without arguments that make further callbacks of a run. Worker processes get
+            them by pickling.
     """
 
     loss: type[RetrievalLoss]
     grid: tuple[Settings, ...]
     options: Settings = field(default_factory=dict)
     refresh: Settings = field(default_factory=dict)
+    callbacks: tuple[Callable[[], Callback], ...] = ()
 
     def candidates(self, learning_rate: float, count: int) -> tuple[Settings, ...]:
         """The settings that the loss is tried with.
@@ -239,7 +244,8 @@ def loss_methods(
     Args:
         variants: The losses by their names in tables, such as some of `LOSSES`.
         make_model: Function from a learning rate to a new model, which worker processes get by pickling.
-            Batches have their clip ids under `"clip_id"`.
+            Batches have their clip ids under `"clip_id"`. An interaction of the model, its attribute
+            `interaction`, is the loss's as well.
         learning_rate: Learning rate that suits the model, see `LossVariant.candidates`.
         num_candidates: Number of settings that each loss is tried with, in [1, 8].
         refresh: Arguments of `KnowledgeRefreshCallback` for the losses that need knowledge.
@@ -254,15 +260,14 @@ def loss_methods(
         Method(
             name,
             variant.candidates(learning_rate, num_candidates),
-            partial(_build, variant.loss, dict(variant.options), make_model, {**refresh, **variant.refresh}),
+            partial(_build, variant, make_model, {**refresh, **variant.refresh}),
         )
         for name, variant in variants.items()
     ]
 
 
 def _build(
-    kind: type[RetrievalLoss],
-    options: Mapping[str, Any],
+    variant: LossVariant,
     make_model: Callable[[float], pl.LightningModule],
     refresh: Mapping[str, Any],
     settings: Settings,
@@ -270,9 +275,19 @@ def _build(
     """The module that trains with a loss, and the callbacks that the loss needs."""
     own = dict(settings)
     model = make_model(own.pop("learning_rate"))
+    interaction = {}
+    if find_interaction(model) is not None:
+        if not variant.loss.takes_tokens:
+            raise ValueError(
+                f"{variant.loss.__name__} compares pooled embeddings, but {type(model).__name__} compares "
+                "tokens by its interaction. Compare it with losses that take an interaction."
+            )
+        interaction = {"interaction": "interaction"}
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
-    loss = kind(**({"positives": "diagonal"} | dict(options) | own))
+    loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
     module = ASKModule(model, loss, ids="clip_id")
-    if not loss.needs_knowledge:
-        return module, []
-    return module, [KnowledgeRefreshCallback(save_knowledge=False, **refresh), DriftMonitor()]
+    callbacks = [make() for make in variant.callbacks]
+    if loss.needs_knowledge:
+        refresher = KnowledgeRefreshCallback(save_knowledge=False, **refresh)
+        callbacks = [refresher, DriftMonitor(), *callbacks]
+    return module, callbacks

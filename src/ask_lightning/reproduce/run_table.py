@@ -94,8 +94,16 @@ def run_folder(output: Path, method: str, settings: Mapping[str, Any], seed: int
     return output / re.sub(r"[^\w=.]+", "-", f"{method}{knobs}-seed={seed}")
 
 
+def _recalls(row: Mapping[str, str], part: str) -> dict[str, float] | None:
+    """The recalls of a part of `Metrics` in a line; None where its cells are empty."""
+    cells = {name: row[f"{part}/{name}"] for name in RECALLS}
+    return {name: float(cell) for name, cell in cells.items()} if any(cells.values()) else None
+
+
 class RunTable:
     """Finished runs in `runs.csv`, appended one by one, so that a comparison can be continued.
+
+    Cells of calibrated search are empty in the lines of models that have none.
 
     Args:
         output: Folder of the comparison; created if it does not exist.
@@ -125,7 +133,7 @@ class RunTable:
         runs = {}
         for row in rows:
             settings = json.loads(row["settings"])
-            parts = {part: {name: float(row[f"{part}/{name}"]) for name in RECALLS} for part in _PARTS}
+            parts: dict[str, Any] = {part: _recalls(row, part) for part in _PARTS}
             run = Run(
                 row["method"],
                 settings,
@@ -138,8 +146,10 @@ class RunTable:
             runs[run.method, settings_text(settings), run.seed] = run
         return runs
 
-    def _calibration(self, text: str) -> Calibration:
-        """The calibration of a line."""
+    def _calibration(self, text: str) -> Calibration | None:
+        """The calibration of a line; None in that of a model with an interaction."""
+        if not text:
+            return None
         try:
             return Calibration(**json.loads(text))
         except (TypeError, ValueError) as error:
@@ -154,9 +164,12 @@ class RunTable:
         Args:
             run: The run.
         """
-        metrics = [getattr(run.metrics, part)[name] for part in _PARTS for name in RECALLS]
+        parts = [getattr(run.metrics, part) or dict.fromkeys(RECALLS, "") for part in _PARTS]
+        metrics = [part[name] for part in parts for name in RECALLS]
         line = [run.method, settings_text(run.settings), run.seed, run.stage, *metrics]
-        line += [json.dumps(run.metrics.calibration.parameters), f"{run.seconds:.1f}"]
+        calibration = run.metrics.calibration
+        line.append("" if calibration is None else json.dumps(calibration.parameters))
+        line.append(f"{run.seconds:.1f}")
         is_new = not self.path.exists() or self.path.stat().st_size == 0
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,9 +15,25 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
-from ask_lightning.reproduce.evaluation import Metrics, embed_loader, evaluate
+from ask_lightning.reproduce.evaluation import (
+    EmbeddedPart,
+    Metrics,
+    embed_loader,
+    evaluate,
+    evaluate_uncalibrated,
+    find_interaction,
+    recalls_of,
+)
 
 ModuleAndCallbacks = tuple[pl.LightningModule, list[Callback]]
+
+
+class _LogEveryEpoch(Callback):
+    """Lets epochs of few steps log their steps at least once."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        every: Any = trainer
+        every.log_every_n_steps = min(every.log_every_n_steps, int(trainer.num_training_batches))
 
 
 def train_and_evaluate(
@@ -28,8 +45,12 @@ def train_and_evaluate(
     max_epochs: int,
     accelerator: str = "cpu",
     loggers: Sequence[Logger] = (),
+    calibrated: bool = True,
 ) -> Metrics:
     """Train a model from the weights of a seed, and evaluate the epoch with the best mean validation recall.
+
+    A model whose attribute `interaction` is an `Interaction` is ranked by it; others by cosine similarity,
+    and in calibrated search as well.
 
     Args:
         build: A function that makes the module and its callbacks. It is called after seeding, so that a seed
@@ -41,6 +62,7 @@ def train_and_evaluate(
         max_epochs: Number of training epochs.
         accelerator: Accelerator of the trainer.
         loggers: Loggers besides the CSV logger.
+        calibrated: Whether to evaluate calibrated search as well.
 
     Returns:
         Metrics of the best epoch's weights.
@@ -59,7 +81,7 @@ def train_and_evaluate(
         accelerator=accelerator,
         devices=1,
         max_epochs=max_epochs,
-        callbacks=[*callbacks, best],
+        callbacks=[*callbacks, best, _LogEveryEpoch()],
         logger=[CSVLogger(folder.parent, folder.name, version=""), *loggers],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
@@ -67,19 +89,55 @@ def train_and_evaluate(
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
-    weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights)
-    evaluator = pl.Trainer(
+    _load_weights(module, Path(best.best_model_path))
+    evaluator = _make_evaluator(accelerator)
+
+    def embedded(split: str) -> EmbeddedPart:
+        return embed_loader(evaluator, module, data.ordered_dataloader(split))
+
+    interaction = find_interaction(module)
+    if interaction is not None or not calibrated:
+        return evaluate_uncalibrated(embedded("val"), embedded("test"), interaction)
+    return evaluate(embedded("val"), embedded("test"), embedded("train"))
+
+
+def recalls_elsewhere(
+    build: Callable[[], ModuleAndCallbacks],
+    data: RetrievalDataModule,
+    *,
+    folder: Path,
+    accelerator: str = "cpu",
+) -> dict[str, float]:
+    """Test the best epoch of a finished run on other data.
+
+    Args:
+        build: The function that the run was built by.
+        data: Data module with a test dataset.
+        folder: Folder of the run.
+        accelerator: Accelerator of the trainer.
+
+    Returns:
+        Recalls under the names in `RECALLS`, as fractions.
+    """
+    module, _ = build()
+    _load_weights(module, folder / "best.ckpt")
+    part = embed_loader(_make_evaluator(accelerator), module, data.ordered_dataloader("test"))
+    return recalls_of(part, find_interaction(module))
+
+
+def _load_weights(module: pl.LightningModule, checkpoint: Path) -> None:
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _make_evaluator(accelerator: str) -> pl.Trainer:
+    """A trainer that embeds without a trace."""
+    return pl.Trainer(
         accelerator=accelerator,
         devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    parts = (
-        embed_loader(evaluator, module, data.ordered_dataloader(split)) for split in ("val", "test", "train")
-    )
-    return evaluate(*parts)
 
 
 def silence_lightning() -> None:

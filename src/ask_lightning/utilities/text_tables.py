@@ -12,6 +12,23 @@ Cell = str | float
 # A table that does not go to a terminal is as wide as its cells.
 _UNLIMITED_WIDTH = 100_000
 
+_GREEK = (r"\alpha", r"\beta", r"\lambda", r"\rho", r"\tau", r"\Psi")
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "…": r"\dots{}",
+        **{letter: f"${name}$" for letter, name in zip("αβλρτΨ", _GREEK, strict=True)},
+    }
+)
+
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, float_format: str = "") -> str:
     """A table in Markdown.
@@ -60,6 +77,44 @@ def csv_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def latex_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, float_format: str = "") -> str:
+    r"""A table in LaTeX, with the rules of the package booktabs.
+
+    Args:
+        columns: Headings of the columns.
+        rows: Rows of as many cells.
+        float_format: Format of floating-point cells, such as `".1f"`.
+
+    Returns:
+        A `tabular` environment; the first column is aligned to the left, others to the right.
+
+    Examples:
+        >>> print(latex_table(["method", "R@1 (%)"], [["ASK", "42.0 ± 0.3"]]))
+        \begin{tabular}{lr}
+        \toprule
+        method & R@1 (\%) \\
+        \midrule
+        ASK & 42.0 $\pm$ 0.3 \\
+        \bottomrule
+        \end{tabular}
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(" ".join(cell.split()).translate(_LATEX) for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            line(columns),
+            r"\midrule",
+            *(line(_as_texts(row, float_format)) for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, float_format: str = "") -> None:

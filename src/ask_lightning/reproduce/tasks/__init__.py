@@ -1,7 +1,30 @@
 """Retrieval tasks that losses are compared on, one in each file."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
 from ask_lightning.reproduce.tasks.captions import captions_task
 from ask_lightning.reproduce.tasks.embeddings import embeddings_task
 from ask_lightning.reproduce.tasks.task import Task
 
-__all__ = ["Task", "captions_task", "embeddings_task"]
+__all__ = ["TASKS", "Task", "captions_task", "embeddings_task", "quick_options"]
+
+TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
+    {"captions": captions_task, "embeddings": embeddings_task}
+)
+"""Functions that make a task, by the name of the data on the command line."""
+
+_QUICK: Mapping[str, Mapping[str, Any]] = {
+    "captions": {"captions_per_clip": 1, "max_epochs": 2, "T": 1},
+    "embeddings": {"max_epochs": 2, "T": 1},
+}
+
+
+def quick_options(name: str) -> dict[str, Any]:
+    """Arguments of a task's function that make it as small as it gets, to see whether everything runs.
+
+    Args:
+        name: One of `TASKS`.
+    """
+    return dict(_QUICK[name])
