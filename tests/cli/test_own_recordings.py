@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from ask_lightning.cli import check, run
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import FolderData, write_recordings
+from tests.helpers.command_line import ask_lightning, csv_rows, refusal
+from tests.helpers.retrievers import CLAP
 
 PLACES = {"run": "runs/x", "datasets": "data", "weights": "weights"}
 
@@ -38,13 +42,26 @@ def test_a_wrong_flag_names_the_right_one(flag, near):
         check(["fit", "--config", "my_recordings", flag, "3"])
 
 
-def test_a_wrong_flag_is_refused_without_lightning():
-    code = (
-        "import sys; from ask_lightning.cli import main;"
-        "main(['fit', '--config', 'clap_ask', '--data.rot', 'x']);"
-        "main(['--help']); assert 'lightning' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_wrong_flags_and_help_need_no_lightning():
+    code = """
+import contextlib, sys
+from ask_lightning.cli import main
+for arguments in (
+    ["fit", "--config", "clap_ask", "--data.rot", "x"],
+    ["inspect", "--config", "my_recordings", "--data.root", "x", "--picure", "y"],
+    ["search", "clips.safetensors", "--txt", "rain"],
+    ["search", "clips.safetensors", "--text", "rain", "--top", "0"],
+    ["serve", "clips.safetensors", "--audio", ".", "--port", "70000"],
+    ["no-such-command"],
+):
+    assert main(arguments) == 2, arguments
+for arguments in (["--help"], ["search", "--help"], ["serve", "--help"]):
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+assert "lightning" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert len(done.stderr.splitlines()) == 6, done.stderr
 
 
 def test_splits_of_the_table_are_kept(tmp_path):
@@ -69,3 +86,76 @@ def test_inspect_prints_json_alone(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert sum(split["clips"] for split in found["splits"].values()) == 12
     assert (tmp_path / "runs/my_recordings/inspect.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def trained_recordings(demo, tmp_path_factory):
+    """The folder of a finished run on recordings."""
+    run_folder = tmp_path_factory.mktemp("recordings") / "run"
+    ask_lightning("fit", "--config", "my_recordings", demo, "--run", run_folder, "--trainer.max_epochs", 1)
+    return run_folder
+
+
+def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings, capsys):
+    flags = ["test", "--config", "my_recordings", demo, "--run", str(trained_recordings)]
+    run([*flags, "--ckpt_path", "best", "--untrained", "true", "--json", "true", "--calibrate", "false"])
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert 0 <= said["metrics"]["test/mean_recall"] <= 1
+    assert said["checkpoint"] == str(trained_recordings / "checkpoints" / "best.ckpt")
+    assert "untrained" in captured.err, "the tables go to the standard error"
+    before, after = csv_rows(trained_recordings / "untrained.csv")
+    assert [next(iter(row.values())) for row in (before, after)] == ["untrained", "trained"]
+    percent = said["untrained_percent"]
+    assert percent
+    assert all(0 <= value <= 100 for value in percent.values())
+    assert "compares a checkpoint with the model before it was trained" in refusal(
+        capsys, *flags, "--untrained", "true"
+    )
+
+
+def test_a_model_without_a_checkpoint_encodes_and_searches(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    write_recordings(tmp_path / "own", num_clips=6, seconds=0.5)
+    torch.manual_seed(0)
+    published = transformers.ClapModel(transformers.ClapConfig(**CLAP))
+    published.save_pretrained(tmp_path / "clap")
+    model = ["--model.weights", "clap", "--model.tokenizer", "hashed", "--model.max_seconds", "1"]
+    data = ["--data.root", "own", "--data.seconds", "0.5", "--data.num_workers", "0"]
+    shown = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+    cli = ask_lightning(
+        *("encode", "--config", "clap", *model, *data, *shown, "--split", "all", "--output", "a.safetensors")
+    )
+    capsys.readouterr()
+    hits = run(["search", "a.safetensors", "--text", "a dog", "--top", "3", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert [hit["clip"] for hit in printed] == [hit.clip for hit in hits]
+    assert set(printed[0]) == {"score", "cosine", "clip", "caption", "row"}
+    pairs = cli.trainer.encode(cli.model, cli.datamodule, "all", "b.safetensors")
+    with torch.inference_mode():
+        query = cli.model.eval().encode_text({"caption": ["a dog"]})[0]
+    scores, rows = (pairs.audio @ (query / query.norm())).topk(3)
+    assert [hit["row"] for hit in printed] == rows.tolist()
+    assert [hit["score"] for hit in printed] == pytest.approx(scores.tolist(), abs=1e-5)
+
+    torch.manual_seed(1)
+    transformers.ClapModel(transformers.ClapConfig(**CLAP)).save_pretrained(tmp_path / "clap")
+    message = refusal(capsys, "search", "a.safetensors", "--text", "a dog")
+    assert message.startswith("The file was encoded without a checkpoint, by other weights than the model")
+    Path("clap").rename("moved")
+    assert "clap" in refusal(capsys, "search", "a.safetensors", "--text", "a dog")
+
+
+def test_the_next_command_repeats_what_it_needs(demo, tmp_path, capsys):
+    write_recordings(tmp_path / "my sounds", num_clips=12, seconds=0.5)
+    flags = ["--config", "my_recordings", "--data.root", "my sounds", "--run", "my run"]
+    shrunk = ["--model.width", "8", "--data.batch_size", "4", "--data.num_workers", "0"]
+    few = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.seconds", "0.5"]
+    ask_lightning("fit", *flags, *shrunk, *few)
+    said = capsys.readouterr().err
+    given = (
+        "--config my_recordings --data.root 'my sounds' --model.width 8 --data.batch_size 4 "
+        "--data.num_workers 0 --data.seconds 0.5 --run 'my run'"
+    )
+    assert f"Next: ask-lightning test {given} --ckpt_path best" in said
+    assert f"Then: ask-lightning encode {given} --ckpt_path best --split all" in said

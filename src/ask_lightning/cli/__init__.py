@@ -57,6 +57,7 @@ COMMANDS = (
 _HELP_FLAGS = ("-h", "--help")
 # Their flags are those of LightningCLI.
 _OF_LIGHTNING = ("fit", "validate", "test", "predict", "encode")
+_WITH_DATA = (*_OF_LIGHTNING, "inspect")
 _INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
 
 
@@ -137,10 +138,15 @@ def check(arguments: Sequence[str]) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         raise UsageError(f"There is no command {command!r}, only {', '.join(COMMANDS)}.")
-    if command in _OF_LIGHTNING:
+    if command in _WITH_DATA and not (command == "inspect" and set(rest) & set(_HELP_FLAGS)):
         from ask_lightning.cli.run_options import RunOptions
 
         RunOptions.parse(rest).check_flags(command)
+    elif command in ("search", "serve"):
+        from ask_lightning.cli import search_flags
+
+        parse = search_flags.parse_search_flags if command == "search" else search_flags.parse_serve_flags
+        parse(rest)
 
 
 def run(arguments: Sequence[str]) -> Any:

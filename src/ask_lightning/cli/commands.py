@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.retrieval_cli import RetrievalCLI, quiet_lightning
 from ask_lightning.cli.run_lock import is_first_process, locked_run
-from ask_lightning.cli.run_options import RunOptions
+from ask_lightning.cli.run_options import RunOptions, repeated_flags
 from ask_lightning.data import FolderData
 from ask_lightning.data.clips import Clip
 
@@ -75,12 +75,7 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
 
 def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> None:
     """Say where things are, and the next command."""
-    data = _data_flags(options.lightning_arguments)
-    given = [f"--config {name}" for name in options.configs] + [shlex.quote(one) for one in data]
-    if options.demo:
-        given.append(f"--demo={options.datasets_folder}")
-    given += [f"--run {options.run_folder}"] if "run" in options.given else []
-    said = " ".join(given)
+    said = repeated_flags(options)
     own = isinstance(cli.datamodule, FolderData)
     if command == "fit":
         tested = "test" if "test" in getattr(cli.datamodule, "datasets", ()) else "validate"
@@ -91,7 +86,11 @@ def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> N
         print(f"Next: ask-lightning {tested} {said} --ckpt_path best", file=sys.stderr)
     if command in ("fit", "test") and (command == "fit" or options.checkpoint):
         split = "all" if own else "test"
-        best = " --ckpt_path best" if command == "fit" else f" --ckpt_path {options.checkpoint}"
+        best = (
+            " --ckpt_path best"
+            if command == "fit"
+            else f" --ckpt_path {shlex.quote(str(options.checkpoint))}"
+        )
         print(
             f"Then: ask-lightning encode {said}{best} --split {split} --output sounds.safetensors\n"
             '      ask-lightning search sounds.safetensors --text "a dog barks"',
@@ -99,23 +98,10 @@ def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> N
         )
 
 
-def _data_flags(arguments: Sequence[str]) -> list[str]:
-    """The flags of the data, with their values."""
-    kept: list[str] = []
-    keep = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            keep = argument.startswith("--data") and "=" not in argument
-            if argument.startswith("--data"):
-                kept.append(argument)
-        elif keep:
-            kept.append(argument)
-    return kept
-
-
 def _silence_warnings() -> None:
     """Silence warnings about what the user of a command line cannot change."""
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
     # Lightning calls functions of jsonargparse that are deprecated.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -27,7 +27,7 @@ _OF_COMMANDS = {
     "test": ("verbose", "calibrate", "untrained", "json"),
     "predict": ("return_predictions",),
     "encode": ("split", "output", "calibrate", "tokens"),
-    "inspect": (),
+    "inspect": ("json", "picture"),
 }
 _SHORT = 3  # shorter flags, such as -h, are the parser's
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.retrieval_cli import quiet_lightning
-from ask_lightning.cli.run_options import FlagParser, RunOptions
+from ask_lightning.cli.run_options import FlagParser, RunOptions, repeated_flags
 from ask_lightning.data import RetrievalDataModule, log_mel
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate
@@ -35,7 +35,13 @@ def inspect_data(arguments: Sequence[str]) -> DataSummary:
     Raises:
         UsageError: The command line cannot be used.
     """
-    parser = FlagParser(prog="ask-lightning inspect", description=__doc__, allow_abbrev=False)
+    parser = FlagParser(
+        prog="ask-lightning inspect",
+        usage="%(prog)s --config NAME [--data.root FOLDER] [--data.X X] [--demo] [--json] [--picture FILE]",
+        description="What there is in data: lengths, rates, captions, copies, leaks, and a picture.",
+        epilog="`ask-lightning fit --help` explains `--data.X`.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--picture", type=Path, help="path of the picture (default: inspect.png in --run)")
     own, others = parser.parse_known_args(arguments)
@@ -52,9 +58,7 @@ def inspect_data(arguments: Sequence[str]) -> DataSummary:
         return found
     _print(found)
     print(f"The picture is {picture}.")
-    given = [f"--config {name}" for name in options.configs] + options.lightning_arguments
-    given += [f"--demo={options.datasets_folder}"] if options.demo else []
-    print(f"Next: ask-lightning fit {' '.join(given)}")
+    print(f"Next: ask-lightning fit {repeated_flags(options)}")
     return found
 
 
@@ -168,7 +172,7 @@ def _draw(found: DataSummary, datasets: dict[str, ClipDataset], path: Path) -> N
         if spectrogram is None:
             waveform: torch.Tensor = sound["waveform"][: max(int(sound["num_samples"]), 1024)]
             spectrogram = log_mel(waveform, sample_rate=dataset.audio.sample_rate)
-        axis.imshow(spectrogram.T, origin="lower", aspect="auto")
+        axis.imshow(spectrogram.T.numpy(), origin="lower", aspect="auto")
         axis.set_title(clip.captions[0][:50], fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

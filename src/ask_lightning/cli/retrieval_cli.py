@@ -7,13 +7,14 @@ import json as json_module
 import logging
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -56,10 +57,18 @@ _BATCH_PARAMETERS = ("sample_rate",)
 
 
 def quiet_lightning() -> None:
-    """Leave out tips and other lines of Lightning that tell the user of a command nothing."""
+    """Leave out tips, other lines that tell the user of a command nothing, and where warnings come from."""
+    warnings.formatwarning = _format_warning
     for name in ("fabric", "pytorch"):
         for ending in ("rank_zero", "seed"):
             logging.getLogger(f"lightning.{name}.utilities.{ending}").addFilter(_is_no_litter)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a line: who passes flags does not look into the code that warns."""
+    return f"warning: {message}\n"
 
 
 def _is_no_litter(record: logging.LogRecord) -> bool:
@@ -116,7 +125,7 @@ class RetrievalTrainer(pl.Trainer):
                 path = Path(self.default_root_dir) / "untrained.csv"
                 write_scores(path, rows)
                 print(f"The table is in {path} and {path.with_suffix('.json').name}.")
-        if json:
+        if json and self.is_global_zero:
             said: dict[str, Any] = {"metrics": {name: float(value) for name, value in metrics[0].items()}}
             if untrained:
                 said["untrained_percent"] = before
@@ -131,8 +140,7 @@ class RetrievalTrainer(pl.Trainer):
                 "`--untrained true` compares a checkpoint with the model before it was trained: pass "
                 "`--ckpt_path best`. Without it `test` tests the untrained model alone."
             )
-        section = self.model_section
-        model = load_class(str(section["class_path"]))(**section["init_args"])
+        model = make_model(self.model_section)
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
         kept, loggers = list(callbacks), self.loggers
         callbacks[:] = [one for one in kept if not isinstance(one, RecallTable)]
@@ -509,6 +517,33 @@ def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
         arguments[name] = value
     if changed:
         rank_zero_info(f"The model is built as its checkpoint says: {', '.join(changed)}.")
+
+
+def make_model(section: Mapping[str, Any]) -> pl.LightningModule:
+    """Make the model that a config describes.
+
+    Args:
+        section: Class and arguments of the model, as `class_path` and `init_args`. Arguments may be classes
+            with arguments of their own.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: There is no such class, or it refuses an argument.
+
+    Examples:
+        >>> section = {"class_path": "ask_lightning.models.TinyRetriever", "init_args": {"width": 8}}
+        >>> make_model(section).hparams["width"]
+        8
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    parser.add_instantiator(construct, object)
+    with usage_errors():
+        model = parser.instantiate_classes(parser.parse_object({"model": dict(section)}))["model"]
+    assert isinstance(model, pl.LightningModule)
+    return model
 
 
 def load_class(path: str) -> Any:

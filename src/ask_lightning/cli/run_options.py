@@ -1,5 +1,6 @@
 """The flags of this command line itself, which decide the config; all others are LightningCLI's."""
 
+import shlex
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class RunOptions:
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--run")
         parser.add_argument("--datasets")
-        parser.add_argument("--weights", default="weights")
+        parser.add_argument("--weights")
         parser.add_argument("--monitor", default=None)
         parser.add_argument("--ckpt_path", default=None)
         # `--demo` takes its value after `=` only; argparse would take the next argument for it.
@@ -102,7 +103,7 @@ class RunOptions:
             configs=configs,
             run_folder=run_folder,
             datasets_folder=Path(demo_folder or str(getattr(known, "datasets", "data"))),
-            weights_folder=Path(known.weights),
+            weights_folder=Path(getattr(known, "weights", "weights")),
             monitor=known.monitor,
             demo=demo_folder is not None,
             checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
@@ -186,6 +187,42 @@ class RunOptions:
                     f"{folder} holds the checkpoints of a run. Go on with it by `--ckpt_path last`, or start "
                     "another one with `--run FOLDER`."
                 )
+
+
+def repeated_flags(options: RunOptions) -> str:
+    """The flags that the next command on the same run needs as well: configs, data, model and folders.
+
+    Args:
+        options: The flags of the command before.
+
+    Returns:
+        The flags with their values, quoted for a shell.
+
+    Examples:
+        >>> flags = ["--config", "my_recordings", "--data.root", "my sounds", "--trainer.max_epochs", "3"]
+        >>> repeated_flags(RunOptions.parse(flags))
+        "--config my_recordings --data.root 'my sounds'"
+    """
+    kept: list[str] = []
+    for name in options.configs:
+        kept += ["--config", name]
+    keep = False
+    for argument in options.lightning_arguments:
+        if argument.startswith("--"):
+            keep = argument.startswith(("--data", "--model"))
+        if keep:
+            kept.append(argument)
+    folders = {
+        "run": options.run_folder,
+        "datasets": options.datasets_folder,
+        "weights": options.weights_folder,
+    }
+    for name, folder in folders.items():
+        if name in options.given:
+            kept += [f"--{name}", str(folder)]
+    if options.demo:
+        kept.append(f"--demo={options.datasets_folder}")
+    return shlex.join(kept)
 
 
 def _checkpoint_folders(config: Mapping[str, Any]) -> list[Path]:

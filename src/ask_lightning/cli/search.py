@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
-from ask_lightning.cli.retrieval_cli import load_class
-from ask_lightning.cli.run_options import FlagParser
+from ask_lightning.cli.retrieval_cli import load_class, make_model
+from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
@@ -21,9 +22,6 @@ from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled, unit_embeddings
 from ask_lightning.utilities.text_tables import Cell, print_table
 from ask_lightning.utilities.weights import weights_fingerprint
-
-RERANKED = 100
-"""Default of the number of hits that a model's interaction sorts."""
 
 _MAX_SECONDS = 30.0
 _BLOCK = 1024
@@ -61,26 +59,7 @@ def search(arguments: Sequence[str]) -> list[Hit]:
     Raises:
         UsageError: The command line, the encoded file or the query cannot be used.
     """
-    parser = FlagParser(prog="ask-lightning search", description=__doc__, allow_abbrev=False)
-    parser.add_argument("encoded", type=Path, help="a file that `ask-lightning encode` wrote")
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", help="find the clips that this describes")
-    query.add_argument("--audio", type=Path, help="find the captions that describe this file")
-    parser.add_argument("--top", type=int, default=10, help="number of hits (default: 10)")
-    parser.add_argument(
-        "--raw", action="store_true", help="sort by cosine, even if the file is calibrated or holds tokens"
-    )
-    parser.add_argument(
-        "--rerank",
-        type=int,
-        help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
-        f"anew (default: {RERANKED}, at least --top); 0: sort by cosine",
-    )
-    parser.add_argument("--json", action="store_true", help="print the hits as JSON")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
+    options = parse_search_flags(arguments)
     pairs = EncodedPairs.load(options.encoded)
     if options.raw:
         pairs.calibration = None
@@ -100,8 +79,6 @@ def search(arguments: Sequence[str]) -> list[Hit]:
 
 def _num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
     """How many hits are sorted by the model's interaction; 0 without one, or without tokens in the file."""
-    if wanted is not None and wanted < 0:
-        raise UsageError(f"Argument `--rerank` has to be at least 0, but got {wanted}.")
     obstacle = None
     if find_interaction(model) is None:
         obstacle = f"{type(model).__name__} compares pooled embeddings"
@@ -112,7 +89,7 @@ def _num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
     if wanted:
         raise UsageError(f"Argument `--rerank` has no effect, because {obstacle}.")
     if wanted is None and find_interaction(model) is not None:
-        print(f"Hits are sorted by cosine, because {obstacle}.")
+        print(f"Hits are sorted by cosine, because {obstacle}.", file=sys.stderr)
     return 0
 
 
@@ -176,8 +153,11 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
 
 def _published_model(pairs: EncodedPairs) -> pl.LightningModule:
     """Make the model that encoded a file with its published weights, in evaluation mode."""
-    kind = load_class(str(pairs.model["class_path"]))
-    model: pl.LightningModule = kind(**json.loads(str(pairs.model["init_args"]))).eval()
+    section = {
+        "class_path": pairs.model["class_path"],
+        "init_args": json.loads(str(pairs.model["init_args"])),
+    }
+    model = make_model(section).eval()
     if weights_fingerprint(model) != pairs.model["fingerprint"]:
         raise UsageError(
             "The file was encoded without a checkpoint, by other weights than the model has now: its "

@@ -7,8 +7,8 @@ from typing import Any
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
-from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.cli.search import Hit, find_captions, find_clips, load_model
+from ask_lightning.cli.search_flags import parse_serve_flags
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.data.clips import abbreviate
 from ask_lightning.page import (
@@ -22,8 +22,6 @@ from ask_lightning.page import (
 )
 from ask_lightning.utilities.optional_imports import import_optional
 
-_HIGHEST_PORT = 65535
-
 
 def serve(arguments: Sequence[str]) -> None:
     """Open the page and answer its requests until Ctrl-C.
@@ -35,18 +33,7 @@ def serve(arguments: Sequence[str]) -> None:
         UsageError: The command line, the encoded file or the folder of audio cannot be used, or the port is
             taken.
     """
-    parser = FlagParser(prog="ask-lightning serve", description=__doc__, allow_abbrev=False)
-    parser.add_argument("encoded", type=Path, help="a file that `ask-lightning encode` wrote")
-    parser.add_argument("--audio", type=Path, required=True, help="folder of the clips' audio files")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
-    options = parser.parse_args(arguments)
-    if not 0 <= options.port <= _HIGHEST_PORT:
-        raise UsageError(
-            f"Argument `--port` has to be from 0 to {_HIGHEST_PORT}, but got {options.port}. Leave it out "
-            "for 7860."
-        )
+    options = parse_serve_flags(arguments)
     try:
         for package in ("gradio", "matplotlib"):
             import_optional(package)

@@ -461,11 +461,10 @@ class FolderData(RetrievalDataModule):
 
     def build(self) -> Mapping[str, ClipDataset]:
         """Read the table, examine the files, divide the clips."""
-        found = read_recordings(*self._place, self._form)
-        self._whole = ClipDataset(found.clips, found.store, self._audio, caption_style=self._caption_style)
+        found, whole = self._recordings
         datasets: dict[str, ClipDataset] = {
-            split: self._whole.variant(clips=clips, crop="random" if split == "train" else "center")
-            for split, clips in self._divide(self._whole.listed, found).items()
+            split: whole.variant(clips=clips, crop="random" if split == "train" else "center")
+            for split, clips in self._divide(whole.listed, found).items()
         }
         self._warn_of_overlap(datasets, found)
         return datasets
@@ -481,8 +480,13 @@ class FolderData(RetrievalDataModule):
         """
         if split != "all":
             return super().ordered_dataloader(split)
-        _ = self.datasets
-        return self._loader(self._whole)
+        return self._loader(self._recordings[1])
+
+    @cached_property
+    def _recordings(self) -> tuple[Recordings, ClipDataset]:
+        """What there is before it is divided, which a few clips that are only to be encoded need not be."""
+        found = read_recordings(*self._place, self._form)
+        return found, ClipDataset(found.clips, found.store, self._audio, caption_style=self._caption_style)
 
     def _divide(self, clips: Sequence[Clip], found: Recordings) -> dict[Split, list[Clip]]:
         """The clips of each split.

@@ -110,7 +110,7 @@ def read_recordings(
     table = _find_table(folder, annotations)
     if table is None:
         return _read_names(folder, form.collection)
-    if table.suffix == ".parquet":
+    if table.suffix.lower() == ".parquet":
         return _read_parquet(folder, table, form)
     return _read_csv(folder, table, form)
 
@@ -239,7 +239,13 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
         texts = [str(text) for column in columns.captions for text in _texts(row[column])]
         new = [text for text in dict.fromkeys(texts) if text not in said.setdefault(key, set())]
         said[key].update(new)
-        clip_id = "" if columns.clip_id is None else str(row[columns.clip_id])
+        clip_id = ""
+        if columns.clip_id is not None:
+            if row[columns.clip_id] in (None, ""):
+                raise ValueError(
+                    f"{where}, row {number}: column {columns.clip_id!r} is empty. Fill it or remove the row."
+                )
+            clip_id = str(row[columns.clip_id])
         group = clip_id and prefix + clip_id
         collector.add(f"row {number}", key, new, name=name, repeated=False, group=group, row=number)
     clips = collector.clips()

@@ -1,8 +1,8 @@
 """Sound tracks of files that soundfile does not read, by PyAV. Axes: `T` samples, `C` channels."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +27,36 @@ class NoSoundError(ValueError):
 
 
 class SoundTrack:
-    """The first sound track of a file that PyAV has opened; see `Recording`.
+    """The first sound track of a file that PyAV opens; see `Recording`.
+
+    Where marks of time are whole milliseconds, as in WebM and Matroska, a part that is read after a jump may
+    be off by half of one.
 
     Args:
         name: Name of the file, for errors.
-        container: Container of PyAV that is open for reading.
+        open_container: Function that opens the file as a container of PyAV, with a sound track.
     """
 
-    def __init__(self, name: str, container: Any) -> None:
+    _pieces: Iterator[tuple[int, Samples]]
+    # Decoded and not yet read, and the number of its first sample.
+    _rest: Samples
+    _position: int
+
+    def __init__(self, name: str, open_container: Callable[[], Any]) -> None:
         self.name = name
-        self._container = container
-        self._stream = container.streams.audio[0]
+        self._open = open_container
+        self._container: Any = None
+        self._begin()
         self.rate = int(self._stream.codec_context.sample_rate)
-        self._channels = int(self._stream.codec_context.channels)
-        self._resampler = import_optional("av").AudioResampler(format="fltp")
-        self.frames = 0
-        self._pieces: Iterator[tuple[int, Samples]] = self._decode()
-        self._rest = np.zeros((0, self._channels), dtype=np.float32)  # decoded and not yet read
-        self._position = 0  # of the first sample of the rest
         self.frames = self._length()
 
     def read(self, start: int, count: int) -> Samples:
         """Read a range of samples; see `Recording`."""
         end = start + count
         if not self._position <= start <= self._position + len(self._rest) + self.rate:
-            self._seek(max(0.0, start / self.rate - _RUN_UP_SECONDS))
+            self._seek(start / self.rate - _RUN_UP_SECONDS)
             if self._position > start:  # its marks lie further apart
-                self._seek(0.0)
+                self._begin()
         pieces, place = [], self._position
         piece = self._rest
         while True:
@@ -68,6 +71,11 @@ class SoundTrack:
         self._rest, self._position = piece, place
         return np.concatenate(pieces)  # (T, C)
 
+    def close(self) -> None:
+        """Close the file."""
+        if self._container is not None:
+            self._container.close()
+
     def _length(self) -> int:
         """The length in samples that the file tells, or that of what it holds."""
         if self._stream.duration:
@@ -75,27 +83,36 @@ class SoundTrack:
         if self._container.duration:  # in microseconds
             return int(self._container.duration * self.rate / 1_000_000)
         frames = sum(len(piece) for _, piece in self._pieces)
-        self._seek(0.0)
+        self._begin()
         return frames
+
+    def _begin(self) -> None:
+        """Decode from the start, in a file just opened: after a jump there decoders return their padding."""
+        self.close()
+        self._container = self._open()
+        self._stream = self._container.streams.audio[0]
+        self._pieces = self._decode(0)
+        self._rest = np.zeros((0, int(self._stream.codec_context.channels)), dtype=np.float32)
+        self._position = 0
 
     def _seek(self, seconds: float) -> None:
         """Go on decoding from a place or somewhat before it."""
+        if seconds <= 0:
+            self._begin()
+            return
         first = self._stream.start_time or 0
         self._container.seek(first + int(seconds / self._stream.time_base), stream=self._stream)
         self._pieces = self._decode()
-        self._rest = self._rest[:0]
-        self._position, self._rest = next(self._pieces, (self.frames, self._rest))
-        if not seconds:  # what decoders leave out at their start is no gap
-            self._position = 0
+        self._position, self._rest = next(self._pieces, (self.frames, self._rest[:0]))
 
-    def _decode(self) -> Iterator[tuple[int, Samples]]:
+    def _decode(self, place: int | None = None) -> Iterator[tuple[int, Samples]]:
         """The samples from the present place on, piece by piece, and the number of the first of each."""
-        place = None
+        resampler = import_optional("av").AudioResampler(format="fltp")
         for frame in self._container.decode(self._stream):
             if place is None:
                 since_start = 0 if frame.pts is None else frame.pts - (self._stream.start_time or 0)
                 place = round(since_start * self._stream.time_base * self.rate)
-            for converted in self._resampler.resample(frame):
+            for converted in resampler.resample(frame):
                 samples = np.ascontiguousarray(converted.to_ndarray().T, dtype=np.float32)  # (T, C)
                 yield place, samples
                 place += len(samples)
@@ -115,13 +132,20 @@ def open_sound_track(name: str, content: Path | bytes) -> Iterator[SoundTrack]:
     """
     av = import_optional("av")
     try:
+        with closing(SoundTrack(name, lambda: _open_container(content))) as track:
+            yield track
+    except av.FFmpegError as error:
+        raise NoSoundError(f"its sound track is damaged ({error})") from error
+
+
+def _open_container(content: Path | bytes) -> Any:
+    """Open a file with a sound track as a container of PyAV."""
+    av = import_optional("av")
+    try:
         container = av.open(io.BytesIO(content) if isinstance(content, bytes) else str(content))
     except (av.FFmpegError, ValueError) as error:
         raise NoSoundError(f"PyAV cannot open it ({error})") from error
-    with container:
-        if not container.streams.audio:
-            raise NoSoundError("it has no sound track")
-        try:
-            yield SoundTrack(name, container)
-        except av.FFmpegError as error:
-            raise NoSoundError(f"its sound track is damaged ({error})") from error
+    if not container.streams.audio:
+        container.close()
+        raise NoSoundError("it has no sound track")
+    return container

@@ -1,0 +1,178 @@
+"""Where one's own recordings may be: tables of several kinds, a folder without one, saved datasets."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ask_lightning.data import FolderData
+from ask_lightning.data.recordings import TableFormat, read_recordings
+
+NAMES = [f"{index}.wav" for index in range(8)]
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder of eight short files."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for index, name in enumerate(NAMES):
+        soundfile.write(folder / name, np.full(800, index / 10), 16000)
+    return folder
+
+
+def found(folder: Path, form: TableFormat | None = None, annotations: str | None = None):
+    return read_recordings(folder, annotations, None, form or TableFormat())
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("t.csv", ";"), ("t.tsv", "\t"), ("t.csv", "|"), ("t.CSV", ",")]
+)
+def test_the_only_table_of_a_folder_and_its_delimiter_are_found(sounds, name, delimiter):
+    said = "rain, then wind" if delimiter in ";|" else "rain; then | wind"
+    lines = [f"File Name{delimiter}Description", *(f"{file}{delimiter}{said} {file}" for file in NAMES)]
+    (sounds / name).write_text("\n".join(lines))
+    recordings = found(sounds)
+    assert recordings.delimiter == delimiter
+    assert recordings.columns.filename == "File Name"
+    assert recordings.clips[3].captions == (f"{said} 3.wav",)
+    assert len(FolderData(sounds, seconds=0.05).datasets["train"].clips) == 6
+
+
+def test_columns_without_a_usual_name(sounds):
+    (sounds / "t.csv").write_text("sound;what;who\n0.wav;rain;me")
+    message = (
+        r"t.csv: no column 'caption' or of another usual name \(text, .*it has \['sound', 'what', 'who'\]. "
+        r"Name the column that holds the captions by the argument `caption_columns`."
+    )
+    with pytest.raises(ValueError, match=message):
+        found(sounds)
+    assert found(sounds, TableFormat(caption_columns="what")).clips[0].captions == ("rain",)
+    (sounds / "t.csv").write_text("a;caption\n0.wav;rain")
+    with pytest.raises(
+        ValueError, match=r"no column 'filename' .* the audio files by the argument `filename_"
+    ):
+        found(sounds)
+
+
+def test_a_folder_without_a_table_is_searched_by_names(sounds):
+    (sounds / "deep").mkdir()
+    soundfile.write(sounds / "deep/Dog_bark-02.flac", np.zeros(800), 16000)
+    (sounds / "notes.txt").write_text("no sound")
+    (sounds / ".hidden.wav").write_bytes(b"")
+    with pytest.warns(UserWarning, match="so the names of its 9 audio files are their captions"):
+        recordings = found(sounds)
+    assert {clip.path for clip in recordings.clips} == {*NAMES, "deep/Dog_bark-02.flac"}
+    (dog,) = [clip for clip in recordings.clips if clip.path.startswith("deep")]
+    assert dog.captions == ("dog bark 02",)
+    assert recordings.columns is None
+
+
+def test_folders_of_which_nobody_knows_what_to_read(sounds, tmp_path):
+    for name in ("a.csv", "b.tsv"):
+        (sounds / name).write_text("file,caption\n0.wav,rain")
+    with pytest.raises(ValueError, match=r"has 2 tables: a.csv, b.tsv. Name that of the captions as `annot"):
+        found(sounds)
+    assert found(sounds, annotations="a.csv").clips[0].captions == ("rain",)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no audio files and no table. Correct `root`"):
+        found(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no folder of audio files at nowhere"):
+        found(Path("nowhere"))
+    with pytest.raises(ValueError, match=r"--data.root FOLDER` and `--data.hub NAME"):
+        read_recordings(None, None, None, TableFormat())
+    with pytest.raises(ValueError, match="`hub` has to stand alone"):
+        read_recordings(sounds, None, "a/b", TableFormat())
+
+
+def test_splits_of_a_table(sounds):
+    splits = ["train"] * 5 + ["Test"] * 3
+    lines = [f"{name},said {name},{split}" for name, split in zip(NAMES, splits, strict=True)]
+    (sounds / "t.csv").write_text("\n".join(["file,caption,subset", *lines]))
+    data = FolderData(sounds, seconds=0.05, fractions=(0.8, 0.2))
+    sizes = {split: len(part.clips) for split, part in data.datasets.items()}
+    assert sizes == {"train": 4, "val": 1, "test": 3}, "validation clips are training clips"
+    (sounds / "t.csv").write_text("file,caption,split\n0.wav,rain,train\n1.wav,wind,fold 3")
+    with pytest.raises(ValueError, match=r"column 'split' says 'fold 3' of '1.wav', but has to say one of"):
+        found(sounds)
+    assert not found(sounds, TableFormat(split_column=None)).splits
+    (sounds / "t.csv").write_text("file,caption,split\n0.wav,rain,test\n1.wav,wind,test")
+    with pytest.raises(ValueError, match="no clip is for training"):
+        _ = FolderData(sounds, seconds=0.05).datasets
+
+
+def encoded(index: int) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(800, index / 10), 16000, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+def level(data: FolderData, split: str) -> list[float]:
+    """How loud the clips of a split are, which tells one from another."""
+    return [round(float(data.datasets[split][item]["waveform"].max()), 3) for item in range(3)]
+
+
+def test_parquet_with_paths_and_with_bytes(sounds):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [["rain", "it rains"], *([f"said {index}"] for index in range(1, 8))]
+    paths = pyarrow.table({"path": NAMES, "captions": texts})
+    parquet.write_table(paths, sounds / "t.parquet")
+    recordings = found(sounds)
+    assert [clip.captions for clip in recordings.clips[:2]] == [("rain", "it rains"), ("said 1",)]
+    options = {"seconds": 0.05, "fractions": (0.5, 0.5), "check": "decode"}
+    from_paths = level(FolderData(sounds, **options), "train")
+
+    rows = [
+        {
+            "audio": {"bytes": encoded(index), "path": None},
+            "text": f"said {index}",
+            "clip_id": f"take {index}",
+        }
+        for index in range(8)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sounds / "t.parquet")
+    recordings = found(sounds)
+    assert recordings.columns.filename == "audio"
+    assert [clip.group for clip in recordings.clips[:2]] == ["take 0", "take 1"]
+    assert level(FolderData(sounds, **options), "train") == pytest.approx(from_paths, abs=1e-3)
+
+    rows[5]["clip_id"] = None
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sounds / "t.parquet")
+    with pytest.raises(ValueError, match=r"row 5: column 'clip_id' is empty. Fill it or remove the row"):
+        found(sounds)
+    (sounds / "t.parquet").write_bytes((sounds / "t.parquet").read_bytes()[:200])
+    with pytest.raises(ValueError, match="not a parquet file, or one that was cut short"):
+        found(sounds)
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_local_dataset_in_place_of_the_hub(tmp_path, form):
+    datasets = pytest.importorskip("datasets")
+    place = tmp_path / "dataset"
+
+    def part(first: int, count: int):
+        rows = range(first, first + count)
+        audio = [{"bytes": encoded(index), "path": f"{index}.wav"} for index in rows]
+        made = datasets.Dataset.from_dict({"recording": audio, "text": [f"said {index}" for index in rows]})
+        return made.cast_column("recording", datasets.Audio(decode=False))
+
+    parts = datasets.DatasetDict({"train": part(0, 4), "validation": part(4, 3), "test": part(6, 3)})
+    if form == "saved":
+        parts.save_to_disk(place)
+    else:
+        place.mkdir()
+        for name, rows in parts.items():
+            rows.to_parquet(place / f"{name}-00000-of-00001.parquet")
+    data = FolderData(hub=str(place), seconds=0.05)
+    sizes = {split: len(rows.clips) for split, rows in data.datasets.items()}
+    assert sizes == {"train": 4, "val": 3, "test": 3}
+    assert level(data, "val") == [0.4, 0.5, 0.6]
+    assert data.datasets["test"].clips[1].captions == ("said 7",)
+    common = part(0, 2)
+    datasets.DatasetDict({"train": common, "test": common}).save_to_disk(tmp_path / "leak")
+    with pytest.warns(UserWarning, match="2 validation and test clips have the audio of a training clip"):
+        read_recordings(None, None, str(tmp_path / "leak"), TableFormat())
