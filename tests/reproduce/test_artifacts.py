@@ -118,6 +118,12 @@ def test_other_knowledge_becomes_lines_of_table_1():
     ]
     sources = {entry.name: entry.variant.refresh for entry in ARTIFACTS["table1"].entries(task)}
     assert sources["ASK, knowledge: other scenes"] == {"source": list}
+    published = {row.label: row.published for row in ARTIFACTS["table1"].rows(task)}
+    assert published["ASK, knowledge: other scenes"].system == "ASK, first source"
+    alone = replace_task(knowledge_sources={"training clips, other captions": list})
+    lines = {row.label: row for row in ARTIFACTS["table1"].rows(alone)}
+    assert lines["ASK, knowledge: training clips, other captions"].published.system == "ASK, second source"
+    assert lines["ASK, first source (published)"].entry is None
     without = [row.label for row in ARTIFACTS["table1"].rows(replace_task())]
     assert without[3:5] == ["ASK, first source (published)", "ASK, second source (published)"]
 
