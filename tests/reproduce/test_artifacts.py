@@ -4,6 +4,7 @@ import csv
 import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -97,6 +98,17 @@ def test_sweeps_hold_the_task_and_the_papers_values(study, tmp_path):
 def test_what_a_task_lacks_is_said():
     assert "not compared by tokens" in ARTIFACTS["table4"].obstacle(replace_task(transfer={}))
     assert "no other domain" in ARTIFACTS["figure4"].obstacle(replace_task(transfer={}))
+
+
+def test_figure_7_needs_as_many_pairs_as_neighbors(study):
+    class FewPairs:
+        datasets: ClassVar = {"train": range(29)}
+
+    few = replace(study.task, make_data=lambda seed: FewPairs)
+    assert (
+        ARTIFACTS["figure7"].obstacle(few) == "embeddings has 29 training pairs, fewer than the largest K, 30"
+    )
+    assert ARTIFACTS["figure7"].obstacle(study.task) is None
 
 
 def replace_task(**options):

@@ -1,8 +1,9 @@
 """`ask-lightning search`: a text against encoded clips, or an audio file against encoded captions."""
 
+import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,14 @@ class Hit:
         cosine: Cosine similarity of query and result.
         clip: Name of the clip.
         caption: The caption that was found, or the first caption of the clip that was found.
+        row: Row of the clip in the encoded file.
     """
 
     score: float
     cosine: float
     clip: str
     caption: str
+    row: int
 
 
 def search(arguments: Sequence[str]) -> list[Hit]:
@@ -73,6 +76,7 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
         f"anew (default: {RERANKED}, at least --top); 0: sort by cosine",
     )
+    parser.add_argument("--json", action="store_true", help="print the hits as JSON")
     parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
     options = parser.parse_args(arguments)
     if options.top < 1:
@@ -87,7 +91,10 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         hits = find_clips(model, pairs, options.text, options.top, rerank=rerank)
     else:
         hits = find_captions(model, pairs, options.audio, options.top, rerank=rerank)
-    _print(hits, pairs, f"{max(rerank, options.top)} best hits by cosine" if rerank else None)
+    if options.json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+    else:
+        _print(hits, pairs, f"{max(rerank, options.top)} best hits by cosine" if rerank else None)
     return hits
 
 
@@ -140,6 +147,8 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
             that encoded the file, or the model's class cannot be imported.
     """
     path = checkpoint or pairs.model["checkpoint"]
+    if path is None and pairs.model.get("init_args"):
+        return _published_model(pairs)
     if path is None:
         raise UsageError("The file was encoded without a checkpoint. Pass `--ckpt_path`.")
     if not Path(path).is_file():
@@ -161,6 +170,18 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
             f"{path} holds other weights than those that encoded the file: a later run or epoch has replaced "
             "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` "
             "a copy of the checkpoint that encoded the file."
+        )
+    return model
+
+
+def _published_model(pairs: EncodedPairs) -> pl.LightningModule:
+    """Make the model that encoded a file with its published weights, in evaluation mode."""
+    kind = load_class(str(pairs.model["class_path"]))
+    model: pl.LightningModule = kind(**json.loads(str(pairs.model["init_args"]))).eval()
+    if weights_fingerprint(model) != pairs.model["fingerprint"]:
+        raise UsageError(
+            "The file was encoded without a checkpoint, by other weights than the model has now: its "
+            "published weights have changed, or it has random ones. Encode the split anew, with a checkpoint."
         )
     return model
 
@@ -191,7 +212,7 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int, *, rerank: 
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first_caption.setdefault(row, caption)
     return [
-        Hit(score, cosine, pairs.names[row], first_caption[row])
+        Hit(score, cosine, pairs.names[row], first_caption[row], row)
         for score, cosine, row in _best_hits(model, pairs, "audio", query, top, rerank)
     ]
 
@@ -228,8 +249,9 @@ def find_captions(
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)
+    clip_of = pairs.clip_of.tolist()
     return [
-        Hit(score, cosine, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
+        Hit(score, cosine, pairs.names[clip_of[row]], pairs.captions[row], clip_of[row])
         for score, cosine, row in _best_hits(model, pairs, "text", query, top, rerank)
     ]
 
@@ -268,7 +290,7 @@ def _best_hits(
         scores = scores.index_put((order,), _interaction_scores(interaction, query, pairs, side, order))
         order = order[torch.argsort(scores[order], descending=True, stable=True)]
     order = order[:top]
-    return [(float(scores[row]), float(cosines[row]), int(row)) for row in order]
+    return list(zip(scores[order].tolist(), cosines[order].tolist(), order.tolist(), strict=True))
 
 
 def _interaction_scores(

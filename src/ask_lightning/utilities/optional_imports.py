@@ -6,6 +6,7 @@ from typing import Any
 # Package: the extra that installs it, and what it is for.
 _PACKAGES = {
     "soundfile": ("audio", "to read and write audio files"),
+    "av": ("media", "to read m4a, mp4 and other files that soundfile does not read"),
     "torchaudio": ("audio", "to resample audio and to compute spectrograms"),
     "transformers": ("audio", "for pretrained encoders and their tokenizers"),
     "tokenizers": ("audio", "for pretrained tokenizers"),
@@ -17,6 +18,10 @@ _PACKAGES = {
     "jsonargparse": ("cli", "for the command line"),
     "rich": ("cli", "to draw tables in a terminal"),
     "ot": ("pot", "for the transport solvers of POT"),
+    "gradio": ("page", "for the page to search sounds"),
+    "fastapi": ("page", "for the page to search sounds"),
+    "starlette": ("page", "for the page to search sounds"),
+    "uvicorn": ("page", "for the page to search sounds"),
     "wandb": ("track", "to log to Weights & Biases"),
 }
 

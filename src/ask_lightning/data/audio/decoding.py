@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ask_lightning.data.audio.media import MEDIA_SUFFIXES, NoSoundError, open_sound_track
 from ask_lightning.data.audio.near_names import near_file
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -114,7 +115,7 @@ class _SoundFile:
 
 @contextmanager
 def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
-    """Open audio of a format that soundfile reads: wav, flac, ogg, mp3.
+    """Open audio: by soundfile wav, flac, ogg and mp3; by PyAV the sound track of m4a, mp4, webm and others.
 
     Args:
         name: Name of the audio, for errors.
@@ -122,7 +123,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
 
     Raises:
         AudioFileError: There is nothing to read, it is damaged or was cut short, or does not say its length.
-        ImportError: soundfile is missing.
+        ImportError: soundfile is missing, or PyAV for a file that only it reads.
 
     Examples:
         >>> import soundfile
@@ -144,9 +145,19 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     try:
         file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else str(content))
     except (soundfile.SoundFileError, TypeError) as error:  # a TypeError if the ending is .raw
-        raise AudioFileError(
-            f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its rows."
-        ) from error
+        if not _is_media(content):
+            raise AudioFileError(
+                f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its "
+                "rows."
+            ) from error
+        file = None
+    if file is None:
+        try:
+            with open_sound_track(name, content) as track:
+                yield track
+        except NoSoundError as error:
+            raise AudioFileError(f"{name}: {error}. {_REMEDY}") from error
+        return
     with file:
         _check_length(name, file)
         if file.format == "OGG":
@@ -293,6 +304,14 @@ def _check_end(recording: Recording, end: int) -> None:
             f"{recording.name}: the file is damaged: {end} of {recording.frames} samples can be read. "
             f"{_REMEDY}"
         )
+
+
+def _is_media(content: Path | bytes) -> bool:
+    """Whether it looks like a file of a format with a sound track."""
+    if isinstance(content, Path):
+        return content.suffix.lower() in MEDIA_SUFFIXES
+    # MP4 and its kin; Matroska and WebM; ASF (wma).
+    return content[4:8] == b"ftyp" or content.startswith((b"\x1aE\xdf\xa3", b"0&\xb2u"))
 
 
 def _is_file(name: str, path: Path) -> bool:
