@@ -47,8 +47,6 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
         protocol = task.protocol()
         data = protocol.make_data(0)
         data.setup("fit")
-    if task.prepare is not None:
-        task.prepare(partial(print, flush=True))
     silence_lightning()
     wanted: list[Artifact] = []
     for artifact in options.artifacts:
