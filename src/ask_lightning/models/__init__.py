@@ -2,6 +2,7 @@
 
 from ask_lightning.models.ced import CED, CEDSonar
 from ask_lightning.models.clap import CLAPRetriever
+from ask_lightning.models.exported import from_pretrained, save_pretrained
 from ask_lightning.models.resnet38 import ResNet38, ResNet38BERT
 from ask_lightning.models.retriever import Retriever
 from ask_lightning.models.tiny import TinyRetriever
@@ -14,4 +15,6 @@ __all__ = [
     "ResNet38BERT",
     "Retriever",
     "TinyRetriever",
+    "from_pretrained",
+    "save_pretrained",
 ]
