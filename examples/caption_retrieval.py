@@ -15,15 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from ask_lightning.reproduce import (
-    LOSSES,
-    MAIN_LOSSES,
-    MAX_CANDIDATES,
-    compare,
-    loss_methods,
-    silence_lightning,
-    write_report,
-)
+from ask_lightning.reproduce import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, compare_losses, silence_lightning
 from ask_lightning.reproduce.tasks import captions_task
 
 
@@ -40,23 +32,16 @@ def main() -> None:
         T=options.T,
     )
     print(f"Pairs: {task.sizes()}.", flush=True)
-    methods = loss_methods(
-        {name: LOSSES[name] for name in options.methods},
-        task.make_model,
-        learning_rate=task.learning_rate,
-        num_candidates=options.candidates,
-        refresh=task.refresh,
-    )
-    compared = compare(
-        methods,
-        task.protocol(),
+    report = compare_losses(
+        task,
+        options.methods,
         options.output,
+        references=options.references,
+        num_candidates=options.candidates,
         seeds=range(options.seeds),
         jobs=options.jobs,
         log=partial(print, flush=True),
     )
-    references = [name for name in options.references if name in options.methods]
-    report = write_report(compared, options.output, references=references, refresh_every=options.T)
     print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{report}\n")
     print(f"{options.output} has every run and a picture; {time.perf_counter() - started:.0f} s in all.")
 

@@ -17,35 +17,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-import lightning as L
-import torch
 from lightning.pytorch.loggers import WandbLogger
-from torch.utils.data import Dataset
 
-from ask_lightning import ASKModule
-from ask_lightning.data import DatasetsDataModule, FolderData, SoundscapeData
-from ask_lightning.losses import NTXentLoss
-from ask_lightning.models import TinyRetriever
-from ask_lightning.reproduce import (
-    LOSSES,
-    MAIN_LOSSES,
-    MAX_CANDIDATES,
-    Protocol,
-    compare,
-    loss_methods,
-    silence_lightning,
-    write_report,
-)
-
-
-class Options(argparse.Namespace):
-    """Parsed options, with a hash so that each process loads its data once."""
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
+from ask_lightning.reproduce import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, compare_losses, silence_lightning
+from ask_lightning.reproduce.tasks import Task, folder_task, soundscapes_task
 
 
 def main() -> None:
@@ -54,110 +32,49 @@ def main() -> None:
     silence_lightning()
     started = time.perf_counter()
     with mistakes_in_one_line(options):
-        datasets = load(options)
-        make_loaders(options, options.seed).train_dataloader()
-    sizes = ", ".join(f"{len(pairs)} {name}" for name, pairs in datasets.items())
+        task = make_task(options)
+        sizes = task.sizes()
+        task.make_data(options.seed).train_dataloader()
     print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
-
-    free = ("methods", "references", "candidates", "seed", "seeds", "jobs", "threads", "wandb", "output")
-    protocol = Protocol(
-        partial(make_loaders, options),
-        max_epochs=options.epochs,
-        accelerator=options.accelerator,
-        make_loggers=partial(wandb_loggers, options) if options.wandb else None,
-        description={name: value for name, value in vars(options).items() if name not in free},
-    )
-    weights = pretrained_weights(options)
-    methods = loss_methods(
-        {name: LOSSES[name] for name in options.methods},
-        partial(make_model, weights),
-        learning_rate=options.learning_rate,
-        num_candidates=options.candidates,
-        refresh={"T": options.T, "num_prototypes": options.prototypes},
-    )
-    compared = compare(
-        methods,
-        protocol,
+    report = compare_losses(
+        task,
+        options.methods,
         options.output,
+        references=options.references,
+        num_candidates=options.candidates,
         seeds=range(options.seed, options.seed + options.seeds),
         jobs=options.jobs,
         threads=options.threads,
+        make_loggers=partial(wandb_loggers, options) if options.wandb else None,
         log=partial(print, flush=True),
     )
-    references = [name for name in options.references if name in options.methods]
-    report = write_report(compared, options.output, references=references, refresh_every=options.T)
     print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{report}\n")
     print(f"{options.output}/comparison.png shows it. {time.perf_counter() - started:.0f} s in all.")
 
 
-def make_model(weights: Path | None, learning_rate: float) -> TinyRetriever:
-    """The model that every loss trains."""
-    model = TinyRetriever(learning_rate=learning_rate)
-    if weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
-    return model
-
-
-def pretrained_weights(options: Options) -> Path | None:
-    """A file of weights that NT-Xent pretrained, or None; made once for each output folder."""
-    if not options.pretraining_epochs:
-        return None
-    path = options.output / f"pretrained-seed-{options.seed}.pt"
-    if path.exists():
-        return path
-    started = time.perf_counter()
-    torch.set_num_threads(options.threads)  # another number would round otherwise, and make other weights
-    L.seed_everything(options.seed, verbose=False)
-    model = TinyRetriever(learning_rate=options.learning_rate)
-    trainer = L.Trainer(
-        accelerator=options.accelerator,
-        devices=1,
-        max_epochs=options.pretraining_epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=sys.stdout.isatty(),
-        enable_model_summary=False,
-    )
+def make_task(options: argparse.Namespace) -> Task:
+    """The data, the model that every loss trains, and its schedule."""
+    common = {
+        "pretraining_epochs": options.pretraining_epochs,
+        "pretraining_seed": options.seed,
+        "pretraining_folder": options.output,
+        "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size,
+        "max_epochs": options.epochs,
+        "T": options.T,
+        "num_prototypes": options.prototypes,
+        "accelerator": options.accelerator,
+    }
     if options.data == "soundscapes":
-        data = soundscapes(options, options.pretraining_scenes, scenes_seed=1)
-    else:
-        data = make_loaders(options, options.seed)
-    trainer.fit(ASKModule(model, NTXentLoss(temperature=0.1)), data.train_dataloader())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(model.cpu().state_dict(), unfinished)
-    unfinished.replace(path)
-    seconds = time.perf_counter() - started
-    print(f"Pretrained with NT-Xent for {options.pretraining_epochs} epochs ({seconds:.0f} s)", flush=True)
-    return path
-
-
-def make_loaders(options: Options, seed: int) -> DatasetsDataModule:
-    """Loaders whose batches follow from a seed."""
-    return DatasetsDataModule(*load(options).values(), batch_size=options.batch_size, seed=seed)
-
-
-def soundscapes(options: Options, scenes: int, scenes_seed: int) -> SoundscapeData:
-    """Synthetic soundscapes; other seeds make other scenes of the same kinds of sound."""
-    return SoundscapeData(
-        scenes,
-        options.test_scenes,
-        options.test_scenes,
-        scenes_seed=scenes_seed,
-        features="log_mel",
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
-
-
-@cache
-def load(options: Options) -> dict[str, Dataset]:
-    """The pairs of each part, made or read once in each process."""
-    if options.data == "soundscapes":
-        return soundscapes(options, options.scenes, scenes_seed=0).datasets
+        return soundscapes_task(
+            scenes=options.scenes,
+            test_scenes=options.test_scenes,
+            pretraining_scenes=options.pretraining_scenes,
+            **common,
+        )
     if options.root is None or options.annotations is None:
         sys.exit("--data folder needs --root (the folder of audio files) and --annotations (the CSV).")
-    return FolderData(
+    return folder_task(
         options.root,
         options.annotations,
         filename_column=options.filename_column,
@@ -165,15 +82,12 @@ def load(options: Options) -> dict[str, Dataset]:
         clip_id_column=options.clip_id_column,
         delimiter=options.delimiter,
         seconds=options.seconds,
-        features="log_mel",
-        fractions=(0.7, 0.15, 0.15),
-        cache="memory",
-        batch_size=options.batch_size,
-    ).datasets
+        **common,
+    )
 
 
 @contextmanager
-def mistakes_in_one_line(options: Options) -> Iterator[None]:
+def mistakes_in_one_line(options: argparse.Namespace) -> Iterator[None]:
     """End the program with the message alone, which names options as they are written here."""
 
     def flag(match: re.Match[str]) -> str:
@@ -186,7 +100,7 @@ def mistakes_in_one_line(options: Options) -> Iterator[None]:
         sys.exit(" ".join(re.sub(r"`(\w+)(=[^`]*)?`", flag, str(error)).split()))
 
 
-def wandb_loggers(options: Options, name: str) -> list[WandbLogger]:
+def wandb_loggers(options: argparse.Namespace, name: str) -> list[WandbLogger]:
     """Weights & Biases besides the CSV."""
     try:
         return [WandbLogger(name=name, project="ask-lightning-quickstart", save_dir=options.output)]
@@ -194,7 +108,7 @@ def wandb_loggers(options: Options, name: str) -> list[WandbLogger]:
         sys.exit(f'--wandb needs wandb: pip install "ask-lightning[track]" ({error}).')
 
 
-def parse_arguments() -> Options:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,7 +148,7 @@ def parse_arguments() -> Options:
     add("--threads", type=int, default=1, help="CPU threads of each run")
     add("--wandb", action="store_true", help="log to Weights & Biases as well (WANDB_MODE=offline works)")
     add("--output", type=Path, default=Path("runs/quickstart"), help="where logs, checkpoints, picture go")
-    return parser.parse_args(namespace=Options())
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

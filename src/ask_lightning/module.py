@@ -176,6 +176,7 @@ class ASKModule(NamedAsModel):
         self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
+        self._last_batch: int | None = None  # number of the batch whose loss was computed last
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
 
@@ -238,6 +239,7 @@ class ASKModule(NamedAsModel):
         if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
+        self._undo_repeated_batch()
         if self.loss.needs_keys:
 
             def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
@@ -250,6 +252,14 @@ class ASKModule(NamedAsModel):
         if self._logs_terms:
             log_loss_terms(self.trainer, self, self.loss.last)
         return loss
+
+    @outside_graphs  # the number of the batch is another one in each step
+    def _undo_repeated_batch(self) -> None:
+        """Let the loss forget the batch where an optimiser's closure computes the same once more."""
+        number = None if self._trainer is None else self.trainer.fit_loop.total_batch_idx
+        if number is not None and number == self._last_batch:
+            self.loss.undo_batch()
+        self._last_batch = number
 
     def _loss_of_single_pair(self, audio: Embeddings, text: Embeddings) -> Tensor:
         """Zero, as the contrast of a pair with itself alone is, with a gradient of zero to each parameter."""
@@ -381,6 +391,11 @@ class ASKModule(NamedAsModel):
                     "Trainer(..., callbacks=[KnowledgeRefreshCallback(T=15)]), or set "
                     "`loss.knowledge` to a KnowledgeBase that shall stay as it is."
                 )
+            if self.loss.needs_knowledge and not refreshed:
+                rank_zero_info(
+                    f"ASKModule trains with the knowledge in `loss.knowledge`, {self.loss.knowledge}, which "
+                    "stays as it is: the trainer has no KnowledgeRefreshCallback."
+                )
             if self._found_encoders:
                 rank_zero_info(
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
@@ -399,6 +414,7 @@ class ASKModule(NamedAsModel):
     def on_train_start(self) -> None:
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
+        self._last_batch = None
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.

@@ -116,6 +116,9 @@ def test_sources_may_be_given():
     given = SearchCalibration(shuffled, lambda: DataLoader(Pairs("val"), batch_size=7))
     metrics = run_test(callbacks=[given], dataloaders=loader)
     assert metrics == run_test(callbacks=[SearchCalibration()])
+    datasets = SearchCalibration(Pairs("train"), Pairs("val"))
+    for loaders in (loader, [loader]):
+        assert run_test(callbacks=[datasets], dataloaders=loaders) == metrics
     with pytest.raises(ValueError, match=r"no data module .* Pass SearchCalibration\(training=dataset\)"):
         run_test(callbacks=[SearchCalibration()], dataloaders=loader)
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +12,7 @@ import torch
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.search import find_captions
 from ask_lightning.data import collate_pairs
 from ask_lightning.functional import unit_length
 from ask_lightning.models import ResNet38BERT
@@ -34,6 +36,7 @@ def test_what_is_encoded_can_be_searched(demo, trained):
     pairs = EncodedPairs.load(Path("a/b.safetensors"))
     clips = cli.datamodule.datasets["test"].clips
     assert pairs.names == [clip.key for clip in clips]
+    assert pairs.sample_rate == 32000
     assert pairs.captions == [caption for clip in clips for caption in clip.captions]
     assert pairs.clip_of.tolist() == [row for row in range(6) for _ in range(5)]
     torch.testing.assert_close(pairs.audio.norm(dim=1), torch.ones(6))
@@ -177,3 +180,25 @@ def test_queries_are_written_like_the_captions(demo, trained):
         ask_lightning("search", "a.safetensors", "--text", "?!")
     ask_lightning("encode", *given, "--data.caption_style", "raw")
     assert EncodedPairs.load(Path("a.safetensors")).caption_style == "raw"
+
+
+class Listener(pl.LightningModule):
+    """A model that knows nothing of sample rates: the embedding is the length of the waveform."""
+
+    def encode_audio(self, batch):
+        return torch.tensor([[1.0, float(batch["waveform"].shape[1])]])
+
+    def encode_text(self, batch):
+        return torch.ones(len(batch["caption"]), 2)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_audio_is_heard_at_the_rate_of_the_encoded_data(rate):
+    soundfile.write("a.wav", np.zeros(24000), 24000)
+    sides = (torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, float(rate)]]))
+    pairs = EncodedPairs(*sides, torch.zeros(1), torch.zeros(1), ["a"], ["rain"], sample_rate=rate)
+    (hit,) = find_captions(Listener(), pairs, Path("a.wav"), top=1)
+    assert hit.cosine == pytest.approx(unit_length(sides[1])[0] @ sides[1][0])
+    pairs.sample_rate = None
+    with pytest.raises(UsageError, match="Neither the encoded data nor Listener says at which rate audio is"):
+        find_captions(Listener(), pairs, Path("a.wav"), top=1)

@@ -1,5 +1,7 @@
 """Tables of captions: every mistake has an answer that says where it is and what to do."""
 
+import re
+
 import pytest
 
 from ask_lightning.data import Clip, read_captions
@@ -70,11 +72,10 @@ def test_another_encoding(table):
         ("\n\n", r"clips.csv is empty"),
         ("filename,caption\n", r"clips.csv has a header but no rows"),
         (
-            "filename,text\na.wav,rain\n",
-            r"no column 'caption'; it has \['filename', 'text'\].*`caption_columns`",
+            "filename,title\na.wav,rain\n",
+            r"no column 'caption' or of another usual .*\['filename', 'title'\].*`caption_columns`",
         ),
-        ("filename;caption\na.wav;rain\n", r"no column .* look separated by ';': pass `delimiter=';'`"),
-        ("filename\tcaption\na.wav\train\n", r"look separated by '\\t': pass `delimiter='\\t'`"),
+        ("title,caption\na.wav,rain\n", r"no column 'filename' or of another .*`filename_column`"),
         ("filename,caption,caption\na.wav,x,y\n", r"more than one column is called 'caption'"),
         (
             "filename,caption\na.wav,wind, then rain\n",
@@ -90,6 +91,15 @@ def test_another_encoding(table):
 def test_mistakes_in_a_table(table, text, message):
     with pytest.raises(ValueError, match=message):
         read_captions(table(text))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_another_delimiter_is_found_or_asked_for(table, delimiter):
+    path = table(f"filename{delimiter}caption\na.wav{delimiter}rain, wind\n")
+    assert read_captions(path)[0].captions == ("rain, wind",)
+    message = f"look separated by {delimiter!r}: pass `delimiter={delimiter!r}`"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_captions(path, filename_column="filename", caption_columns="caption", delimiter=",")
 
 
 def test_a_file_with_two_clip_ids_would_be_in_two_splits(table):
@@ -198,3 +208,9 @@ def test_clips_have_the_same_id_in_every_table_of_a_collection(table, tmp_path):
 def test_a_folder_in_place_of_a_table(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is a folder, not a table\. Pass the path of a file"):
         read_captions(tmp_path)
+
+
+def test_spaces_before_a_quotation_mark(tmp_path):
+    table = tmp_path / "clips.csv"
+    table.write_text('filename, caption\na.wav, "rain, then ""wind"""\nb.wav, a "loud" bell\n')
+    assert [clip.captions for clip in read_captions(table)] == [('rain, then "wind"',), ('a "loud" bell',)]

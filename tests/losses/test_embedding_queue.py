@@ -38,6 +38,32 @@ def test_a_batch_larger_than_the_queue(size):
     assert content(queue) == list(range(10, 15))[-size:]
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_what_entered_last_can_be_put_out_again(count):
+    queue, before = EmbeddingQueue(5), []
+    for start in range(0, 30, count):
+        batch = list(range(start, start + count))
+        queue.push(audio=rows(*batch), ids=torch.tensor(batch))
+        queue.undo_push()
+        assert content(queue) == before
+        queue.push(audio=rows(*batch), ids=torch.tensor(batch))
+        before = content(queue)
+        assert before == queue.column("ids", like=torch.tensor([0])).tolist()
+    queue.undo_push()
+    once = content(queue)
+    queue.undo_push()
+    assert content(queue) == once != before
+
+
+def test_rows_that_are_not_finite_enter_as_zeros():
+    queue = EmbeddingQueue(4)
+    broken = torch.tensor([[1.0, 2.0], [1.0, torch.nan], [torch.inf, 0.0]])
+    queue.push(audio=broken, ids=torch.tensor([7, 8, 9]))
+    stored = queue.column("audio", like=broken)
+    assert stored.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
+    assert queue.column("ids", like=torch.tensor([0])).tolist() == [7, 8, 9]
+
+
 def test_empty():
     queue = EmbeddingQueue(2)
     assert len(queue) == 0

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 
+import ask_lightning.module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.losses import NTXentLoss
 from tests.helpers.clients import (
@@ -59,11 +60,18 @@ def test_fit_without_the_callback():
         make_trainer().fit(wrap(PlainTowers()), make_loader())
 
 
-def test_fit_without_the_callback_but_with_a_base():
+def test_fit_without_the_callback_but_with_a_base(monkeypatch):
+    """It is said that nothing renews the base, which may be left over from an earlier run."""
+    said = []
+    monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
     module = wrap(PlainTowers())
     base = module.loss.knowledge = static_knowledge(module.model)
     make_trainer(max_epochs=1).fit(module, make_loader())
     assert module.loss.knowledge is base
+    assert said[0] == (
+        f"ASKModule trains with the knowledge in `loss.knowledge`, {base}, which stays as it is: the trainer "
+        "has no KnowledgeRefreshCallback."
+    )
 
 
 def test_callback_on_a_module_without_ask():

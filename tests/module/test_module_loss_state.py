@@ -351,3 +351,65 @@ def test_terms_are_logged_once_with_and_without_a_refresh(refreshed):
     fit("memory", extra=extra, logger=logger, log_every_n_steps=1)
     assert len(logger.values("ask/queue_fill")) == 3 * STEPS
     assert logger.values("ask/queue_fill")[-1] == 1
+
+
+class TwiceSGD(torch.optim.SGD):
+    """Evaluates each batch a second time with other weights, as sharpness-aware minimisation does."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        before = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.add_(weight.grad, alpha=0.01)
+        with torch.enable_grad():
+            closure()
+        for weight, value in zip(weights, before, strict=True):
+            weight.copy_(value)
+        super().step()
+        return loss
+
+
+class TwiceTowers(PlainTowers):
+    def configure_optimizers(self):
+        return TwiceSGD(self.parameters(), lr=1e-2)
+
+
+class NewtonTowers(PlainTowers):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=1e-2, max_iter=3)
+
+
+@pytest.mark.parametrize("model", [TwiceTowers, NewtonTowers])
+@pytest.mark.parametrize("name", WITH_QUEUE)
+def test_a_batch_that_an_optimiser_evaluates_again_is_remembered_once(name, model):
+    module, *_ = fit(name, model=model, epochs=2)
+    plain, *_ = fit(name, model=PlainTowers, epochs=2)
+    ours, theirs = (each.loss.training_state() for each in (module, plain))
+    assert torch.equal(ours["queue"]["ids"], theirs["queue"]["ids"])
+    assert ours.get("num_batches") == theirs.get("num_batches")
+
+
+class BrokenBatch(PlainTowers):
+    """One batch has NaN, whose step is left out, as loss scaling does and many scripts do."""
+
+    def encode_audio(self, batch):
+        return self.spoil(super().encode_audio(batch))
+
+    def encode_text(self, batch):
+        return self.spoil(super().encode_text(batch))
+
+    def spoil(self, embeddings):
+        return embeddings * torch.nan if self.trainer.global_step == 4 else embeddings
+
+    def on_before_optimizer_step(self, optimizer):
+        if not all(weight.grad.isfinite().all() for weight in self.parameters()):
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", WITH_QUEUE)
+def test_one_broken_batch_does_not_spoil_those_after_it(name):
+    _, losses, _ = fit(name, model=BrokenBatch)
+    assert [step for step, loss in enumerate(losses) if loss != loss] == [4]

@@ -1,6 +1,7 @@
 """The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import lightning.pytorch as pl
@@ -35,9 +36,11 @@ def calls(monkeypatch):
     """Training in no time: records what is trained; validation speaks for `BEST`, tests for the largest."""
     made = []
 
-    def train_and_evaluate(build, data, *, seed, folder, max_epochs, accelerator, loggers, calibrated):
+    def train_and_evaluate(
+        build, data, *, seed, folder, max_epochs, accelerator, trainer_options, loggers, calibrated
+    ):
         built = build()
-        assert (data, max_epochs, accelerator) == (seed, 3, "cpu")
+        assert (data, max_epochs, accelerator, trainer_options) == (seed, 3, "cpu", {})
         made.append((built["name"], built["temperature"], seed))
         if len(made) == train_and_evaluate.fails_at:
             raise ValueError("the loss is NaN")
@@ -118,6 +121,29 @@ def test_another_protocol_needs_another_folder(calls, tmp_path):
     with pytest.raises(ValueError, match=r"under another protocol: batch_size 32 → 64\. Use another"):
         compare(methods(0.1), other, tmp_path, seeds=[0], log=len)
     assert json.loads((tmp_path / "protocol.json").read_text())["batch_size"] == 32
+
+
+def test_a_method_with_other_options_needs_another_folder(calls, tmp_path):
+    def described(**options):
+        return [replace(method, description=options) for method in methods(0.1, names="A")]
+
+    compare(described(positives="diagonal", T=5), PROTOCOL, tmp_path, seeds=[0], log=len)
+    with pytest.raises(ValueError, match=r"under another protocol: A: T 5 → 15\. Use another"):
+        compare(described(positives="diagonal", T=15), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.1, names="B"), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(described(positives="diagonal", T=5), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    noted = json.loads((tmp_path / "protocol.json").read_text())
+    assert noted["methods"] == {"A": {"positives": "diagonal", "T": 5}, "B": {}}
+
+
+def test_settings_that_have_been_tried_count(calls, tmp_path):
+    compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    message = r"of A with settings that are no candidates any more .temperature=0\.05; temperature=0\.2\)"
+    with pytest.raises(ValueError, match=message):
+        compare(methods(0.1, 0.3), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.05, 0.1, 0.2, 0.3), PROTOCOL, tmp_path, seeds=[0], log=len)
+    compare(methods(0.4), PROTOCOL, tmp_path, seeds=[0], log=len)  # nothing is chosen
 
 
 def test_methods_that_are_not_tuned_alike(calls, tmp_path):
@@ -205,6 +231,25 @@ def test_the_best_epoch_on_validation_is_evaluated(tmp_path):
     assert one.raw[0].metrics != one.raw[1].metrics
     assert 0 < mean_recall(one.raw[0].metrics.test) < 1
     assert (three.raw[1].folder / "metrics.csv").exists()
+
+
+def test_options_of_the_trainer_are_those_of_the_protocol(tmp_path):
+    method = Method("heads", ({"learning_rate": 0.3},), build)
+    (usual,), (clipped,) = (
+        compare([method], protocol, tmp_path / str(number), seeds=[0], log=len).raw
+        for number, protocol in enumerate(
+            (Protocol(make_data, 1), Protocol(make_data, 1, trainer_options={"gradient_clip_val": 1e-9}))
+        )
+    )
+    weights = [
+        torch.load(run.folder / "best.ckpt", weights_only=True)["state_dict"] for run in (usual, clipped)
+    ]
+    pl.seed_everything(0, verbose=False)
+    first = Heads(0.3).state_dict()
+    moved = [max((first[name] - values[name]).abs().max() for name in first) for values in weights]
+    assert moved[0] > 1e-2
+    assert moved[1] < 1e-7
+    assert json.loads((tmp_path / "1" / "protocol.json").read_text())["gradient_clip_val"] == 1e-9
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ class SearchCalibration(Callback):
 
     Args:
         training: Training pairs without augmentation: a Dataset, a DataLoader, or a callable that returns
-            one. None: `ordered_dataloader("train")` of the trainer's data module.
+            one. A Dataset is read with batch size, collation and workers of the test's loader. None:
+            `ordered_dataloader("train")` of the trainer's data module.
         validation: Validation pairs, in the same way. None: `ordered_dataloader("val")`.
         ids: The batch's key of the clip ids.
 
@@ -74,8 +75,9 @@ class SearchCalibration(Callback):
         ranks = Ranks.current()
         with ranks.all_or_none("opening the training and the validation pairs"):
             sources = {"train": self.training, "val": self.validation}
+            template = _first_loader(trainer)
             loaders = [
-                source_loader(_ordered(trainer, split) if source is None else source, None, ranks=ranks)
+                source_loader(_ordered(trainer, split) if source is None else source, template, ranks=ranks)
                 for split, source in sources.items()
             ]
         encode = find_pair_encoder(pl_module)
@@ -114,6 +116,12 @@ class SearchCalibration(Callback):
 def _metrics(module: torch.nn.Module) -> list[AudioTextRetrieval]:
     """The retrieval metrics of a module."""
     return [part for part in module.modules() if isinstance(part, AudioTextRetrieval)]
+
+
+def _first_loader(trainer: pl.Trainer) -> object:
+    """The first loader of the test."""
+    loaders = trainer.test_dataloaders
+    return loaders[0] if isinstance(loaders, list | tuple) else loaders
 
 
 def _ordered(trainer: pl.Trainer, split: str) -> Any:

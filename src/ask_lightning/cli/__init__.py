@@ -16,14 +16,16 @@ _HELP = """\
 usage: ask-lightning COMMAND [--config NAME_OR_PATH ...] [flags]
 
 Train and evaluate audio–text retrieval models, with ASK, with other losses, and without.
+To begin: ask-lightning fit --config my_recordings --data.root FOLDER, or --demo for --data.root FOLDER.
 
 commands:
+  inspect     what there is in the data: lengths, rates, captions, copies, leaks, and a picture; --json
   fit         train; goes on with --ckpt_path last
   validate    metrics of the validation split
-  test        metrics of the test split, by cosine and calibrated: --calibrate false
+  test        metrics of the test split, also calibrated; --untrained true: before and after; --json true
   predict     embeddings of the test split, in the folder of the run
   encode      embeddings of a split into a file: --split, --output, --calibrate true
-  search      a text against encoded clips, or an audio file against captions: --raw
+  search      a text against encoded clips, or an audio file against captions: --raw, --json
   transfer    train on one dataset, test on it and on another: --target
   reproduce   tables and figures of the paper, and first experiments: table1 … figure7, all --data NAME
 
@@ -31,6 +33,7 @@ ask-lightning COMMAND --help lists the flags of a command, ask-lightning --versi
 
 flags of all commands but search:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
+  --data.root X  folder of your recordings; --data.annotations X: their table, if it is not the only one there
   --run X        folder of the run (default: runs/NAME)
   --datasets X   folder in which AudioCaps, Clotho and WavCaps are (default: data)
   --weights X    folder of weights that are on no hub (default: weights)
@@ -40,9 +43,16 @@ flags of all commands but search:
   --ask.loss X   the loss: the name of a class of ask_lightning.losses, or the import path of one of yours
   --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help
 
-shipped configs: DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such as audiocaps_resnet38_bert_ask
+shipped configs: my_recordings, and DATASET_MODEL_LOSS[_KNOWLEDGE], such as clap_ask or audiocaps_clap_ask; a
+MODEL alone, such as clap, is that model on your recordings with its own loss
 """
 
+COMMANDS = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "inspect", "reproduce")
+"""The commands."""
+
+_HELP_FLAGS = ("-h", "--help")
+# Their flags are those of LightningCLI.
+_OF_LIGHTNING = ("fit", "validate", "test", "predict", "encode")
 _INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
 
 
@@ -72,15 +82,17 @@ def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"ask-lightning {ask_lightning.__version__}")
         return 0
-    with _ctrl_c_ends_the_process():  # imports take seconds
-        from ask_lightning.cli.errors import UsageError, explain
-
-        with suppress(ImportError):  # `run` says which package is missing, if the command needs it
-            from ask_lightning.cli import commands  # noqa: F401
     # As with `python -m`: a config may name classes in modules of the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    from ask_lightning.cli.errors import UsageError, explain
+
     try:
+        with _ctrl_c_ends_the_process():  # imports take seconds
+            check(arguments)
+            if arguments and arguments[0] in COMMANDS:
+                with suppress(ImportError):  # `run` says which package is missing, if the command needs it
+                    from ask_lightning.cli import commands  # noqa: F401
         run(arguments)
     except Exception as error:
         message = explain(error)
@@ -105,6 +117,28 @@ def _ctrl_c_ends_the_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def check(arguments: Sequence[str]) -> None:
+    """Refuse what can be refused before packages are imported that take seconds.
+
+    Args:
+        arguments: The command and what follows it.
+
+    Raises:
+        UsageError: The command does not exist, a flag is unknown, or a config is missing or not readable.
+    """
+    from ask_lightning.cli.errors import UsageError
+
+    if not arguments or arguments[0] in _HELP_FLAGS:
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise UsageError(f"There is no command {command!r}, only {', '.join(COMMANDS)}.")
+    if command in _OF_LIGHTNING:
+        from ask_lightning.cli.run_options import RunOptions
+
+        RunOptions.parse(rest).check_flags(command)
+
+
 def run(arguments: Sequence[str]) -> Any:
     """Run a command and raise what goes wrong.
 
@@ -123,12 +157,10 @@ def run(arguments: Sequence[str]) -> Any:
     from ask_lightning.utilities.optional_imports import import_optional
 
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
-    if command in ("-h", "--help"):
+    if command in _HELP_FLAGS:
         print(_HELP + "\n".join(f"  {word:<12} {names}" for word, names in describe_names().items()))
         return None
-    commands = ("fit", "validate", "test", "predict", "encode", "search", "transfer", "reproduce")
-    if command not in commands:
-        raise UsageError(f"There is no command {command!r}, only {', '.join(commands)}.")
+    check(arguments)
     try:
         import_optional("jsonargparse")
     except ImportError as error:
@@ -137,6 +169,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.search import search
 
         return search(rest)
+    if command == "inspect":
+        from ask_lightning.cli.inspect_data import inspect_data
+
+        return inspect_data(rest)
     if command == "transfer":
         from ask_lightning.cli.transfer import transfer
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.cli.retrieval_cli import RetrievalCLI
-from ask_lightning.cli.run_lock import locked_run
+from ask_lightning.cli.retrieval_cli import RetrievalCLI, quiet_lightning
+from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.cli.run_options import RunOptions
+from ask_lightning.data import FolderData
 from ask_lightning.data.clips import Clip
 
 
@@ -25,7 +28,11 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     Raises:
         UsageError: The command line cannot be used.
     """
-    return run_with_options(command, RunOptions.parse(arguments))
+    options = RunOptions.parse(arguments)
+    cli = run_with_options(command, options)
+    if is_first_process() and not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+        _say_what_is_next(command, options, cli)
+    return cli
 
 
 def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip] = ()) -> RetrievalCLI:
@@ -43,6 +50,7 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
         UsageError: The command line cannot be used.
     """
     _silence_warnings()
+    quiet_lightning()
     config = options.compose().config
     given = [
         argument for argument in options.lightning_arguments if argument.startswith(("--model", "--data"))
@@ -63,6 +71,46 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     options.check_run_is_new(config)
     with locked_run(options.run_folder):
         return RetrievalCLI(arguments, held_out)
+
+
+def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> None:
+    """Say where things are, and the next command."""
+    data = _data_flags(options.lightning_arguments)
+    given = [f"--config {name}" for name in options.configs] + [shlex.quote(one) for one in data]
+    if options.demo:
+        given.append(f"--demo={options.datasets_folder}")
+    given += [f"--run {options.run_folder}"] if "run" in options.given else []
+    said = " ".join(given)
+    own = isinstance(cli.datamodule, FolderData)
+    if command == "fit":
+        tested = "test" if "test" in getattr(cli.datamodule, "datasets", ()) else "validate"
+        print(
+            f"The run is in {cli.trainer.default_root_dir}, its best epoch in checkpoints/best.ckpt.",
+            file=sys.stderr,
+        )
+        print(f"Next: ask-lightning {tested} {said} --ckpt_path best", file=sys.stderr)
+    if command in ("fit", "test") and (command == "fit" or options.checkpoint):
+        split = "all" if own else "test"
+        best = " --ckpt_path best" if command == "fit" else f" --ckpt_path {options.checkpoint}"
+        print(
+            f"Then: ask-lightning encode {said}{best} --split {split} --output sounds.safetensors\n"
+            '      ask-lightning search sounds.safetensors --text "a dog barks"',
+            file=sys.stderr,
+        )
+
+
+def _data_flags(arguments: Sequence[str]) -> list[str]:
+    """The flags of the data, with their values."""
+    kept: list[str] = []
+    keep = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            keep = argument.startswith("--data") and "=" not in argument
+            if argument.startswith("--data"):
+                kept.append(argument)
+        elif keep:
+            kept.append(argument)
+    return kept
 
 
 def _silence_warnings() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,13 @@ COMPOSE = "compose"
 MONITOR = "monitor"
 """The key under which a config names the metric that the best epoch is chosen by, and its placeholder."""
 
+OWN_RECORDINGS = "recordings"
+"""The dataset that a name may leave out."""
+
+FIRST_CONFIG = "my_recordings"
+"""The config to begin with: one's own recordings, a small model, the loss with the best recall."""
+
+_FIRST_MODEL, _FIRST_LOSS = "tiny", "teacher"
 _DEFAULT_MONITOR = "val/mean_recall"
 
 
@@ -77,7 +85,7 @@ def shipped_roles() -> Roles:
 
     Examples:
         >>> shipped_roles().datasets
-        ('audiocaps', 'clotho')
+        ('audiocaps', 'clotho', 'recordings')
     """
     parts = {name: _read_yaml(_part_file(name)) for name in shipped_parts()}
 
@@ -101,25 +109,28 @@ def shipped_configs() -> dict[str, list[str]]:
     """The parts of each shipped config, by the names that `--config` takes.
 
     A name is `DATASET_MODEL_LOSS`, where `baseline` is the model's own loss; after a loss with knowledge
-    the source of the knowledge may follow.
+    the source of the knowledge may follow. Without a dataset it is for one's own recordings.
 
     Examples:
+        >>> shipped_configs()["clap_ask"]
+        ['run', 'recordings', 'clap', 'ask']
         >>> shipped_configs()["clotho_ced_sonar_ask_enriched"]
         ['run', 'clotho', 'ced_sonar', 'ask', 'clotho_enriched']
         >>> shipped_configs()["audiocaps_resnet38_bert_baseline"]
         ['run', 'audiocaps', 'resnet38_bert']
     """
     roles = shipped_roles()
-    configs = {}
+    configs = {FIRST_CONFIG: ["run", OWN_RECORDINGS, _FIRST_MODEL, _FIRST_LOSS]}
     for dataset, model in product(roles.datasets, roles.models):
         backbone = ["run", dataset, model]
-        configs[f"{dataset}_{model}_baseline"] = backbone
         fitting = [loss for loss in roles.losses if loss in roles.with_tokens or model not in roles.of_tokens]
-        for loss in fitting:
-            configs[f"{dataset}_{model}_{loss}"] = [*backbone, loss]
+        named = {f"{model}_baseline": backbone} | {f"{model}_{loss}": [*backbone, loss] for loss in fitting}
         with_knowledge = [loss for loss in roles.with_knowledge if loss in fitting]
         for loss, (ending, source) in product(with_knowledge, _sources_of(dataset).items()):
-            configs[f"{dataset}_{model}_{loss}_{ending}"] = [*backbone, loss, source]
+            named[f"{model}_{loss}_{ending}"] = [*backbone, loss, source]
+        configs |= {f"{dataset}_{name}": parts for name, parts in named.items()}
+        if dataset == OWN_RECORDINGS:
+            configs |= named
     return dict(sorted(configs.items()))
 
 
@@ -128,12 +139,12 @@ def describe_names() -> dict[str, str]:
 
     Examples:
         >>> describe_names()["DATASET"]
-        'audiocaps, clotho'
+        'audiocaps, clotho, recordings (which may be left out)'
     """
     roles = shipped_roles()
     endings = sorted({ending for dataset in roles.datasets for ending in _sources_of(dataset)})
     return {
-        "DATASET": ", ".join(roles.datasets),
+        "DATASET": f"{', '.join(roles.datasets)} (which may be left out)",
         "MODEL": ", ".join(roles.models),
         "LOSS": ", ".join(["baseline", *roles.losses]),
         "KNOWLEDGE": f"{', '.join(endings)} (after {', '.join(roles.with_knowledge)})",
@@ -149,7 +160,9 @@ def _takes_tokens(part: Mapping[str, Any]) -> bool:
 def _sources_of(dataset: str) -> dict[str, str]:
     """The parts with knowledge for a dataset, by what the name of a config ends with."""
     roles = shipped_roles()
-    endings = {}
+    endings: dict[str, str] = {}
+    if dataset == OWN_RECORDINGS:  # whose clips are the knowledge
+        return endings
     for source in roles.sources:
         owner = next((name for name in roles.datasets if source.startswith(f"{name}_")), None)
         if owner in (None, dataset):
@@ -201,7 +214,8 @@ def compose(
     are relative to the file. The metric under `monitor` is no section; it stands in others as `{monitor}`.
 
     Args:
-        names: Shipped names or paths of YAML files.
+        names: Shipped names or paths of YAML files. A model alone in the first place, such as `clap`, stands
+            for that model on one's own recordings.
         placeholders: Texts by the name under which they stand in configs, `run` for `{run}`.
         demo: Whether to merge, in the end, the config that shrinks each shipped part.
         replacements: Names of parts, by the name of the part that each one replaces.
@@ -222,6 +236,9 @@ def compose(
         16000
     """
     composition = Composition()
+    roles = shipped_roles()
+    if names and names[0] in roles.models and not set(names) & set(roles.datasets):
+        names = [f"{names[0]}_baseline", *names[1:]]
     for name in names:
         for path in _find_configs(name, None):
             _merge_file(composition, path, replacements or {}, ())
@@ -284,10 +301,16 @@ def _find_configs(name: str, named_in: Path | None) -> list[Path]:
         return [path]
     choices = "; ".join(f"{word}: {names}" for word, names in describe_names().items())
     raise UsageError(
-        f"There is no config {name!r}. Shipped are DATASET_MODEL_LOSS and DATASET_MODEL_LOSS_KNOWLEDGE, such "
-        f"as audiocaps_resnet38_bert_ask ({choices}), and the parts {', '.join(shipped_parts())}. Other "
-        "configs are named by the path of a .yaml file."
+        f"There is no config {name!r}. {_near(name, configs)}Shipped are DATASET_MODEL_LOSS and "
+        f"DATASET_MODEL_LOSS_KNOWLEDGE, such as clap_ask ({choices}), {FIRST_CONFIG} to begin with, and the "
+        f"parts {', '.join(shipped_parts())}. Other configs are named by the path of a .yaml file."
     )
+
+
+def _near(name: str, configs: Mapping[str, object]) -> str:
+    """A sentence that asks whether a similar name is meant, or nothing."""
+    near = get_close_matches(name, configs, n=1, cutoff=0.8)
+    return f"Is it {near[0]}? " if near else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

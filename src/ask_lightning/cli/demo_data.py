@@ -11,7 +11,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.data import write_audiocaps, write_clotho, write_wavcaps
 
 _SECONDS = 0.7
 # The file in each dataset that says which code wrote it and how many files it has.
@@ -19,6 +18,7 @@ _MARKER = ".ask-lightning-demo"
 _WRITING_CODE = (
     "cli/demo_data.py",
     "data/synthetic/published_layouts.py",
+    "data/synthetic/recordings_folder.py",
     "data/synthetic/soundscapes.py",
     "data/synthetic/synthesis.py",
 )
@@ -38,15 +38,18 @@ def write_demo_data(folder: Path) -> Path:
         folder: The folder to write to; created if it does not exist.
 
     Returns:
-        The folder, with `AudioCaps`, `Clotho` and `WavCaps` in it.
+        The folder, with `AudioCaps`, `Clotho`, `WavCaps` and `Recordings` in it.
 
     Raises:
         UsageError: The folder cannot be written to, or holds datasets that this function did not write.
     """
+    from ask_lightning.data import write_recordings, write_wavcaps
+
     writers: dict[str, Callable[[Path], object]] = {
         "AudioCaps": _write_audiocaps,
         "Clotho": _write_clotho,
         "WavCaps": partial(write_wavcaps, num_clips=24, seconds=_SECONDS),
+        "Recordings": partial(write_recordings, num_clips=40, seconds=_SECONDS),
     }
     for name in writers:
         if (folder / name).exists() and not (folder / name / _MARKER).is_file():
@@ -87,11 +90,15 @@ def _marker_text(dataset: Path) -> str:
 
 
 def _write_audiocaps(dataset: Path) -> None:
+    from ask_lightning.data import write_audiocaps
+
     write_audiocaps(dataset, num_train=24, seconds=_SECONDS)
     _write_enriched(dataset / "train.csv", dataset / "enriched.csv", "youtube_id", ["caption"])
 
 
 def _write_clotho(dataset: Path) -> None:
+    from ask_lightning.data import write_clotho
+
     write_clotho(dataset, num_train=6, seconds=_SECONDS)
     captions = [f"caption_{number}" for number in range(1, 6)]
     table = dataset / "clotho_csv_files" / "clotho_captions_development.csv"

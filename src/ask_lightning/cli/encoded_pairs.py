@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,9 +15,16 @@ from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.caption_style import CaptionStyle
-from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders
-from ask_lightning.encoding.outputs import as_embeddings
-from ask_lightning.functional import unit_length
+from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
+from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.interaction import (
+    TokenEmbeddings,
+    pooled,
+    rows_of,
+    unit_embeddings,
+    with_padding,
+    without_padding,
+)
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibration, QueryBank
 from ask_lightning.metrics.grid import unit_clips
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
@@ -25,8 +32,12 @@ from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 2"
-_TEXTS = ("names", "captions", "model", "caption_style")
+_FORMAT = "ask-lightning pairs 3"
+_TENSORS = (
+    *("audio", "text", "clip_ids", "clip_of"),
+    *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
+)
+_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -44,7 +55,13 @@ class EncodedPairs:
         model: The model's class as `class_path`, the path of its weights as `checkpoint`, and their
             `fingerprint`.
         caption_style: Style of the captions, in which queries are encoded too.
+        sample_rate: Rate of the waveforms in Hz, at which queries are heard too. None: the data did not say.
         calibration: What calibrated search subtracts from the scores of these clips and captions, or None.
+        audio_tokens: Unit vectors of the frames of all clips one after another, `(frames, d)`, or None where
+            the model has no interaction.
+        audio_lengths: Number of frames of each clip, `(N,)` int64, or None.
+        text_tokens: Unit vectors of the words of all captions one after another, `(words, d)`, or None.
+        text_lengths: Number of words of each caption, `(P,)` int64, or None.
     """
 
     audio: Tensor
@@ -55,7 +72,30 @@ class EncodedPairs:
     captions: list[str]
     model: dict[str, str | None] = field(default_factory=dict)
     caption_style: CaptionStyle = "raw"
+    sample_rate: int | None = None
     calibration: HubCalibration | None = None
+    audio_tokens: Tensor | None = None
+    audio_lengths: Tensor | None = None
+    text_tokens: Tensor | None = None
+    text_lengths: Tensor | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are frames and words beside the clips and captions."""
+        return self.audio_tokens is not None and self.text_tokens is not None
+
+    def with_tokens(self, side: Literal["audio", "text"], rows: Tensor) -> TokenEmbeddings:
+        """Some clips with their frames, or captions with their words, in float32.
+
+        Args:
+            side: `"audio"` for clips, `"text"` for captions.
+            rows: Numbers of the rows, `(n,)` int64.
+        """
+        pooled, tokens, lengths = (getattr(self, f"{side}{part}") for part in ("", "_tokens", "_lengths"))
+        ends = lengths.cumsum(0)
+        spans = zip((ends - lengths)[rows].tolist(), ends[rows].tolist(), strict=True)
+        taken = torch.cat([tokens[start:end] for start, end in spans]).float()
+        return with_padding(pooled[rows], taken, lengths[rows])
 
     def calibrate(self, training: "EncodedPairs", validation: "EncodedPairs") -> str:
         """Calibrate these clips and captions.
@@ -93,7 +133,7 @@ class EncodedPairs:
             UsageError: The path has another ending, or the file cannot be written.
         """
         check_output(path)
-        tensors = {name: getattr(self, name) for name in ("audio", "text", "clip_ids", "clip_of")}
+        tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         metadata = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
@@ -165,11 +205,18 @@ def check_output(path: Path) -> None:
 
 
 class _EmbeddingPredictor(pl.LightningModule):
-    """Predicts the embeddings of a model, so that the trainer handles device and precision."""
+    """Predicts the embeddings of a model, so that the trainer handles device and precision.
 
-    def __init__(self, model: pl.LightningModule) -> None:
+    Args:
+        model: The model.
+        tokens: Dtype in which frames and words are kept, or None if they are not.
+    """
+
+    def __init__(self, model: pl.LightningModule, tokens: torch.dtype | None) -> None:
         super().__init__()
         self.model = model
+        self.tokens = tokens
+        self._seen: set[int] = set()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         try:
@@ -179,15 +226,41 @@ class _EmbeddingPredictor(pl.LightningModule):
                 f"{type(self.model).__name__} has no methods to encode with. Add `encode_audio(batch)` and "
                 "`encode_text(batch)`."
             ) from error
-        sides = {}
+        found: dict[str, Any] = {
+            "clip_id": integer_ids(batch["clip_id"]).cpu(),
+            "caption": list(batch["caption"]),
+        }
+        first = self._first_rows(found["clip_id"].tolist())
+        finite = []
         for side, encoder in zip(("audio", "text"), encoders, strict=True):
-            embeddings = as_embeddings(call_encoder(self.model, encoder, batch), encoder_name(encoder))
-            sides[side] = unit_length(embeddings.float()).cpu()
-        return {**sides, "clip_id": integer_ids(batch["clip_id"]).cpu(), "caption": list(batch["caption"])}
+            encoded = as_encoded(call_encoder(self.model, encoder, batch), encoder_name(encoder))
+            embeddings = unit_embeddings(encoded, torch.float32).to("cpu")
+            found[side] = pooled(embeddings)
+            finite.append(pooled(embeddings).isfinite().all(dim=1))
+            if self.tokens is not None and isinstance(embeddings, TokenEmbeddings):
+                finite.append((embeddings.tokens.isfinite().all(2) | ~embeddings.valid).all(dim=1))
+                kept = embeddings if side == "text" else rows_of(embeddings, first)
+                tokens, lengths = without_padding(kept)
+                found |= {f"{side}_tokens": tokens.to(self.tokens), f"{side}_lengths": lengths}
+        return found | {"finite": torch.stack(finite).all(dim=0)}
+
+    def _first_rows(self, clip_ids: list[int]) -> Tensor:
+        """The rows of a batch whose clips no row before had."""
+        rows = []
+        for row, clip in enumerate(clip_ids):
+            if clip not in self._seen:
+                self._seen.add(clip)
+                rows.append(row)
+        return torch.tensor(rows, dtype=torch.int64)
 
 
 def encode_pairs(
-    trainer: pl.Trainer, model: pl.LightningModule, loader: Any, checkpoint: str | None = None
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    loader: Any,
+    checkpoint: str | None = None,
+    *,
+    tokens: torch.dtype | None = torch.float32,
 ) -> EncodedPairs:
     """Encode the pairs of a loader.
 
@@ -196,10 +269,13 @@ def encode_pairs(
         model: A model with methods that encode audio and text, such as `encode_audio` and `encode_text`.
         loader: Loader of the pairs, in order. If its dataset has `clips`, they give the names.
         checkpoint: Path of a checkpoint whose weights are loaded; None for the model's present weights.
+        tokens: Dtype in which frames and words are kept, if the model has an interaction that compares them.
+            None: they are not kept.
 
     Returns:
         The embeddings on the CPU, with each clip once, in the order of the loader. Takes of one recording are
-        one clip, whose embedding is their mean direction, as in the metrics.
+        one clip, as in the metrics: its embedding is their mean direction, or, with tokens, the first take
+        stands for it.
 
     Raises:
         UsageError: The trainer has several devices, the model lacks the methods, or an embedding has NaN or
@@ -212,13 +288,18 @@ def encode_pairs(
     if checkpoint is not None:
         model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     fingerprint = weights_fingerprint(model)
-    batches = trainer.predict(_EmbeddingPredictor(model), loader)
+    if find_interaction(model) is None:
+        tokens = None
+    batches = trainer.predict(_EmbeddingPredictor(model, tokens), loader)
     assert batches is not None
     predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
-    audio, text, ids = (
-        torch.cat([prediction[key] for prediction in predictions]) for key in ("audio", "text", "clip_id")
-    )  # (P, d), (P, d), (P,)
-    broken = int((~(audio.isfinite().all(1) & text.isfinite().all(1))).sum())
+    joined: dict[str, Any] = {
+        key: torch.cat([prediction[key] for prediction in predictions])
+        for key in predictions[0]
+        if key != "caption"
+    }
+    audio, text, ids = (joined.pop(key) for key in ("audio", "text", "clip_id"))  # (P, d), (P, d), (P,)
+    broken = int((~joined.pop("finite")).sum())
     if broken:
         raise UsageError(
             f"The model makes NaN or infinity of {broken} of {len(ids)} pairs, which no search could find. "
@@ -232,7 +313,7 @@ def encode_pairs(
     order = number[list(first_pair.values())]  # (N,)
     names = _clip_names(getattr(loader.dataset, "clips", ()))
     return EncodedPairs(
-        audio=clips[order].float(),  # (N, d)
+        audio=audio[list(first_pair.values())] if joined else clips[order].float(),  # (N, d)
         text=text,  # (P, d)
         clip_ids=torch.tensor(list(first_pair)),
         clip_of=order.argsort()[number],
@@ -244,6 +325,8 @@ def encode_pairs(
             "fingerprint": fingerprint,
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
+        sample_rate=getattr(getattr(loader.dataset, "audio", None), "sample_rate", None),
+        **joined,
     )
 
 

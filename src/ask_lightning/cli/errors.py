@@ -4,22 +4,11 @@ import os
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
-
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger
-
-from ask_lightning.data.audio.decoding import AudioFileError
-from ask_lightning.knowledge.snapshot_file import SnapshotError
 
 TRACEBACK_VARIABLE = "ASK_LIGHTNING_TRACEBACK"
 """Environment variable that shows the traceback of every error."""
-
-# Errors that the user can mend whenever they arise: files, folders and packages are missing or damaged.
-_ALWAYS_MENDABLE = (AudioFileError, ImportError, MisconfigurationException, OSError, SnapshotError)
-# While a command is being set up, these come from checks of what the user has passed. Once batches run, a
-# RuntimeError or a ValueError is as likely a bug, whose traceback is needed.
-_MENDABLE_IN_SETUP = (*_ALWAYS_MENDABLE, RuntimeError, TypeError, ValueError)
 
 # Lines of jsonargparse that repeat the whole value or name types that were tried besides.
 _PARSER_NOISE = (
@@ -63,12 +52,12 @@ def usage_errors(is_setup: Callable[[], bool] = lambda: True) -> Iterator[None]:
     except _ConstructorError as carrier:
         error = carrier.__cause__
         assert error is not None
-        if isinstance(error, _MENDABLE_IN_SETUP):
+        if isinstance(error, _mendable_in_setup()):
             raise UsageError(str(carrier)) from error
         raise error from error.__cause__
     except ArgumentError as error:
         raise UsageError(_parser_message(error)) from error
-    except _MENDABLE_IN_SETUP as error:
+    except _mendable_in_setup() as error:
         if not is_setup():
             raise
         raise UsageError(_message(error)) from error
@@ -88,6 +77,8 @@ def construct(kind: type, *arguments: Any, **options: Any) -> Any:
     try:
         return kind(*arguments, **options)
     except ImportError as error:
+        from lightning.pytorch.loggers import Logger
+
         message = f"{kind.__module__}.{kind.__qualname__} needs a package that is missing: {_message(error)}"
         if issubclass(kind, Logger):
             message += ' Install what loggers need: pip install "ask-lightning[track]".'
@@ -113,7 +104,30 @@ def explain(error: Exception) -> str | None:
     """
     if os.environ.get(TRACEBACK_VARIABLE):
         return None
-    return _message(error) if isinstance(error, (UsageError, *_ALWAYS_MENDABLE)) else None
+    quickly = (UsageError, ImportError, OSError)
+    if not isinstance(error, quickly) and not isinstance(error, _always_mendable()):
+        return None
+    return _message(error)
+
+
+# What these functions name takes seconds to import, which a wrong flag need not wait for.
+@cache
+def _always_mendable() -> tuple[type[Exception], ...]:
+    """Errors that the user can mend whenever they arise: files, folders, packages are missing or damaged."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from ask_lightning.data.audio.decoding import AudioFileError
+    from ask_lightning.knowledge.snapshot_file import SnapshotError
+
+    return AudioFileError, ImportError, MisconfigurationException, OSError, SnapshotError
+
+
+def _mendable_in_setup() -> tuple[type[Exception], ...]:
+    """Errors that come from checks of what the user has passed while a command is being set up.
+
+    Once batches run, a RuntimeError or a ValueError is as likely a bug, whose traceback is needed.
+    """
+    return (*_always_mendable(), RuntimeError, TypeError, ValueError)
 
 
 def _message(error: Exception) -> str:

@@ -1,10 +1,15 @@
 """LightningCLI with a section for ASK, and a trainer that also encodes."""
 
+import contextlib
+import copy
 import importlib
+import json as json_module
+import logging
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -30,14 +35,46 @@ from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_p
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics.table import percentages, score_table, write_scores
+from ask_lightning.models.retriever import FineTunedRetriever
+from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.text_tables import print_table
 
+# Lines of Lightning that tell the user of a command nothing.
+_LITTER = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Loading `train_dataloader`",
+    "Seed set to",
+)
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
 
 
+def quiet_lightning() -> None:
+    """Leave out tips and other lines of Lightning that tell the user of a command nothing."""
+    for name in ("fabric", "pytorch"):
+        for ending in ("rank_zero", "seed"):
+            logging.getLogger(f"lightning.{name}.utilities.{ending}").addFilter(_is_no_litter)
+
+
+def _is_no_litter(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_LITTER)
+
+
 class RetrievalTrainer(pl.Trainer):
-    """Lightning's trainer, which also tests calibrated search and writes down the embeddings of a split."""
+    """Lightning's trainer, which also tests calibrated search and writes down the embeddings of a split.
+
+    Attributes:
+        model_section: Class and arguments of the model as the config builds it, before any checkpoint. The
+            command line sets it.
+    """
+
+    model_section: dict[str, Any] | None = None
 
     def test(  # type: ignore[override]  # which has more arguments by position
         self,
@@ -45,7 +82,10 @@ class RetrievalTrainer(pl.Trainer):
         *,
         datamodule: pl.LightningDataModule | None = None,
         calibrate: bool = True,
-        **options: Any,
+        untrained: bool = False,
+        json: bool = False,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
     ) -> list[Mapping[str, float]]:
         """Test a model by cosine similarity and, unless it is left out, in calibrated search.
 
@@ -54,11 +94,63 @@ class RetrievalTrainer(pl.Trainer):
             datamodule: The data.
             calibrate: Whether to report calibrated search as well. It costs a pass over the training split,
                 which is the bank, and one over the validation split, on which kind and parameters are chosen.
-            **options: Further arguments of Lightning's `Trainer.test`.
+            untrained: Whether to test the model also as the config builds it, without the checkpoint, and to
+                print both by cosine in one table: what training has brought.
+            json: Whether to print JSON alone to the standard output; the tables go to the standard error.
+            ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
+            verbose: Whether Lightning prints its table of all metrics.
 
         Returns:
             The metrics.
+
+        Raises:
+            UsageError: There is no checkpoint to compare the untrained model with.
         """
+        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+            before = self._test_untrained(datamodule, ckpt_path) if untrained else {}
+            options = {"ckpt_path": ckpt_path, "verbose": verbose}
+            metrics = self._test_calibrated(model, datamodule, calibrate, options)
+            if untrained:
+                rows = {"untrained": before, "trained": percentages(metrics[0], "test/")}
+                print_table(*score_table(rows, "% of"), float_format=".1f")
+                path = Path(self.default_root_dir) / "untrained.csv"
+                write_scores(path, rows)
+                print(f"The table is in {path} and {path.with_suffix('.json').name}.")
+        if json:
+            said: dict[str, Any] = {"metrics": {name: float(value) for name, value in metrics[0].items()}}
+            if untrained:
+                said["untrained_percent"] = before
+            said |= {"checkpoint": ckpt_path, "run": str(self.default_root_dir)}
+            print(json_module.dumps(said, indent=2))
+        return metrics
+
+    def _test_untrained(self, datamodule: pl.LightningDataModule | None, checkpoint: Any) -> dict[str, float]:
+        """The recalls in percent of the model as the config builds it."""
+        if checkpoint is None or self.model_section is None:
+            raise UsageError(
+                "`--untrained true` compares a checkpoint with the model before it was trained: pass "
+                "`--ckpt_path best`. Without it `test` tests the untrained model alone."
+            )
+        section = self.model_section
+        model = load_class(str(section["class_path"]))(**section["init_args"])
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        kept, loggers = list(callbacks), self.loggers
+        callbacks[:] = [one for one in kept if not isinstance(one, RecallTable)]
+        self.loggers = []
+        try:
+            (metrics,) = super().test(model, datamodule=datamodule, verbose=False)
+        finally:
+            callbacks[:], self.loggers = kept, loggers
+        return percentages(metrics, "test/")
+
+    def _test_calibrated(
+        self,
+        model: pl.LightningModule | None,
+        datamodule: pl.LightningDataModule | None,
+        calibrate: bool,
+        options: Mapping[str, Any],
+    ) -> list[Mapping[str, float]]:
+        """Test a model by cosine similarity and, if it shall be and can be, in calibrated search."""
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
         calibration = SearchCalibration()
         if calibrate and (obstacle := _obstacle_to_calibration(model, datamodule)):
@@ -79,39 +171,54 @@ class RetrievalTrainer(pl.Trainer):
         self,
         model: pl.LightningModule,
         datamodule: ask_lightning.data.RetrievalDataModule,
-        split: Split = "test",
+        split: Split | Literal["all"] = "test",
         output: str | None = None,
         ckpt_path: str | None = None,
         calibrate: bool = False,
+        tokens: Literal["float32", "float16", "none"] = "float32",
     ) -> EncodedPairs:
         """Encode a split of the data into a file that `ask-lightning search` reads.
 
         Args:
             model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
             datamodule: The data.
-            split: The split to encode. Training clips are encoded without random crops.
+            split: The split to encode. Training clips are encoded without random crops. `"all"`: all clips of
+                one's own recordings.
             output: Path of the `.safetensors` file to write; by default `encoded-{split}.safetensors` in the
                 folder of the run.
             ckpt_path: Path of a checkpoint whose weights are loaded; None for the model's present weights.
             calibrate: Whether to store what calibrated search needs. The training split is encoded as well,
                 which is the bank, and the validation split, on which kind and parameters are chosen.
+            tokens: How the frames and words of a model with an interaction are stored, by which `search`
+                sorts what it finds; `"none"`: they are left out. Other models have none.
 
         Returns:
             The embeddings that were written.
 
         Raises:
-            UsageError: The file cannot be written, or the trainer has several devices.
+            UsageError: The file cannot be written, the trainer has several devices, or what a model with an
+                interaction finds shall be calibrated.
         """
+        check_choice("tokens", tokens, ("float32", "float16", "none"))
+        if calibrate and find_interaction(model) is not None:
+            raise UsageError(
+                f"Calibrated search is of cosine similarities, but {type(model).__name__} compares tokens. "
+                "Leave `--calibrate` out."
+            )
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
         wanted = dict.fromkeys([split, "train", "val"] if calibrate else [split])
         # All loaders are made before the work, should a split not exist.
         loaders = {name: datamodule.ordered_dataloader(name) for name in wanted}
-        pairs = encode_pairs(self, model, loaders[split], ckpt_path)
+        dtype = None if tokens == "none" else getattr(torch, tokens)
+        pairs = encode_pairs(self, model, loaders[split], ckpt_path, tokens=dtype)
         if calibrate:  # with the weights that are loaded by now
             encoded = {name: encode_pairs(self, model, loaders[name]) for name in wanted if name != split}
             encoded[split] = pairs
             report = pairs.calibrate(training=encoded["train"], validation=encoded["val"])
+        if ckpt_path is None and self.model_section is not None:
+            with contextlib.suppress(TypeError):  # arguments that no file can hold
+                pairs.model["init_args"] = json_module.dumps(self.model_section["init_args"])
         pairs.save(path)
         print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
         if calibrate:
@@ -259,9 +366,15 @@ class RetrievalCLI(LightningCLI):
         config = self.config[command]
         check_ask(config[SECTION]["enabled"], self._arguments)
         _check_sample_rates(config)
+        _check_features(config)
         checkpoint = config.get("ckpt_path")
         if checkpoint is None and command != "fit":
             rank_zero_warn(f"There is no --ckpt_path: `{command}` uses the model as the config builds it.")
+        section = config["model"]
+        self._model_section = {
+            "class_path": section["class_path"],
+            "init_args": copy.deepcopy(section["init_args"].as_dict()) if section.get("init_args") else {},
+        }
         if checkpoint and Path(checkpoint).is_file():
             _take_arguments_from_checkpoint(config["model"], Path(checkpoint))
 
@@ -285,7 +398,10 @@ class RetrievalCLI(LightningCLI):
             check_knowledge_flags(self.model.loss, self._arguments)
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        assert isinstance(trainer, RetrievalTrainer)
+        trainer.model_section = self._model_section
+        return trainer
 
     def before_fit(self) -> None:
         """Keep the clips on which the model will be tested out of the knowledge."""
@@ -325,6 +441,8 @@ def _obstacle_to_calibration(
     """Why a test cannot be calibrated, or None if it can."""
     if model is None or not any(isinstance(part, AudioTextRetrieval) for part in model.modules()):
         return f"{type(model).__name__} has no metric AudioTextRetrieval"
+    if find_interaction(model) is not None:
+        return f"{type(model).__name__} compares tokens"
     if not isinstance(datamodule, ask_lightning.data.RetrievalDataModule):
         return f"{type(datamodule).__name__} is no RetrievalDataModule"
     missing = [split for split in ("train", "val") if split not in datamodule.datasets]
@@ -354,6 +472,16 @@ def _check_sample_rates(config: Any) -> None:
         raise UsageError(
             f"The model is told that waveforms have {model_rate} Hz, but the data have {data_rate} Hz. Pass "
             "the same as `--model.sample_rate` and `--data.sample_rate`."
+        )
+
+
+def _check_features(config: Any) -> None:
+    """Refuse spectrograms for a model that computes its own from waveforms."""
+    features = (config.get("data") or {}).get("init_args", {}).get("features")
+    path = str((config.get("model") or {}).get("class_path"))
+    if features is not None and issubclass(load_class(path), FineTunedRetriever):
+        raise UsageError(
+            f"{path} takes waveforms, but the data make {features!r} of them. Leave out `--data.features`."
         )
 
 

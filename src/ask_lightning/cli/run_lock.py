@@ -5,9 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_warn
-
 from ask_lightning.cli.errors import UsageError, usage_errors
 
 
@@ -26,6 +23,9 @@ def locked_run(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
+    from filelock import FileLock, Timeout
+    from lightning.pytorch.utilities import rank_zero_warn
+
     with usage_errors():
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")

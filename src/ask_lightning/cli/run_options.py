@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ask_lightning.cli.compose import MONITOR, Composition, compose, shipped_classes
 from ask_lightning.cli.demo_data import default_demo_folder, write_demo_data
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.flags import check_flags
 from ask_lightning.cli.run_lock import is_first_process
 
 # Values of `--ckpt_path` that stand for a file in the run folder.
@@ -43,6 +44,7 @@ class RunOptions:
         demo: Whether to run on synthetic data with shrunken models.
         checkpoint: Path of the checkpoint, or a name that Lightning resolves.
         lightning_arguments: All other arguments, which LightningCLI parses.
+        given: Names of the flags for folders that were passed.
     """
 
     configs: list[str]
@@ -53,6 +55,7 @@ class RunOptions:
     demo: bool
     checkpoint: str | None
     lightning_arguments: list[str] = field(default_factory=list)
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "RunOptions":
@@ -104,6 +107,7 @@ class RunOptions:
             demo=demo_folder is not None,
             checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
             lightning_arguments=lightning_arguments,
+            given=frozenset(vars(known)),
         )
 
     def compose(self, replacements: Mapping[str, str] | None = None) -> Composition:
@@ -118,13 +122,7 @@ class RunOptions:
         Raises:
             UsageError: A config is missing or not readable, or the demo has nothing to shrink.
         """
-        placeholders = {
-            "run": str(self.run_folder),
-            "name": self.run_folder.name,
-            "datasets": str(self.datasets_folder),
-            "weights": str(self.weights_folder),
-        } | ({} if self.monitor is None else {MONITOR: self.monitor})
-        composition = compose(self.configs, placeholders, demo=self.demo, replacements=replacements)
+        composition = compose(self.configs, self._placeholders, demo=self.demo, replacements=replacements)
         if self.demo:
             if not composition.parts:
                 raise UsageError(
@@ -134,6 +132,27 @@ class RunOptions:
             self._check_demo_knows(composition)
             write_demo_data(self.datasets_folder)
         return composition
+
+    def check_flags(self, command: str) -> None:
+        """Refuse flags that no command knows, in a fraction of the time that the parser takes.
+
+        Args:
+            command: The command.
+
+        Raises:
+            UsageError: A flag is unknown, or a config is missing or not readable.
+        """
+        check_flags(command, compose(self.configs, self._placeholders).config, self.lightning_arguments)
+
+    @property
+    def _placeholders(self) -> dict[str, str]:
+        """What stands in configs for folders and for the metric of the best epoch."""
+        return {
+            "run": str(self.run_folder),
+            "name": self.run_folder.name,
+            "datasets": str(self.datasets_folder),
+            "weights": str(self.weights_folder),
+        } | ({} if self.monitor is None else {MONITOR: self.monitor})
 
     def _check_demo_knows(self, composition: Composition) -> None:
         """Refuse to shrink a model or data that are not those of shipped parts."""

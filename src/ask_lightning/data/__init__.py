@@ -30,6 +30,7 @@ from ask_lightning.data.published.leakage import Leakage, check_leakage, find_le
 from ask_lightning.data.published.wavcaps import WavCaps
 from ask_lightning.data.splits import split_by_clip
 from ask_lightning.data.synthetic.published_layouts import write_audiocaps, write_clotho, write_wavcaps
+from ask_lightning.data.synthetic.recordings_folder import write_recordings
 from ask_lightning.data.synthetic.soundscapes import Event, Scene, Soundscapes
 from ask_lightning.data.synthetic.synthesis import EVENT_PROBABILITIES, EVENT_TYPES, EventType
 
@@ -72,5 +73,6 @@ __all__ = [
     "split_by_clip",
     "write_audiocaps",
     "write_clotho",
+    "write_recordings",
     "write_wavcaps",
 ]

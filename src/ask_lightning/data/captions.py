@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
+from ask_lightning.data.columns import AUTO, find_columns, find_delimiter
 from ask_lightning.data.keys import recording_key
 from ask_lightning.data.tables import check_columns, check_width, numbered_rows, read_text
 
@@ -15,10 +16,10 @@ from ask_lightning.data.tables import check_columns, check_width, numbered_rows,
 def read_captions(
     annotations: str | Path,
     *,
-    filename_column: str = "filename",
-    caption_columns: str | Sequence[str] = "caption",
-    clip_id_column: str | None = None,
-    delimiter: str = ",",
+    filename_column: str = AUTO,
+    caption_columns: str | Sequence[str] = AUTO,
+    clip_id_column: str | None = AUTO,
+    delimiter: str = AUTO,
     encoding: str = "utf-8",
     collection: str = "",
     root: str | Path | None = None,
@@ -31,12 +32,13 @@ def read_captions(
 
     Args:
         annotations: Path of the CSV.
-        filename_column: Name of the column of audio files.
-        caption_columns: Name of the column of captions, or names of several columns.
+        filename_column: Name of the column of audio files. `"auto"`: it has one of the usual names, see
+            `ask_lightning.data.columns`.
+        caption_columns: Name of the column of captions, or names of several columns. `"auto"`: as above.
         clip_id_column: Name of the column of clip ids, which may be any texts. Files with the same clip id
             are takes of one recording, and all their captions are correct for each of them. None: each file
-            is a recording of its own.
-        delimiter: Character between the fields.
+            is a recording of its own. `"auto"`: a column with a usual name, if there is one.
+        delimiter: Character between the fields. `"auto"`: as the header tells.
         encoding: Encoding of the CSV.
         collection: Name that keeps the clip ids apart from those of other collections which give the same
             names or ids to other recordings. Tables of the same collection have to have the same.
@@ -60,18 +62,23 @@ def read_captions(
         [('a.wav', ('rain', 'it rains')), ('b.wav', ('wind',))]
     """
     table = Path(annotations)
-    columns_of_captions = [caption_columns] if isinstance(caption_columns, str) else list(caption_columns)
-    if not columns_of_captions:
+    if not caption_columns:
         raise ValueError("Argument `caption_columns` has to name at least one column, but got none.")
-    if len(delimiter) != 1:
+    if delimiter != AUTO and len(delimiter) != 1:
         raise ValueError(
             f'Argument `delimiter` has to be one character, but got {delimiter!r}. A tab is "\\t" in Python '
             "and YAML, and $'\\t' in a shell."
         )
-    rows = numbered_rows(table, read_text(table, encoding), delimiter)
+    text = read_text(table, encoding)
+    delimiter = find_delimiter(text) if delimiter == AUTO else delimiter
+    rows = numbered_rows(table, text, delimiter)
     _, header = next(rows, (0, []))
     if not header:
         raise ValueError(f"{table} is empty. It needs a header line and a row for each audio file.")
+    columns = find_columns(
+        table, header, filename=filename_column, captions=caption_columns, clip_id=clip_id_column
+    )
+    filename_column, columns_of_captions, clip_id_column = columns.filename, columns.captions, columns.clip_id
     needed = [filename_column] + ([] if clip_id_column is None else [clip_id_column])
     remedy = "Name the columns by the arguments `filename_column`, `caption_columns` and `clip_id_column`."
     check_columns(table, header, [*needed, *columns_of_captions], delimiter, remedy)
@@ -99,7 +106,8 @@ def read_captions(
         if earlier != clip_id:
             raise ValueError(
                 f"{where}: {filename!r} has the clip id {clip_id!r}, but had {earlier!r} above. Give all "
-                "rows of a file the same clip id."
+                f"rows of a file the same clip id; if {clip_id_column!r} holds none, pass "
+                "`clip_id_column=None`."
             )
         captions = [row[column] for column in columns_of_captions]
         known = seen.setdefault(name, set())

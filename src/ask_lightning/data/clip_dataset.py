@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from ask_lightning.data.audio.cache import AudioCache
 from ask_lightning.data.audio.decoding import (
     AudioFileError,
+    Recording,
     check_recording,
     crop_step,
     read_segment,
@@ -128,6 +130,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def without_random_crops(self) -> "ClipDataset":
         """This dataset, with center crops if its own are random."""
         return self.variant(crop="center") if self.audio.crop == "random" else self
+
+    def open(self, clip: Clip) -> AbstractContextManager[Recording]:
+        """Open the audio of a clip for reading.
+
+        Args:
+            clip: One of `clips`.
+
+        Raises:
+            AudioFileError: It cannot be read.
+        """
+        return self._store.open(clip)
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
         """The file that holds the audio of a clip, and the place in it if it holds several clips.

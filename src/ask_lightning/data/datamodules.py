@@ -8,17 +8,19 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
-from ask_lightning.data.folder import AudioFolder
+from ask_lightning.data.clips import Clip
+from ask_lightning.data.columns import AUTO
 from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
+from ask_lightning.data.recordings import Recordings, TableFormat, missing_splits, read_recordings
 from ask_lightning.data.splits import SPLITS, Split, split_by_clip
-from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes
+from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes, check_domain
 from ask_lightning.utilities.arguments import check_count, check_range
 from ask_lightning.utilities.augmentation import without_augmentation
 
@@ -285,6 +287,8 @@ class SoundscapeData(RetrievalDataModule):
         features: None: batches hold waveforms. `"log_mel"`: they hold log-mel spectrograms, which are
             computed once.
         num_mels: Number of mel bins of the spectrograms.
+        event_probabilities: Probability of each event type by its name; see `Soundscapes`.
+        noise: Factor on the loudness of the noise, at least 0.
         batch_size: Number of pairs in a batch of each process, at least 2.
         num_workers: Number of worker processes of each loader.
         seed: Seed of the shuffles, at least 0.
@@ -307,6 +311,8 @@ class SoundscapeData(RetrievalDataModule):
         eval_captions_per_clip: int = 3,
         features: Features | None = None,
         num_mels: int = 64,
+        event_probabilities: Mapping[str, float] | None = None,
+        noise: float = 1.0,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
@@ -317,6 +323,7 @@ class SoundscapeData(RetrievalDataModule):
         check_count("scenes_seed", scenes_seed, 0)
         check_count("eval_captions_per_clip", eval_captions_per_clip)
         check_range("eval_captions_per_clip", eval_captions_per_clip, 1, MAX_CAPTIONS)
+        check_domain(event_probabilities, noise)
         self._num_clips: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self._eval_captions_per_clip = eval_captions_per_clip
         self._options: dict[str, Any] = {
@@ -325,6 +332,8 @@ class SoundscapeData(RetrievalDataModule):
             "seconds": seconds,
             "features": features,
             "num_mels": num_mels,
+            "event_probabilities": event_probabilities,
+            "noise": noise,
         }
 
     def build(self) -> Mapping[str, Soundscapes]:
@@ -341,24 +350,33 @@ class SoundscapeData(RetrievalDataModule):
 
 
 class FolderData(RetrievalDataModule):
-    r"""A folder of audio files and one CSV, divided so that no clip is in two splits.
+    r"""One's own recordings: a folder and a table, or a dataset of the hub; no clip is in two splits.
 
-    Where each split has a CSV of its own, make an `AudioFolder` for each and pass them to
-    `DatasetsDataModule`.
+    The splits are those that the table names, or a division at random. Where each split has a CSV of its own,
+    make an `AudioFolder` for each and pass them to `DatasetsDataModule`.
 
     Args:
-        root: Folder of the audio files.
-        annotations: Path of the CSV.
+        root: Folder of the audio files. It is left out with `hub`.
+        annotations: Path of a CSV or of a parquet file, from the current folder or from `root`. None: the
+            only table in `root`; where there is none, the names of the files are their captions.
+        hub: Name of a dataset of the Hugging Face hub with columns of audio and of captions, or a folder that
+            `save_to_disk` wrote, to read instead.
         filename_column: Name of the column of audio files, which are relative to `root` or absolute.
-        caption_columns: Name of the column of captions, or names of several columns.
-        clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
-        delimiter: Character between the fields of the CSV.
+            `"auto"`: it has one of the usual names, see `ask_lightning.data.columns`.
+        caption_columns: Name of the column of captions, or names of several columns, or `"auto"`.
+        clip_id_column: Name of the column of clip ids. None: each file is a clip of its own. `"auto"`: a
+            column with a usual name, if there is one.
+        split_column: Name of the column that says which files are for training (`train`), validation (`val`,
+            `dev`) and test (`test`, `eval`). `"auto"`: a column with a usual name, if there is one. None: the
+            clips are divided at random.
+        delimiter: Character between the fields of the CSV. `"auto"`: as the header tells.
         encoding: Encoding of the CSV.
         caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
             `ask_lightning.data.plain_caption`.
         collection: Name that keeps the clip ids apart from those of another folder that gives the same names
             to other recordings.
-        fractions: Share of the clips for training and validation, or for training, validation and test.
+        fractions: Share of the clips for training and validation, or for training, validation and test,
+            where the table does not say. A table that names no validation clips lends training clips to it.
         split_seed: Seed of the division.
         sample_rate: Rate of the waveforms in Hz.
         seconds: Length of the crops, at random places in training and in the middle otherwise.
@@ -389,13 +407,15 @@ class FolderData(RetrievalDataModule):
 
     def __init__(
         self,
-        root: str | Path,
-        annotations: str | Path,
+        root: str | Path | None = None,
+        annotations: str | Path | None = None,
         *,
-        filename_column: str = "filename",
-        caption_columns: str | Sequence[str] = "caption",
-        clip_id_column: str | None = None,
-        delimiter: str = ",",
+        hub: str | None = None,
+        filename_column: str = AUTO,
+        caption_columns: str | Sequence[str] = AUTO,
+        clip_id_column: str | None = AUTO,
+        split_column: str | None = AUTO,
+        delimiter: str = AUTO,
         encoding: str = "utf-8",
         caption_style: CaptionStyle = "raw",
         collection: str = "",
@@ -417,17 +437,17 @@ class FolderData(RetrievalDataModule):
             raise ValueError(f"Argument `fractions` has to be 2 or 3 numbers, but got {fractions}.")
         self._fractions = fractions
         self._split_seed = split_seed
-        self._root = root
-        self._annotations = annotations
-        self._columns: dict[str, Any] = {
-            "filename_column": filename_column,
-            "caption_columns": caption_columns,
-            "clip_id_column": clip_id_column,
-            "delimiter": delimiter,
-            "encoding": encoding,
-            "caption_style": caption_style,
-            "collection": collection,
-        }
+        self._place = (root, annotations, hub)
+        self._caption_style: CaptionStyle = caption_style
+        self._form = TableFormat(
+            filename_column=filename_column,
+            caption_columns=caption_columns,
+            clip_id_column=clip_id_column,
+            split_column=split_column,
+            delimiter=delimiter,
+            encoding=encoding,
+            collection=collection,
+        )
         self._audio = AudioOptions(
             sample_rate=sample_rate,
             seconds=seconds,
@@ -440,48 +460,81 @@ class FolderData(RetrievalDataModule):
         )
 
     def build(self) -> Mapping[str, ClipDataset]:
-        """Read the CSV, examine the files, divide the clips."""
-        whole = AudioFolder(self._root, self._annotations, **self._columns, **vars(self._audio))
-        # By numbers in the order of the table, so that the names of files do not matter. Clips that are left
-        # out count, so that a file which is missing today moves no other clip from training to test.
-        recordings = dict.fromkeys(clip.recording for clip in whole.listed)
-        numbers = {recording: number for number, recording in enumerate(recordings)}
-        parts = split_by_clip(
-            [numbers[clip.recording] for clip in whole.listed], self._fractions, self._split_seed
-        )
+        """Read the table, examine the files, divide the clips."""
+        found = read_recordings(*self._place, self._form)
+        self._whole = ClipDataset(found.clips, found.store, self._audio, caption_style=self._caption_style)
         datasets: dict[str, ClipDataset] = {
-            split: whole.variant(
-                clips=[whole.listed[index] for index in indices],
-                crop="random" if split == "train" else "center",
-            )
-            for split, indices in zip(SPLITS, parts, strict=False)
+            split: self._whole.variant(clips=clips, crop="random" if split == "train" else "center")
+            for split, clips in self._divide(self._whole.listed, found).items()
         }
-        self._warn_of_overlap(datasets)
+        self._warn_of_overlap(datasets, found)
         return datasets
 
-    def _warn_of_overlap(self, datasets: Mapping[str, ClipDataset]) -> None:
+    def ordered_dataloader(self, split: str) -> DataLoader[Item]:
+        """All batches of a split in the order of its dataset and without random crops, to encode it.
+
+        Args:
+            split: `"train"`, `"val"`, `"test"`, or `"all"` for all clips.
+
+        Raises:
+            ValueError: There is no such dataset.
+        """
+        if split != "all":
+            return super().ordered_dataloader(split)
+        _ = self.datasets
+        return self._loader(self._whole)
+
+    def _divide(self, clips: Sequence[Clip], found: Recordings) -> dict[Split, list[Clip]]:
+        """The clips of each split.
+
+        Clips are divided by their numbers in the table, so that the names of files do not matter. Clips that
+        are left out count, so that a file which is missing today moves no other clip to another split.
+        """
+        if not found.splits:
+            return dict(zip(SPLITS, self._parts(clips, self._fractions), strict=False))
+        missing = missing_splits(found.splits)
+        divided = {split: [clip for clip in clips if found.splits[clip.key] == split] for split in SPLITS}
+        if "train" in missing:
+            raise ValueError(f"{found.source}: no clip is for training. Correct its splits.")
+        if "val" in missing:
+            train, val, *_ = self._fractions
+            shares = (train / (train + val), val / (train + val))
+            divided["train"], divided["val"] = self._parts(divided["train"], shares)
+            rank_zero_info(
+                f"{found.source} names no validation clips: {len(divided['val'])} of the training clips are."
+            )
+        return {split: part for split, part in divided.items() if part}
+
+    def _parts(self, clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
+        """The clips in parts at random, takes of a recording together."""
+        recordings = dict.fromkeys(clip.recording for clip in clips)
+        numbers = {recording: number for number, recording in enumerate(recordings)}
+        parts = split_by_clip([numbers[clip.recording] for clip in clips], fractions, self._split_seed)
+        return [[clips[index] for index in indices] for indices in parts]
+
+    def _warn_of_overlap(self, datasets: Mapping[str, ClipDataset], found: Recordings) -> None:
         """Warn of takes and captions that are in training and in evaluation."""
-        texts = self._columns["caption_columns"]
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        grouped = self._columns["clip_id_column"] is not None
+        columns = found.columns
+        at_random = not found.splits
         remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
-        if len(texts) == 1 and not grouped:
-            remedy += f" `clip_id_column={texts[0]!r}` keeps clips with equal captions together."
-        warn_of_overlap(str(self._annotations), datasets, caption_remedy=remedy)
-        if grouped:
+        if columns and len(columns.captions) == 1 and columns.clip_id is None and at_random:
+            remedy += f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions together."
+        warn_of_overlap(found.source, datasets, caption_remedy=remedy)
+        if columns is None or not found.delimiter or columns.clip_id is not None or not at_random:
             return
-        names = ("filename_column", "delimiter", "encoding")
-        found = columns_across_splits(
-            self._annotations,
+        shared = columns_across_splits(
+            found.source,
             [part.clips for part in datasets.values()],
-            **{name: self._columns[name] for name in names},
+            filename_column=columns.filename,
+            delimiter=found.delimiter,
+            encoding=self._form.encoding,
         )
-        for column in texts:
-            found.pop(column, None)
-        if found:
-            listed = ", ".join(f"{column!r} ({count} clips)" for column, count in found.items())
+        for column in columns.captions:
+            shared.pop(column, None)
+        if shared:
+            listed = ", ".join(f"{column!r} ({count} clips)" for column, count in shared.items())
             rank_zero_warn(
-                f"{self._annotations}: validation and test clips share values of these columns with training "
+                f"{found.source}: validation and test clips share values of these columns with training "
                 f"clips: {listed}. If one of them says which recording a file was taken from, pass it as "
                 "`clip_id_column`, which keeps takes together."
             )

@@ -9,10 +9,11 @@ from ask_lightning.data.audio.stores import FileStore
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.captions import read_captions
 from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.columns import AUTO
 
 
 class AudioFolder(ClipDataset):
-    r"""Audio files with captions that a CSV lists, in every format that soundfile reads: wav, flac, ogg, mp3.
+    r"""Audio files with captions that a CSV lists: wav, flac, ogg, mp3, and by PyAV m4a, mp4 and more.
 
     Items, crops, and the answer to files that cannot be used are those of `ClipDataset`.
 
@@ -20,9 +21,11 @@ class AudioFolder(ClipDataset):
         root: Folder of the audio files.
         annotations: Path of the CSV.
         filename_column: Name of the column of audio files, which are relative to `root` or absolute.
-        caption_columns: Name of the column of captions, or names of several columns.
-        clip_id_column: Name of the column of clip ids. None: each file is a clip of its own.
-        delimiter: Character between the fields of the CSV.
+            `"auto"`: it has one of the usual names, see `ask_lightning.data.columns`.
+        caption_columns: Name of the column of captions, or names of several columns, or `"auto"`.
+        clip_id_column: Name of the column of clip ids. None: each file is a clip of its own. `"auto"`: a
+            column with a usual name, if there is one.
+        delimiter: Character between the fields of the CSV. `"auto"`: as the header tells.
         encoding: Encoding of the CSV.
         caption_style: `"raw"` for captions as they are, `"plain"` for lower case without punctuation; see
             `ask_lightning.data.plain_caption`.
@@ -58,10 +61,10 @@ class AudioFolder(ClipDataset):
         root: str | Path,
         annotations: str | Path,
         *,
-        filename_column: str = "filename",
-        caption_columns: str | Sequence[str] = "caption",
-        clip_id_column: str | None = None,
-        delimiter: str = ",",
+        filename_column: str = AUTO,
+        caption_columns: str | Sequence[str] = AUTO,
+        clip_id_column: str | None = AUTO,
+        delimiter: str = AUTO,
         encoding: str = "utf-8",
         caption_style: CaptionStyle = "raw",
         collection: str = "",

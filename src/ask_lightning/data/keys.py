@@ -8,7 +8,7 @@ dataset spells their ids in its own way. A key is one spelling for all, such as 
 import html
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
 """File name endings of the formats that soundfile reads."""
@@ -113,6 +113,26 @@ def recording_key(namespace: str, name: str) -> str:
     if namespace == "file":
         return f"file:{normalize_title(name) or file_stem(name)}"
     return f"{namespace}:{file_stem(name)}"
+
+
+def stretch_keys(key: str, start: int | None, starts: Collection[int | None]) -> tuple[str, list[str]]:
+    """The key and the aliases of a stretch of a recording.
+
+    Args:
+        key: Key of the recording.
+        start: Start of the stretch in seconds, if it is known.
+        starts: Starts of all stretches of the recording in a dataset. If there are several, each is a clip of
+            its own.
+
+    Examples:
+        >>> stretch_keys("youtube:b0RFKhbpFJA", 30, {30})
+        ('youtube:b0RFKhbpFJA', [])
+        >>> stretch_keys("youtube:b0RFKhbpFJA", 30, {30, 130})
+        ('youtube:b0RFKhbpFJA@30', ['youtube:b0RFKhbpFJA'])
+    """
+    if len(starts) < 2 or start is None:
+        return key, []
+    return f"{key}@{start}", [key]
 
 
 def possible_keys(name: str, collection: str | None = None) -> frozenset[str]:

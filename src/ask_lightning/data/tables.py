@@ -97,7 +97,9 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
     """
     if "\n" in text:
         text = re.sub(r"\r(?!\n)", " ", text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     spanning: list[str] = []
     try:
         for fields in reader:

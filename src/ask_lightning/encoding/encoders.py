@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ask_lightning.encoding.outputs import as_encoded
-from ask_lightning.interaction import Embeddings, pooled
+from ask_lightning.interaction import Embeddings, Interaction, pooled
 
 Encoder = str | Callable[[Any, Any], Embeddings]
 
@@ -164,6 +164,19 @@ def find_token_encoder(module: object) -> Callable[[Any], tuple[Embeddings, Embe
         return encode_pairs  # type: ignore[no-any-return]
     encoders = find_encoders(module)
     return lambda batch: encode_batch(module, *encoders, batch)
+
+
+def find_interaction(module: object) -> Interaction | None:
+    """The interaction that a module compares clips and captions by, its attribute `interaction`.
+
+    Args:
+        module: The module, or an `ASKModule` around it.
+
+    Returns:
+        The interaction, or None where pooled embeddings are compared.
+    """
+    interaction = getattr(module, "interaction", None)
+    return interaction if isinstance(interaction, Interaction) else None
 
 
 def encoder_name(encoder: Encoder) -> str:

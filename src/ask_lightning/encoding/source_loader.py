@@ -120,8 +120,8 @@ def _items_per_batch(
     size = batch_size or batch_size_of(template)
     if size is None:
         raise ValueError(
-            "Argument `batch_size` of KnowledgeRefreshCallback has to be given, because the source's "
-            "loader has none of its own."
+            "The source's items need a batch size, and its loader has none of its own: pass a DataLoader as "
+            "source, or KnowledgeRefreshCallback(batch_size=...)."
         )
     return size
 

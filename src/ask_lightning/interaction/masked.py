@@ -18,8 +18,7 @@ def masked_max(scores: Tensor, mask: Tensor) -> Tensor:
         >>> masked_max(torch.tensor([[-2.0, 5.0], [3.0, 4.0]]), torch.tensor([[True, False], [False, False]]))
         tensor([-2.,  0.])
     """
-    best = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).amax(dim=-1)  # (...)
-    return best.masked_fill(~mask.any(dim=-1), 0)
+    return _without_padding(scores, mask).amax(dim=-1).masked_fill(~mask.any(dim=-1), 0)
 
 
 def masked_sum(scores: Tensor, mask: Tensor) -> Tensor:
@@ -70,8 +69,7 @@ def masked_logsumexp(scores: Tensor, mask: Tensor) -> Tensor:
         >>> masked_logsumexp(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
         tensor([0.6931, 0.0000])
     """
-    total = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).logsumexp(dim=-1)  # (...)
-    return total.masked_fill(~mask.any(dim=-1), 0)
+    return _without_padding(scores, mask).logsumexp(dim=-1).masked_fill(~mask.any(dim=-1), 0)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -89,4 +87,9 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
         tensor([[0.5000, 0.5000, 0.0000],
                 [0.0000, 0.0000, 0.0000]])
     """
-    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0)
+    return _without_padding(scores, mask).softmax(dim=-1).masked_fill(~mask, 0)
+
+
+def _without_padding(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores that padding is the smallest of; not -inf, whose softmax over padding alone is NaN."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

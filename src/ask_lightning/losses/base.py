@@ -1,9 +1,10 @@
 """The protocol between a loss, `ASKModule` and `KnowledgeRefreshCallback`.
 
 A loss computes `compute`. One with state that outlives a batch also implements `reset`, `training_state` and
-`load_training_state`, by which `ASKModule` starts a run anew, writes checkpoints and resumes from them. Such
-state is in plain attributes, neither parameters nor buffers: those would go to the optimiser, to every
-forward pass of DDP and into averages of weights.
+`load_training_state`, by which `ASKModule` starts a run anew, writes checkpoints and resumes from them, and
+`undo_batch`, for optimisers that evaluate the same batch several times. Such state is in plain attributes,
+neither parameters nor buffers: those would go to the optimiser, to every forward pass of DDP and into
+averages of weights.
 
 A loss that contrasts with what another encoder than the model makes of the batch sets `needs_keys`: then
 `ASKModule` calls `start` with the model before the first step, and before the loss of each training batch
@@ -378,6 +379,12 @@ class RetrievalLoss(nn.Module, ABC):
 
         Args:
             state: The other loss's `training_state`; tensors may lie on another device.
+        """
+
+    def undo_batch(self) -> None:
+        """Forget what the last training batch left behind, as it is computed once more.
+
+        Optimisers that call their closure several times in a step (L-BFGS, SAM) do that.
         """
 
     @property

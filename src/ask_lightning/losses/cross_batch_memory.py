@@ -88,6 +88,11 @@ class CrossBatchMemoryLoss(QueuedLoss):
         super().load_training_state(state)
         self._num_batches = state["num_batches"]
 
+    def undo_batch(self) -> None:
+        """Take the last batch out of the memory and out of the count, see `RetrievalLoss`."""
+        super().undo_batch()
+        self._num_batches -= 1
+
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None
     ) -> tuple[Tensor, dict[str, Tensor]]:

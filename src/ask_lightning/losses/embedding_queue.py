@@ -14,7 +14,8 @@ class EmbeddingQueue:
     """The last rows of several columns, first in, first out.
 
     It is no module, so that nobody trains, averages or broadcasts it. Its tensors are never written to: a
-    graph that has read the queue stays valid when rows enter.
+    graph that has read the queue stays valid when rows enter. Embeddings with NaN or Inf enter as zeros, so
+    that one broken batch does not spoil those after it.
 
     Args:
         size: The largest number of rows, at least 1.
@@ -31,6 +32,9 @@ class EmbeddingQueue:
         check_count("size", size)
         self.size = size
         self._columns: dict[str, Tensor] = {}
+        # What the last push changed: how many rows entered, and the rows that they put out.
+        self._num_entered = 0
+        self._put_out: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()))) if self._columns else 0
@@ -71,17 +75,30 @@ class EmbeddingQueue:
                 f"The queue holds rows of {_describe(before)}, but a batch brings {_describe(now)}. Pass ids "
                 "with every batch or with none, and start a new run where the width has changed."
             )
-        self._columns = {name: self._append(name, rows.detach()) for name, rows in columns.items()}
+        entering = {name: _finite(rows.detach()[-self.size :]) for name, rows in columns.items()}
+        older = {name: self.column(name, like=rows) for name, rows in entering.items()}
+        self._num_entered = len(next(iter(entering.values())))
+        surplus = max(0, len(self) + self._num_entered - self.size)
+        self._put_out = {name: rows[:surplus].clone() for name, rows in older.items()}
+        # Copies, as what was gathered may be a view of more.
+        self._columns = {name: torch.cat([older[name][surplus:], rows]) for name, rows in entering.items()}
 
-    def _append(self, name: str, rows: Tensor) -> Tensor:
-        """A column with new rows; a copy, as what was gathered may be a view of more."""
-        rows = rows[-self.size :]
-        older = self.column(name, rows)
-        return torch.cat([older[max(0, len(older) + len(rows) - self.size) :], rows])
+    def undo_push(self) -> None:
+        """Put the rows that entered last out again, and those back that they had put out; once for a push."""
+        if self._num_entered:
+            self._columns = {
+                name: torch.cat([self._put_out[name], rows[: -self._num_entered]])
+                for name, rows in self._columns.items()
+            }
+        self._forget_push()
 
     def clear(self) -> None:
         """Forget all rows."""
         self._columns = {}
+        self._forget_push()
+
+    def _forget_push(self) -> None:
+        self._num_entered, self._put_out = 0, {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The columns by name."""
@@ -94,6 +111,15 @@ class EmbeddingQueue:
             state: The other queue's `state_dict`.
         """
         self._columns = {name: rows[-self.size :].clone() for name, rows in state.items()}
+        self._forget_push()
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Rows `(B, ...)`, those with a number that is not finite as zeros."""
+    if not rows.is_floating_point():
+        return rows
+    # Not left out, as a GPU would have to be waited for to know how many remain.
+    return torch.where(rows.isfinite().all(dim=-1, keepdim=True), rows, 0)
 
 
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:

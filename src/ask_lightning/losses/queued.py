@@ -51,6 +51,10 @@ class QueuedLoss(RetrievalLoss):
         """Take over the rows of a queue, see `RetrievalLoss`."""
         self._queue.load_state_dict(state["queue"])
 
+    def undo_batch(self) -> None:
+        """Take the rows of the last batch out of the queue, see `RetrievalLoss`."""
+        self._queue.undo_push()
+
     def _remember(self, ids: Tensor | None, **rows: Tensor) -> None:
         """Let the batch enter the queue.
 

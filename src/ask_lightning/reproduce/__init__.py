@@ -4,6 +4,7 @@ from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Comparison, Method, Protocol, compare
 from ask_lightning.reproduce.evaluation import Metrics
 from ask_lightning.reproduce.figures import comparison_picture
+from ask_lightning.reproduce.loss_comparison import compare_losses
 from ask_lightning.reproduce.methods import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, LossVariant, loss_methods
 from ask_lightning.reproduce.report import write_report
 from ask_lightning.reproduce.run_table import Run
@@ -23,6 +24,7 @@ __all__ = [
     "Protocol",
     "Run",
     "compare",
+    "compare_losses",
     "comparison_markdown",
     "comparison_picture",
     "differences_markdown",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_label, settings_text
 from ask_lightning.reproduce.training import ModuleAndCallbacks, silence_lightning, train_and_evaluate
 from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.atomic_files import atomic_write
 
 Settings = Mapping[str, Any]
+
+_METHODS = "methods"  # the entry of `protocol.json` with the options of each method
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,14 @@ class Method:
         candidates: Settings to choose from, each with values that JSON can hold.
         build: Function from settings to a module and its callbacks. Worker processes get it by pickling, so
             that it has to be a function of a module, or a `functools.partial` of one.
+        description: Further options that decide results, alike in all candidates, with values that JSON can
+            hold. A comparison is continued only with the same ones.
     """
 
     name: str
     candidates: tuple[Settings, ...]
     build: Callable[[Settings], ModuleAndCallbacks]
+    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Protocol:
             seed is that of the batches. Worker processes get it by pickling.
         max_epochs: Number of training epochs of each run.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, with values that JSON can hold.
         make_loggers: Function from the name of a run to loggers besides the CSV logger, or None.
         description: Further options that decide results, such as the batch size. A comparison is continued
             only under the same ones.
@@ -57,6 +64,7 @@ class Protocol:
     make_data: Callable[[int], RetrievalDataModule]
     max_epochs: int
     accelerator: str = "cpu"
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
     make_loggers: Callable[[str], Sequence[Logger]] | None = None
     description: Mapping[str, Any] | None = None
 
@@ -132,15 +140,16 @@ def compare(
 
     Raises:
         ValueError: Methods or seeds are missing or double, the methods have not equally many candidates, or
-            the folder holds runs under another protocol.
+            the folder holds runs under another protocol, or of a method with other options or candidates.
         RuntimeError: A run failed. Runs that are finished stay in `runs.csv`.
     """
     _check(methods, seeds)
     check_count("jobs", jobs)
     check_count("threads", threads)
     table = RunTable(output)
-    _check_protocol(protocol, calibrated, output)
     finished = table.read()
+    _check_protocol(methods, protocol, calibrated, output)
+    _check_candidates(methods, finished.values(), output)
     done: set[tuple[str, str, int]] = set()
     total: set[tuple[str, str, int]] = set()
 
@@ -219,30 +228,64 @@ def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
         )
 
 
-def _check_protocol(protocol: Protocol, calibrated: bool, output: Path) -> None:
-    """Refuse a folder of runs under another protocol; note the protocol in a new one."""
+def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: bool, output: Path) -> None:
+    """Refuse a folder of runs under another protocol; note in it the protocol, and that of new methods."""
     options = {
         "max_epochs": protocol.max_epochs,
         "accelerator": protocol.accelerator,
+        **protocol.trainer_options,
         "calibrated": calibrated,
         **(protocol.description or {}),
     }
-    present: dict[str, Any] = json.loads(json.dumps(options, default=str))
+    own = {method.name: method.description for method in methods}
+    present: dict[str, Any] = json.loads(json.dumps({**options, _METHODS: own}, default=str))
     file = output / "protocol.json"
-    if not file.exists():
-        file.write_text(json.dumps(present, indent=2) + "\n", encoding="utf-8")
-        return
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    changed = [
-        f"{name} {stored.get(name)!r} → {present.get(name)!r}"
-        for name in sorted(stored | present)
-        if stored.get(name) != present.get(name)
-    ]
+    wanted = present.pop(_METHODS)
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
+    kept = stored.pop(_METHODS, {})
+    changed = _changes(stored, present)
+    for name in wanted:
+        changed += [f"{name}: {change}" for change in _changes(kept.get(name, wanted[name]), wanted[name])]
     if changed:
         raise ValueError(
             f"{output} holds runs under another protocol: {', '.join(changed)}. Use another folder, or "
             "remove this one."
         )
+    with atomic_write(file) as temporary:
+        content = json.dumps({**present, _METHODS: kept | wanted}, indent=2)
+        temporary.write_text(content + "\n", encoding="utf-8")
+
+
+def _changes(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """What differs between two sets of options, for a reader."""
+    return [
+        f"{name} {stored.get(name)!r} → {present.get(name)!r}"
+        for name in sorted({**stored, **present})
+        if stored.get(name) != present.get(name)
+    ]
+
+
+def _check_candidates(methods: Sequence[Method], finished: Iterable[Run], output: Path) -> None:
+    """Refuse methods that have been tuned with more candidates than they are said to have.
+
+    Where there is a single one, nothing is chosen.
+    """
+    for method in methods:
+        if len(method.candidates) == 1:
+            continue
+        candidates = {settings_text(settings) for settings in method.candidates}
+        tried = {
+            settings_text(run.settings): settings_label(run.settings)
+            for run in finished
+            if run.method == method.name
+        }
+        others = [label for text, label in tried.items() if text not in candidates]
+        if others:
+            raise ValueError(
+                f"{output} holds runs of {method.name} with settings that are no candidates any more "
+                f"({'; '.join(others)}), so it would have been tuned with more runs than are counted. Use "
+                "another folder, or remove this one."
+            )
 
 
 def _train_all(
@@ -290,6 +333,7 @@ def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run
             folder=folder,
             max_epochs=protocol.max_epochs,
             accelerator=protocol.accelerator,
+            trainer_options=protocol.trainer_options,
             loggers=loggers,
             calibrated=calibrated,
         )

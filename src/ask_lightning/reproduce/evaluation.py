@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ask_lightning.encoding.encoders import find_token_encoder
+from ask_lightning.encoding.encoders import find_interaction, find_token_encoder
 from ask_lightning.interaction import (
     Embeddings,
     Interaction,
@@ -76,19 +76,6 @@ class _Embedder(pl.LightningModule):
         # Kept here, since a trainer cannot take frozen dataclasses.
         self.batches.append(EmbeddedPart(audio, text, integer_ids(batch["clip_id"]).cpu()))
         return len(audio)
-
-
-def find_interaction(module: pl.LightningModule) -> Interaction | None:
-    """The interaction that a module compares clips and captions by, its attribute `interaction`.
-
-    Args:
-        module: The module, or an `ASKModule` around it.
-
-    Returns:
-        The interaction, or None where pooled embeddings are compared.
-    """
-    interaction = getattr(module, "interaction", None)
-    return interaction if isinstance(interaction, Interaction) else None
 
 
 def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object) -> EmbeddedPart:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ask_lightning.callbacks import DriftMonitor, KnowledgeRefreshCallback
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
     HardNegativeLoss,
@@ -27,7 +28,6 @@ from ask_lightning.losses import (
 )
 from ask_lightning.module import ASKModule
 from ask_lightning.reproduce.comparison import Method, Settings
-from ask_lightning.reproduce.evaluation import find_interaction
 from ask_lightning.reproduce.training import ModuleAndCallbacks
 from ask_lightning.utilities.arguments import check_positive, check_range
 
@@ -261,6 +261,7 @@ def loss_methods(
             name,
             variant.candidates(learning_rate, num_candidates),
             partial(_build, variant, make_model, {**refresh, **variant.refresh}),
+            description={"loss": variant.loss.__name__, **variant.options, **variant.refresh},
         )
         for name, variant in variants.items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class Study:
             for entry in group:
                 assert entry.like is not None
                 settings = trained[entry.like.name].runs[0].settings
-                methods.append((entry, Method(entry.name, (settings,), self._method(entry).build)))
+                methods.append((entry, replace(self._method(entry), candidates=(settings,))))
             trained |= self._compare(methods, seeds)
         return trained
 

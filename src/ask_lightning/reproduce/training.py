@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,13 +16,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from ask_lightning.data import RetrievalDataModule
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.reproduce.evaluation import (
     EmbeddedPart,
     Metrics,
     embed_loader,
     evaluate,
     evaluate_uncalibrated,
-    find_interaction,
     recalls_of,
 )
 
@@ -44,6 +45,7 @@ def train_and_evaluate(
     folder: Path,
     max_epochs: int,
     accelerator: str = "cpu",
+    trainer_options: Mapping[str, Any] = MappingProxyType({}),
     loggers: Sequence[Logger] = (),
     calibrated: bool = True,
 ) -> Metrics:
@@ -61,6 +63,7 @@ def train_and_evaluate(
         folder: Folder of the run's logs and checkpoint.
         max_epochs: Number of training epochs.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, such as `gradient_clip_val`.
         loggers: Loggers besides the CSV logger.
         calibrated: Whether to evaluate calibrated search as well.
 
@@ -87,6 +90,7 @@ def train_and_evaluate(
         num_sanity_val_steps=0,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
+        **trainer_options,
     )
     trainer.fit(module, datamodule=data)
     _load_weights(module, Path(best.best_model_path))

@@ -23,7 +23,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
         `(B,)` int64; a tensor stays on its device.
 
     Raises:
-        ValueError: If a tensor is not a vector of integers, or an id is neither integer nor string.
+        ValueError: If a tensor is not a vector of integers, or an id is neither an integer of 64 bits nor a
+            string.
 
     Examples:
         >>> integer_ids([3, 1, 3])
@@ -38,6 +39,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
                 f"Argument `{name}` has to be a vector of integers but got {ids.dtype} of shape "
                 f"{tuple(ids.shape)}. Pass one id a row."
             )
+        if ids.dtype == torch.uint64:  # a cast would make negative numbers of those from 2⁶³ on
+            ids = torch.tensor([_integer_id(item, name) for item in ids.tolist()], device=ids.device)
         return ids.detach().long()
     if isinstance(ids, str):
         raise ValueError(f"Argument `{name}` has to be a sequence of ids but got the one string {ids!r}.")
@@ -47,10 +50,17 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
 def _integer_id(item: int | str, name: str) -> int:
     """One id as a 64-bit integer: integers as they are, strings hashed."""
     if isinstance(item, str):
-        return int.from_bytes(blake2b(item.encode(), digest_size=8).digest(), "big", signed=True)
+        # A file name whose bytes are no Unicode has surrogates in their place.
+        encoded = item.encode(errors="surrogatepass")
+        return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "big", signed=True)
     try:
-        return index(item)  # any integer type, NumPy's among them
+        number = index(item)  # any integer type, NumPy's among them
     except TypeError:
         raise ValueError(
             f"Argument `{name}` has to hold integers or strings but got {item!r}. Pass `str(id)` for others."
         ) from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(
+            f"Argument `{name}` has to hold integers of 64 bits but got {number}. Pass `str(id)` for others."
+        )
+    return number

@@ -6,6 +6,7 @@ from typing import Any
 # Package: the extra that installs it, and what it is for.
 _PACKAGES = {
     "soundfile": ("audio", "to read and write audio files"),
+    "av": ("media", "to read m4a, mp4 and other files that soundfile does not read"),
     "torchaudio": ("audio", "to resample audio and to compute spectrograms"),
     "transformers": ("audio", "for pretrained encoders and their tokenizers"),
     "tokenizers": ("audio", "for pretrained tokenizers"),

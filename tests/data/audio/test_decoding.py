@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from ask_lightning.data import AudioFileError
+from ask_lightning.data.audio import decoding
 from ask_lightning.data.audio.decoding import (
     ArrayRecording,
     check_recording,
@@ -113,3 +114,38 @@ def test_samples_that_no_audio_has():
         check_recording(recording, samples=True)
     # Floating-point numbers that were never divided by the range of 32-bit integers.
     assert read_segment(ArrayRecording("a", np.array([0, 2.0**31]), 2, RATE), RATE)[1] == 2**31
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_that_ends_within_a_page(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 48000)
+    soundfile.write(path, noise, 48000, format="OGG", subtype=subtype)
+    content = path.read_bytes()
+    last_page = content.rindex(b"OggS")
+    for whole in (content, content + b"TAG" + bytes(100), content + bytes(100_000)):
+        with open_audio("a.ogg", whole) as recording:
+            assert recording.frames == 3 * 48000
+    path.write_bytes(content[:last_page])  # and this cannot be told from a file that ends there
+    with open_audio("a.ogg", path) as recording:
+        assert 0 < recording.frames < 3 * 48000
+    for end in (len(content) - 1, last_page + 30, last_page + 10, len(content) // 2):
+        path.write_bytes(content[:end])
+        for given in (path, path.read_bytes()):
+            with pytest.raises(AudioFileError, match=r"a.ogg: the file was cut short: \d+ of \d+ bytes"):
+                open_audio("a.ogg", given).__enter__()
+
+
+@pytest.mark.parametrize("rate", [22254, 11127, 47999])
+def test_rates_that_share_no_large_factor_with_the_wanted_one(rate, monkeypatch):
+    """torchaudio would compute gigabytes of filters for each clip."""
+    monkeypatch.setattr(decoding, "import_optional", None)
+    time = np.arange(2 * rate) / rate
+    recording = ArrayRecording("a", np.sin(2 * np.pi * 1000 * time), len(time), rate)
+    heard = read_segment(recording, 32000)
+    expected = torch.sin(2 * torch.pi * 1000 * torch.arange(64000, dtype=torch.float64) / 32000).float()
+    assert heard.dtype == torch.float32
+    torch.testing.assert_close(heard[1000:-1000], expected[1000:-1000], rtol=0, atol=2e-3)
+    step = crop_step(rate, 32000)
+    part = read_segment(recording, 32000, step, 4000)
+    torch.testing.assert_close(part, heard[step : step + 4000], rtol=0, atol=1e-6)

@@ -22,3 +22,8 @@ from ask_lightning.data import AudioOptions
 def test_arguments_outside_their_range(options, message):
     with pytest.raises(ValueError, match=message):
         AudioOptions(**options)
+
+
+@pytest.mark.parametrize(("seconds", "rate", "length"), [(2.01, 8000, 16080), (4.1, 16000, 65600)])
+def test_lengths_are_rounded_to_the_nearest_sample(seconds, rate, length):
+    assert AudioOptions(sample_rate=rate, seconds=seconds).num_samples == length

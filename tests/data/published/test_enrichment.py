@@ -104,3 +104,28 @@ def test_a_caption_that_is_null_is_none(write):
         clips = EnrichedCaptions(path).apply(CLIPS, "train")
     assert clips[0] == CLIPS[0]
     assert clips[1].captions == ("rain",)
+
+
+def test_an_id_of_several_clips_gives_its_captions_to_none_of_them(write):
+    video = "youtube:vfY_TJq7n_U"
+    clips = [
+        Clip(f"{video}@30", ("ducks",), "vfY_TJq7n_U", aliases=(video, "audiocap:1")),
+        Clip(f"{video}@130", ("rain",), "vfY_TJq7n_U", aliases=(video, "audiocap:2")),
+    ]
+    with pytest.raises(
+        ValueError, match=r"the id 'vfY_TJq7n_U' stands for 2 clips of train \(youtube:vfY_TJq7n_U@30, .*`aud"
+    ):
+        EnrichedCaptions(write("a.csv", "youtube_id,caption\nvfY_TJq7n_U,new\n")).apply(clips, "train")
+    for table in ("audiocap_id,caption\n1,one\n2,two\n", f"id,caption\n{video}@30,one\n{video}@130,two\n"):
+        enriched = EnrichedCaptions(write("a.csv", table)).apply(clips, "train")
+        assert [clip.captions for clip in enriched] == [("one",), ("two",)]
+
+
+def test_titles_that_differ_in_signs_alone_are_told_apart_by_the_exact_name(write):
+    clips = [
+        Clip("freesound:1", ("a",), "Rain 1.wav", aliases=("file:rain 1",)),
+        Clip("freesound:2", ("b",), "rain_1.wav", aliases=("file:rain 1",)),
+    ]
+    table = "file_name,caption\nRain 1.wav,one\nrain_1.wav,two\n"
+    enriched = EnrichedCaptions(write("a.csv", table)).apply(clips, "train")
+    assert [clip.captions for clip in enriched] == [("one",), ("two",)]

@@ -30,6 +30,12 @@ def test_sounds_that_are_known_are_compared_by_id():
     assert find_leakage(WAVCAPS, KNOWN).by_id == ["freesound:7"]
 
 
+def test_equal_titles_of_sounds_with_other_ids_are_chance():
+    other = Clip("freesound:8", ("Water.",), "8", ("file:rain on a roof",))
+    assert not find_leakage([other], KNOWN)
+    assert find_leakage([other], TEST).by_title == ["freesound:8"]
+
+
 def test_stretches_of_one_video_are_one_recording():
     part = Clip("youtube:b0RFKhbpFJA@30", ("x",), "b0RFKhbpFJA", ("youtube:b0RFKhbpFJA",), start=30)
     assert find_leakage(WAVCAPS, [part]).by_id == ["youtube:b0RFKhbpFJA"]

@@ -156,3 +156,18 @@ def test_clotho_in_parquet(tmp_path):
     data = ClothoData(tmp_path, check_counts=False)
     assert len(data.datasets["test"]) == 6
     assert [clip.key for clip in data.datasets["test"].clips] == ["file:rain 0", "file:rain 1", "file:rain 2"]
+
+
+def test_stretches_of_one_video_are_clips_of_their_own(tmp_path):
+    content = rows(captions=2)[:4]
+    for row in content[2:]:
+        row |= {"youtube_id": VIDEOS[0], "start_time": 130.0}
+    clips, store = read_parquet([write_parquet(tmp_path / "val.parquet", content)], "youtube")
+    assert [(clip.key, clip.start, clip.captions) for clip in clips] == [
+        (f"youtube:{VIDEOS[0]}@30", 30, ("tone 0 said 0", "tone 0 said 1")),
+        (f"youtube:{VIDEOS[0]}@130", 130, ("tone 1 said 0", "tone 1 said 1")),
+    ]
+    assert clips[1].keys == {f"youtube:{VIDEOS[0]}@130", f"youtube:{VIDEOS[0]}", "audiocap:10", "audiocap:11"}
+    data = ClipDataset(clips, store, AudioOptions(seconds=1, check="none"))
+    assert torch.equal(data[2]["waveform"], torch.from_numpy(tone(1)))
+    assert data[0]["clip_id"] != data[2]["clip_id"]

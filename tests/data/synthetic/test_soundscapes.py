@@ -1,11 +1,12 @@
 """Synthetic soundscapes: the same on every run, rare and common events, captions that tell the truth."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ask_lightning.data import EVENT_PROBABILITIES, EVENT_TYPES, Soundscapes, log_mel
+from ask_lightning.data import EVENT_PROBABILITIES, EVENT_TYPES, SoundscapeData, Soundscapes, log_mel
 
 SPLITS = ("train", "val", "test")
 
@@ -99,3 +100,31 @@ def test_iteration_ends():
 def test_arguments_outside_their_range(options, message):
     with pytest.raises(ValueError, match=message):
         Soundscapes(**{"num_clips": 1, **options})
+
+
+def test_another_domain_has_other_sounds_and_other_noise():
+    rare = dict(zip(sorted(EVENT_PROBABILITIES), [0.5, 0.3, 0.2], strict=False))
+    other = Soundscapes(100, seconds=0.5, event_probabilities=rare)
+    assert {name for events in other.events for name in events} == set(rare)
+    usual, noisy = Soundscapes(20, seconds=0.5), Soundscapes(20, seconds=0.5, noise=3)
+    for scene, another in zip(usual.scenes, noisy.scenes, strict=True):
+        assert another == replace(scene, ambience=3 * scene.ambience)
+    assert usual.captions == noisy.captions
+    spelled_out = Soundscapes(5, seconds=0.5, event_probabilities=EVENT_PROBABILITIES, noise=1)
+    assert fingerprint(spelled_out) == fingerprint(Soundscapes(5, seconds=0.5))
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        ({"event_probabilities": {"a quark": 1.0}}, r"`event_probabilities` .* got \['a quark'\]"),
+        ({"event_probabilities": {"static": 0.5, "wind": 0.3, "barking": 0.1}}, r"sum to 0\.9\. Divide"),
+        ({"event_probabilities": {}}, r"sum to 0\."),
+        ({"event_probabilities": {"static": 0.5, "wind": 0.5}}, r"at least 3 types possible, .* got 2"),
+        ({"noise": -1.0}, r"`noise` has to be at least 0, but got -1\.0"),
+    ],
+)
+def test_what_is_no_domain(domain, message):
+    for make in (lambda: Soundscapes(2, seconds=0.5, **domain), lambda: SoundscapeData(**domain)):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ask_lightning.data.audio.media import MEDIA_SUFFIXES, NoSoundError, open_sound_track
 from ask_lightning.data.audio.near_names import near_file
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -25,12 +26,16 @@ _CUT_SHORT = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(shou
 # Writers that cannot go back to the header leave a length of 2 GiB or more there.
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 1 << 62
+_LARGEST_PAGE = 65307  # bytes of a page of an Ogg file
 # Headers that are wrong by the padding or by their own length are common; files cut by so little are, too.
 _SMALLEST_SHARE_OF_BYTES = 0.99
 # Integers of 32 bits as floating-point numbers stay below; the power of louder samples overflows float32.
 _LOUDEST = 1e10
-# Samples to each side on which torchaudio's resampling filter depends, in samples of the lower rate.
-_FILTER_REACH = 8
+# Samples to each side on which the resampling filters depend, in samples of the lower rate.
+_FILTER_REACH = 11
+# torchaudio computes as many numbers as both rates without their common factor multiply to, for each clip: of
+# 22,254 Hz, once the rate of the Macintosh, 178 million.
+_MOST_FILTER_TAPS = 1 << 20
 _SAMPLES_PER_CHECK = 1_000_000
 _REMEDY = 'Replace it; datasets with `check="decode"` find and leave out all such files at the start.'
 
@@ -110,7 +115,7 @@ class _SoundFile:
 
 @contextmanager
 def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
-    """Open audio of a format that soundfile reads: wav, flac, ogg, mp3.
+    """Open audio: by soundfile wav, flac, ogg and mp3; by PyAV the sound track of m4a, mp4, webm and others.
 
     Args:
         name: Name of the audio, for errors.
@@ -118,7 +123,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
 
     Raises:
         AudioFileError: There is nothing to read, it is damaged or was cut short, or does not say its length.
-        ImportError: soundfile is missing.
+        ImportError: soundfile is missing, or PyAV for a file that only it reads.
 
     Examples:
         >>> import soundfile
@@ -140,11 +145,23 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     try:
         file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else str(content))
     except (soundfile.SoundFileError, TypeError) as error:  # a TypeError if the ending is .raw
-        raise AudioFileError(
-            f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its rows."
-        ) from error
+        if not _is_media(content):
+            raise AudioFileError(
+                f"{name}: not an audio file that soundfile can read ({error}). Convert it, or remove its "
+                "rows."
+            ) from error
+        file = None
+    if file is None:
+        try:
+            with open_sound_track(name, content) as track:
+                yield track
+        except NoSoundError as error:
+            raise AudioFileError(f"{name}: {error}. {_REMEDY}") from error
+        return
     with file:
         _check_length(name, file)
+        if file.format == "OGG":
+            _check_last_page(name, content)
         try:
             yield _SoundFile(name, file)
         except soundfile.SoundFileError as error:
@@ -248,9 +265,19 @@ def read_segment(recording: Recording, sample_rate: int, start: int = 0, count: 
     _check_samples(recording, samples)
     waveform = torch.from_numpy(samples.mean(axis=1))  # (T,)
     if rate != sample_rate:
-        waveform = import_optional("torchaudio.functional").resample(waveform, rate, sample_rate)
+        waveform = _resample(waveform, block, step)
     skipped = margin // block * step
     return waveform[skipped : skipped + count]
+
+
+def _resample(waveform: Tensor, block: int, step: int) -> Tensor:
+    """Turn each `block` samples of a waveform `(T,)` into `step`."""
+    if block * step > _MOST_FILTER_TAPS:
+        from scipy.signal import resample_poly
+
+        return torch.from_numpy(resample_poly(waveform.numpy(), step, block))
+    resampled: Tensor = import_optional("torchaudio.functional").resample(waveform, block, step)
+    return resampled
 
 
 def _read_truncated(recording: Recording, first: int, needed: int) -> Samples:
@@ -279,6 +306,14 @@ def _check_end(recording: Recording, end: int) -> None:
         )
 
 
+def _is_media(content: Path | bytes) -> bool:
+    """Whether it looks like a file of a format with a sound track."""
+    if isinstance(content, Path):
+        return content.suffix.lower() in MEDIA_SUFFIXES
+    # MP4 and its kin; Matroska and WebM; ASF (wma).
+    return content[4:8] == b"ftyp" or content.startswith((b"\x1aE\xdf\xa3", b"0&\xb2u"))
+
+
 def _is_file(name: str, path: Path) -> bool:
     """Whether there is a file, and nothing that keeps it from being looked for, such as too long a name."""
     try:
@@ -304,6 +339,32 @@ def _check_length(name: str, file: Any) -> None:
             raise AudioFileError(
                 f"{name}: the file was cut short: {present} of {promised} bytes of audio are there. {_REMEDY}"
             )
+
+
+def _check_last_page(name: str, content: Path | bytes) -> None:
+    """Refuse an Ogg file that ends in the middle of a page, which libsndfile passes over.
+
+    References:
+        RFC 3533, section 6: a page is a header of 27 bytes, the last of which is the number of its segments,
+        their lengths in a byte each, and the segments.
+    """
+    if isinstance(content, bytes):
+        end = content[-_LARGEST_PAGE:]
+    else:
+        with content.open("rb") as file:
+            file.seek(max(0, content.stat().st_size - _LARGEST_PAGE))
+            end = file.read()
+    if (start := end.rfind(b"OggS")) < 0:
+        return  # something else follows the last page
+    page = end[start:]
+    promised = 27
+    if len(page) >= promised:
+        promised += page[26] + sum(page[27 : 27 + page[26]])
+    if len(page) < promised:
+        raise AudioFileError(
+            f"{name}: the file was cut short: {len(page)} of {promised} bytes of its last page are there. "
+            f"{_REMEDY}"
+        )
 
 
 def _check_samples(recording: Recording, samples: Samples) -> None:

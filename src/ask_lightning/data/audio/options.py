@@ -75,4 +75,4 @@ class AudioOptions:
     @property
     def num_samples(self) -> int:
         """Number of samples of a crop."""
-        return int(self.seconds * self.sample_rate)
+        return round(self.seconds * self.sample_rate)

@@ -6,7 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ask_lightning.data.clips import Clip, ClipCollector
-from ask_lightning.data.keys import NAMESPACES, file_stem, normalize_title, recording_key, youtube_id
+from ask_lightning.data.keys import (
+    NAMESPACES,
+    file_stem,
+    normalize_title,
+    recording_key,
+    stretch_keys,
+    youtube_id,
+)
 from ask_lightning.data.published.collections import COLLECTIONS
 from ask_lightning.data.tables import (
     caption_columns,
@@ -69,15 +76,13 @@ def read_audiocaps(annotations: str | Path) -> list[Clip]:
     seen: set[str] = set()
     for line, row in rows:
         video, start = row["youtube_id"], _parse_start(table, line, row["start_time"])
-        name = recording_key("youtube", video)
-        aliases = [recording_key("audiocap", row["audiocap_id"])]
-        several = len(starts[video]) > 1
+        key, aliases = stretch_keys(recording_key("youtube", video), start, starts[video])
         collector.add(
             f"line {line}",
-            f"{name}@{start}" if several else name,
+            key,
             [row["caption"]],
             name=video,
-            aliases=[name, *aliases] if several else aliases,
+            aliases=[*aliases, recording_key("audiocap", row["audiocap_id"])],
             repeated=row["audiocap_id"] in seen,
             start=start,
         )

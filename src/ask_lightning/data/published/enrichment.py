@@ -1,5 +1,6 @@
 """Enriched captions for the clips of a published dataset, such as those of a re-annotated training set."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,20 +61,31 @@ class EnrichedCaptions:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is something else, or none of its ids belongs to a clip.
+            ValueError: The file is something else, none of its ids belongs to a clip, or one belongs to
+                several.
         """
         if self.path is None:
             return list(clips)
-        owners: dict[str, int] = {name: number for number, clip in enumerate(clips) for name in clip.keys}
+        owners: dict[str, list[int]] = defaultdict(list)
+        for number, clip in enumerate(clips):
+            for key in clip.keys:
+                owners[key].append(number)
         new: dict[int, list[str]] = {}
         unknown: list[str] = []
         for name, keys, captions in read_captions_by_id(self.path):
-            owner = next((owners[candidate] for candidate in sorted(keys) if candidate in owners), None)
+            found = next((owners[candidate] for candidate in sorted(keys) if candidate in owners), [])
+            found = [number for number in found if clips[number].name == name] or found
             texts = [text.strip() for text in captions if text.strip()]
-            if owner is None:
+            if len(found) > 1:
+                raise ValueError(
+                    f"{self.path}: the id {name!r} stands for {len(found)} clips of {where} "
+                    f"({abbreviate([clips[number].key for number in found])}). Write their keys, or the "
+                    "`audiocap_id` of each caption, in its place."
+                )
+            if not found:
                 unknown.append(name)
             elif texts:
-                new.setdefault(owner, []).extend(texts)
+                new.setdefault(found[0], []).extend(texts)
         if not new:
             raise ValueError(
                 f"{self.path}: none of its {len(unknown)} ids belongs to a clip of {where} "

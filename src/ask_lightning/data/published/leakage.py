@@ -68,8 +68,7 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
         Leakage(by_id=['youtube:vfY_TJq7n_U'], by_title=[], by_caption=['bbc:1'], num_clips=2)
     """
     clips = [clip for part in evaluation for clip in clips_of(part)]
-    # Ids of captions are left out, because the id of the video identifies the clip already.
-    names = frozenset(name for clip in clips for name in clip.keys if not name.startswith("audiocap:"))
+    names = frozenset(name for clip in clips for name in _identity(clip))
     captions = frozenset(plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
     own = clips_of(source)
@@ -82,6 +81,15 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
         elif any(plain_words(caption) in captions for caption in clip.captions):
             found["caption"].append(clip.key)
     return Leakage(found["id"], found["title"], found["caption"], len(own))
+
+
+def _identity(clip: Clip) -> list[str]:
+    """The ids of a clip, or its titles if no id is known.
+
+    Ids of captions are left out, because the id of the video identifies the clip already.
+    """
+    names = [name for name in clip.keys if not name.startswith("audiocap:")]
+    return [name for name in names if not name.startswith("file:")] or names
 
 
 def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id", "title")) -> list[str]:

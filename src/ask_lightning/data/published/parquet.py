@@ -1,5 +1,6 @@
 """Tables with a column of audio, read by the `datasets` library: parquet files and datasets of the hub."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from ask_lightning.data.audio.decoding import AudioFileError, Recording, open_audio
 from ask_lightning.data.clips import Clip, ClipCollector
-from ask_lightning.data.keys import file_stem, recording_key
+from ask_lightning.data.keys import file_stem, recording_key, stretch_keys
 from ask_lightning.data.tables import caption_columns
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -147,8 +148,8 @@ def _named_by_audio_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:
     """Make clips of rows with a name and captions."""
-    collector = ClipCollector(where)
-    seen: set[str] = set()
+    names: list[str] = []
+    starts: dict[str, set[int | None]] = defaultdict(set)
     for number, row in enumerate(rows):
         name = next((str(row[column]) for column in _NAMES if row.get(column)), "")
         if not name:
@@ -156,22 +157,34 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
                 f"{where}, row {number}: no name. A row needs one of {', '.join(_NAMES)}, or a path with its "
                 "audio."
             )
+        names.append(name)
+        starts[recording_key(namespace, name)].add(_start(row))
+    collector = ClipCollector(where)
+    seen: set[str] = set()
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         captions = [row[column] for column in caption_columns(row)]
         texts = [text for given in captions for text in ([given] if isinstance(given, str) else given or [])]
         audiocap = "" if row.get("audiocap_id") is None else str(row["audiocap_id"])
-        start = row.get("start_time")
+        recording = recording_key(namespace, name)
+        key, aliases = stretch_keys(recording, _start(row), starts[recording])
         collector.add(
             f"row {number}",
-            recording_key(namespace, name),
+            key,
             texts,
             name=file_stem(name) if namespace == "youtube" else name,
-            aliases=[recording_key("audiocap", audiocap)] if audiocap else [],
+            aliases=[*aliases, recording_key("audiocap", audiocap)] if audiocap else aliases,
             repeated=bool(audiocap) and audiocap in seen,  # the captions of a clip may be rows of their own
-            start=None if start is None else int(float(start)),
+            start=_start(row),
             row=number,
         )
         seen.add(audiocap)
     return collector.clips()
+
+
+def _start(row: Mapping[str, Any]) -> int | None:
+    """The start of a clip in whole seconds, if the row has it."""
+    start = row.get("start_time")
+    return None if start is None else int(float(start))
 
 
 def _cell_content(audio: Any, folder: Path) -> Path | bytes:

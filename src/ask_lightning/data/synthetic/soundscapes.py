@@ -1,5 +1,7 @@
 """Synthetic soundscapes with captions: an audio–text retrieval task that needs no download."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -49,6 +51,10 @@ MAX_CAPTIONS = 5
 """Largest number of captions of a clip."""
 
 _BLOCK = 64
+# Of the noise of a typical scene.
+_AMBIENCE = 0.04
+# Events of different types in the largest layout.
+_MAX_EVENTS = 3
 
 
 @dataclass(frozen=True)
@@ -97,30 +103,41 @@ class Scene:
         return tuple(event.name for event in self.foreground + self.background)
 
 
-def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
+def draw_scene(
+    *,
+    seed: int,
+    split: Split,
+    index: int,
+    event_probabilities: Mapping[str, float] | None = None,
+    noise: float = 1.0,
+) -> Scene:
     """Draw a scene. It depends on nothing but the arguments.
 
     Args:
         seed: Seed of the scenes, at least 0.
         split: `"train"`, `"val"` or `"test"`.
         index: Index of the clip in its split.
+        event_probabilities: Probability of each event type by its name, a key of `EVENT_TYPES`. None:
+            `EVENT_PROBABILITIES`.
+        noise: Factor on the loudness of the noise, at least 0.
 
     Returns:
-        One to three events of different types, drawn by `EVENT_PROBABILITIES`.
+        One to three events of different types, drawn by their probabilities.
 
     Examples:
         >>> draw_scene(seed=0, split="val", index=3) == draw_scene(seed=0, split="val", index=3)
         True
     """
     random = _random_stream(seed, split, index, _LAYOUT)
+    probabilities = EVENT_PROBABILITIES if event_probabilities is None else event_probabilities
     num_foreground, num_background, _, _ = _LAYOUTS[
         random.choice(len(_LAYOUTS), p=[share for _, _, share, _ in _LAYOUTS])
     ]
     names = random.choice(
-        list(EVENT_PROBABILITIES),
+        list(probabilities),
         size=num_foreground + num_background,
         replace=False,
-        p=list(EVENT_PROBABILITIES.values()),
+        p=list(probabilities.values()),
     )
     slot = 1 / num_foreground
     foreground = []
@@ -129,7 +146,8 @@ def draw_scene(*, seed: int, split: Split, index: int) -> Scene:
         start = position * slot + random.uniform(0, slot - duration)
         foreground.append(_draw_event(str(names[position]), start, duration, random, loudness=0.05))
     background = [_draw_event(str(name), 0.0, 1.0, random, loudness=0.025) for name in names[num_foreground:]]
-    return Scene(tuple(foreground), tuple(background), ambience=0.04 * 2 ** random.uniform(-2, 2))
+    ambience = _AMBIENCE * 2 ** random.uniform(-2, 2)
+    return Scene(tuple(foreground), tuple(background), ambience=noise * ambience)
 
 
 def render_scene(
@@ -217,10 +235,13 @@ class Soundscapes(Dataset[dict[str, Any]]):
             instead, a spectrogram that is computed once.
         num_mels: Number of mel bins of the spectrogram.
         sample_rate: Rate of the waveforms in Hz, at least 16000, which the highest events need.
+        event_probabilities: Probability of each event type by its name, a key of `EVENT_TYPES`; they sum to
+            one, and at least three are above 0. None: `EVENT_PROBABILITIES`.
+        noise: Factor on the loudness of the noise of place and recorder, at least 0.
 
     Attributes:
         scenes: The scene of each clip.
-        events: The names of each clip's event types. `EVENT_PROBABILITIES` says how rare each is.
+        events: The names of each clip's event types.
         captions: The captions of each clip.
 
     Raises:
@@ -246,6 +267,8 @@ class Soundscapes(Dataset[dict[str, Any]]):
         features: Features | None = None,
         num_mels: int = 64,
         sample_rate: int = 16000,
+        event_probabilities: Mapping[str, float] | None = None,
+        noise: float = 1.0,
     ) -> None:
         check_count("num_clips", num_clips)
         check_choice("split", split, SPLITS)
@@ -257,14 +280,20 @@ class Soundscapes(Dataset[dict[str, Any]]):
         check_count("num_mels", num_mels)
         check_count("sample_rate", sample_rate, 16000)
         self.captions_per_clip = captions_per_clip
-        self.scenes = [draw_scene(seed=seed, split=split, index=index) for index in range(num_clips)]
+        check_domain(event_probabilities, noise)
+        self.scenes = [
+            draw_scene(
+                seed=seed, split=split, index=index, event_probabilities=event_probabilities, noise=noise
+            )
+            for index in range(num_clips)
+        ]
         self.captions = [
             describe_scene(scene, _random_stream(seed, split, index, _CAPTIONS), captions_per_clip)
             for index, scene in enumerate(self.scenes)
         ]
 
         self._features = features
-        self._num_samples = int(seconds * sample_rate)
+        self._num_samples = round(seconds * sample_rate)
         rendered: list[Tensor] = []
         # In blocks: one clip at a time is slow for torch, and all waveforms at once take much memory.
         for start in range(0, num_clips, _BLOCK):
@@ -299,6 +328,39 @@ class Soundscapes(Dataset[dict[str, Any]]):
         if self._features is not None:
             return {"log_mel": self._sounds[clip], **text}
         return {"waveform": self._sounds[clip], "num_samples": self._num_samples, **text}
+
+
+def check_domain(event_probabilities: Mapping[str, float] | None, noise: float) -> None:
+    """Refuse what no scenes can be drawn by.
+
+    Args:
+        event_probabilities: Probability of each event type by its name. None: the usual ones.
+        noise: Factor on the loudness of the noise.
+
+    Raises:
+        ValueError: A name is unknown, the probabilities do not sum to one or leave fewer than three types,
+            or the factor is negative.
+    """
+    check_range("noise", noise, 0)
+    if event_probabilities is None:
+        return
+    unknown = sorted(set(event_probabilities) - set(EVENT_TYPES))
+    if unknown:
+        raise ValueError(
+            f"Argument `event_probabilities` has to name types of `EVENT_TYPES`, but got {unknown}."
+        )
+    values = list(event_probabilities.values())
+    if min(values, default=0) < 0 or not math.isclose(sum(values), 1, rel_tol=1e-6):
+        raise ValueError(
+            "Argument `event_probabilities` has to hold numbers of at least 0 that sum to 1, but they sum to "
+            f"{sum(values):g}. Divide them by their sum."
+        )
+    possible = sum(value > 0 for value in values)
+    if possible < _MAX_EVENTS:
+        raise ValueError(
+            f"Argument `event_probabilities` has to make at least {_MAX_EVENTS} types possible, as many as a "
+            f"scene may have, but got {possible}."
+        )
 
 
 def _draw_event(

@@ -6,18 +6,45 @@ from typing import Any
 
 from ask_lightning.reproduce.tasks.captions import captions_task
 from ask_lightning.reproduce.tasks.embeddings import embeddings_task
+from ask_lightning.reproduce.tasks.folder import folder_task
+from ask_lightning.reproduce.tasks.soundscapes import soundscapes_task
 from ask_lightning.reproduce.tasks.task import Task
 
-__all__ = ["TASKS", "Task", "captions_task", "embeddings_task", "quick_options"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "captions_task",
+    "embeddings_task",
+    "folder_task",
+    "quick_options",
+    "soundscapes_task",
+]
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"captions": captions_task, "embeddings": embeddings_task}
+    {
+        "captions": captions_task,
+        "embeddings": embeddings_task,
+        "folder": folder_task,
+        "soundscapes": soundscapes_task,
+    }
 )
 """Functions that make a task, by the name of the data on the command line."""
 
 _QUICK: Mapping[str, Mapping[str, Any]] = {
     "captions": {"captions_per_clip": 1, "max_epochs": 2, "T": 1},
     "embeddings": {"max_epochs": 2, "T": 1},
+    "folder": {"pretraining_epochs": 1, "max_epochs": 2, "T": 1, "num_prototypes": 8},
+    "soundscapes": {
+        "scenes": 48,
+        "test_scenes": 24,
+        "pretraining_scenes": 48,
+        "knowledge_scenes": 48,
+        "pretraining_epochs": 2,
+        "batch_size": 16,
+        "max_epochs": 2,
+        "T": 1,
+        "num_prototypes": 8,
+    },
 }
 
 

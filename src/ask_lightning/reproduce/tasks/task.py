@@ -33,6 +33,10 @@ class Task:
         transfer: Other domains to test on without training there, by name: functions from the seed of the
             batches to a data module with a test part.
         accelerator: Accelerator of the trainer.
+        trainer_options: Further arguments of the `Trainer` that trains, with values that JSON can hold.
+        prepare: Function that makes the files which all runs read, such as pretrained weights, and calls its
+            argument with a line about each. Runs would make them at first use; made beforehand, no run waits
+            for another one.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Task:
     knowledge_sources: Mapping[str, Callable[[], Dataset[Any]]] = field(default_factory=dict)
     transfer: Mapping[str, Callable[[int], RetrievalDataModule]] = field(default_factory=dict)
     accelerator: str = "cpu"
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Callable[[str], object]], object] | None = None
 
     def sizes(self) -> str:
         """The number of pairs of each part, for a reader."""
@@ -59,5 +65,6 @@ class Task:
             self.make_data,
             self.max_epochs,
             accelerator=self.accelerator,
+            trainer_options=self.trainer_options,
             description=options | dict(self.description),
         )
