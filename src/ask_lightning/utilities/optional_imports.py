@@ -18,6 +18,7 @@ _PACKAGES = {
     "jsonargparse": ("cli", "for the command line"),
     "rich": ("cli", "to draw tables in a terminal"),
     "ot": ("pot", "for the transport solvers of POT"),
+    "mteb": ("mteb", "to evaluate on its tasks"),
     "wandb": ("track", "to log to Weights & Biases"),
 }
 
