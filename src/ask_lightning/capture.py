@@ -116,7 +116,7 @@ def step_with_capture(
     """
     outputs: dict[str, list[Any]] = {audio: [], text: []}
     recorders = {name: _recording(getattr(model, name), record) for name, record in outputs.items()}
-    with _shadowing(model, recorders):
+    with shadowing(model, recorders):
         result = model.training_step(*arguments)
     if result is None:
         return None
@@ -237,7 +237,7 @@ def _observed_calls(
 
     failure = None
     try:
-        with _shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
+        with shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
             model.training_step(*arguments)
     except _AllCalled:
         pass
@@ -279,7 +279,7 @@ def step_with_criterion(
             )
         return objective(*embeddings)
 
-    with _shadowing(model, {criterion: replacement}):
+    with shadowing(model, {criterion: replacement}):
         result = model.training_step(*arguments)
     if calls != 1 and result is not None:
         raise RuntimeError(
@@ -321,11 +321,15 @@ def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., A
 
 @contextmanager
 @outside_graphs
-def _shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def shadowing(model: nn.Module, replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Put functions in place of a model's methods or submodules for a while.
 
     Entries of the instance's `__dict__` are found before methods of its class and before registered
     submodules, so nothing of the model is overwritten.
+
+    Args:
+        model: The model that has them.
+        replacements: The functions by the names that they take over.
     """
     before = {name: vars(model)[name] for name in replacements if name in vars(model)}
     vars(model).update({name: _StandIn(getattr(model, name), call) for name, call in replacements.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from ask_lightning import losses
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
@@ -30,6 +28,15 @@ from ask_lightning.capture import (
     step_with_capture,
     step_with_criterion,
 )
+from ask_lightning.checkpoint_options import (
+    CHECKPOINT_KEY,
+    class_path,
+    completed,
+    storable,
+    stored_loss,
+    without_address,
+)
+from ask_lightning.chunked_encoding import ChunkedEncoding
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
     check_gradients,
@@ -45,11 +52,6 @@ from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
-
-# Where a checkpoint keeps what belongs to ASK and not to the user's model.
-CHECKPOINT_KEY = "ask_lightning"
-# What a checkpoint holds in place of an argument that is a callable.
-_CALLABLE = "<callable>"
 
 
 def _model_attribute(name: str) -> Any:
@@ -108,6 +110,11 @@ class ASKModule(NamedAsModel):
             given, else `"capture"` if the model has a `training_step`, else `"encode"`.
         criterion: Name of an attribute that the model's `training_step` calls with `(audio, text)`. It is
             replaced while the step runs, for steps that add other losses to the contrastive one.
+        chunk_size: Largest number of pairs that the encoders get at once in a training step. A larger batch
+            is encoded in chunks, twice, with the gradient of the whole batch and the memory of a chunk (Gao
+            et al., arXiv 2101.06983). What the encoders take then needs a row for each pair; embeddings must
+            not depend on other rows, as they do through batch norm in training mode. None: the whole batch
+            is encoded at once.
 
     Raises:
         TypeError: `model` is not a `lightning.pytorch` module, or `loss` is not a `RetrievalLoss`.
@@ -152,6 +159,7 @@ class ASKModule(NamedAsModel):
         ids: str | int | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_model(model)
@@ -170,6 +178,10 @@ class ASKModule(NamedAsModel):
         self._logs_terms = False
         self._is_refreshed = self._checked_gradients = False
         self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
+        self._chunk_size = chunk_size
+        self._chunks: ChunkedEncoding | None = None
+        if chunk_size is not None:
+            self._chunks = ChunkedEncoding(self._audio, self._text, chunk_size, self.ask_step)
         self.loss = loss
         # From here on attributes that the model has are set on the model.
         self.model = model
@@ -225,14 +237,27 @@ class ASKModule(NamedAsModel):
         """The model's training step, with the ASK loss in place of the contrastive one."""
         self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
+        if self._chunks is None:
+            return self._step(batch, *args)
+        with self._chunks.of_step(self.model):
+            return self._step(batch, *args)
+
+    def _step(self, batch: Any, *args: Any) -> Any:
+        """The training step by encoders that may take the batch in chunks."""
         if self.ask_step == "encode":
-            return self._loss_of(batch, *encode_batch(self.model, self._audio, self._text, batch))
+            return self._loss_of(batch, *self._encode_for_step(batch, self.model))
         args = self._step_arguments(*args)
         objective = partial(self._loss_of, batch)
         if self.ask_step == "criterion":
             assert self._criterion is not None
             return step_with_criterion(self.model, self._criterion, objective, batch, *args)
         return step_with_capture(self.model, str(self._audio), str(self._text), objective, batch, *args)
+
+    def _encode_for_step(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
+        """Both sides of a training batch by the model or a copy of it, in the step `"encode"`."""
+        if self._chunks is not None:
+            return self._chunks.encode_batch(model, batch)
+        return encode_batch(model, self._audio, self._text, batch)
 
     def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
@@ -244,7 +269,13 @@ class ASKModule(NamedAsModel):
 
             def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
                 with isolated_copy(copy, self.trainer):
-                    return self._embed(batch, copy)
+                    if self._chunks is None:
+                        return self._embed(batch, copy)
+                    if self.ask_step == "encode":
+                        audio, text = self._encode_for_step(batch, copy)
+                        return pooled(audio), pooled(text)
+                    with self._chunks.of_methods(copy):
+                        return self._embed(batch, copy)
 
             # After the model's own encoding, whose random numbers are those of a run without keys.
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
@@ -383,6 +414,8 @@ class ASKModule(NamedAsModel):
         """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
+            if self._chunks is not None:
+                self._chunks.check(self, self.trainer)
             self.loss.bind(self.model)  # it may have been given to another wrapper in the meantime
             refreshed = any(isinstance(item, KnowledgeRefreshCallback) for item in self.trainer.callbacks)  # type: ignore[attr-defined]
             if self.loss.needs_knowledge and not refreshed and self.loss.knowledge is None:
@@ -431,7 +464,7 @@ class ASKModule(NamedAsModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""
         self.model.on_save_checkpoint(checkpoint)
-        stored = {"loss": self.loss.options, "loss_class": _class_path(self.loss), "options": self._options()}
+        stored = {"loss": self.loss.options, "loss_class": class_path(self.loss), "options": self._options()}
         # Like the optimiser's, the state is only of use where training goes on.
         if "optimizer_states" in checkpoint and (state := self.loss.training_state()):
             stored["state"] = state
@@ -444,7 +477,7 @@ class ASKModule(NamedAsModel):
             f"{name} {value!r} → {self.loss.options[name]!r}"
             for name, value in stored.get("loss", {}).items()
             if name in self.loss.options
-            and _without_address(value) != _without_address(self.loss.options[name])
+            and without_address(value) != without_address(self.loss.options[name])
         ]
         if changed:
             rank_zero_warn(f"The checkpoint was trained with other loss options: {', '.join(changed)}.")
@@ -452,20 +485,21 @@ class ASKModule(NamedAsModel):
         self.model.on_load_checkpoint(checkpoint)
 
     def _options(self) -> dict[str, str | int | None]:
-        """The constructor's arguments that say how the model is wrapped, callables as `_CALLABLE`."""
+        """The constructor's arguments that say how the model is wrapped."""
         values = {
             "audio": self._audio,
             "text": self._text,
             "ids": self._ids,
             "step": self.ask_step,
             "criterion": self._criterion,
+            "chunk_size": self._chunk_size,
         }
-        return {name: _CALLABLE if callable(value) else value for name, value in values.items()}
+        return storable(values)
 
     def _restore_loss(self, stored: Mapping[str, Any]) -> None:
         """Give the loss the state in a checkpoint, if it is that of such a loss; else it starts anew."""
         self.loss.reset()
-        if "state" in stored and stored["loss_class"] == _class_path(self.loss):
+        if "state" in stored and stored["loss_class"] == class_path(self.loss):
             self.loss.load_training_state(stored["state"])
         elif self.loss.training_state() and self._is_fitting:
             rank_zero_warn(
@@ -501,8 +535,8 @@ class ASKModule(NamedAsModel):
             map_location: Argument `map_location` of `torch.load`.
             strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
             weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
-            options: Arguments `audio`, `text`, `ids`, `step` and `criterion` of `ASKModule`. Those that are
-                left out are the checkpoint's.
+            options: Arguments `audio`, `text`, `ids`, `step`, `criterion` and `chunk_size` of `ASKModule`.
+                Those that are left out are the checkpoint's.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes; a loss with a queue starts a new
@@ -515,9 +549,9 @@ class ASKModule(NamedAsModel):
         with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
             checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
-            loss = _stored_loss(checkpoint[CHECKPOINT_KEY])
+            loss = stored_loss(checkpoint[CHECKPOINT_KEY])
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})
-        wrapped = cls(model, loss, **_completed(options, stored))
+        wrapped = cls(model, loss, **completed(options, stored))
         if is_overridden("configure_model", wrapped):
             wrapped.configure_model()
         wrapped.on_load_checkpoint(checkpoint)
@@ -526,42 +560,8 @@ class ASKModule(NamedAsModel):
         return wrapped
 
 
-def _completed(options: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the wrapper, completed by those of a checkpoint."""
-    if options.keys() & {"step", "criterion"}:  # they depend on each other
-        stored = {name: value for name, value in stored.items() if name not in ("step", "criterion")}
-    for name, value in stored.items():
-        if name not in options and value == _CALLABLE:
-            raise ValueError(
-                f"The checkpoint was trained with a callable as `{name}`, which a file cannot hold. Pass it: "
-                f"ASKModule.load_from_checkpoint(path, model, {name}=...)."
-            )
-    return {**stored, **options}
-
-
-def _without_address(option: Any) -> Any:
-    """An option as stored in a checkpoint, without memory addresses in the representation of functions."""
-    return re.sub(r" at 0x[0-9a-f]+", "", option) if isinstance(option, str) else option
-
-
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _class_path(loss: RetrievalLoss) -> str:
-    return f"{type(loss).__module__}.{type(loss).__qualname__}"
-
-
-def _stored_loss(stored: Mapping[str, Any]) -> RetrievalLoss:
-    """The loss with the class and the options in a checkpoint; nothing but this library's is imported."""
-    of_library: list[type[RetrievalLoss]] = [getattr(losses, name) for name in losses.__all__]
-    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in of_library}
-    if (path := stored["loss_class"]) not in kinds:
-        raise ValueError(
-            f"The checkpoint was trained with the loss {path}, which is not of this library. Pass it: "
-            "ASKModule.load_from_checkpoint(path, model, loss=...)."
-        )
-    return kinds[path].from_options(stored["loss"])
 
 
 def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> None:

@@ -189,13 +189,37 @@ def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
     "kind", [library.NTXentLoss, library.ReliabilityOTLoss, library.KnowledgeDistillationLoss]
 )
 def test_the_loss_takes_the_models_interaction(kind):
-    section = {"loss": partial(kind), "audio": None, "text": None, "ids": "clip_id"}
+    section = {"loss": partial(kind), "audio": None, "text": None, "ids": "clip_id", "chunk_size": 8}
     module = ask_module(resnet38_bert(interaction="frames"), section)
     assert module.loss.interaction == "interaction"
+    assert module._options()["chunk_size"] == 8
     assert ask_module(resnet38_bert(), section).loss.interaction is None
 
 
 def test_a_loss_that_takes_no_tokens_is_refused_for_a_model_of_tokens():
-    section = {"loss": partial(library.TripletLoss), "audio": None, "text": None, "ids": None}
+    section = {
+        "loss": partial(library.TripletLoss),
+        "audio": None,
+        "text": None,
+        "ids": None,
+        "chunk_size": None,
+    }
     with pytest.raises(UsageError, match="TripletLoss compares pooled embeddings, but ResNet38BERT compares"):
         ask_module(resnet38_bert(interaction="prototypes"), section)
+
+
+def test_chunks_by_a_flag():
+    Path("mine.yaml").write_text(
+        "model: {class_path: tests.helpers.command_line.Towers}\n"
+        "data: {class_path: tests.helpers.command_line.Numbers}\n"
+        "ask: {audio: listen, text: read, loss: {class_path: NTXentLoss}}\n"
+        "seed_everything: 1\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, default_root_dir: '{run}'}\n"
+    )
+    flags = {"whole": (), "chunks": ("--ask.chunk_size", 2)}
+    whole, chunks = (
+        ask_lightning("fit", "--config", "mine.yaml", "--run", run, *of_run) for run, of_run in flags.items()
+    )
+    assert chunks.model._options()["chunk_size"] == 2
+    for name, value in whole.model.model.state_dict().items():
+        torch.testing.assert_close(chunks.model.model.state_dict()[name], value, msg=name)

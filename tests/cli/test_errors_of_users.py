@@ -23,7 +23,11 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ft"], "There is no command 'ft', only fit, validate, test, predict, encode, search, transfer."),
+        (
+            ["ft"],
+            "There is no command 'ft', only fit, validate, test, predict, encode, search, serve, "
+            "transfer, inspect, reproduce.",
+        ),
         (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are DATASET_MODEL_LOSS and "),
         (["fit", "--config", "nope.yaml"], "There is no config file 'nope.yaml'"),
         (["fit", "--config"], "argument -c/--config: expected one argument. See `ask-lightning --help`."),
@@ -159,7 +163,7 @@ def test_a_file_system_without_locks(monkeypatch):
     def refuse(*_, **__):
         raise NotImplementedError
 
-    monkeypatch.setattr("ask_lightning.cli.run_lock.FileLock.acquire", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     with pytest.warns(UserWarning, match="The file system of run has no locks"), locked_run(Path("run")):
         Path("run/file").touch()
     assert Path("run/file").exists()
@@ -247,8 +251,8 @@ def test_help_names_commands_and_configs(capsys):
     assert main(["--help"]) == main([]) == 0
     out = capsys.readouterr().out
     assert "transfer" in out
-    assert "audiocaps_resnet38_bert_ask" in out
-    assert re.search(r"DATASET +audiocaps, clotho\n", out)
+    assert "my_recordings" in out
+    assert re.search(r"DATASET +audiocaps, clotho, recordings ", out)
     assert re.search(r"LOSS +baseline, ask, .*triplet", out)
     assert re.search(r"KNOWLEDGE +enriched, wavcaps \(after ask, .*teacher", out)
 

@@ -137,6 +137,7 @@ def test_contents(fitted):
             "ids": None,
             "step": "capture",
             "criterion": None,
+            "chunk_size": None,
         },
     }
     state = stored["callbacks"]["KnowledgeRefreshCallback"]

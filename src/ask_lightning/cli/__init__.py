@@ -26,13 +26,14 @@ commands:
   predict     embeddings of the test split, in the folder of the run
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw, --json
+  serve       a local page to search and hear encoded clips: --audio, --port
   export      a trained model as a folder to load or to publish: RUN --output FOLDER, --push REPO
   transfer    train on one dataset, test on it and on another: --target
   reproduce   tables and figures of the paper, and first experiments: table1 … figure7, all --data NAME
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
-flags of all commands but search and export:
+flags of all commands but search, serve and export:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
   --data.root X  folder of your recordings; --data.annotations X: their table, if it is not the only one there
   --run X        folder of the run (default: runs/NAME)
@@ -49,7 +50,8 @@ MODEL alone, such as clap, is that model on your recordings with its own loss
 """
 
 COMMANDS = (
-    *("fit", "validate", "test", "predict", "encode", "search", "export", "transfer", "inspect", "reproduce"),
+    *("fit", "validate", "test", "predict", "encode", "search"),
+    *("serve", "export", "transfer", "inspect", "reproduce"),
 )
 """The commands."""
 
@@ -180,6 +182,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.inspect_data import inspect_data
 
         return inspect_data(rest)
+    if command == "serve":
+        from ask_lightning.cli.serve import serve
+
+        return serve(rest)
     if command == "transfer":
         from ask_lightning.cli.transfer import transfer
 

@@ -40,6 +40,8 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
         help_text = f"The model's method that encodes {side}; null: found by its usual names."
         add(f"--ask.{side}", type=str | None, default=None, help=help_text)
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
+    help_text = "Most pairs that the encoders get at once in training; larger batches are encoded in chunks."
+    add("--ask.chunk_size", type=int | None, default=None, help=help_text)
     help_text = "Log RDM, OBI and what queries retrieve, as far as the loss uses the knowledge so."
     add("--ask.monitors", type=bool, default=True, help=help_text)
     # Left out are objects, which a file cannot hold, and the temperature, which is the model's.
@@ -129,6 +131,7 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
         text=section["text"],
         ids=section["ids"],
         criterion=criterion,
+        chunk_size=section["chunk_size"],
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.caption_style import CaptionStyle
+from ask_lightning.data.clips import Clip
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import (
@@ -37,7 +38,7 @@ _TENSORS = (
     *("audio", "text", "clip_ids", "clip_of"),
     *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
 )
-_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate")
+_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate", "files")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -62,6 +63,8 @@ class EncodedPairs:
         audio_lengths: Number of frames of each clip, `(N,)` int64, or None.
         text_tokens: Unit vectors of the words of all captions one after another, `(words, d)`, or None.
         text_lengths: Number of words of each caption, `(P,)` int64, or None.
+        files: Names of the N clips' audio files as their dataset writes them, most often relative paths; of
+            takes of one recording that of the first. A name is empty where the dataset has none.
     """
 
     audio: Tensor
@@ -74,6 +77,7 @@ class EncodedPairs:
     caption_style: CaptionStyle = "raw"
     sample_rate: int | None = None
     calibration: HubCalibration | None = None
+    files: list[str] = field(default_factory=list)
     audio_tokens: Tensor | None = None
     audio_lengths: Tensor | None = None
     text_tokens: Tensor | None = None
@@ -311,13 +315,13 @@ def encode_pairs(
     for row, clip in enumerate(ids.tolist()):
         first_pair.setdefault(clip, row)
     order = number[list(first_pair.values())]  # (N,)
-    names = _clip_names(getattr(loader.dataset, "clips", ()))
+    listed = _clips_by_id(getattr(loader.dataset, "clips", ()))
     return EncodedPairs(
         audio=audio[list(first_pair.values())] if joined else clips[order].float(),  # (N, d)
         text=text,  # (P, d)
         clip_ids=torch.tensor(list(first_pair)),
         clip_of=order.argsort()[number],
-        names=[names.get(clip, str(clip)) for clip in first_pair],
+        names=[listed[clip].recording if clip in listed else str(clip) for clip in first_pair],
         captions=[caption for prediction in predictions for caption in prediction["caption"]],
         model={
             "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
@@ -326,11 +330,19 @@ def encode_pairs(
         },
         caption_style=getattr(loader.dataset, "caption_style", "raw"),
         sample_rate=getattr(getattr(loader.dataset, "audio", None), "sample_rate", None),
+        files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
         **joined,
     )
 
 
-def _clip_names(clips: Iterable[Any]) -> dict[int, str]:
-    """Names of clips, by the integer ids that batches hold."""
-    names = [clip.recording for clip in clips]
-    return dict(zip(integer_ids(names).tolist(), names, strict=True)) if names else {}
+def _clips_by_id(clips: Iterable[Clip]) -> dict[int, Clip]:
+    """The first clip of each recording, by the integer ids that batches hold."""
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        first.setdefault(clip.recording, clip)
+    return dict(zip(integer_ids(list(first)).tolist(), first.values(), strict=True)) if first else {}
+
+
+def _file_name(clip: Clip) -> str:
+    """The name of a clip's audio file as its dataset writes it."""
+    return clip.path or clip.name

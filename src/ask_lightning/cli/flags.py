@@ -14,7 +14,7 @@ from typing import Any
 from ask_lightning.cli.errors import UsageError
 
 _SECTIONS = ("model", "data", "trainer", "ask")
-_ASK = ("enabled", "audio", "text", "ids", "monitors", "loss", "refresh")
+_ASK = ("enabled", "audio", "text", "ids", "chunk_size", "monitors", "loss", "refresh")
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs", "help")
 # What the parser of every command has besides, and the flags that are read before.
 _COMMON = (
@@ -26,7 +26,7 @@ _OF_COMMANDS = {
     "validate": ("verbose",),
     "test": ("verbose", "calibrate", "untrained", "json"),
     "predict": ("return_predictions",),
-    "encode": ("split", "output", "calibrate"),
+    "encode": ("split", "output", "calibrate", "tokens"),
     "inspect": (),
 }
 _SHORT = 3  # shorter flags, such as -h, are the parser's

@@ -47,6 +47,8 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
         protocol = task.protocol()
         data = protocol.make_data(0)
         data.setup("fit")
+    if task.prepare is not None:
+        task.prepare(partial(print, flush=True))
     silence_lightning()
     wanted: list[Artifact] = []
     for artifact in options.artifacts:
@@ -59,7 +61,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
         raise UsageError("Nothing is left to do.")
     folder = options.output / task.name
     texts: dict[str, str] = {}
-    with locked_run(folder):
+    with locked_run(folder, "--output"):
         print(f"{task.name}: {task.sizes()}", flush=True)
         study = Study(
             task,

@@ -39,12 +39,14 @@ class Hit:
         cosine: Cosine similarity of query and result.
         clip: Name of the clip.
         caption: The caption that was found, or the first caption of the clip that was found.
+        row: Row of the clip in the encoded file.
     """
 
     score: float
     cosine: float
     clip: str
     caption: str
+    row: int
 
 
 def search(arguments: Sequence[str]) -> list[Hit]:
@@ -210,7 +212,7 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int, *, rerank: 
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         first_caption.setdefault(row, caption)
     return [
-        Hit(score, cosine, pairs.names[row], first_caption[row])
+        Hit(score, cosine, pairs.names[row], first_caption[row], row)
         for score, cosine, row in _best_hits(model, pairs, "audio", query, top, rerank)
     ]
 
@@ -247,8 +249,9 @@ def find_captions(
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)
+    clip_of = pairs.clip_of.tolist()
     return [
-        Hit(score, cosine, pairs.names[int(pairs.clip_of[row])], pairs.captions[row])
+        Hit(score, cosine, pairs.names[clip_of[row]], pairs.captions[row], clip_of[row])
         for score, cosine, row in _best_hits(model, pairs, "text", query, top, rerank)
     ]
 
@@ -287,7 +290,7 @@ def _best_hits(
         scores = scores.index_put((order,), _interaction_scores(interaction, query, pairs, side, order))
         order = order[torch.argsort(scores[order], descending=True, stable=True)]
     order = order[:top]
-    return [(float(scores[row]), float(cosines[row]), int(row)) for row in order]
+    return list(zip(scores[order].tolist(), cosines[order].tolist(), order.tolist(), strict=True))
 
 
 def _interaction_scores(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 
+from ask_lightning.encoding.run_state import BufferState, RandomSource, RandomState, restorer
 from ask_lightning.utilities.distributed import Ranks
 
 # Longer lists and mappings of a dataset hold its items.
@@ -36,7 +34,7 @@ def isolated_from_training(trainer: pl.Trainer, module: pl.LightningModule) -> I
         stack.enter_context(preserved_random_state())
         stack.enter_context(_buffers_of_rank_zero(module))
         stack.enter_context(_evaluation_mode(module))
-        stack.enter_context(_muted_logging(module))
+        stack.enter_context(muted_logging(module))
         stack.enter_context(_validation_stage(trainer))
         yield
 
@@ -52,7 +50,7 @@ def isolated_copy(copy: nn.Module, trainer: pl.Trainer) -> Iterator[None]:
         trainer: The running trainer.
     """
     attached = [part for part in copy.modules() if isinstance(part, pl.LightningModule)]
-    with preserved_random_state(), _muted_logging(copy):
+    with preserved_random_state(), muted_logging(copy):
         for part in attached:
             part._trainer = trainer
         try:
@@ -69,23 +67,13 @@ def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
     Each rank updates running means of batch norm by its own batches, and DDP makes them equal again only at
     the next training step. Afterwards each rank has its own again, whatever the encoders did with them.
     """
-    ranks = Ranks.current()
-    owners = [
-        (part, name, buffer, buffer.clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
+    ranks, own = Ranks.current(), BufferState(module)
     for buffer in module.buffers():
         ranks.broadcast(buffer)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for part, name, buffer, values in owners:
-                part._buffers[name] = buffer  # an encoder may have put another tensor there
-                if not torch.equal(buffer, values):
-                    buffer.copy_(values)
+        own.restore()
 
 
 @contextmanager
@@ -132,29 +120,20 @@ def preserved_generators(dataset: object) -> Iterator[None]:
     Args:
         dataset: Dataset that is read meanwhile.
     """
-    kept: list[tuple[Any, Any]] = []
-    for generator in _generators_in(dataset, depth=6, seen=set()):
-        if isinstance(generator, torch.Generator):
-            kept.append((generator.set_state, generator.get_state()))
-        elif isinstance(generator, random.Random):
-            kept.append((generator.setstate, generator.getstate()))
-        elif isinstance(generator, np.random.RandomState):
-            kept.append((generator.set_state, generator.get_state()))
-        else:
-            kept.append((partial(setattr, generator.bit_generator, "state"), generator.bit_generator.state))
+    kept = [restorer(source) for source in _generators_in(dataset, depth=6, seen=set())]
     try:
         yield
     finally:
-        for restore, state in kept:
-            restore(state)
+        for restore in kept:
+            restore()
 
 
-def _generators_in(value: Any, *, depth: int, seen: set[int]) -> Iterator[Any]:
+def _generators_in(value: Any, *, depth: int, seen: set[int]) -> Iterator[RandomSource]:
     """The random generators among an object's attributes and items."""
     if id(value) in seen or depth == 0:
         return
     seen.add(id(value))
-    if isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState):
+    if isinstance(value, RandomSource):
         yield value
         return
     if isinstance(value, Mapping) and len(value) <= _ITEMS_SEARCHED:
@@ -170,8 +149,12 @@ def _generators_in(value: Any, *, depth: int, seen: set[int]) -> Iterator[Any]:
 
 
 @contextmanager
-def _muted_logging(module: nn.Module) -> Iterator[None]:
-    """Mute `self.log`, by which encoders would log batches of the source as training batches."""
+def muted_logging(module: nn.Module) -> Iterator[None]:
+    """Mute `self.log`, by which encoders would log as training batches what is none.
+
+    Args:
+        module: Module that is muted, with all modules in it.
+    """
     muted = [submodule for submodule in module.modules() if isinstance(submodule, pl.LightningModule)]
     before = [vars(submodule).get("log") for submodule in muted]
     for submodule in muted:
@@ -204,14 +187,8 @@ def _validation_stage(trainer: pl.Trainer) -> Iterator[None]:
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Restore the global random streams of Python, NumPy and torch at the end, also after an error."""
-    # Lightning's `isolate_rng` does not restore after an exception such as Ctrl-C.
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    kept = RandomState()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        kept.restore()

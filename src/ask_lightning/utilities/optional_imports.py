@@ -18,6 +18,10 @@ _PACKAGES = {
     "jsonargparse": ("cli", "for the command line"),
     "rich": ("cli", "to draw tables in a terminal"),
     "ot": ("pot", "for the transport solvers of POT"),
+    "gradio": ("page", "for the page to search sounds"),
+    "fastapi": ("page", "for the page to search sounds"),
+    "starlette": ("page", "for the page to search sounds"),
+    "uvicorn": ("page", "for the page to search sounds"),
     "mteb": ("mteb", "to evaluate on its tasks"),
     "wandb": ("track", "to log to Weights & Biases"),
 }

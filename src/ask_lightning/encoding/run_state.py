@@ -1,0 +1,78 @@
+"""Random streams and buffers at one moment of a run, to which they can be brought back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+RandomSource = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
+"""A random stream that somebody holds."""
+
+
+class RandomState:
+    """The global random streams of Python, NumPy and torch (CPU and CUDA), and others, as they are now.
+
+    Args:
+        sources: Further random streams.
+    """
+
+    def __init__(self, sources: Iterable[RandomSource] = ()) -> None:
+        # Lightning's `isolate_rng` does not restore after an exception such as Ctrl-C.
+        self._restore: list[Callable[[], Any]] = [
+            partial(random.setstate, random.getstate()),
+            partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002
+            partial(torch.set_rng_state, torch.get_rng_state()),
+            *(restorer(source) for source in sources),
+        ]
+        if torch.cuda.is_initialized():
+            self._restore.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+
+    def restore(self) -> None:
+        """Put all streams back to where they were."""
+        for restore in self._restore:
+            restore()
+
+
+def restorer(source: RandomSource) -> Callable[[], Any]:
+    """A function that puts a random stream back to where it is now.
+
+    Args:
+        source: The random stream.
+    """
+    if isinstance(source, torch.Generator):
+        return partial(source.set_state, source.get_state())
+    if isinstance(source, random.Random):
+        return partial(source.setstate, source.getstate())
+    if isinstance(source, np.random.RandomState):
+        return partial(source.set_state, source.get_state())
+    return partial(setattr, source.bit_generator, "state", source.bit_generator.state)
+
+
+class BufferState:
+    """The buffers of a module as they are now, with copies of their values.
+
+    Args:
+        module: Module whose buffers they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owners = [
+            (part, name, buffer, buffer.detach().clone())
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the module these buffers with these values; those that have not changed are not written to."""
+        for part, name, buffer, values in self._owners:
+            part._buffers[name] = buffer  # somebody may have put another tensor there
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)

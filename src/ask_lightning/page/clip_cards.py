@@ -1,0 +1,112 @@
+"""Clips as HTML: players, spectrograms, scores. Whatever comes from data is escaped."""
+
+from collections.abc import Sequence
+from html import escape
+
+from ask_lightning.page.collection import Answer, Collection, Match
+
+CLIP_PATH = "/clip"
+"""Path of the server under which clips are: `/clip/3` the sound of clip 3, `/clip/3/spectrogram.png`, …"""
+
+_WELCOME = "Describe a sound in words, or give one: the clips that fit best are listed here."
+
+
+def answer_html(collection: Collection, answer: Answer, shown: Sequence[Match]) -> str:
+    """The answer to a query as HTML.
+
+    Args:
+        collection: The clips.
+        answer: All that was found.
+        shown: The matches of it to show, best first.
+
+    Returns:
+        A line that says what follows, for screen readers too, and a list of clips.
+    """
+    if answer.problem:
+        return f'<p class="problem" role="alert">{escape(answer.problem)}</p>'
+    if answer.query is None:
+        return f'<p class="status" role="status">{_WELCOME}</p>'
+    lines = [f'<p class="status" role="status">{_describe(answer, shown)}</p>']
+    if shown:
+        lowest, highest = answer.matches[-1].score, answer.matches[0].score
+        lines.append('<ol class="clips" aria-label="Clips that were found, best first">')
+        for rank, match in enumerate(shown, start=1):
+            share = (match.score - lowest) / (highest - lowest) if highest > lowest else 1.0
+            score = _score_html(match, answer.calibrated, share)
+            lines.append(f"<li>{clip_card(collection, match.row, match.caption, rank, score)}</li>")
+        lines.append("</ol>")
+    return "\n".join(lines)
+
+
+def clip_card(
+    collection: Collection, row: int, caption: str | None = None, rank: int | None = None, score: str = ""
+) -> str:
+    """A clip as HTML: caption, name, spectrogram, player and its other captions.
+
+    Args:
+        collection: The clips.
+        row: Number of the clip.
+        caption: The caption that stands above. None: the first caption of the clip.
+        rank: Place of the clip in an answer, from 1. None: the clip is no answer.
+        score: HTML of its score.
+    """
+    captions = collection.captions[row]
+    headline = caption if caption is not None else captions[0] if captions else collection.names[row]
+    place = "" if rank is None else f'<span class="rank" aria-hidden="true">{rank}</span>'
+    others = [text for text in dict.fromkeys(captions) if text != headline]
+    more = ""
+    if others:
+        items = "".join(f"<li>{escape(text)}</li>" for text in others)
+        word = "caption" if len(others) == 1 else "captions"
+        more = (
+            f"<details><summary>{len(others)} more {word}"
+            f'<span class="unseen"> of {escape(collection.names[row])}</span></summary>'
+            f"<ul>{items}</ul></details>"
+        )
+    file = collection.files[row]
+    subtitle = collection.names[row] if file is None else file.name
+    return (
+        f'<article class="clip" data-row="{row}">'
+        f"<header>{place}<h3>{escape(headline)}</h3>{score}</header>"
+        f'<p class="name">{escape(subtitle)}</p>'
+        f"{_sound_html(collection, row, headline)}{more}</article>"
+    )
+
+
+def _sound_html(collection: Collection, row: int, headline: str) -> str:
+    """The spectrogram and the player of a clip, or why there are none."""
+    file = collection.files[row]
+    if file is None:
+        return '<p class="problem">The folder of audio has no file of this clip, or several.</p>'
+    address = f"{CLIP_PATH}/{row}"
+    name, words = escape(file.name), escape(headline)
+    return (
+        '<div class="picture">'
+        f'<img src="{address}/spectrogram.png" loading="lazy" width="640" height="128" '
+        f'alt="Spectrogram of {name}: {words}">'
+        '<span class="playhead" hidden></span></div>'
+        f'<audio controls preload="none" src="{address}" aria-label="Sound of {name}: {words}"></audio>'
+    )
+
+
+def _score_html(match: Match, calibrated: bool, share: float) -> str:
+    """A score in figures and as a bar that is full at the best clip and empty at the worst one."""
+    figures = f'<span class="score">score {match.score:.3f}</span>'
+    if calibrated:
+        figures += f'<span class="cosine">cosine {match.cosine:.3f}</span>'
+    bar = f'<span class="bar" aria-hidden="true"><span style="width: {100 * share:.0f}%"></span></span>'
+    return f'<p class="scores">{figures}{bar}</p>'
+
+
+def _describe(answer: Answer, shown: Sequence[Match]) -> str:
+    """What an answer shows, in a sentence, as HTML."""
+    query = (
+        f"“{escape(answer.query)}”"
+        if isinstance(answer.query, str)
+        else f"the sound {escape(answer.query.name) if answer.query else ''}"
+    )
+    if not shown:
+        return f"No clip for {query} passes the filters. Loosen them to see some."
+    kind = "calibrated score" if answer.calibrated else "cosine similarity"
+    word = "clip" if len(answer.matches) == 1 else "clips"
+    return f"{len(shown)} of {len(answer.matches):,} {word} for {query}, best first by {kind}."

@@ -1,0 +1,177 @@
+// What the page does in the browser beside Gradio: players, spectrograms, the map.
+(() => {
+  "use strict";
+
+  const clipOf = (element) => element.closest(".clip");
+  const LONGEST = 30; // seconds that a spectrogram shows
+
+  // ---- players ----
+  document.addEventListener("play", (event) => {
+    for (const other of document.querySelectorAll(".clip audio")) {
+      if (other !== event.target) other.pause();
+    }
+  }, true);
+
+  document.addEventListener("timeupdate", (event) => {
+    const head = clipOf(event.target)?.querySelector(".playhead");
+    if (!head || !event.target.duration) return;
+    const share = event.target.currentTime / Math.min(event.target.duration, LONGEST);
+    head.hidden = event.target.currentTime === 0 || share > 1;
+    head.style.left = `${100 * share}%`;
+  }, true);
+
+  // A click into a spectrogram plays from there; by keyboard, the player does it.
+  async function playFrom(picture, share) {
+    const audio = clipOf(picture).querySelector("audio");
+    if (!audio.duration) {
+      const loaded = new Promise((done) => audio.addEventListener("loadedmetadata", done, { once: true }));
+      audio.load();
+      audio.play();
+      await loaded;
+    }
+    audio.currentTime = share * Math.min(audio.duration, LONGEST);
+    audio.play();
+  }
+
+  // What cannot be drawn or played says why.
+  document.addEventListener("error", async (event) => {
+    const failed = event.target;
+    if (!(failed instanceof HTMLElement) || !failed.matches(".clip img, .clip audio")) return;
+    let reason = "the server does not answer. Is it still running?";
+    try {
+      const response = await fetch(failed.src);
+      reason = response.ok ? "this browser cannot play it." : await response.text();
+    } catch { /* the reason stays */ }
+    const what = failed.matches("img") ? "No spectrogram" : "No sound";
+    const line = Object.assign(document.createElement("p"), { className: "problem" });
+    line.setAttribute("role", "alert");
+    line.textContent = `${what}: ${reason}`;
+    (failed.closest(".picture") ?? failed).replaceWith(line);
+  }, true);
+
+  // ---- map ----
+  const points = () => [...document.querySelectorAll(".map .point")];
+  const place = (point) => [Number(point.getAttribute("cx")), Number(point.getAttribute("cy"))];
+
+  function reach(point, focus) {
+    for (const other of document.querySelectorAll('.map .point[tabindex="0"]')) other.tabIndex = -1;
+    point.tabIndex = 0;
+    if (focus) point.focus();
+  }
+
+  function label(point) {
+    const box = document.getElementById("map-label");
+    if (!box) return;
+    box.hidden = !point;
+    if (!point) return;
+    box.textContent = point.getAttribute("aria-label");
+    const frame = point.closest(".map").getBoundingClientRect();
+    const at = point.getBoundingClientRect();
+    const left = at.left + at.width / 2 - frame.left;
+    box.style.left = `${Math.max(0, Math.min(left - box.offsetWidth / 2, frame.width - box.offsetWidth))}px`;
+    const above = at.top - frame.top - box.offsetHeight - 6;
+    box.style.top = `${above >= 0 ? above : at.bottom - frame.top + 6}px`;
+  }
+
+  async function open(point) {
+    const target = document.getElementById("map-clip");
+    for (const other of document.querySelectorAll(".map .point.open")) other.classList.remove("open");
+    point.classList.add("open");
+    reach(point, false);
+    try {
+      const response = await fetch(`/clip/${point.dataset.row}/card`);
+      if (!response.ok) throw new Error(await response.text());
+      target.innerHTML = await response.text(); // escaped by the server
+      if (target.getBoundingClientRect().top > window.innerHeight - 80) target.scrollIntoView({ block: "end" });
+    } catch (error) {
+      target.textContent = `The clip cannot be shown: ${error.message}`;
+    }
+  }
+
+  function step(from, right, down) {
+    const marked = points().filter((point) => point.classList.contains("marked"));
+    const [x, y] = place(from);
+    let best = null;
+    let lowest = Infinity;
+    for (const point of marked.length ? marked : points()) {
+      const [px, py] = place(point);
+      const along = (px - x) * right + (py - y) * down;
+      const across = Math.abs((px - x) * down) + Math.abs((py - y) * right);
+      const cost = along + 2 * across;
+      if (along > 0.05 && cost < lowest) [best, lowest] = [point, cost];
+    }
+    return best;
+  }
+
+  const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+  document.addEventListener("keydown", (event) => {
+    const point = event.target;
+    if (!(point instanceof Element) || !point.matches(".map .point")) return;
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      open(point);
+    } else if (event.key in DIRECTIONS) {
+      event.preventDefault();
+      const next = step(point, ...DIRECTIONS[event.key]);
+      if (next) reach(next, true);
+    }
+  });
+
+  document.addEventListener("click", (event) => {
+    if (!(event.target instanceof Element)) return;
+    const point = event.target.closest(".map .point");
+    if (point) open(point);
+    const picture = event.target.closest(".picture");
+    if (picture) {
+      const frame = picture.getBoundingClientRect();
+      playFrom(picture, (event.clientX - frame.left) / frame.width);
+    }
+  });
+
+  for (const [shown, gone] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
+    document.addEventListener(shown, (event) => {
+      if (event.target instanceof Element && event.target.matches(".map .point")) label(event.target);
+    });
+    document.addEventListener(gone, (event) => {
+      if (event.target instanceof Element && event.target.matches(".map .point")) label(null);
+    });
+  }
+
+  function mark(words) {
+    const wanted = words.trim().toLowerCase();
+    let count = 0;
+    for (const point of points()) {
+      const marked = wanted !== "" && point.dataset.texts.includes(wanted);
+      point.classList.toggle("marked", marked);
+      if (marked && count++ === 0) reach(point, false);
+    }
+    document.querySelector(".map")?.classList.toggle("marking", wanted !== "");
+    const said = document.getElementById("map-count");
+    if (said) said.textContent = wanted === "" ? "" : `${count} marked`;
+  }
+  document.addEventListener("input", (event) => {
+    if (event.target instanceof Element && event.target.id === "map-words") mark(event.target.value);
+  });
+
+  // ---- after each answer ----
+  let answered = "";
+  function afterChange() {
+    const cards = [...document.querySelectorAll("#answer .clip")];
+    const found = new Set(cards.map((card) => card.dataset.row));
+    for (const point of points()) point.classList.toggle("found", found.has(point.dataset.row));
+    const status = document.querySelector("#answer .status, #answer .problem");
+    if (!status || status.textContent === answered) return;
+    const first = answered === "";
+    answered = status.textContent;
+    // On a narrow screen the answer is below the form.
+    if (!first && status.getBoundingClientRect().top > window.innerHeight - 80) {
+      status.scrollIntoView({ block: "start" });
+    }
+  }
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; afterChange(); });
+  }).observe(document.documentElement, { childList: true, subtree: true });
+})();

@@ -1,0 +1,396 @@
+"""The server of the page: which requests it answers, and with what."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import lru_cache
+from html import escape
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.page.audio_files import playable_sound
+from ask_lightning.page.clip_cards import CLIP_PATH, answer_html, clip_card
+from ask_lightning.page.clip_map import choose_rows, map_html, place_points
+from ask_lightning.page.collection import Answer, Collection, answer_query, filter_matches
+from ask_lightning.page.pictures import draw_spectrogram
+from ask_lightning.utilities.optional_imports import import_optional
+
+LARGEST_UPLOAD = 64 * 1024**2
+"""Size in bytes above which a sound is not taken."""
+
+_HERE = Path(__file__).parent
+_SECONDS_OF_UPLOADS = 3600
+_PICTURES_KEPT = 512
+_NO_LIMIT = -1
+_COUNTS = (1, 50, 10)  # of hits: at least, at most, at first
+
+# What of Gradio's own server the page needs; the rest (proxy, video, file routes, …) is not there.
+_GRADIO_PATHS = (
+    "/config",
+    "/theme.css",
+    "/assets/",
+    "/static/",
+    "/svelte/",
+    "/favicon.ico",
+    "/manifest.json",
+    "/gradio_api/app_id",
+    "/gradio_api/cancel",
+    "/gradio_api/heartbeat/",
+    "/gradio_api/info",
+    "/gradio_api/queue/",
+    "/gradio_api/reset",
+    "/gradio_api/startup-events",
+    "/gradio_api/upload",
+)
+_UPLOADED_FILE = "/gradio_api/file="
+# Nothing is loaded from elsewhere or sent there, and no other site shows the page in a frame.
+_CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; base-uri 'self'; "
+    "object-src 'none'"
+)
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class _Guard:
+    """Answers the requests that the page makes and no others.
+
+    Args:
+        app: The application behind it.
+        uploads: Folder of the sounds that users have given.
+    """
+
+    def __init__(self, app: Any, uploads: Path) -> None:
+        self.app = app
+        self.uploads = uploads
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "http" and not is_served(scope["path"], self.uploads):
+            response = import_optional("starlette.responses").PlainTextResponse("Not found", status_code=404)
+            await response(scope, receive, send)
+            return
+
+        async def send_with_policy(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", _CONTENT_POLICY.encode())
+                sniffing = (b"x-content-type-options", b"nosniff")
+                message["headers"] = [*message.get("headers", ()), policy, sniffing]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def is_served(path: str, uploads: Path) -> bool:
+    """Whether the page has a use for a path.
+
+    Args:
+        path: Decoded path of a request.
+        uploads: Folder of the sounds that users have given, which they hear again.
+
+    Examples:
+        >>> uploads = Path("/tmp/sounds")
+        >>> [is_served(path, uploads) for path in ("/", "/clip/3", "/gradio_api/file=/tmp/sounds/7/a.wav")]
+        [True, True, True]
+        >>> [is_served(path, uploads) for path in ("/gradio_api/file=/etc/hosts", "/gradio_api/proxy=http://x")]
+        [False, False]
+        >>> is_served("/gradio_api/file=/tmp/sounds/../a.wav", uploads)
+        False
+    """
+    if path.startswith(_UPLOADED_FILE):
+        file = Path(os.path.normpath(path.removeprefix(_UPLOADED_FILE)))
+        return ".." not in Path(path).parts and uploads in file.parents
+    return path == "/" or path.startswith((f"{CLIP_PATH}/", *_GRADIO_PATHS))
+
+
+def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
+    """Make the application that shows a collection.
+
+    Args:
+        collection: The clips.
+        uploads: Folder for the sounds that users give. The environment variable `GRADIO_TEMP_DIR` has to
+            name it.
+        hosts: Names under which the server may be called; `["*"]` for any.
+
+    Returns:
+        An ASGI application.
+
+    Raises:
+        ImportError: gradio is missing.
+    """
+    fastapi = import_optional("fastapi")
+    gradio = import_optional("gradio")
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _add_clip_routes(app, collection)
+    app = gradio.mount_gradio_app(
+        app,
+        _make_blocks(gradio, collection),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        max_file_size=LARGEST_UPLOAD,
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        theme=_make_theme(gradio),
+        css=(_HERE / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+    )
+    app.add_middleware(_Guard, uploads=uploads)
+    # A site that gives its own name the address 127.0.0.1 must not read the page.
+    app.add_middleware(
+        import_optional("starlette.middleware.trustedhost").TrustedHostMiddleware, allowed_hosts=hosts
+    )
+    return app
+
+
+def _make_theme(gradio: Any) -> Any:
+    """Colours with enough contrast for text, and fonts of the system, so that none is loaded."""
+    return gradio.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_label_text_color="*body_text_color",
+        block_label_text_color_dark="*body_text_color",
+        block_label_background_fill="none",
+        block_label_background_fill_dark="none",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+        color_accent="*primary_700",
+    )
+
+
+def _add_clip_routes(app: Any, collection: Collection) -> None:
+    """Add what the page asks for clips by their number."""
+    responses = import_optional("starlette.responses")
+
+    def refuse(message: str, status: int) -> Any:
+        return responses.PlainTextResponse(message, status_code=status)
+
+    def file_of(row: int) -> Path | None:
+        return collection.files[row] if 0 <= row < len(collection) else None
+
+    # Many clips are drawn again with each change of a filter.
+    @lru_cache(maxsize=_PICTURES_KEPT)
+    def picture(row: int) -> bytes:
+        file = file_of(row)
+        assert file is not None
+        return draw_spectrogram(file)
+
+    @app.api_route(f"{CLIP_PATH}/{{row}}", methods=["GET", "HEAD"], response_model=None)  # type: ignore[untyped-decorator]
+    def sound(row: int) -> Any:
+        file = file_of(row)
+        if file is None:
+            return refuse("There is no sound of this clip.", 404)
+        if not file.is_file():
+            return refuse(f"{file.name}: the file is no longer there.", 404)
+        try:
+            content, media_type = playable_sound(file)
+        except AudioFileError as error:
+            return refuse(str(error), 422)
+        headers = {"cache-control": "no-cache"}
+        if isinstance(content, bytes):
+            return responses.Response(content, media_type=media_type, headers=headers)
+        return responses.FileResponse(content, media_type=media_type, headers=headers)
+
+    @app.get(f"{CLIP_PATH}/{{row}}/spectrogram.png", response_model=None)  # type: ignore[untyped-decorator]
+    def spectrogram(row: int) -> Any:
+        if file_of(row) is None:
+            return refuse("There is no sound of this clip.", 404)
+        try:
+            content = picture(row)
+        except AudioFileError as error:
+            return refuse(str(error), 422)
+        return responses.Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
+
+    @app.get(f"{CLIP_PATH}/{{row}}/card", response_model=None)  # type: ignore[untyped-decorator]
+    def card(row: int) -> Any:
+        if not 0 <= row < len(collection):
+            return refuse("There is no such clip.", 404)
+        return responses.HTMLResponse(clip_card(collection, row))
+
+
+def _make_blocks(gradio: Any, collection: Collection) -> Any:
+    """Lay out the page and connect its parts."""
+
+    def show(answer: Answer, words: str, lowest: float, count: int) -> str:
+        limit = lowest if lowest > _NO_LIMIT else None
+        shown = filter_matches(collection, answer.matches, words=words, lowest=limit, count=int(count))
+        return answer_html(collection, answer, shown)
+
+    def ask(query: str | Path | None, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
+        answer = answer_query(collection, query, calibrated)
+        return answer, show(answer, *filters)
+
+    def ask_sound(path: str | None, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
+        return ask(None if path is None else Path(path), calibrated, *filters)
+
+    def ask_again(answer: Answer, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
+        if answer.query is None:
+            return answer, show(answer, *filters)
+        return ask(answer.query, calibrated, *filters)
+
+    with gradio.Blocks(
+        title=f"Search sounds: {collection.title}",
+        analytics_enabled=False,
+        delete_cache=(_SECONDS_OF_UPLOADS, _SECONDS_OF_UPLOADS),
+        fill_width=True,
+    ) as blocks:
+        gradio.HTML(
+            f'<header class="page"><h1>Search sounds</h1><p>{escape(collection.title)}</p></header>',
+            elem_id="page-header",
+        )
+        with gradio.Tabs():
+            with gradio.Tab("Search"), gradio.Row(elem_id="search"):
+                with gradio.Column(scale=1, min_width=280, elem_id="query"):
+                    text = gradio.Textbox(
+                        label="Describe a sound",
+                        placeholder="a dog barks in the rain",
+                        lines=1,
+                        max_lines=1,
+                        max_length=1000,
+                        autofocus=True,
+                        elem_id="text",
+                    )
+                    button = gradio.Button("Search", variant="primary", elem_id="ask")
+                    sound = gradio.Audio(
+                        label="Or give a sound",
+                        sources=["upload", "microphone"],
+                        type="filepath",
+                        editable=False,
+                        elem_id="sound",
+                    )
+                    with gradio.Accordion("Filters", open=True, elem_id="filters"):
+                        words = gradio.Textbox(
+                            label="Caption or name contains", lines=1, max_lines=1, elem_id="words"
+                        )
+                        lowest = gradio.Slider(
+                            _NO_LIMIT,
+                            1,
+                            value=_NO_LIMIT,
+                            step=0.01,
+                            label="Lowest score",
+                            info=f"{_NO_LIMIT}: no limit",
+                            elem_id="lowest",
+                        )
+                        count = gradio.Slider(
+                            *_COUNTS[:2], value=_COUNTS[2], step=1, label="Clips to show", elem_id="count"
+                        )
+                        calibrated = gradio.Checkbox(
+                            label="Calibrated scores",
+                            info=f"{collection.calibration}. Off: by cosine similarity.",
+                            value=bool(collection.calibration),
+                            visible=bool(collection.calibration),
+                            elem_id="calibrated",
+                        )
+                with gradio.Column(scale=3, min_width=320):
+                    found = gradio.HTML(answer_html(collection, Answer(), []), elem_id="answer")
+            with gradio.Tab("Map", elem_id="map-tab"):
+                rows = choose_rows(len(collection))
+                gradio.HTML(map_html(collection, rows, place_points(collection.embeddings[rows])))
+        answer = gradio.State(Answer())
+        filters = [words, lowest, count]
+        hidden = {"api_visibility": "private"}
+        outputs = [answer, found]
+        gradio.on([text.submit, button.click], ask, [text, calibrated, *filters], outputs, **hidden)
+        gradio.on(
+            [sound.upload, sound.stop_recording], ask_sound, [sound, calibrated, *filters], outputs, **hidden
+        )
+        calibrated.input(ask_again, [answer, calibrated, *filters], outputs, **hidden)
+        gradio.on(
+            [words.input, lowest.input, count.input],
+            show,
+            [answer, *filters],
+            found,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **hidden,
+        )
+    return blocks
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    Args:
+        host: An address, or the name `localhost`.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Take a port of this machine.
+
+    Args:
+        host: Address to listen at.
+        port: The port; 0 for any that is free.
+
+    Raises:
+        OSError: The address is not one of this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        yield listening
+
+
+def serve_collection(collection: Collection, listening: socket.socket, host: str) -> None:
+    """Answer requests until the process is interrupted.
+
+    Args:
+        collection: The clips.
+        listening: The port, from `listen`.
+        host: The address that it listens at.
+
+    Raises:
+        ImportError: gradio is missing.
+    """
+    names = [host, "localhost", "127.0.0.1", "[::1]"] if is_loopback(host) else ["*"]
+    with tempfile.TemporaryDirectory(prefix="ask-lightning-page-") as folder, _uploads_to(folder):
+        app = make_app(collection, Path(folder).resolve(), names)
+        uvicorn = import_optional("uvicorn")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _uploads_to(folder: str) -> Iterator[None]:
+    """Have Gradio keep uploads in a folder and report nothing to its makers."""
+    given = {"GRADIO_TEMP_DIR": os.path.realpath(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

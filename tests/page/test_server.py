@@ -1,0 +1,112 @@
+"""Which requests are answered, and with what."""
+
+import os
+
+import pytest
+
+pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
+from fastapi.testclient import TestClient
+
+from ask_lightning.page.server import is_served, listen, make_app
+from tests.page.clips import make_collection, write_sounds
+
+
+@pytest.fixture(name="client")
+def client_fixture(tmp_path, monkeypatch):
+    uploads, folder = tmp_path / "uploads", tmp_path / "audio"
+    uploads.mkdir()
+    folder.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    broken = folder / "broken.wav"
+    broken.write_text("no sound")
+    (folder / "secret.txt").write_text("secret")
+    low, high, _ = write_sounds(folder)
+    app = make_app(make_collection([low, high, None, broken]), uploads, ["127.0.0.1"])
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        client.folder = folder
+        yield client
+
+
+def test_a_clip_is_its_file(client):
+    for row, name, media_type in ((0, "low.wav", "audio/wav"), (1, "high.flac", "audio/flac")):
+        response = client.get(f"/clip/{row}")
+        assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+        assert response.content == (client.folder / name).read_bytes()
+    part = client.get("/clip/0", headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, (client.folder / "low.wav").read_bytes()[10:20])
+    assert client.get("/clip/0/spectrogram.png").content.startswith(b"\x89PNG")
+    assert "a low tone" in client.get("/clip/0/card").text
+
+
+def test_what_cannot_be_heard_says_why(client):
+    assert client.get("/clip/2").text == "There is no sound of this clip."
+    drawn = client.get("/clip/3/spectrogram.png")
+    assert drawn.status_code == 422
+    assert drawn.text.startswith("broken.wav: not an audio file")
+    (client.folder / "low.wav").unlink()
+    gone = client.get("/clip/0")
+    assert (gone.status_code, gone.text) == (404, "low.wav: the file is no longer there.")
+
+
+@pytest.mark.parametrize("row", ["4", "-1", "99999999999999999999"])
+def test_there_are_no_other_clips(client, row):
+    for path in (f"/clip/{row}", f"/clip/{row}/spectrogram.png", f"/clip/{row}/card"):
+        assert client.get(path).status_code == 404
+
+
+def test_nothing_else_is_served(client):
+    secret = client.folder / "secret.txt"
+    for path in (
+        "/clip/..%2fsecret.txt",
+        "/clip/",
+        f"/gradio_api/file={secret}",
+        f"/gradio_api/file={client.folder}",
+        f"/gradio_api/file={client.folder / 'low.wav'}",
+        f"/gradio_api/file={os.environ['GRADIO_TEMP_DIR']}/../audio/secret.txt",
+        f"/gradio_api/file={os.environ['GRADIO_TEMP_DIR']}/%2e%2e/audio/secret.txt",
+        "/gradio_api/proxy=http://example.org",
+        "/gradio_api/file=http://example.org",
+        "/docs",
+        "/openapi.json",
+        f"/file={secret}",
+        "/static/..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/assets/..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+    ):
+        response = client.get(path)
+        assert response.status_code in (400, 403, 404, 422), path
+        assert "secret" not in response.text
+        assert "root:" not in response.text
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    response = client.get("/")
+    assert response.status_code == 200
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert "fonts.googleapis" not in client.get("/theme.css").text + response.text
+
+
+def test_other_names_of_the_machine_are_refused(client):
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_uploads_have_a_limit(client, monkeypatch):
+    small = client.post("/gradio_api/upload", files={"files": ("a.wav", b"0" * 100)})
+    assert small.status_code == 200
+    huge = client.post("/gradio_api/upload", files={"files": ("a.wav", bytes(65 * 1024**2))})
+    assert huge.status_code == 413
+    assert "maximum allowed size" in huge.text
+
+
+def test_paths_that_climb_are_not_uploads(tmp_path):
+    assert is_served(f"/gradio_api/file={tmp_path}/1/a.wav", tmp_path)
+    assert not is_served(f"/gradio_api/file={tmp_path}", tmp_path)
+    assert not is_served(f"/gradio_api/file={tmp_path}/1/../../a.wav", tmp_path)
+
+
+def test_a_taken_port_is_an_error():
+    with (
+        listen("127.0.0.1", 0) as first,
+        pytest.raises(OSError, match="in use"),
+        listen("127.0.0.1", first.getsockname()[1]),
+    ):
+        pass
