@@ -43,8 +43,15 @@ class MTEBEncoder:
         from ask_lightning.models import MTEBEncoder, from_pretrained
 
         encoder = MTEBEncoder(from_pretrained("folder"), "me/sounds", caption_style="plain")
-        mteb.evaluate(encoder, mteb.get_tasks(["ClothoT2ARetrieval"]))
+        mteb.evaluate(encoder, mteb.get_tasks(["ClothoT2ARetrieval.v2"]))
         ```
+
+        >>> from ask_lightning.models import TinyRetriever
+        >>> MTEBEncoder(TinyRetriever(interaction="frames"), "me/sounds")
+        Traceback (most recent call last):
+            ...
+        ValueError: TinyRetriever compares tokens by an interaction, but MTEB compares embeddings. Test it \
+by `ask-lightning test`.
     """
 
     def __init__(
