@@ -72,6 +72,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
             threads=options.threads,
             log=partial(print, flush=True),
         )
+        task.prepare_runs(options.threads, partial(print, flush=True))
         study.announce(entry for artifact in wanted for entry in artifact.entries(task))
         for artifact in wanted:
             trained = study.train(artifact.entries(task))
