@@ -36,7 +36,7 @@ from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 from ask_lightning.encoding.encoders import find_interaction
-from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics import AudioTextRetrieval, Calibration
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
@@ -72,9 +72,11 @@ class RetrievalTrainer(pl.Trainer):
     Attributes:
         model_section: Class and arguments of the model as the config builds it, before any checkpoint. The
             command line sets it.
+        calibration: Kind and parameters of calibrated search in the last test, or None.
     """
 
     model_section: dict[str, Any] | None = None
+    calibration: Calibration | None = None
 
     def test(  # type: ignore[override]  # which has more arguments by position
         self,
@@ -164,6 +166,7 @@ class RetrievalTrainer(pl.Trainer):
         try:
             return super().test(model, datamodule=datamodule, **options)
         finally:
+            self.calibration = calibration.calibration
             if calibration in callbacks:
                 callbacks.remove(calibration)
 

@@ -9,13 +9,14 @@ from ask_lightning.cli.errors import UsageError, usage_errors
 
 
 @contextmanager
-def locked_run(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
     """Hold the lock of a run's folder; the operating system releases it if the process is killed.
 
     Only the first process of a run takes it.
 
     Args:
         folder: Folder of the run, made if it does not exist.
+        flag: The flag that another folder is passed by.
 
     Raises:
         UsageError: Another process holds the lock, or the folder cannot be written to.
@@ -38,7 +39,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         except Timeout as error:
             raise UsageError(
                 f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
-                "folder as `--run FOLDER`."
+                f"folder as `{flag} FOLDER`."
             ) from error
     try:
         yield
