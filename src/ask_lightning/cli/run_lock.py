@@ -9,13 +9,14 @@ from ask_lightning.cli.errors import UsageError, usage_errors
 
 
 @contextmanager
-def locked_run(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path, *, remedy: str = "pass another folder as `--run FOLDER`") -> Iterator[None]:
     """Hold the lock of a run's folder; the operating system releases it if the process is killed.
 
     Only the first process of a run takes it.
 
     Args:
         folder: Folder of the run, made if it does not exist.
+        remedy: What to do other than to wait if another process holds the lock.
 
     Raises:
         UsageError: Another process holds the lock, or the folder cannot be written to.
@@ -37,8 +38,7 @@ def locked_run(folder: Path) -> Iterator[None]:
             )
         except Timeout as error:
             raise UsageError(
-                f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
-                "folder as `--run FOLDER`."
+                f"Another run is writing to {folder} at this moment. Wait for its end, or {remedy}."
             ) from error
     try:
         yield
