@@ -26,7 +26,7 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
         (
             ["ft"],
             "There is no command 'ft', only fit, validate, test, predict, encode, search, serve, "
-            "transfer, inspect, reproduce.",
+            "export, transfer, inspect, reproduce.",
         ),
         (["fit", "--config", "nope"], "There is no config 'nope'. Shipped are DATASET_MODEL_LOSS and "),
         (["fit", "--config", "nope.yaml"], "There is no config file 'nope.yaml'"),

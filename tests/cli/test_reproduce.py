@@ -1,5 +1,9 @@
 """The command that reproduces tables and figures."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ask_lightning.cli import main, run
@@ -28,6 +32,22 @@ def test_a_figure_is_written_and_a_repeated_command_trains_nothing(flags, tmp_pa
     assert "0 runs to do, 6 are there." in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_table_1_of_audiocaps_is_continued_by_another_process(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(demo.removeprefix("--demo="))
+    arguments = ["reproduce", "table1", "--data", "audiocaps", "--root", str(folder / "AudioCaps")]
+    arguments += ["--wavcaps", str(folder / "WavCaps"), "--backbone", "tiny", "--quick"]
+    texts = run([*arguments, "--seeds", "1"])
+    assert "ASK, knowledge: WavCaps" in texts["table1"]
+    assert "paper, AudioCaps: A2T" in texts["table1"]
+    out = capsys.readouterr().out
+    assert "audiocaps: 24 train, 30 val, 30 test\nPretrained with NT-Xent for 2 epochs" in out
+    command = [sys.executable, "-m", "ask_lightning", *arguments, "--seeds", "1"]
+    again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "0 runs to do, 5 are there." in again.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,9 +71,19 @@ def test_files_that_are_not_there_are_one_line(flags, capsys):
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def test_help_lists_names_and_the_flags_of_the_data(capsys):
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [
+        ("captions", ("--captions_per_clip", "--folder")),
+        (
+            "clotho",
+            ("--root", "--wavcaps", "--enriched", "--transfer_root", "--backbone", "small model for a"),
+        ),
+    ],
+)
+def test_help_lists_names_and_the_flags_of_the_data(capsys, data, flags):
     with pytest.raises(SystemExit):
-        run(["reproduce", "--data", "captions", "--help"])
-    out = capsys.readouterr().out
-    for text in ("figure7", "noise", "--captions_per_clip", "--folder"):
+        run(["reproduce", "--data", data, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for text in ("figure7", "noise", *flags):
         assert text in out

@@ -295,6 +295,8 @@ def test_variants_share_the_audio_and_crop_otherwise(tmp_path, noise, opened):
     assert other[1]["caption"] == "y"
     assert other[1]["waveform"].shape == (32000,)
     assert len(clips) == 2
+    seeded = clips.variant(seed=5)
+    assert (clips.audio.seed, seeded.audio.seed, seeded.audio.crop) == (0, 5, "random")
     with pytest.raises(
         ValueError, match=r"`crop` has to be one of .*'random', 'center', 'full'.* but got 'left'"
     ):

@@ -4,6 +4,7 @@ import csv
 import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -99,6 +100,17 @@ def test_what_a_task_lacks_is_said():
     assert "no other domain" in ARTIFACTS["figure4"].obstacle(replace_task(transfer={}))
 
 
+def test_figure_7_needs_as_many_pairs_as_neighbors(study):
+    class FewPairs:
+        datasets: ClassVar = {"train": range(29)}
+
+    few = replace(study.task, make_data=lambda seed: FewPairs)
+    assert (
+        ARTIFACTS["figure7"].obstacle(few) == "embeddings has 29 training pairs, fewer than the largest K, 30"
+    )
+    assert ARTIFACTS["figure7"].obstacle(study.task) is None
+
+
 def replace_task(**options):
     from ask_lightning.reproduce.tasks import embeddings_task
 
@@ -118,6 +130,12 @@ def test_other_knowledge_becomes_lines_of_table_1():
     ]
     sources = {entry.name: entry.variant.refresh for entry in ARTIFACTS["table1"].entries(task)}
     assert sources["ASK, knowledge: other scenes"] == {"source": list}
+    published = {row.label: row.published for row in ARTIFACTS["table1"].rows(task)}
+    assert published["ASK, knowledge: other scenes"].system == "ASK, first source"
+    alone = replace_task(knowledge_sources={"training clips, other captions": list})
+    lines = {row.label: row for row in ARTIFACTS["table1"].rows(alone)}
+    assert lines["ASK, knowledge: training clips, other captions"].published.system == "ASK, second source"
+    assert lines["ASK, first source (published)"].entry is None
     without = [row.label for row in ARTIFACTS["table1"].rows(replace_task())]
     assert without[3:5] == ["ASK, first source (published)", "ASK, second source (published)"]
 

@@ -136,6 +136,18 @@ def test_a_method_with_other_options_needs_another_folder(calls, tmp_path):
     assert noted["methods"] == {"A": {"positives": "diagonal", "T": 5}, "B": {}}
 
 
+def test_functions_among_the_options_are_known_in_another_process(calls, tmp_path):
+    """Where a function lies in memory is another place in each process."""
+    source = partial(make_data, tmp_path, seed=partial(len, (1, 2)))
+    (method,) = methods(0.1, names=("A",))
+    compare([replace(method, description={"source": source})], PROTOCOL, tmp_path, seeds=[7], log=len)
+    noted = json.loads((tmp_path / "protocol.json").read_text())["methods"]["A"]["source"]
+    assert noted == [f"{__name__}.make_data", str(tmp_path), {"seed": ["builtins.len", [1, 2]]}]
+    other = replace(method, description={"source": partial(make_data, tmp_path, seed=1)})
+    with pytest.raises(ValueError, match="under another protocol: A: source"):
+        compare([other], PROTOCOL, tmp_path, seeds=[7], log=len)
+
+
 def test_settings_that_have_been_tried_count(calls, tmp_path):
     compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
     compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[0, 1], log=len)

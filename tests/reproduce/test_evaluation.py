@@ -1,15 +1,35 @@
 """Metrics of a run: the calibration is chosen on validation, the bank is the training part."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ask_lightning.interaction import LateInteraction, TokenEmbeddings
 from ask_lightning.metrics import CALIBRATIONS, AudioTextRetrieval, QueryBank, choose_calibration
 from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.evaluation import RECALLS, EmbeddedPart, evaluate, evaluate_uncalibrated
+from ask_lightning.reproduce.evaluation import (
+    RECALLS,
+    EmbeddedPart,
+    embed_loader,
+    evaluate,
+    evaluate_uncalibrated,
+)
+from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 from tests.helpers.hubs import hubby_pairs
+
+
+def test_a_process_that_is_asked_to_end_while_it_evaluates_ends():
+    class Interrupted(PlainTowers):
+        def encode_audio(self, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().encode_audio(batch)
+
+    with pytest.raises(SIGTERMException):
+        embed_loader(make_trainer(), Interrupted(), make_loader(16))
 
 
 def embeddings(*arguments, **options):

@@ -9,7 +9,7 @@ import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, Soundscapes
 from ask_lightning.reproduce import compare_losses
-from ask_lightning.reproduce.tasks import TASKS, folder_task, quick_options, soundscapes_task
+from ask_lightning.reproduce.tasks import TASKS, captions_task, folder_task, quick_options, soundscapes_task
 
 SMALL = {
     "scenes": 16,
@@ -146,6 +146,44 @@ def test_a_folder_has_other_knowledge_without_evaluation_clips(folder):
     assert len(folder.transfer["other domain"](0).datasets["test"]) == 20
 
 
+@pytest.fixture
+def captions(tmp_path):
+    words = ["rain", "wind", "dogs", "cars"]
+    rows = ["clip_id,caption_2,caption_3,caption_4,caption_5"]
+    rows += [f"{clip},{','.join(f'{word.title()} {clip}!' for word in words)}" for clip in range(30)]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    np.save(tmp_path / "caption_1_embeddings.npy", np.eye(30, dtype="float32"))
+    return tmp_path
+
+
+def test_captions_have_their_texts_and_those_that_training_leaves_out(captions):
+    task = captions_task(captions, captions_per_clip=1)
+    train = task.make_data(0).datasets["train"]
+    (others,) = (make() for make in pickle.loads(pickle.dumps(task)).knowledge_sources.values())
+    assert len(others) == 3 * len(train)
+    for row in range(len(train)):
+        clip = int(train[row]["clip_id"])
+        assert train[row]["caption"] == f"Rain {clip}!"
+        left_out = [others[3 * row + place] for place in range(3)]
+        assert [item["caption"] for item in left_out] == [
+            f"{word} {clip}!" for word in ("Wind", "Dogs", "Cars")
+        ]
+        assert all(torch.equal(item["audio"], train[row]["audio"]) for item in left_out)
+        assert {int(item["clip_id"]) for item in left_out} == {clip}
+    batch = next(iter(task.make_data(0).test_dataloader()))
+    assert batch["caption"][:2] == [f"{word} {int(batch['clip_id'][0])}!" for word in ("Rain", "Wind")]
+    model = task.make_model(1e-3).eval()
+    unread = {name: values for name, values in batch.items() if name != "caption"}
+    assert torch.equal(model.encode_text(batch), model.encode_text(unread))
+    assert not captions_task(captions).knowledge_sources
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_clips_have_one_to_four_captions(count):
+    with pytest.raises(ValueError, match=f"`captions_per_clip` has to be .* but got {count}"):
+        captions_task("nowhere", captions_per_clip=count)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -161,5 +199,7 @@ def test_arguments_outside_their_range(option, message):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_a_quick_size(name):
-    arguments = set(TASKS[name].__kwdefaults__)
-    assert set(quick_options(name)) <= arguments
+    parser = pytest.importorskip("jsonargparse").ArgumentParser()
+    arguments = parser.add_function_arguments(TASKS[name], fail_untyped=True)
+    assert set(quick_options(name)) <= set(arguments)
+    assert all(action.help for action in parser._actions)

@@ -27,12 +27,13 @@ commands:
   encode      embeddings of a split into a file: --split, --output, --calibrate true
   search      a text against encoded clips, or an audio file against captions: --raw, --json
   serve       a local page to search and hear encoded clips: --audio, --port
+  export      a trained model as a folder to load or to publish: RUN --output FOLDER, --push REPO
   transfer    train on one dataset, test on it and on another: --target
   reproduce   tables and figures of the paper, and first experiments: table1 … figure7, all --data NAME
 
 ask-lightning COMMAND --help lists the flags of a command, ask-lightning --version says the version.
 
-flags of all commands but search and serve:
+flags of all commands but search, serve and export:
   --config X     a shipped config by name, or the path of a .yaml file; several are merged
   --data.root X  folder of your recordings; --data.annotations X: their table, if it is not the only one there
   --run X        folder of the run (default: runs/NAME)
@@ -50,7 +51,7 @@ MODEL alone, such as clap, is that model on your recordings with its own loss
 
 COMMANDS = (
     *("fit", "validate", "test", "predict", "encode", "search"),
-    *("serve", "transfer", "inspect", "reproduce"),
+    *("serve", "export", "transfer", "inspect", "reproduce"),
 )
 """The commands."""
 
@@ -150,8 +151,8 @@ def run(arguments: Sequence[str]) -> Any:
         arguments: The command and what follows it.
 
     Returns:
-        The `RetrievalCLI` after a command that trains or evaluates; the hits of `search`; the scores of
-        `transfer`.
+        The `RetrievalCLI` after a command that trains or evaluates; the hits of `search`; the folder of
+        `export`; the scores of `transfer`.
 
     Raises:
         UsageError: The command line cannot be used.
@@ -173,6 +174,10 @@ def run(arguments: Sequence[str]) -> Any:
         from ask_lightning.cli.search import search
 
         return search(rest)
+    if command == "export":
+        from ask_lightning.cli.export import export
+
+        return export(rest)
     if command == "inspect":
         from ask_lightning.cli.inspect_data import inspect_data
 

@@ -6,9 +6,11 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.cli.retrieval_cli import RetrievalCLI, quiet_lightning
+from ask_lightning.cli.results import results_of_test, write_results
+from ask_lightning.cli.retrieval_cli import RetrievalCLI, RetrievalTrainer, quiet_lightning
 from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.cli.run_options import RunOptions
 from ask_lightning.data import FolderData
@@ -31,6 +33,8 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     options = RunOptions.parse(arguments)
     cli = run_with_options(command, options)
     if is_first_process() and not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+        if command == "test":
+            _write_results(options, cli, ["ask-lightning", command, *arguments])
         _say_what_is_next(command, options, cli)
     return cli
 
@@ -71,6 +75,24 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     options.check_run_is_new(config)
     with locked_run(options.run_folder):
         return RetrievalCLI(arguments, held_out)
+
+
+def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str]) -> None:
+    """Write what a test has measured into the folder of the run."""
+    trainer = cli.trainer
+    assert isinstance(trainer, RetrievalTrainer)
+    data = cli.config["test"].get("data") or {}
+    results = results_of_test(
+        trainer,
+        cli.model,
+        cli.datamodule,
+        checkpoint=cli.config["test"].get("ckpt_path"),
+        calibration=trainer.calibration,
+        excluded_from_training=(data.get("init_args") or {}).get("exclude"),
+        command=command,
+    )
+    path = write_results(Path(trainer.default_root_dir), results)
+    print(f"The results are in {path}.", file=sys.stderr)
 
 
 def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> None:

@@ -59,7 +59,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
         raise UsageError("Nothing is left to do.")
     folder = options.output / task.name
     texts: dict[str, str] = {}
-    with locked_run(folder):
+    with locked_run(folder, "--output"):
         print(f"{task.name}: {task.sizes()}", flush=True)
         study = Study(
             task,
@@ -70,6 +70,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
             threads=options.threads,
             log=partial(print, flush=True),
         )
+        task.prepare_runs(options.threads, partial(print, flush=True))
         study.announce(entry for artifact in wanted for entry in artifact.entries(task))
         for artifact in wanted:
             trained = study.train(artifact.entries(task))

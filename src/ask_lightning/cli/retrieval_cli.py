@@ -38,7 +38,7 @@ from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 from ask_lightning.encoding.encoders import find_interaction
-from ask_lightning.metrics import AudioTextRetrieval
+from ask_lightning.metrics import AudioTextRetrieval, Calibration
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
@@ -75,9 +75,11 @@ class RetrievalTrainer(pl.Trainer):
     Attributes:
         model_section: Class and arguments of the model as the config builds it, before any checkpoint. The
             command line sets it.
+        calibration: Kind and parameters of calibrated search in the last test, or None.
     """
 
     model_section: dict[str, Any] | None = None
+    calibration: Calibration | None = None
 
     def test(  # type: ignore[override]  # which has more arguments by position
         self,
@@ -167,6 +169,7 @@ class RetrievalTrainer(pl.Trainer):
         try:
             return super().test(model, datamodule=datamodule, **options)
         finally:
+            self.calibration = calibration.calibration
             if calibration in callbacks:
                 callbacks.remove(calibration)
 
@@ -224,7 +227,7 @@ class RetrievalTrainer(pl.Trainer):
         dtype = None if tokens == "none" else getattr(torch, tokens)
         parts = path.with_name(f"{path.name}.parts")
         encoders: dict[str, SplitEncoder] = {}
-        with locked_run(parts, remedy="pass another path as `--output`"), _hint_at_parts(parts):
+        with locked_run(parts, "--output"), _hint_at_parts(parts):
             for name, loader in loaders.items():
                 # Frames and words are of the split alone: what calibrates it has none.
                 encoders[name] = encode_split(

@@ -9,14 +9,14 @@ from ask_lightning.cli.errors import UsageError, usage_errors
 
 
 @contextmanager
-def locked_run(folder: Path, *, remedy: str = "pass another folder as `--run FOLDER`") -> Iterator[None]:
+def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
     """Hold the lock of a run's folder; the operating system releases it if the process is killed.
 
     Only the first process of a run takes it.
 
     Args:
         folder: Folder of the run, made if it does not exist.
-        remedy: What to do other than to wait if another process holds the lock.
+        flag: The flag that another folder or file is passed by.
 
     Raises:
         UsageError: Another process holds the lock, or the folder cannot be written to.
@@ -38,7 +38,8 @@ def locked_run(folder: Path, *, remedy: str = "pass another folder as `--run FOL
             )
         except Timeout as error:
             raise UsageError(
-                f"Another run is writing to {folder} at this moment. Wait for its end, or {remedy}."
+                f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
+                f"path as `{flag}`."
             ) from error
     try:
         yield

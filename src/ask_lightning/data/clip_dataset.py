@@ -101,13 +101,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._set_clips([clip for clip in clips if clip.key not in self.skipped])
 
     def variant(
-        self, *, crop: Crop | None = None, seconds: float | None = None, clips: Sequence[Clip] | None = None
+        self,
+        *,
+        crop: Crop | None = None,
+        seconds: float | None = None,
+        seed: int | None = None,
+        clips: Sequence[Clip] | None = None,
     ) -> "ClipDataset":
         """A copy with other crops, fewer clips or other captions. Files are not examined again.
 
         Args:
             crop: Place of the crops, see `AudioOptions`. None: that of this dataset.
             seconds: Length of the crops in seconds. None: that of this dataset.
+            seed: Seed of random crops, at least 0. None: that of this dataset.
             clips: Clips of the result: clips of this dataset, whose captions may differ. Clips that this
                 dataset does not have are left out. None: all clips of this dataset.
 
@@ -122,6 +128,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             self.audio,
             crop=self.audio.crop if crop is None else crop,
             seconds=self.audio.seconds if seconds is None else seconds,
+            seed=self.audio.seed if seed is None else seed,
         )
         usable = {clip.key for clip in self.clips}
         other._set_clips(self.clips if clips is None else [clip for clip in clips if clip.key in usable])

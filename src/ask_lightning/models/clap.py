@@ -1,15 +1,17 @@
 """CLAP of transformers, fine-tuned. Axes: `B` batch, `T` samples, `F` frames, `M` mels, `d` width."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from ask_lightning.data.audio.features import LogMel
 from ask_lightning.encoding.outputs import as_embeddings
 from ask_lightning.models.retriever import Batch, FineTunedRetriever
-from ask_lightning.models.tokens import make_tokenizer
+from ask_lightning.models.tokens import VocabularyTokenizer, make_tokenizer
 from ask_lightning.models.weights import config_entries, make_config, pretrained_model
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -17,6 +19,8 @@ SAMPLE_RATE = 48000
 """Sample rate of CLAP, in Hz."""
 
 _HOP = 480
+_WINDOW = 1024
+_LOWEST, _HIGHEST = 50, 14000
 _REMEDY = (
     "Unset HF_HUB_OFFLINE, or fetch it where there is a network with `hf download NAME --local-dir FOLDER` "
     'and pass the folder. Random weights have to be asked for: `weights=None` and `tokenizer="hashed"`.'
@@ -90,6 +94,8 @@ class CLAPRetriever(FineTunedRetriever):
         torch.Size([2, 4])
     """
 
+    transformers_part: ClassVar[str | None] = "model"
+
     def __init__(
         self,
         weights: str | None,
@@ -136,6 +142,7 @@ class CLAPRetriever(FineTunedRetriever):
         audio_config = self.model.config.audio_config
         self.fusion = bool(audio_config.enable_fusion)
         self.max_samples = int(max_seconds * SAMPLE_RATE)
+        self.max_seconds = max_seconds
         self.num_frames = self.max_samples // _HOP + 1
         most = audio_config.spec_size * (audio_config.spec_size // audio_config.num_mel_bins)
         if not (max_seconds > 0 and self.num_frames <= most):
@@ -145,10 +152,10 @@ class CLAPRetriever(FineTunedRetriever):
             )
         self.log_mel = LogMel(
             SAMPLE_RATE,
-            window=1024,
+            window=_WINDOW,
             hop=_HOP,
-            lowest=50,
-            highest=14000,
+            lowest=_LOWEST,
+            highest=_HIGHEST,
             num_mels=audio_config.num_mel_bins,
             scale="htk" if self.fusion else "slaney",
         )
@@ -194,6 +201,40 @@ class CLAPRetriever(FineTunedRetriever):
         ids, mask = self.tokenizer(batch["caption"], self.model.device)  # (B, L) each
         output = self.model.get_text_features(input_ids=ids, attention_mask=mask)
         return normalize(as_embeddings(output, "get_text_features").float(), dim=-1)
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the files of a `transformers.ClapProcessor`, with which transformers prepares the same input.
+
+        Of clips that are longer than `max_seconds` its feature extractor takes a random part. With the hashed
+        tokenizer, which transformers does not know, there is the feature extractor alone; unless
+        `max_seconds` is an integer, there is none, and a warning says so.
+
+        Args:
+            folder: Folder that exists.
+        """
+        if self.max_seconds != int(self.max_seconds):
+            rank_zero_warn(
+                f"No processor of transformers is written: it hears whole seconds, not {self.max_seconds}. "
+                "`CLAPRetriever.from_pretrained` needs none."
+            )
+            return
+        transformers = import_optional("transformers")
+        extractor = transformers.ClapFeatureExtractor(
+            feature_size=self.model.config.audio_config.num_mel_bins,
+            sampling_rate=SAMPLE_RATE,
+            hop_length=_HOP,
+            max_length_s=int(self.max_seconds),
+            fft_window_size=_WINDOW,
+            frequency_min=_LOWEST,
+            frequency_max=_HIGHEST,
+            truncation="fusion" if self.fusion else "rand_trunc",
+            padding="repeatpad",
+        )
+        extractor.save_pretrained(folder)
+        if isinstance(self.tokenizer, VocabularyTokenizer):
+            processor = transformers.ClapProcessor(extractor, self.tokenizer.as_transformers())
+            processor.save_pretrained(folder)
+            self.tokenizer.save_files(folder)  # which the processor has replaced
 
     def spectrograms(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         """The input of CLAP's audio encoder.

@@ -1,7 +1,8 @@
 """Base classes of the retrieval models: loss, metrics, Adam. Axes: `B` batch, `T` samples, `d` width."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import torch
@@ -23,6 +24,7 @@ from ask_lightning.interaction import (
 )
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.metrics.table import CALIBRATED, DIRECTIONS, mean_recall
+from ask_lightning.models.exported import from_pretrained, save_pretrained
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
@@ -81,6 +83,53 @@ class Retriever(L.LightningModule, ABC):
         self.interaction: Interaction | None = None
         self.val_metrics = AudioTextRetrieval()
         self.test_metrics = AudioTextRetrieval()
+
+    transformers_part: ClassVar[str | None] = None
+    """Name of the attribute that transformers loads by itself from what `save_pretrained` writes."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **hyperparameters: Any,
+    ) -> Self:
+        """Load a trained model that `save_pretrained` or `ask-lightning export` wrote.
+
+        `Retriever.from_pretrained` loads a model of any subclass. `load_from_checkpoint` is for the
+        checkpoints of a training.
+
+        Args:
+            source: Path of a folder, or name of a repository on the Hugging Face hub.
+            revision: Branch, tag or commit of the repository.
+            token: Access token of a private repository. None or True: that of `hf auth login`.
+            **hyperparameters: Arguments of the class that replace those of the folder, such as
+                `sample_rate`, the rate of your waveforms.
+
+        Returns:
+            The model, on the CPU and in evaluation mode.
+
+        Raises:
+            FileNotFoundError: There is no such folder or repository, or it lacks a file.
+            ImportError: The class that the folder names cannot be imported, or needs a package that is
+                missing.
+            ValueError: The folder holds a model of another class, or weights that do not fit.
+        """
+        model: Self = from_pretrained(source, cls, revision=revision, token=token, **hyperparameters)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model into a folder from which `from_pretrained` makes it anew.
+
+        Args:
+            folder: Folder to write into; it is created if it does not exist.
+
+        Raises:
+            ValueError: The model could not be made anew; see `ask_lightning.models.save_pretrained`.
+        """
+        save_pretrained(self, folder)
 
     def compare_by(self, interaction: Interaction) -> None:
         """Compare clips and captions by an interaction, in the loss and in the metrics.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ask_lightning.models.tokens import make_tokenizer
 from ask_lightning.models.weights import (
     config_entries,
-    from_pretrained,
+    load_from_transformers,
     make_config,
     pretrained_model,
     remove_pooler,
@@ -89,7 +89,9 @@ class TextEncoder(nn.Module):
         if weights is None:
             base = transformers.AutoConfig.for_model(entries.pop("model_type", "bert"))
         else:
-            base = from_pretrained(transformers.AutoConfig, weights, argument="text_weights", remedy=_REMEDY)
+            base = load_from_transformers(
+                transformers.AutoConfig, weights, argument="text_weights", remedy=_REMEDY
+            )
             entries.pop("model_type", None)
         if dropout is not None:
             entries = {rate: dropout for rate in _DROPOUTS if hasattr(base, rate)} | entries
@@ -144,7 +146,7 @@ class TextEncoder(nn.Module):
             settings = make_config(configuration(**SONAR), entries, argument="text_config")
             model = encoder(settings).train()
         else:
-            base = from_pretrained(configuration, weights, argument="text_weights", remedy=_REMEDY)
+            base = load_from_transformers(configuration, weights, argument="text_weights", remedy=_REMEDY)
             settings = make_config(base, entries, argument="text_config")
             model = pretrained_model(
                 encoder, weights, argument="text_weights", remedy=_REMEDY, config=settings

@@ -3,15 +3,19 @@
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ask_lightning.models.weights import from_pretrained
+from ask_lightning.models.weights import load_from_transformers
 from ask_lightning.models.words import split_words
 from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.optional_imports import import_optional
+
+TOKENIZER_FILE = "tokenizer.json"
+"""Name of the file of a tokenizer of transformers, in a folder of its own or of a model."""
 
 _REMEDY = (
     'Pass a folder or hub name with a tokenizer, or `tokenizer="hashed"` for one that needs no file and fits '
@@ -137,7 +141,7 @@ state dict of a trained model. Load that first.
             ValueError: The tokenizer has no fast version, or does not know the language.
         """
         transformers = import_optional("transformers")
-        loaded = from_pretrained(
+        loaded = load_from_transformers(
             transformers.AutoTokenizer, source, argument="tokenizer", remedy=_REMEDY, kind="tokenizer"
         )
         if not hasattr(loaded, "backend_tokenizer"):
@@ -178,14 +182,58 @@ state dict of a trained model. Load that first.
         Raises:
             RuntimeError: There is no vocabulary yet.
         """
+        self._check_vocabulary()
+        rows = self._backend.encode_batch(list(captions))
+        ids = torch.tensor([row.ids for row in rows], device=device)
+        return ids, torch.tensor([row.attention_mask for row in rows], device=device)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the tokenizer as files that `transformers.AutoTokenizer` loads.
+
+        Args:
+            folder: Folder that exists. `tokenizer.json` is the whole tokenizer, and what `load_file` reads.
+
+        Raises:
+            RuntimeError: There is no vocabulary yet.
+        """
+        self._check_vocabulary()
+        self.as_transformers().save_pretrained(folder)
+        # transformers leaves out how far captions are truncated and padded.
+        (folder / TOKENIZER_FILE).write_text(self._backend.to_str(), encoding="utf-8")
+
+    def load_file(self, folder: Path) -> None:
+        """Read the tokenizer that `save_files` wrote.
+
+        Args:
+            folder: Folder with a file `tokenizer.json`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+        self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
+
+    def as_transformers(self) -> Any:
+        """The tokenizer as one of transformers, for its processors.
+
+        Raises:
+            RuntimeError: There is no vocabulary yet.
+        """
+        self._check_vocabulary()
+        return import_optional("transformers").PreTrainedTokenizerFast(
+            tokenizer_object=type(self._backend).from_str(self._backend.to_str()),
+            pad_token=self._backend.padding["pad_token"],
+            model_max_length=self._backend.truncation["max_length"],
+            # Encoders of text are called with these alone.
+            model_input_names=["input_ids", "attention_mask"],
+        )
+
+    def _check_vocabulary(self) -> None:
         if self._backend is None:
             raise RuntimeError(
                 'The tokenizer has no vocabulary yet: with `tokenizer="checkpoint"` it comes with the state '
                 "dict of a trained model. Load that first."
             )
-        rows = self._backend.encode_batch(list(captions))
-        ids = torch.tensor([row.ids for row in rows], device=device)
-        return ids, torch.tensor([row.attention_mask for row in rows], device=device)
 
     def get_extra_state(self) -> Tensor:
         """The tokenizer as a compressed tensor of bytes."""

@@ -148,7 +148,7 @@ def find_file(name: str, *, argument: str, remedy: str, hub_file: str | None = N
         raise _not_found(argument, _tried_hub(name, error), remedy) from error
 
 
-def from_pretrained(
+def load_from_transformers(
     loader: Any, name: str, *, argument: str, remedy: str, kind: Kind = "weights", **options: Any
 ) -> Any:
     """Call `from_pretrained` of a class of transformers.
@@ -193,7 +193,7 @@ def pretrained_model(loader: Any, name: str, *, argument: str, remedy: str, **op
         FileNotFoundError: It was not found; the message says what was tried.
         ValueError: The checkpoint lacks weights of the model, which would stay random.
     """
-    model, report = from_pretrained(
+    model, report = load_from_transformers(
         loader, name, argument=argument, remedy=remedy, output_loading_info=True, **options
     )
     remove_pooler(model)

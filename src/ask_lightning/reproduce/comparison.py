@@ -238,7 +238,7 @@ def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: b
         **(protocol.description or {}),
     }
     own = {method.name: method.description for method in methods}
-    present: dict[str, Any] = json.loads(json.dumps({**options, _METHODS: own}, default=str))
+    present: dict[str, Any] = json.loads(json.dumps({**options, _METHODS: own}, default=_as_json))
     file = output / "protocol.json"
     wanted = present.pop(_METHODS)
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
@@ -254,6 +254,15 @@ def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: b
     with atomic_write(file) as temporary:
         content = json.dumps({**present, _METHODS: kept | wanted}, indent=2)
         temporary.write_text(content + "\n", encoding="utf-8")
+
+
+def _as_json(value: object) -> object:
+    """An option for JSON that is the same in every process: functions by their names, not by their places."""
+    if isinstance(value, partial):
+        return [value.func, *value.args, *([value.keywords] if value.keywords else [])]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return str(value)
 
 
 def _changes(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

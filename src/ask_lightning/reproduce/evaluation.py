@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ask_lightning.encoding.encoders import find_interaction, find_token_encoder
@@ -89,9 +90,14 @@ def embed_loader(trainer: pl.Trainer, module: pl.LightningModule, loader: object
     Returns:
         The embeddings on the CPU, in the order of the loader, with those of tokens if the module has an
         interaction.
+
+    Raises:
+        SIGTERMException: The process was asked to end meanwhile.
     """
     embedder = _Embedder(module)
     trainer.predict(embedder, loader, return_predictions=False)
+    if trainer.received_sigterm:  # which Lightning heeds in training alone
+        raise SIGTERMException
     batches = embedder.batches
     audio, text = (_joined([getattr(batch, side) for batch in batches]) for side in ("audio", "text"))
     return EmbeddedPart(audio, text, torch.cat([batch.clip_ids for batch in batches]))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from lightning.pytorch.loggers import Logger
 
 from ask_lightning.reproduce.comparison import compare
@@ -64,13 +63,7 @@ def compare_losses(
         num_candidates=num_candidates,
         refresh=task.refresh,
     )
-    if task.prepare is not None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)  # those of a run: another number rounds otherwise
-        try:
-            task.prepare(log)
-        finally:
-            torch.set_num_threads(before)
+    task.prepare_runs(threads, log)
     compared = compare(
         methods,
         replace(task.protocol(), make_loggers=make_loggers),

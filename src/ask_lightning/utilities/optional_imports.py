@@ -22,6 +22,7 @@ _PACKAGES = {
     "fastapi": ("page", "for the page to search sounds"),
     "starlette": ("page", "for the page to search sounds"),
     "uvicorn": ("page", "for the page to search sounds"),
+    "mteb": ("mteb", "to evaluate on its tasks"),
     "wandb": ("track", "to log to Weights & Biases"),
 }
 

@@ -22,8 +22,9 @@ from ask_lightning.reproduce.tasks.task import Task
 STATIC = 10**6
 """A number of epochs T that no training reaches: knowledge that is never renewed."""
 
-# The paper's names of its knowledge sources besides the training pairs: WavCaps, and new captions.
-_SOURCES = ("ASK, first source", "ASK, second source")
+# The paper's names of WavCaps and of new captions as knowledge. A task's sources that are other captions of
+# its training clips stand beside the latter, all others beside WavCaps.
+_OTHER_CLIPS, _OTHER_CAPTIONS = "ASK, first source", "ASK, second source"
 
 _BEYOND = (
     Row("Label smoothing (beyond the paper)", LABEL_SMOOTHING),
@@ -41,6 +42,11 @@ def _published(task: Task, table: str, system: str, backbone: str | None = None)
     return published_row(table, system, dataset, backbone or BACKBONES[0])
 
 
+def _published_source(name: str) -> str:
+    """The paper's name of the knowledge that is most like a task's source."""
+    return _OTHER_CAPTIONS if name.endswith("other captions") else _OTHER_CLIPS
+
+
 def _table1(task: Task) -> Sequence[Row]:
     is_ced = task.description.get("backbone") == "ced_sonar"
     backbone = BACKBONES[is_ced]
@@ -51,12 +57,11 @@ def _table1(task: Task) -> Sequence[Row]:
     plain, others = ("ML-CLAP", ("GLAP",)) if is_ced else ("ML-ACT", ("BLAT", "Auto-ACD"))
     rows = [Row("NT-Xent", NT_XENT, paper(plain))]
     rows += [Row(f"{system} (published)", published=paper(system)) for system in others]
-    sources = list(ask_with_sources(task).items())
-    for place, system in enumerate(_SOURCES):
-        if place < len(sources):
-            name, entry = sources[place]
-            rows.append(Row(f"ASK, knowledge: {name}", entry, paper(system)))
-        else:
+    sources = ask_with_sources(task)
+    for system in (_OTHER_CLIPS, _OTHER_CAPTIONS):
+        own = [name for name in sources if _published_source(name) == system]
+        rows += [Row(f"ASK, knowledge: {name}", sources[name], paper(system)) for name in own]
+        if not own:
             rows.append(Row(f"{system} (published)", published=paper(system)))
     return [*rows, Row("ASK, knowledge: training pairs", ASK, paper("ASK+")), *_BEYOND]
 
@@ -91,10 +96,10 @@ def _table4(task: Task) -> Sequence[Row]:
             return _published(task, "table4", name) if show else None
 
         rows.append(Row(system, by_tokens(system, tokens, plain=True), published(system, True)))
-        for (name, make), line in zip(task.knowledge_sources.items(), _SOURCES, strict=False):
+        for name, make in task.knowledge_sources.items():
             label = f"{system} + ASK, knowledge: {name}"
             entry = by_tokens(label, tokens, refresh={"source": make}, plain=False)
-            rows.append(Row(label, entry, published(line, paper)))
+            rows.append(Row(label, entry, published(_published_source(name), paper)))
         label = f"{system} + ASK, knowledge: training pairs"
         entry = by_tokens(f"{system} + ASK", tokens, plain=False)
         rows.append(Row(label, entry, published("ASK+", paper)))

@@ -10,7 +10,7 @@ from ask_lightning.metrics.table import DIRECTIONS
 from ask_lightning.reproduce.study import Trained
 from ask_lightning.utilities.optional_imports import import_optional
 
-COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#7a7a7a")
+COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0891b2", "#7a7a7a")
 """Colors of lines, one after another."""
 
 BASELINE_COLOR = "#7a7a7a"

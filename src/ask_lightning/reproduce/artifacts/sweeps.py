@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ask_lightning.metrics.table import DIRECTIONS
 from ask_lightning.reproduce.artifacts.artifact import (
@@ -75,6 +76,18 @@ class OptionSweep(Artifact):
 
     def __init__(self) -> None:
         super().__init__("figure7", "R@1 against the number of neighbours K and the injection ratio ρ")
+
+    def obstacle(self, task: Task) -> str | None:
+        """Why it cannot be made of a task; None: it can.
+
+        Args:
+            task: The task, whose training part is read.
+        """
+        train: Any = task.make_data(0).datasets["train"]
+        largest = max(_NUM_NEIGHBORS)
+        if len(train) >= largest:
+            return None
+        return f"{task.name} has {len(train)} training pairs, fewer than the largest K, {largest}"
 
     def entries(self, task: Task) -> Sequence[Entry]:
         """ASK, and ASK with each other K and ρ.

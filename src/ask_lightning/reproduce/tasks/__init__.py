@@ -7,22 +7,28 @@ from typing import Any
 from ask_lightning.reproduce.tasks.captions import captions_task
 from ask_lightning.reproduce.tasks.embeddings import embeddings_task
 from ask_lightning.reproduce.tasks.folder import folder_task
+from ask_lightning.reproduce.tasks.published import audiocaps_task, clotho_task, published_task
 from ask_lightning.reproduce.tasks.soundscapes import soundscapes_task
 from ask_lightning.reproduce.tasks.task import Task
 
 __all__ = [
     "TASKS",
     "Task",
+    "audiocaps_task",
     "captions_task",
+    "clotho_task",
     "embeddings_task",
     "folder_task",
+    "published_task",
     "quick_options",
     "soundscapes_task",
 ]
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
     {
+        "audiocaps": audiocaps_task,
         "captions": captions_task,
+        "clotho": clotho_task,
         "embeddings": embeddings_task,
         "folder": folder_task,
         "soundscapes": soundscapes_task,
@@ -31,7 +37,9 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
 """Functions that make a task, by the name of the data on the command line."""
 
 _QUICK: Mapping[str, Mapping[str, Any]] = {
+    "audiocaps": {"shrunken": True},
     "captions": {"captions_per_clip": 1, "max_epochs": 2, "T": 1},
+    "clotho": {"shrunken": True},
     "embeddings": {"max_epochs": 2, "T": 1},
     "folder": {"pretraining_epochs": 1, "max_epochs": 2, "T": 1, "num_prototypes": 8},
     "soundscapes": {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ask_lightning.data import DatasetsDataModule, split_by_clip
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.tasks.task import Task
+from ask_lightning.utilities.arguments import check_count, check_range
 
 _NUM_CAPTIONS = 4
 _LEAST_OCCURRENCES = 3
@@ -38,7 +41,9 @@ def captions_task(
 ) -> Task:
     """A real retrieval task without sound that trains in a minute or two on one CPU core.
 
-    Captions 2 to 5 are the text, read by an average of word vectors that starts from random numbers.
+    Captions 2 to 5 are the text, read by an average of word vectors that starts from random numbers. Captions
+    of training clips that the model does not train with, which there are with fewer than four
+    `captions_per_clip`, are other knowledge, `"training clips, other captions"`.
 
     Args:
         folder: Folder of `caption_1_embeddings.npy`, of shape (clips, width), and of `pairs.csv` with a row
@@ -51,7 +56,15 @@ def captions_task(
 
     Returns:
         The task. It is read when it is first used in a process.
+
+    Raises:
+        ValueError: `captions_per_clip` is outside its range.
     """
+    check_count("captions_per_clip", captions_per_clip)
+    check_range("captions_per_clip", captions_per_clip, 1, _NUM_CAPTIONS)
+    knowledge: dict[str, Callable[[], Dataset[Any]]] = {}
+    if captions_per_clip < _NUM_CAPTIONS:
+        knowledge["training clips, other captions"] = partial(_other_captions, folder, captions_per_clip)
     return Task(
         name="captions",
         make_data=partial(_make_data, folder, captions_per_clip, batch_size),
@@ -60,6 +73,7 @@ def captions_task(
         max_epochs=max_epochs,
         refresh={"T": T, "num_prototypes": num_prototypes},
         description={"captions_per_clip": captions_per_clip, "batch_size": batch_size},
+        knowledge_sources=knowledge,
     )
 
 
@@ -69,17 +83,24 @@ class CaptionPairs(Dataset[dict[str, Any]]):
     Args:
         audio: Embeddings of all clips' first captions, `(C, d)`.
         words: Words of the second captions by their numbers, padded with 0, `(N, W)`.
+        captions: The N second captions as texts, for a reader; models take the words.
         clip_id: Clip of each pair, `(N,)`.
     """
 
-    def __init__(self, audio: Tensor, words: Tensor, clip_id: Tensor) -> None:
-        self.audio, self.words, self.clip_id = audio[clip_id], words, clip_id
+    def __init__(self, audio: Tensor, words: Tensor, captions: Sequence[str], clip_id: Tensor) -> None:
+        self.audio, self.words, self.captions = audio[clip_id], words, captions
+        self.clip_id = clip_id
 
     def __len__(self) -> int:
         return len(self.clip_id)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"audio": self.audio[row], "words": self.words[row], "clip_id": self.clip_id[row]}
+        return {
+            "audio": self.audio[row],
+            "words": self.words[row],
+            "caption": self.captions[row],
+            "clip_id": self.clip_id[row],
+        }
 
 
 class CaptionRetriever(pl.LightningModule):
@@ -128,18 +149,25 @@ def _head(incoming: int) -> nn.Module:
     return nn.Sequential(nn.Linear(incoming, 512), nn.ReLU(), nn.Dropout(0.2), nn.Linear(512, 256))
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The parts, the captions that training leaves out, and the number of words with the padding."""
+
+    parts: Mapping[str, CaptionPairs]
+    others: CaptionPairs | None
+    num_words: int
+
+
 @cache
-def _load(folder: Path, captions_per_clip: int) -> tuple[dict[str, CaptionPairs], int]:
-    """Read the task and divide its clips; also returns the number of words, with the padding."""
+def _load(folder: Path, captions_per_clip: int) -> _Loaded:
+    """Read the task and divide its clips."""
     audio = torch.from_numpy(np.load(folder / "caption_1_embeddings.npy")).float()
     with open(folder / "pairs.csv", newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     if len(rows) != len(audio):
         raise ValueError(f"{folder} holds {len(audio)} embeddings, but {len(rows)} rows of pairs.csv.")
-    captions = [
-        [re.findall(r"[a-z']+", row[f"caption_{number}"].lower()) for number in range(2, 2 + _NUM_CAPTIONS)]
-        for row in rows
-    ]
+    texts = [[row[f"caption_{number}"] for number in range(2, 2 + _NUM_CAPTIONS)] for row in rows]
+    captions = [[re.findall(r"[a-z']+", text.lower()) for text in listed] for listed in texts]
     shares = [size / sum(_SPLIT_SIZES.values()) for size in _SPLIT_SIZES.values()]
     parts = split_by_clip([row["clip_id"] for row in rows], shares, seed=0)
     clips = dict(zip(_SPLIT_SIZES, map(np.array, parts), strict=True))
@@ -150,22 +178,37 @@ def _load(folder: Path, captions_per_clip: int) -> tuple[dict[str, CaptionPairs]
     known = sorted(word for word, count in counts.items() if count >= _LEAST_OCCURRENCES)
     number_of = {word: number for number, word in enumerate(known, start=1)}  # 0 is padding
 
-    def pairs(split: str) -> CaptionPairs:
-        taken = captions_per_clip if split == "train" else _NUM_CAPTIONS
-        texts = [captions[clip][place] for clip in clips[split] for place in range(taken)]
-        words = [torch.tensor([number_of[word] for word in text if word in number_of]) for text in texts]
-        clip_id = torch.from_numpy(np.repeat(clips[split], taken))
-        padded = nn.utils.rnn.pad_sequence([ids.long() for ids in words], batch_first=True)
-        return CaptionPairs(audio, padded, clip_id)
+    def pairs(split: str, places: range) -> CaptionPairs:
+        chosen = [(clip, place) for clip in clips[split] for place in places]
+        words = [
+            torch.tensor([number_of[word] for word in captions[clip][place] if word in number_of]).long()
+            for clip, place in chosen
+        ]
+        clip_id = torch.from_numpy(np.repeat(clips[split], len(places)))
+        padded = nn.utils.rnn.pad_sequence(words, batch_first=True)
+        return CaptionPairs(audio, padded, [texts[clip][place] for clip, place in chosen], clip_id)
 
-    return {split: pairs(split) for split in _SPLIT_SIZES}, len(known) + 1
+    trained, all_places = range(captions_per_clip), range(_NUM_CAPTIONS)
+    others = all_places[captions_per_clip:]
+    return _Loaded(
+        {split: pairs(split, trained if split == "train" else all_places) for split in _SPLIT_SIZES},
+        pairs("train", others) if others else None,
+        len(known) + 1,
+    )
 
 
 def _make_data(folder: Path, captions_per_clip: int, batch_size: int, seed: int) -> DatasetsDataModule:
-    datasets, _ = _load(folder, captions_per_clip)
-    return DatasetsDataModule(*datasets.values(), batch_size=batch_size, seed=seed)
+    parts = _load(folder, captions_per_clip).parts
+    return DatasetsDataModule(*parts.values(), batch_size=batch_size, seed=seed)
 
 
 def _make_model(folder: Path, captions_per_clip: int, learning_rate: float) -> CaptionRetriever:
-    datasets, num_words = _load(folder, captions_per_clip)
-    return CaptionRetriever(datasets["train"].audio.shape[1], num_words, learning_rate)
+    loaded = _load(folder, captions_per_clip)
+    return CaptionRetriever(loaded.parts["train"].audio.shape[1], loaded.num_words, learning_rate)
+
+
+def _other_captions(folder: Path, captions_per_clip: int) -> CaptionPairs:
+    """The training clips with the captions that the model does not train with."""
+    others = _load(folder, captions_per_clip).others
+    assert others is not None
+    return others

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class PretrainedModel:
         accelerator: Accelerator of the trainer.
         options: Whatever else decides the weights, with values that JSON can hold: there is a file for each
             set of options.
+        trainer_options: Further arguments of the `Trainer` that pretrains. What decides them is among
+            `options`.
 
     Raises:
         ValueError: The number of epochs or the seed is negative.
@@ -62,6 +64,7 @@ class PretrainedModel:
     folder: Path
     accelerator: str
     options: Mapping[str, Any]
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_count("pretraining_epochs", self.epochs, 0)
@@ -133,6 +136,7 @@ class PretrainedModel:
                 enable_checkpointing=False,
                 enable_progress_bar=sys.stdout.isatty(),
                 enable_model_summary=False,
+                **self.trainer_options,
             )
             module = ASKModule(model, NTXentLoss(temperature=_TEMPERATURE))
             trainer.fit(module, self.make_data(self.seed).train_dataloader())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import Dataset
 
 from ask_lightning.data import RetrievalDataModule
@@ -52,6 +53,22 @@ class Task:
     accelerator: str = "cpu"
     trainer_options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Callable[[str], object]], object] | None = None
+
+    def prepare_runs(self, threads: int, log: Callable[[str], object]) -> None:
+        """Make the files that all runs read, if there are any, with as many threads as a run has.
+
+        Args:
+            threads: Number of CPU threads of each run: another number rounds otherwise.
+            log: Function that is called with a line about each file.
+        """
+        if self.prepare is None:
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            self.prepare(log)
+        finally:
+            torch.set_num_threads(before)
 
     def sizes(self) -> str:
         """The number of pairs of each part, for a reader."""

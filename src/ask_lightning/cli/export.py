@@ -1,0 +1,203 @@
+"""`ask-lightning export`: a trained model as a folder that can be loaded anywhere, and published."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+
+from ask_lightning.cli.errors import UsageError, usage_errors
+from ask_lightning.cli.model_card import model_card
+from ask_lightning.cli.results import RESULTS_FILE, public_results, read_results
+from ask_lightning.cli.retrieval_cli import load_class
+from ask_lightning.cli.run_options import FlagParser
+from ask_lightning.models import from_pretrained, save_pretrained
+from ask_lightning.utilities.optional_imports import import_optional
+from ask_lightning.utilities.weights import weights_fingerprint
+
+# Of the checkpoints of a run, the first that is there.
+_CHECKPOINTS = ("best.ckpt", "last.ckpt")
+# Keys of a config that only commands other than `fit` have.
+_NOT_OF_FIT = ("verbose", "return_predictions", "split")
+
+
+def export(arguments: Sequence[str]) -> Path:
+    """Write a trained model into a folder, and upload it if that is asked for.
+
+    Args:
+        arguments: What follows `export` on the command line.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: The command line, the checkpoint or the folder cannot be used, or the model could not be
+            loaded from the folder.
+    """
+    parser = FlagParser(prog="ask-lightning export", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "run", type=Path, help="the folder of a run, whose best epoch is taken, or a checkpoint"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the folder to write, which is new or empty"
+    )
+    parser.add_argument(
+        "--class", dest="kind", help="the model's class, if there is no config beside the run"
+    )
+    parser.add_argument("--results", type=Path, help="results of a test (default: results.json of the run)")
+    parser.add_argument("--push", metavar="REPO", help="upload it to this repository of the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="make that repository a private one")
+    options = parser.parse_args(arguments)
+    if options.private and options.push is None:
+        raise UsageError("`--private` is about the repository of `--push`. Pass that too, or leave it out.")
+    _check_output(options.output)
+    checkpoint, run = _find_checkpoint(options.run)
+    config = _training_config(run)
+    model = _load(checkpoint, options.kind or (config.get("model") or {}).get("class_path"))
+    results = _matching_results(model, options.results, run)
+    name = options.push or options.output.absolute().name
+    with usage_errors():
+        card = model_card(
+            model, name.rpartition("/")[2], config=config, results=results, source=options.push or str(name)
+        )
+        _write(model, options.output, card, results)
+    print(f"The model is in {options.output}: ask_lightning.models.from_pretrained({str(options.output)!r})")
+    if options.push is not None:
+        _push(options.output, options.push, private=options.private)
+    written: Path = options.output
+    return written
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that holds something or cannot be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already and not empty. Pass another `--output`, or empty it.")
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"{folder} cannot be written: {existing} is no folder, or a read-only one.")
+
+
+def _find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The checkpoint to export, and the folder of its run."""
+    if path.is_file():
+        return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    for name in _CHECKPOINTS:
+        checkpoint = path / "checkpoints" / name
+        if checkpoint.is_file():
+            print(f"The checkpoint is {checkpoint}.", file=sys.stderr)
+            return checkpoint, path
+    if path.is_dir():
+        raise UsageError(
+            f"{path} holds no checkpoints/best.ckpt or last.ckpt. Pass the path of a checkpoint."
+        )
+    raise UsageError(f"There is no run and no checkpoint {str(path)!r}.")
+
+
+def _training_config(run: Path) -> dict[str, Any]:
+    """The config of the latest `fit` of a run; else that of another command; empty if there is none."""
+    found = sorted(run.glob("logs/version_*/config.yaml"), key=_version, reverse=True)
+    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in found]
+    configs = [config for config in configs if isinstance(config, dict)]
+    of_fit = [config for config in configs if not any(key in config for key in _NOT_OF_FIT)]
+    if of_fit:
+        return dict(of_fit[0])
+    # Which names the class; how the model was trained it does not know.
+    return {"model": configs[0].get("model")} if configs else {}
+
+
+def _version(path: Path) -> int:
+    number = re.search(r"version_(\d+)$", path.parent.name)
+    return -1 if number is None else int(number[1])
+
+
+def _load(checkpoint: Path, class_path: str | None) -> pl.LightningModule:
+    """The model of a checkpoint, in evaluation mode."""
+    if class_path is None:
+        raise UsageError(
+            f"There is no logs/version_*/config.yaml that names the class of the model in {checkpoint}. Pass "
+            "it by `--class`, such as `--class ask_lightning.models.ResNet38BERT`."
+        )
+    kind = load_class(class_path)
+    if not (isinstance(kind, type) and issubclass(kind, pl.LightningModule)):
+        raise UsageError(f"{class_path} is no LightningModule.")
+    try:
+        return kind.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    except (RuntimeError, TypeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"{checkpoint} is no checkpoint of {class_path}, or is damaged ({reason}). Pass another by "
+            "`--class`."
+        ) from error
+
+
+def _matching_results(model: pl.LightningModule, path: Path | None, run: Path) -> dict[str, Any] | None:
+    """The results of a test of these very weights, without paths."""
+    results = read_results(path or run / RESULTS_FILE)
+    if path is not None and results is None:
+        raise UsageError(f"{path} holds no results. `ask-lightning test` writes {RESULTS_FILE} into its run.")
+    if results is not None and results["model"]["fingerprint"] == weights_fingerprint(model):
+        return public_results(results)
+    if path is not None:
+        raise UsageError(f"{path} holds the results of other weights. Test this checkpoint first.")
+    print(
+        "There are no results of a test of this checkpoint, so the model card has none: "
+        "`ask-lightning test … --ckpt_path best` before the export writes them.",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _write(model: pl.LightningModule, output: Path, card: str, results: Mapping[str, Any] | None) -> None:
+    """Write the folder as a whole or not at all, and make sure that it loads."""
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+    try:
+        save_pretrained(model, temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        if results is not None:
+            text = json.dumps(results, indent=2) + "\n"
+            (temporary / RESULTS_FILE).write_text(text, encoding="utf-8")
+        try:
+            loaded = from_pretrained(temporary, type(model))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{type(model).__name__} could not be loaded from what would be its folder. Does its "
+                f"`__init__` call `save_hyperparameters()`? {error}"
+            ) from error
+        if weights_fingerprint(loaded) != weights_fingerprint(model):
+            raise UsageError(
+                f"{type(model).__name__} has other weights after it is loaded from its folder: does its "
+                "constructor or `load_state_dict` change them?"
+            )
+        temporary.chmod(0o755)  # which mkdtemp makes private
+        if output.exists():
+            output.rmdir()
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _push(folder: Path, repository: str, *, private: bool) -> None:
+    """Upload a folder to a repository of the Hugging Face hub, which is made if it does not exist."""
+    hub = import_optional("huggingface_hub")
+    api = hub.HfApi()
+    try:
+        created = api.create_repo(repository, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Upload a model of ask-lightning"
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"{folder} is written, but was not uploaded to {repository!r} ({reason}). Log in by `hf auth "
+            f"login`, or set HF_TOKEN; then `hf upload {repository} {folder}` goes on."
+        ) from error
+    print(f"It is uploaded: {created}")
