@@ -173,6 +173,6 @@ def test_words_that_are_no_numbers_are_refused(pairs, encoded, capsys, monkeypat
 
     monkeypatch.setattr(type(model), "encode_text", broken)
     message = refusal(capsys, "encode", *encoded[1], "--split", "val", "--output", "b.safetensors")
-    assert message.startswith("The model makes NaN or infinity of 2 of 8 pairs")  # the first of two batches
+    assert message.startswith("The model makes NaN or infinity of 1 of the 4 pairs of a batch, which")
     message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
     assert message.startswith("The model makes NaN or infinity of the query")

@@ -48,15 +48,18 @@ def refusal(capsys, *arguments: object) -> str:
 
 
 @contextlib.contextmanager
-def started(output: Path, *arguments: object) -> Iterator[multiprocessing.Process]:
+def started(
+    output: Path, *arguments: object, environment: dict[str, str] | None = None
+) -> Iterator[multiprocessing.Process]:
     """A command in a process of its own, forked from one that has imported the library: that takes seconds.
 
-    What it prints goes to the file `output`.
+    What it prints goes to the file `output`; variables of `environment` are set in it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ask_lightning.cli.commands", "tests.helpers.command_line"])
     process = context.Process(
-        target=_run_in_process, args=(os.getcwd(), output, [str(argument) for argument in arguments])
+        target=_run_in_process,
+        args=(os.getcwd(), output, [str(argument) for argument in arguments], environment or {}),
     )
     process.start()
     try:
@@ -66,8 +69,9 @@ def started(output: Path, *arguments: object) -> Iterator[multiprocessing.Proces
         process.join()
 
 
-def _run_in_process(folder: str, output: Path, arguments: list[str]) -> None:
+def _run_in_process(folder: str, output: Path, arguments: list[str], environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ |= environment
     # Ctrl-C is ignored where the tests themselves run in the background of a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with output.open("w") as file:

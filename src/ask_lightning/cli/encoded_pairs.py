@@ -2,43 +2,30 @@
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ask_lightning.cli.encoded_parts import text_tensor, texts_of
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.caption_style import CaptionStyle
-from ask_lightning.data.clips import Clip
-from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
-from ask_lightning.encoding.outputs import as_encoded
-from ask_lightning.interaction import (
-    TokenEmbeddings,
-    pooled,
-    rows_of,
-    unit_embeddings,
-    with_padding,
-    without_padding,
-)
+from ask_lightning.interaction import TokenEmbeddings, with_padding
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibration, QueryBank
-from ask_lightning.metrics.grid import unit_clips
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
-from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.weights import weights_fingerprint
 
-_FORMAT = "ask-lightning pairs 3"
+_FORMAT = "ask-lightning pairs 4"
 _TENSORS = (
     *("audio", "text", "clip_ids", "clip_of"),
     *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
 )
-_TEXTS = ("names", "captions", "model", "caption_style", "sample_rate", "files")
+_TEXTS = ("names", "captions", "files")  # one for each clip or caption
+_METADATA = ("model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
 
@@ -138,7 +125,8 @@ class EncodedPairs:
         """
         check_output(path)
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        metadata = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
+        tensors |= {name: text_tensor(getattr(self, name)) for name in _TEXTS}
+        metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
             for name, values in self.calibration.tensors.items():
@@ -179,7 +167,8 @@ class EncodedPairs:
                 f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
                 f"{_REMEDY}"
             )
-        texts = {name: json.loads(metadata[name]) for name in _TEXTS}
+        texts: dict[str, Any] = {name: texts_of(tensors.pop(name)) for name in _TEXTS}
+        settings = {name: json.loads(metadata[name]) for name in _METADATA}
         calibration = None
         if "calibration" in metadata:
             biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}
@@ -189,7 +178,7 @@ class EncodedPairs:
                 raise UsageError(
                     f"{path} holds a calibration of another kind than this version makes ({error}). {_REMEDY}"
                 ) from error
-        return cls(**tensors, **texts, calibration=calibration)
+        return cls(**tensors, **texts, **settings, calibration=calibration)
 
 
 def check_output(path: Path) -> None:
@@ -206,143 +195,3 @@ def check_output(path: Path) -> None:
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UsageError(f"{path} cannot be written: {existing} is no folder, or a read-only one.")
-
-
-class _EmbeddingPredictor(pl.LightningModule):
-    """Predicts the embeddings of a model, so that the trainer handles device and precision.
-
-    Args:
-        model: The model.
-        tokens: Dtype in which frames and words are kept, or None if they are not.
-    """
-
-    def __init__(self, model: pl.LightningModule, tokens: torch.dtype | None) -> None:
-        super().__init__()
-        self.model = model
-        self.tokens = tokens
-        self._seen: set[int] = set()
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        try:
-            encoders = find_encoders(self.model)
-        except ValueError as error:
-            raise UsageError(
-                f"{type(self.model).__name__} has no methods to encode with. Add `encode_audio(batch)` and "
-                "`encode_text(batch)`."
-            ) from error
-        found: dict[str, Any] = {
-            "clip_id": integer_ids(batch["clip_id"]).cpu(),
-            "caption": list(batch["caption"]),
-        }
-        first = self._first_rows(found["clip_id"].tolist())
-        finite = []
-        for side, encoder in zip(("audio", "text"), encoders, strict=True):
-            encoded = as_encoded(call_encoder(self.model, encoder, batch), encoder_name(encoder))
-            embeddings = unit_embeddings(encoded, torch.float32).to("cpu")
-            found[side] = pooled(embeddings)
-            finite.append(pooled(embeddings).isfinite().all(dim=1))
-            if self.tokens is not None and isinstance(embeddings, TokenEmbeddings):
-                finite.append((embeddings.tokens.isfinite().all(2) | ~embeddings.valid).all(dim=1))
-                kept = embeddings if side == "text" else rows_of(embeddings, first)
-                tokens, lengths = without_padding(kept)
-                found |= {f"{side}_tokens": tokens.to(self.tokens), f"{side}_lengths": lengths}
-        return found | {"finite": torch.stack(finite).all(dim=0)}
-
-    def _first_rows(self, clip_ids: list[int]) -> Tensor:
-        """The rows of a batch whose clips no row before had."""
-        rows = []
-        for row, clip in enumerate(clip_ids):
-            if clip not in self._seen:
-                self._seen.add(clip)
-                rows.append(row)
-        return torch.tensor(rows, dtype=torch.int64)
-
-
-def encode_pairs(
-    trainer: pl.Trainer,
-    model: pl.LightningModule,
-    loader: Any,
-    checkpoint: str | None = None,
-    *,
-    tokens: torch.dtype | None = torch.float32,
-) -> EncodedPairs:
-    """Encode the pairs of a loader.
-
-    Args:
-        trainer: A trainer on one device.
-        model: A model with methods that encode audio and text, such as `encode_audio` and `encode_text`.
-        loader: Loader of the pairs, in order. If its dataset has `clips`, they give the names.
-        checkpoint: Path of a checkpoint whose weights are loaded; None for the model's present weights.
-        tokens: Dtype in which frames and words are kept, if the model has an interaction that compares them.
-            None: they are not kept.
-
-    Returns:
-        The embeddings on the CPU, with each clip once, in the order of the loader. Takes of one recording are
-        one clip, as in the metrics: its embedding is their mean direction, or, with tokens, the first take
-        stands for it.
-
-    Raises:
-        UsageError: The trainer has several devices, the model lacks the methods, or an embedding has NaN or
-            infinity.
-    """
-    if trainer.world_size > 1:
-        raise UsageError(
-            f"Embeddings are written by one device, not by {trainer.world_size}. Pass `devices=1`."
-        )
-    if checkpoint is not None:
-        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    fingerprint = weights_fingerprint(model)
-    if find_interaction(model) is None:
-        tokens = None
-    batches = trainer.predict(_EmbeddingPredictor(model, tokens), loader)
-    assert batches is not None
-    predictions: list[dict[str, Any]] = batches  # type: ignore[assignment]
-    joined: dict[str, Any] = {
-        key: torch.cat([prediction[key] for prediction in predictions])
-        for key in predictions[0]
-        if key != "caption"
-    }
-    audio, text, ids = (joined.pop(key) for key in ("audio", "text", "clip_id"))  # (P, d), (P, d), (P,)
-    broken = int((~joined.pop("finite")).sum())
-    if broken:
-        raise UsageError(
-            f"The model makes NaN or infinity of {broken} of {len(ids)} pairs, which no search could find. "
-            "Has its training diverged? Pass an earlier checkpoint as `--ckpt_path`."
-        )
-    clips, number = unit_clips(audio, ids)  # (N, d), (P,); clips in the order of their ids
-    # From there to the order of the loader.
-    first_pair: dict[int, int] = {}  # clip id → row of its first pair
-    for row, clip in enumerate(ids.tolist()):
-        first_pair.setdefault(clip, row)
-    order = number[list(first_pair.values())]  # (N,)
-    listed = _clips_by_id(getattr(loader.dataset, "clips", ()))
-    return EncodedPairs(
-        audio=audio[list(first_pair.values())] if joined else clips[order].float(),  # (N, d)
-        text=text,  # (P, d)
-        clip_ids=torch.tensor(list(first_pair)),
-        clip_of=order.argsort()[number],
-        names=[listed[clip].recording if clip in listed else str(clip) for clip in first_pair],
-        captions=[caption for prediction in predictions for caption in prediction["caption"]],
-        model={
-            "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
-            "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
-            "fingerprint": fingerprint,
-        },
-        caption_style=getattr(loader.dataset, "caption_style", "raw"),
-        sample_rate=getattr(getattr(loader.dataset, "audio", None), "sample_rate", None),
-        files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
-        **joined,
-    )
-
-
-def _clips_by_id(clips: Iterable[Clip]) -> dict[int, Clip]:
-    """The first clip of each recording, by the integer ids that batches hold."""
-    first: dict[str, Clip] = {}
-    for clip in clips:
-        first.setdefault(clip.recording, clip)
-    return dict(zip(integer_ids(list(first)).tolist(), first.values(), strict=True)) if first else {}
-
-
-def _file_name(clip: Clip) -> str:
-    """The name of a clip's audio file as its dataset writes it."""
-    return clip.path or clip.name

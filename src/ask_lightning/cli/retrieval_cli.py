@@ -8,7 +8,7 @@ import logging
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,10 @@ from ask_lightning.cli.ask_section import (
     check_ask,
     check_knowledge_flags,
 )
-from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output, encode_pairs
+from ask_lightning.cli.encode_split import SplitEncoder, encode_split
+from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 from ask_lightning.encoding.encoders import find_interaction
@@ -41,6 +43,7 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.text_tables import print_table
 
 # Lines of Lightning that tell the user of a command nothing.
@@ -187,8 +190,12 @@ class RetrievalTrainer(pl.Trainer):
         ckpt_path: str | None = None,
         calibrate: bool = False,
         tokens: Literal["float32", "float16", "none"] = "float32",
-    ) -> EncodedPairs:
-        """Encode a split of the data into a file that `ask-lightning search` reads.
+    ) -> EncodedPairs | None:
+        """Encode a split of the data into a file that `ask-lightning search` reads; collective.
+
+        Several processes divide the batches, and the first one writes the file. Until it is written, parts
+        of it are in the folder `{output}.parts`. Where parts of the same model, data and options are left by
+        a run that did not end, the others alone are encoded.
 
         Args:
             model: With methods that encode audio and text, such as `encode_audio` and `encode_text`.
@@ -204,11 +211,12 @@ class RetrievalTrainer(pl.Trainer):
                 sorts what it finds; `"none"`: they are left out. Other models have none.
 
         Returns:
-            The embeddings that were written.
+            The embeddings that were written; None in other processes than the first.
 
         Raises:
-            UsageError: The file cannot be written, the trainer has several devices, or what a model with an
-                interaction finds shall be calibrated.
+            UsageError: The file cannot be written, another process is writing it, the trainer has several
+                devices under another strategy than DDP, an embedding has NaN or infinity, or what a model
+                with an interaction finds shall be calibrated.
         """
         check_choice("tokens", tokens, ("float32", "float16", "none"))
         if calibrate and find_interaction(model) is not None:
@@ -221,20 +229,64 @@ class RetrievalTrainer(pl.Trainer):
         wanted = dict.fromkeys([split, "train", "val"] if calibrate else [split])
         # All loaders are made before the work, should a split not exist.
         loaders = {name: datamodule.ordered_dataloader(name) for name in wanted}
+        if ckpt_path is not None:
+            weights = torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
+            model.load_state_dict(weights)
         dtype = None if tokens == "none" else getattr(torch, tokens)
-        pairs = encode_pairs(self, model, loaders[split], ckpt_path, tokens=dtype)
-        if calibrate:  # with the weights that are loaded by now
-            encoded = {name: encode_pairs(self, model, loaders[name]) for name in wanted if name != split}
-            encoded[split] = pairs
-            report = pairs.calibrate(training=encoded["train"], validation=encoded["val"])
-        if ckpt_path is None and self.model_section is not None:
-            with contextlib.suppress(TypeError):  # arguments that no file can hold
-                pairs.model["init_args"] = json_module.dumps(self.model_section["init_args"])
-        pairs.save(path)
-        print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
-        if calibrate:
-            print(report)
+        parts = path.with_name(f"{path.name}.parts")
+        encoders: dict[str, SplitEncoder] = {}
+        with locked_run(parts, "--output"), _hint_at_parts(parts):
+            for name, loader in loaders.items():
+                # Frames and words are of the split alone: what calibrates it has none.
+                encoders[name] = encode_split(
+                    self, model, loader, parts / name, checkpoint=ckpt_path, tokens=dtype
+                )
+            return self._write(encoders, split, path, calibrate)
+
+    def _write(
+        self, encoders: Mapping[str, SplitEncoder], split: str, path: Path, calibrate: bool
+    ) -> EncodedPairs | None:
+        """Join the parts of a split, and those that calibrate it, and write the file; collective."""
+        pairs = None
+        try:
+            with Ranks.current().all_or_none("writing the embeddings"):
+                if self.is_global_zero:
+                    encoded = {name: encoder.join() for name, encoder in encoders.items()}
+                    pairs, report = encoded[split], None
+                    if pairs.model["checkpoint"] is None and self.model_section is not None:
+                        with contextlib.suppress(TypeError):  # arguments that no file can hold
+                            pairs.model["init_args"] = json_module.dumps(self.model_section["init_args"])
+                    if calibrate:
+                        report = pairs.calibrate(training=encoded["train"], validation=encoded["val"])
+                    pairs.save(path)
+                    for encoder in encoders.values():
+                        encoder.parts.remove()
+                    print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")
+                    if report is not None:
+                        print(report)
+        except RuntimeError as error:
+            if self.is_global_zero:
+                raise
+            raise UsageError(str(error)) from error  # which the first process tells at length
         return pairs
+
+
+@contextlib.contextmanager
+def _hint_at_parts(folder: Path) -> Iterator[None]:
+    """Say, if the work does not end, that the same command goes on from the parts that are written.
+
+    Args:
+        folder: Folder in which each split has a folder of parts.
+    """
+    try:
+        yield
+    except BaseException:
+        count = sum(1 for _ in folder.glob("*/part-*"))
+        if count and is_first_process():
+            print(
+                f"{count} parts are kept in {folder}: the same command goes on from there.", file=sys.stderr
+            )
+        raise
 
 
 class SavePortableConfig(SaveConfigCallback):

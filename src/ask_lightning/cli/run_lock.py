@@ -16,7 +16,7 @@ def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
 
     Args:
         folder: Folder of the run, made if it does not exist.
-        flag: The flag that another folder is passed by.
+        flag: The flag that another folder or file is passed by.
 
     Raises:
         UsageError: Another process holds the lock, or the folder cannot be written to.
@@ -39,7 +39,7 @@ def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
         except Timeout as error:
             raise UsageError(
                 f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
-                f"folder as `{flag} FOLDER`."
+                f"path as `{flag}`."
             ) from error
     try:
         yield
