@@ -48,7 +48,7 @@ class TokenBars(Artifact):
             What it shows.
         """
         rows = [row for row in TABLE4.rows(study.task) if row.entry is not None]
-        figure = new_figure(10, 3.8)
+        figure = new_figure(12, 4.6)
         for axis, direction in zip(figure.subplots(1, 2), DIRECTIONS, strict=True):
             for place, row in enumerate(rows):
                 assert row.entry is not None
@@ -58,8 +58,8 @@ class TokenBars(Artifact):
                 axis.scatter([place] * len(recalls), recalls, s=14, color=color)
                 if row.published is not None:
                     axis.scatter(place, row.published.recalls[f"{direction}/recall_at_1"], **_PAPER)
-            labels = [row.label.replace(", ", ",\n").replace(": ", ":\n") for row in rows]
-            axis.set_xticks(range(len(rows)), labels, fontsize=6)
+            labels = [row.label.replace(", knowledge: ", "\n") for row in rows]
+            axis.set_xticks(range(len(rows)), labels, fontsize=7, rotation=30, ha="right")
             axis.scatter([], [], label="paper, other data and models", **_PAPER)
             axis.set(title=direction.upper(), ylabel="R@1, %")
             axis.legend(fontsize=8)
