@@ -36,6 +36,7 @@ from ask_lightning.cli.encode_split import SplitEncoder, encode_split
 from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.run_lock import is_first_process, locked_run
+from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 from ask_lightning.encoding.encoders import find_interaction
@@ -235,7 +236,9 @@ class RetrievalTrainer(pl.Trainer):
         dtype = None if tokens == "none" else getattr(torch, tokens)
         parts = path.with_name(f"{path.name}.parts")
         encoders: dict[str, SplitEncoder] = {}
-        with locked_run(parts, "--output"), _hint_at_parts(parts):
+        # Other datasets than this library's do not say what their items are, so that no part is used again.
+        goes_on = all(isinstance(loader.dataset, ClipDataset) for loader in loaders.values())
+        with locked_run(parts, "--output"), _hint_at_parts(parts) if goes_on else contextlib.nullcontext():
             for name, loader in loaders.items():
                 # Frames and words are of the split alone: what calibrates it has none.
                 encoders[name] = encode_split(

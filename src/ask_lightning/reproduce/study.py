@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Method, compare, describe_run
 from ask_lightning.reproduce.methods import LossVariant, loss_methods
 from ask_lightning.reproduce.run_table import Run, RunTable
@@ -48,6 +49,11 @@ class Trained:
     method: Method
     runs: tuple[Run, ...]
     tuning: tuple[Run, ...]
+
+    @property
+    def test_recalls(self) -> list[float]:
+        """The mean of the six recalls on the test part in percent, seed by seed."""
+        return [100 * mean_recall(run.metrics.test) for run in self.runs]
 
 
 class Study:

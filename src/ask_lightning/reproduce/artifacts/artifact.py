@@ -52,7 +52,6 @@ class Artifact(ABC):
             task: A task without an obstacle.
         """
 
-    @abstractmethod
     def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
         """Write its files.
 
@@ -62,8 +61,15 @@ class Artifact(ABC):
             folder: Folder of the files.
 
         Returns:
-            What it has to say, in Markdown.
+            What it has to say, in Markdown, which is in `{name}.md` too.
         """
+        text = self._make(study, trained, folder)
+        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
+        return text
+
+    @abstractmethod
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write figures, tables in LaTeX and runs; the text is what `write` returns."""
 
 
 def write_table(folder: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 from ask_lightning.callbacks import InfluenceMonitor
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.losses import ReliabilityOTLoss
-from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.artifacts.artifact import Artifact, write_figure, write_table, write_text
+from ask_lightning.reproduce.artifacts.artifact import Artifact, write_figure, write_table
 from ask_lightning.reproduce.artifacts.corrupted import CorruptedPairs
 from ask_lightning.reproduce.artifacts.entries import ASK, NT_XENT, ask
 from ask_lightning.reproduce.artifacts.plots import BASELINE_COLOR, COLORS, draw_mean_curve, new_figure
@@ -66,17 +65,8 @@ class LocalityExperiment(Artifact):
         """
         return list(LOCALITY.values())
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the picture and its table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the picture and its table."""
         figure = new_figure(9, 3.6)
         influence, recall = figure.subplots(1, 2)
         rows: list[list[Cell]] = []
@@ -87,7 +77,7 @@ class LocalityExperiment(Artifact):
             draw_mean_curve(influence, curves, color=color, label=label)
             _draw_validation(recall, runs, color, label)
             mean = statistics.fmean(statistics.fmean(values) for _, values in curves)
-            rows.append([label, f"{mean:.2e}", mean_and_deviation(_test_recalls(trained[entry.name]))])
+            rows.append([label, f"{mean:.2e}", mean_and_deviation(trained[entry.name].test_recalls)])
         influence.set(title="influence of pairs outside the batch (OBI)", xlabel="epoch")
         _finish_validation(recall)
         influence.grid(alpha=0.3)
@@ -97,7 +87,8 @@ class LocalityExperiment(Artifact):
             "\n\nOBI (Eq. 2) is the mean norm of the loss's gradient with respect to stored pairs. A loss "
             "that sees its batch alone has none."
         )
-        return _finish(self, folder, figure, text)
+        write_figure(folder, self.name, figure)
+        return text
 
 
 class DriftExperiment(Artifact):
@@ -114,17 +105,8 @@ class DriftExperiment(Artifact):
         """
         return list(entries_by_period(task).values())
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the picture and its table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the picture and its table."""
         figure = new_figure(13, 3.6)
         audio, text, recall = figure.subplots(1, 3)
         rows: list[list[Cell]] = []
@@ -138,7 +120,7 @@ class DriftExperiment(Artifact):
                 means = [statistics.fmean(values) for _, values in curves]
                 cells.append(f"{statistics.fmean(means):.2e}")
             _draw_validation(recall, runs, color, label)
-            rows.append([label, *cells, mean_and_deviation(_test_recalls(trained[entry.name]))])
+            rows.append([label, *cells, mean_and_deviation(trained[entry.name].test_recalls)])
         for axis, side in ((audio, "audio"), (text, "text")):
             axis.set(title=f"drift of the {side} encoder (RDM)", xlabel="epoch", ylabel="nats")
             axis.grid(alpha=0.3)
@@ -146,7 +128,8 @@ class DriftExperiment(Artifact):
         _finish_validation(recall)
         columns = ["ASK with", "RDM of audio, mean", "RDM of text, mean", "test mean recall"]
         note = "RDM (Eq. 4) of stored against fresh embeddings of the same pairs, after each epoch."
-        return _finish(self, folder, figure, f"{write_table(folder, self.name, columns, rows)}\n\n{note}")
+        write_figure(folder, self.name, figure)
+        return f"{write_table(folder, self.name, columns, rows)}\n\n{note}"
 
 
 class NoiseExperiment(Artifact):
@@ -163,23 +146,14 @@ class NoiseExperiment(Artifact):
         """
         return [entry for by_share in _by_share(task).values() for entry in by_share]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the picture and its table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the picture and its table."""
         figure = new_figure(9, 3.6)
         recall, factor = figure.subplots(1, 2)
         rows: list[list[Cell]] = []
         for number, (label, by_share) in enumerate(_by_share(study.task).items()):
             found = [trained[entry.name] for entry in by_share]
-            recalls = [_test_recalls(one) for one in found]
+            recalls = [one.test_recalls for one in found]
             for share, seeds in zip(_SHARES, recalls, strict=True):
                 recall.scatter([share] * len(seeds), seeds, s=14, color=COLORS[number], alpha=0.4)
             means = [statistics.fmean(seeds) for seeds in recalls]
@@ -198,7 +172,8 @@ class NoiseExperiment(Artifact):
             axis.legend(fontsize=8)
         columns = ["wrong pairs", "loss", "test mean recall", "factor"]
         note = "A wrong pair of the knowledge has the text of another pair. Training pairs stay right."
-        return _finish(self, folder, figure, f"{write_table(folder, self.name, columns, rows)}\n\n{note}")
+        write_figure(folder, self.name, figure)
+        return f"{write_table(folder, self.name, columns, rows)}\n\n{note}"
 
 
 def _by_share(task: Task) -> dict[str, list[Entry]]:
@@ -228,10 +203,6 @@ def _corrupted(make_data: Callable[[int], RetrievalDataModule], share: float) ->
     return CorruptedPairs(data.datasets["train"], share)
 
 
-def _test_recalls(trained: Trained) -> list[float]:
-    return [100 * mean_recall(run.metrics.test) for run in trained.runs]
-
-
 def _mean_of(runs: Sequence[Run], names: Sequence[str]) -> float:
     """The mean of logged values over epochs and runs."""
     values = [read_column(run.folder / "metrics.csv", name)[1] for run in runs for name in names]
@@ -250,10 +221,3 @@ def _finish_validation(axis: Any) -> None:
     axis.set(title="validation: mean recall", xlabel="epoch", ylabel="%")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-
-
-def _finish(artifact: Artifact, folder: Path, figure: Any, text: str) -> str:
-    write_figure(folder, artifact.name, figure)
-    heading = artifact.title[0].upper() + artifact.title[1:]
-    write_text(folder / f"{artifact.name}.md", f"# {heading}\n\n{text}\n")
-    return text

@@ -25,7 +25,7 @@ from ask_lightning.callbacks.schedule import is_due_after_epoch
 from ask_lightning.encoding.probe import encode_probe, select_probe
 from ask_lightning.functional import representation_drift
 from ask_lightning.losses import NTXentLoss, ReliabilityOTLoss
-from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_figure, write_table, write_text
+from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_figure, write_table
 from ask_lightning.reproduce.artifacts.entries import ASK, NT_XENT
 from ask_lightning.reproduce.artifacts.plots import BASELINE_COLOR, COLORS, new_figure
 from ask_lightning.reproduce.methods import LossVariant
@@ -106,17 +106,8 @@ class DriftFigure(Artifact):
         """
         return [OBSERVED, OBSERVED_NT_XENT]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the figure, and the drift from the first epoch on as a table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the figure, and the drift from the first epoch on as a table."""
         figure = new_figure(13, 7.5)
         axes = figure.subplots(2, 3)
         drifts: dict[str, dict[str, list[float]]] = {}
@@ -148,7 +139,6 @@ class DriftFigure(Artifact):
             f"\n\n{_NUM_CLIPS} validation clips at most, first seed, in nats against what they were after "
             "the first epoch (Eq. 4)."
         )
-        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
         return text
 
 
@@ -174,22 +164,11 @@ class QueryTables(Artifact):
         """
         return [OBSERVED]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the table."""
         queries = _last_queries(trained[OBSERVED.name].runs[0].folder)
         make = self._retrieved if self.name == "table3" else self._reliability
-        text = make(queries, folder)
-        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
-        return text
+        return make(queries, folder)
 
     def _retrieved(self, queries: Sequence[Mapping[str, str]], folder: Path) -> str:
         columns = ["query", "direction", "retrieved by audio", "retrieved by text"]

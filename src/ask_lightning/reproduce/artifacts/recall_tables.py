@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ask_lightning.metrics.table import DIRECTIONS, RECALLS, heading, mean_recall
-from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_runs, write_table, write_text
+from ask_lightning.metrics.table import DIRECTIONS, RECALLS, heading
+from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_runs, write_table
 from ask_lightning.reproduce.published import PublishedRow
 from ask_lightning.reproduce.run_table import settings_label
 from ask_lightning.reproduce.statistics import paired_difference
@@ -76,17 +75,8 @@ class RecallTable(Artifact):
         """
         return [row.entry for row in self.rows(task) if row.entry is not None]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the table as Markdown and LaTeX, and the runs as CSV.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The tables in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the table as Markdown and LaTeX, and the runs as CSV."""
         rows = self.rows(study.task)
         own = {row.label: trained[row.entry.name] for row in rows if row.entry is not None}
         write_runs(folder, self.name, [run for one in own.values() for run in one.runs])
@@ -117,9 +107,7 @@ class RecallTable(Artifact):
         for reference in self.references:
             if reference in own and len(own) > 1:
                 parts.append(_differences(own, reference, folder, self.name))
-        text = "\n\n".join(parts)
-        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
-        return text
+        return "\n\n".join(parts)
 
 
 def _own_cells(trained: Trained | None) -> list[Cell]:
@@ -127,8 +115,7 @@ def _own_cells(trained: Trained | None) -> list[Cell]:
         return ["", *["–"] * (len(RECALLS) + 1)]
     tests = [run.metrics.test for run in trained.runs]
     cells = [mean_and_deviation([100 * metrics[name] for metrics in tests]) for name in RECALLS]
-    average = mean_and_deviation([100 * mean_recall(metrics) for metrics in tests])
-    return [settings_label(trained.runs[0].settings), *cells, average]
+    return [settings_label(trained.runs[0].settings), *cells, mean_and_deviation(trained.test_recalls)]
 
 
 def _published_cells(row: PublishedRow | None) -> list[Cell]:
@@ -142,21 +129,11 @@ def _published_cells(row: PublishedRow | None) -> list[Cell]:
 
 def _differences(own: Mapping[str, Trained], reference: str, folder: Path, name: str) -> str:
     """The paired differences to a line, also as LaTeX."""
-    base = [100 * mean_recall(run.metrics.test) for run in own[reference].runs]
+    base = own[reference].test_recalls
     rows: list[list[Cell]] = []
     for label, trained in own.items():
         if label != reference:
-            values = [100 * mean_recall(run.metrics.test) for run in trained.runs]
-            rows.append([label, *difference_cells(paired_difference(values, base))])
+            rows.append([label, *difference_cells(paired_difference(trained.test_recalls, base))])
     columns = ["method", f"mean, minus {reference}", "95 % interval", "p"]
     slug = "".join(character for character in reference if character.isalnum())
     return write_table(folder, f"{name}-minus-{slug}", columns, rows)
-
-
-def mean_test_recall(trained: Trained) -> float:
-    """The mean recall on the test part in percent, averaged over seeds.
-
-    Args:
-        trained: The runs of an entry.
-    """
-    return statistics.fmean(100 * mean_recall(run.metrics.test) for run in trained.runs)

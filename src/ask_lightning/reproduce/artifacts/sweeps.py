@@ -13,7 +13,6 @@ from ask_lightning.reproduce.artifacts.artifact import (
     write_figure,
     write_runs,
     write_table,
-    write_text,
 )
 from ask_lightning.reproduce.artifacts.entries import ASK, NT_XENT, ask
 from ask_lightning.reproduce.artifacts.paper_tables import STATIC
@@ -46,17 +45,8 @@ class RefreshSweep(Artifact):
         """
         return [NT_XENT, *entries_by_period(task).values()]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the figure, its table and the runs.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the figure, its table and the runs."""
         by_period = {period: trained[entry.name] for period, entry in entries_by_period(study.task).items()}
         figure = new_figure(9, 3.6)
         draw_sweep(
@@ -97,17 +87,8 @@ class OptionSweep(Artifact):
         """
         return [*_by_num_neighbors().values(), *_by_ratio().values()]
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the figure, its table and the runs.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the figure, its table and the runs."""
         figure = new_figure(9, 6.8)
         axes = figure.subplots(2, 2)
         rows: list[list[Cell]] = []
@@ -176,10 +157,8 @@ def _finish(
     note: str,
     shown: Sequence[Trained],
 ) -> str:
-    """Write the files of a sweep."""
+    """Write the files of a sweep; the text is its table."""
     write_figure(folder, artifact.name, figure)
     write_runs(folder, artifact.name, [run for trained in shown for run in trained.runs])
     columns = ["ASK with", *(f"{direction.upper()} R@1" for direction in DIRECTIONS)]
-    text = f"{write_table(folder, artifact.name, columns, rows)}\n\n{note}"
-    write_text(folder / f"{artifact.name}.md", f"# {artifact.label}: {artifact.title}\n\n{text}\n")
-    return text
+    return f"{write_table(folder, artifact.name, columns, rows)}\n\n{note}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ask_lightning.metrics.table import DIRECTIONS
-from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_figure, write_runs, write_text
+from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_figure, write_runs
 from ask_lightning.reproduce.artifacts.paper_tables import TABLE4
 from ask_lightning.reproduce.artifacts.plots import BASELINE_COLOR, COLORS, new_figure, recall_at_1
 from ask_lightning.reproduce.study import Entry, Study, Trained
@@ -36,17 +36,8 @@ class TokenBars(Artifact):
         """
         return TABLE4.entries(task)
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Write the figure and the runs.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            What it shows.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Write the figure and the runs."""
         rows = [row for row in TABLE4.rows(study.task) if row.entry is not None]
         figure = new_figure(12, 4.6)
         for axis, direction in zip(figure.subplots(1, 2), DIRECTIONS, strict=True):
@@ -66,9 +57,7 @@ class TokenBars(Artifact):
             axis.grid(axis="y", alpha=0.3)
         write_figure(folder, self.name, figure)
         write_runs(folder, self.name, [run for row in rows for run in trained[_name(row.entry)].runs])
-        text = f"R@1 of Table 4: bars are means over seeds, dots are seeds, crosses are those of {SOURCE}."
-        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
-        return text
+        return f"R@1 of Table 4: bars are means over seeds, dots are seeds, crosses are those of {SOURCE}."
 
 
 _PAPER = {"marker": "x", "s": 30, "color": "black"}

@@ -50,17 +50,8 @@ class TransferFigure(Artifact):
         """
         return _ENTRIES
 
-    def write(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
-        """Test the kept epochs on the other domains; write the figure and its table.
-
-        Args:
-            study: The study whose runs it shows.
-            trained: Its entries after training, by name.
-            folder: Folder of the files.
-
-        Returns:
-            The table in Markdown.
-        """
+    def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
+        """Test the kept epochs on the other domains; write the figure and its table."""
         domains = study.task.transfer
         figure = new_figure(5.2 * len(domains), 3.8)
         rows: list[list[Cell]] = []
@@ -89,9 +80,7 @@ class TransferFigure(Artifact):
         columns = ["tested on", "method", *(f"{direction.upper()} R@1" for direction in DIRECTIONS)]
         columns += ["mean", "minus NT-Xent", "95 % interval", "p"]
         note = f"In {SOURCE}, A2T R@1 gains 1.3 at best from AudioCaps to Clotho, and 2.6 on the way back."
-        text = f"{write_table(folder, self.name, columns, rows)}\n\n{note}"
-        write_text(folder / f"{self.name}.md", f"# {self.label}: {self.title}\n\n{text}\n")
-        return text
+        return f"{write_table(folder, self.name, columns, rows)}\n\n{note}"
 
 
 def _recalls(study: Study, trained: Trained, domain: str, folder: Path) -> list[dict[str, float]]:
