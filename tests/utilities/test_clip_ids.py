@@ -33,10 +33,15 @@ class TestIdentifiers:
         assert len(integer_ids([f"clip {i}" for i in range(20_000)]).unique()) == 20_000
         assert len(integer_ids(["1", "01", "1.0", " 1", ""]).unique()) == 5
 
-    @pytest.mark.parametrize("item", [b"a", 1.0, None, [1]], ids=repr)
+    @pytest.mark.parametrize("item", [b"a", 1.0, None, [1], True], ids=repr)
     def test_what_is_no_id_says_how_to_make_one(self, item):
         with pytest.raises(ValueError, match=r"integers or strings but got .*Pass `str\(id\)`"):
             integer_ids([item])
+
+    @pytest.mark.parametrize("ids", [{1, 2}, {"a": 1}, "ab", b"ab"], ids=repr)
+    def test_what_has_no_rows(self, ids):
+        with pytest.raises(ValueError, match=r"`ids` has to be a sequence of ids"):
+            integer_ids(ids)
 
     def test_names_of_files_that_are_no_unicode(self):
         one, other = (name.decode(errors="surrogateescape") for name in (b"a\xff.wav", b"a\xfe.wav"))
