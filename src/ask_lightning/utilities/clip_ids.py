@@ -59,8 +59,6 @@ def _integer_id(item: int | str, name: str) -> int:
         encoded = item.encode(errors="surrogatepass")
         return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "big", signed=True)
     try:
-        if isinstance(item, bool):  # which the numbers 0 and 1 would be
-            raise TypeError
         number = index(item)  # any integer type, NumPy's among them
     except TypeError:
         raise ValueError(
