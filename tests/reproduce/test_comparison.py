@@ -14,8 +14,17 @@ from ask_lightning import ASKModule
 from ask_lightning.data import DatasetsDataModule
 from ask_lightning.interaction import FrameWiseInteraction, TokenEmbeddings
 from ask_lightning.losses import NTXentLoss
+from ask_lightning.metrics.functional import check_finite
 from ask_lightning.metrics.table import RECALLS, mean_recall
-from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison, train_and_evaluate
+from ask_lightning.reproduce import (
+    Method,
+    Metrics,
+    Protocol,
+    compare,
+    comparison,
+    train_and_evaluate,
+    tuning_markdown,
+)
 
 
 def scores(value: float) -> dict[str, float]:
@@ -44,6 +53,8 @@ def calls(monkeypatch):
         made.append((built["name"], built["temperature"], seed))
         if len(made) == train_and_evaluate.fails_at:
             raise ValueError("the loss is NaN")
+        if made[-1] in train_and_evaluate.diverge:
+            check_finite("audio", torch.tensor([[torch.nan]]))
         validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
         calibrated = scores(built["temperature"]) if train_and_evaluate.calibration_differs else validation
         if built["name"] == "T":
@@ -51,6 +62,7 @@ def calls(monkeypatch):
         return Metrics(validation, scores(built["temperature"]), calibrated, scores(0.5))
 
     train_and_evaluate.fails_at = None
+    train_and_evaluate.diverge = set()
     train_and_evaluate.calibration_differs = False
     monkeypatch.setattr(comparison, "train_and_evaluate", train_and_evaluate)
     train_and_evaluate.made = made
@@ -113,6 +125,41 @@ def test_a_failed_run_is_named_and_the_finished_ones_are_kept(calls, tmp_path):
     del calls.made[:]
     compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
     assert calls.made == [("B", 0.05, 0), ("B", 0.1, 0)]
+
+
+def test_a_candidate_that_diverges_has_been_tried_and_is_not_chosen(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 7)}
+    lines = []
+    compared = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8], log=lines.append)
+    assert [run.settings["temperature"] for run in compared.raw] == [0.1, 0.1, 0.2, 0.2]
+    assert [(run.method, run.settings["temperature"]) for run in compared.failed] == [("A", 0.05)]
+    assert len(compared.tuning) == 5
+    assert lines[0].startswith(
+        "[1/6] A, temperature=0.05, seed 7: diverged, so it is not chosen. Argument `audio` has to be finite"
+    )
+    assert "| A | temperature=0.05 | diverged | diverged |" in tuning_markdown(compared)
+    assert lines[-1].startswith("[8/8] ")
+
+    del calls.made[:]
+    again = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+    assert (again, calls.made) == (compared, [])
+    with pytest.raises(ValueError, match=r"no candidates any more .temperature=0\.05\)"):
+        compare(methods(0.1, 0.2), PROTOCOL, tmp_path, seeds=[7], log=len)
+
+
+def test_a_method_without_a_candidate_that_is_left_is_named(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 7), ("A", 0.1, 7)}
+    message = r"All candidates of A diverged.* temperature=0\.05: Argument .*; temperature=0\.1: Argument"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+        assert calls.made == [(name, value, 7) for name in "AB" for value in (0.05, 0.1)]
+
+
+def test_a_seed_that_diverges_is_not_left_out_of_a_mean(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 8)}
+    with pytest.raises(RuntimeError, match=r"The run of A with temperature=0\.05, seed 8, failed: Argument"):
+        compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
 
 
 def test_another_protocol_needs_another_folder(calls, tmp_path):
