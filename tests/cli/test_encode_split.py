@@ -101,7 +101,9 @@ def test_a_stopped_run_goes_on_with_the_parts_that_are_missing(by, code, monkeyp
             process.join(120)
             assert process.exitcode == code
     said = Path("said.txt").read_text()
-    assert (f"{kept} parts are kept in a.safetensors.parts: the same command goes on" in said) == (by != "SIGKILL")
+    assert (f"{kept} parts are kept in a.safetensors.parts: the same command goes on" in said) == (
+        by != "SIGKILL"
+    )
     assert not Path("a.safetensors").exists()
     ask_lightning(*given("a.safetensors"))
     assert Stopping.count == NUM_BATCHES - kept

@@ -1,8 +1,12 @@
 """The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
 import json
+import multiprocessing
+import os
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -314,6 +318,41 @@ def test_options_of_the_trainer_are_those_of_the_protocol(tmp_path):
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_are_the_same(tmp_path):
     assert real(tmp_path / "one", 2) == real(tmp_path / "two", 2, jobs=2)
+
+
+def wait_as_a_worker(folder):
+    comparison._start_worker(1)
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(100)
+
+
+def start_a_worker(folder):
+    worker = multiprocessing.get_context("fork").Process(target=wait_as_a_worker, args=(folder,))
+    worker.start()
+    worker.join()
+
+
+def test_a_worker_ends_with_the_comparison_that_was_killed(tmp_path):
+    """It would write to the folders of a comparison that is continued."""
+    parent = multiprocessing.get_context("fork").Process(target=start_a_worker, args=(tmp_path,))
+    parent.start()
+    deadline = time.monotonic() + 60
+    while not (found := list(tmp_path.glob("*.pid"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (worker,) = (int(path.stem) for path in found)
+    assert is_running(worker)
+    parent.kill()
+    parent.join()
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid):
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 class FramesAndWords(Heads):

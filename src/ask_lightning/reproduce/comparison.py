@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -370,8 +372,20 @@ def _train_all(
 
 
 def _start_worker(threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     silence_lightning()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that has started this one, and end.
+
+    If it was killed, this one would go on, and write to the folders of a comparison that is continued.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run | FailedRun:
