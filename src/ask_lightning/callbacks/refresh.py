@@ -80,13 +80,11 @@ class _Renewal:
 
     Attributes:
         base: The new base.
-        loader: The loader of its source.
         rows: The rows that were encoded; `None` for all.
         has_same_rows: Whether they are those of the old base.
     """
 
     base: KnowledgeBase
-    loader: Iterable[Any]
     rows: torch.Tensor | None
     has_same_rows: bool
 
@@ -518,12 +516,14 @@ class KnowledgeRefreshCallback(Callback):
         """
         started = time.perf_counter()
         old, ranks = self.target.loss.knowledge, Ranks.current()
+        with ranks.all_or_none("opening the knowledge source"):
+            loader = self.loader(trainer)
         renewal = None
         if self.mode != "full" and old is not None:
-            renewal = self._encode_some(trainer, pl_module, old, ranks)
+            renewal = self._encode_some(trainer, pl_module, loader, old, ranks)
         if renewal is None:
-            renewal = self._encode_all(trainer, pl_module, old, ranks)
-        base, loader, epoch = renewal.base, renewal.loader, trainer.current_epoch
+            renewal = self._encode_all(trainer, pl_module, loader, old, ranks)
+        base, epoch = renewal.base, trainer.current_epoch
         self.target.loss.check_knowledge(base)
         self.target.loss.knowledge = base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
@@ -551,13 +551,16 @@ class KnowledgeRefreshCallback(Callback):
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def _encode_all(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, old: KnowledgeBase | None, ranks: Ranks
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        old: KnowledgeBase | None,
+        ranks: Ranks,
     ) -> _Renewal:
         """A base of all rows of the source by the current encoders."""
-        num_neighbors = self._num_neighbors
+        num_neighbors, loaders = self._num_neighbors, [loader]
         with ranks.all_or_none("opening the knowledge source"):
-            loader = self.loader(trainer)
-            loaders = [loader]
             if self._needs_training_clips:
                 loaders.append(self._reader.open(trainer, num_neighbors, training_data=True))
             if (self.momentum or self.mode != "full") and not has_index(loader):
@@ -586,7 +589,7 @@ class KnowledgeRefreshCallback(Callback):
         has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
         if has_same_rows and old is not None:
             has_same_rows = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
-        return _Renewal(base, loader, None, has_same_rows)
+        return _Renewal(base, None, has_same_rows)
 
     def _check_rows(self, encoded: Encoded) -> None:
         """Refuses a source whose rows the options cannot find again."""
@@ -604,18 +607,21 @@ class KnowledgeRefreshCallback(Callback):
             )
 
     def _encode_some(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, old: KnowledgeBase, ranks: Ranks
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        old: KnowledgeBase,
+        ranks: Ranks,
     ) -> _Renewal | None:
         """A base of which the current encoders made some rows; `None` if all have to be encoded."""
-        with ranks.all_or_none("opening the knowledge source"):
-            loader = self.loader(trainer)
         num_items, rows_per_item = items_of(old, loader, self.max_items(trainer))
         if not rows_per_item or not self._is_of_same_source(loader):
             return self._changed(old)
         assert isinstance(self.T, int)
         items = rolling_items(num_items, self.T, trainer.current_epoch, self.seed)
         if len(items) == 0:  # fewer items than T
-            return _Renewal(old, loader, items, True)
+            return _Renewal(old, items, True)
         encoded = encode_items(
             trainer,
             pl_module,
@@ -629,16 +635,14 @@ class KnowledgeRefreshCallback(Callback):
         )
         if encoded is None:
             return self._changed(old)
-        return self._renew_rows(old, loader, encoded, ranks)
+        return self._renew_rows(old, encoded, ranks)
 
-    def _renew_rows(
-        self, old: KnowledgeBase, loader: Iterable[Any], encoded: EncodedRows, ranks: Ranks
-    ) -> _Renewal:
+    def _renew_rows(self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks) -> _Renewal:
         """A base with some rows replaced, and prototypes of all of them."""
         audio, text, shard = local_rows(old, ranks)
         overwrite(audio, text, shard, encoded)
         base = self._build(audio, text, shard.select(old.ids), shard, None)
-        return _Renewal(base, loader, encoded.rows, True)
+        return _Renewal(base, encoded.rows, True)
 
     @staticmethod
     def _changed(old: KnowledgeBase) -> None:
