@@ -18,9 +18,14 @@ from ask_lightning.encoding.encode import Embed, encode_source
 from ask_lightning.encoding.source_loader import num_items, source_loader
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.base import KnowledgeBase, check_embeddings
+from ask_lightning.knowledge.mapping import RowMap, choose_held_out, fit_row_map
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
+
+
+# With fewer items the held-out part has too few neighbours to compare maps by.
+_LEAST_SAMPLE = 100
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,26 @@ def rolling_items(num_items: int, period: int, epoch: int, seed: int) -> Tensor:
     """
     order = torch.randperm(num_items, generator=torch.Generator().manual_seed(seed))
     return order[epoch % period :: period].sort().values
+
+
+def sample_items(num_items: int, share: float, epoch: int, seed: int) -> Tensor:
+    """The items that a mapped refresh encodes in an epoch, another sample in each.
+
+    Args:
+        num_items: I, the number of items of the source.
+        share: Share of the items, in (0, 1].
+        epoch: Present epoch.
+        seed: Seed of the samples.
+
+    Returns:
+        Item numbers, ascending, int64; at least a hundred, without which maps cannot be judged, or all.
+
+    Examples:
+        >>> [len(sample_items(count, 0.1, epoch=3, seed=0)) for count in (50, 500, 5000)]
+        [50, 100, 500]
+    """
+    order = torch.randperm(num_items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[: max(_LEAST_SAMPLE, round(share * num_items))].sort().values
 
 
 def items_of(base: KnowledgeBase, loader: Iterable[Any], max_items: int | None) -> tuple[int, int]:
@@ -129,6 +154,61 @@ def encode_items(
     check_embeddings(encoded.audio, encoded.text, shard)
     audio, text = (shard.gather(unit_length(side).to(base.device)) for side in (encoded.audio, encoded.text))
     return EncodedRows(rows, audio, text)
+
+
+@dataclass(frozen=True)
+class PairMaps:
+    """Maps of both modalities from the old rows to where the encoders have moved.
+
+    Attributes:
+        audio: The map of the audio rows.
+        text: The map of the text rows.
+    """
+
+    audio: RowMap
+    text: RowMap
+
+    @property
+    def are_useful(self) -> bool:
+        """Whether both modalities follow their encoders; otherwise all rows have to be encoded."""
+        return self.audio.is_useful and self.text.is_useful
+
+    def __call__(self, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the rows `(N, d)` of both modalities."""
+        return self.audio(audio), self.text(text)
+
+    def report(self) -> dict[str, float]:
+        """The recalls of held-out neighbours, for the log."""
+        return {
+            "mapped_recall_audio": self.audio.recall,
+            "mapped_recall_text": self.text.recall,
+            "old_recall_audio": self.audio.old_recall,
+            "old_recall_text": self.text.old_recall,
+        }
+
+
+def fit_maps(base: KnowledgeBase, encoded: EncodedRows, rows_per_item: int, seed: int) -> PairMaps:
+    """Fit the maps from a sample's stored rows to its encoded ones; collective where the base is sharded.
+
+    Args:
+        base: The knowledge in use.
+        encoded: The sample of all ranks.
+        rows_per_item: Number of rows of each item.
+        seed: Seed of the choice of held-out rows.
+
+    Returns:
+        The maps, the same on every rank; of a sample that is too small to judge none is better.
+    """
+    stored = base.fine.pairs(encoded.rows)
+    held_out = choose_held_out(len(encoded.rows), rows_per_item, seed)
+    if not held_out.any():
+        return PairMaps(RowMap(None, 0.0, 0.0), RowMap(None, 0.0, 0.0))
+    sides = zip(stored, (encoded.audio, encoded.text), strict=True)
+    ranks, maps = Ranks.current(), None
+    if ranks.rank == 0:  # ranks would part for good if one of them rounded otherwise
+        maps = PairMaps(*(fit_row_map(old, new, held_out) for old, new in sides))
+    fitted: PairMaps = ranks.all_gather_object(maps)[0]
+    return fitted
 
 
 def local_rows(base: KnowledgeBase, ranks: Ranks) -> tuple[Tensor, Tensor, RowShard]:

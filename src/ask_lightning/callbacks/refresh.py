@@ -19,11 +19,14 @@ from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.partial_refresh import (
     EncodedRows,
+    PairMaps,
     encode_items,
+    fit_maps,
     items_of,
     local_rows,
     overwrite,
     rolling_items,
+    sample_items,
 )
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
@@ -59,6 +62,7 @@ from ask_lightning.knowledge.base import (
     check_embeddings,
 )
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
+from ask_lightning.knowledge.mapping import MappedRefresh
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
 from ask_lightning.knowledge.row_shard import RowShard
@@ -70,7 +74,7 @@ from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
-Mode = Literal["full", "rolling"]
+Mode = Literal["full", "rolling", "mapped"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 
@@ -135,8 +139,10 @@ class KnowledgeRefreshCallback(Callback):
             unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
             0 the source needs an index.
         mode: What a refresh encodes. `"full"`: all rows. `"rolling"`: in each epoch another T-th of the rows,
-            so that none is older than T epochs; prototypes are made anew in each epoch. The source needs an
-            index, and as many rows for each item.
+            so that none is older than T epochs; prototypes are made anew in each epoch. `"mapped"`, or a
+            `MappedRefresh` with settings of its own: a tenth of the rows; the others are mapped to where the
+            encoders have moved, or all are encoded where no map finds more true neighbours than the old rows.
+            Both need a source with an index that has the same number of rows for each item.
         write_back: Whether each training step stores its embeddings over those of its rows, from training
             mode, with their dropout and augmentation. That takes clip ids and one exchange of embeddings
             between ranks in each step, and each checkpoint writes the knowledge. Prototypes, and rows that no
@@ -175,7 +181,7 @@ class KnowledgeRefreshCallback(Callback):
         placement: Placement = "replicated",
         storage: Storage = "float32",
         momentum: float = 0.0,
-        mode: Mode = "full",
+        mode: Mode | MappedRefresh = "full",
         write_back: bool = False,
         refine: Literal["graph"] | GraphRefinement | None = None,
         batch_size: int | None = None,
@@ -200,7 +206,8 @@ class KnowledgeRefreshCallback(Callback):
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
         check_fraction("momentum", momentum)
-        check_choice("mode", mode, MODES)
+        if not isinstance(mode, MappedRefresh):
+            check_choice("mode", mode, MODES)
         if isinstance(refine, str):
             check_choice("refine", refine, ("graph",))
         self.T = AutoPeriod() if isinstance(T, str) else T
@@ -213,7 +220,7 @@ class KnowledgeRefreshCallback(Callback):
         self.placement: Placement = placement
         self.storage: Storage = storage
         self.momentum = float(momentum)
-        self.mode: Mode = mode
+        self.mode: Literal["full", "rolling"] | MappedRefresh = MappedRefresh() if mode == "mapped" else mode
         self.write_back = write_back
         self.refine = GraphRefinement() if refine == "graph" else refine
         self.max_rows = max_rows
@@ -232,6 +239,7 @@ class KnowledgeRefreshCallback(Callback):
         self._recorder: StepRecorder | None = None
         self._schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
+        self._report: dict[str, float] = {}  # what a mapped refresh has measured
         self._ages: RowAges | None = None  # where rows may be of different ages
         self._step = self._num_written = self._num_steps = 0
         self._check_combination()
@@ -249,8 +257,13 @@ class KnowledgeRefreshCallback(Callback):
                 'Arguments `T="auto"` and `write_back=True` exclude each other: rows that were just written '
                 "back do not tell how old the others and the prototypes are. Pass a number for `T`."
             )
+        if isinstance(self.mode, MappedRefresh) and self.write_back:
+            raise ValueError(
+                'Arguments `mode="mapped"` and `write_back=True` exclude each other: one map cannot follow '
+                "rows that were encoded at different times. Leave one of them out."
+            )
         mixed = "momentum" if self.momentum else "refine" if self.refine is not None else None
-        partly = "write_back=True" if self.write_back else f'mode="{self.mode}"'
+        partly = "write_back=True" if self.write_back else self._mode_option
         if mixed and (self.write_back or self.mode != "full"):
             raise ValueError(
                 f"Arguments `{mixed}` and `{partly}` exclude each other: rows that are stored one by one are "
@@ -261,6 +274,11 @@ class KnowledgeRefreshCallback(Callback):
                 'Argument `index` has to be "auto" or "exact" with write_back=True, because an index of '
                 f"Faiss would be built anew in each step, but got {self.index!r}."
             )
+
+    @property
+    def _mode_option(self) -> str:
+        """The argument `mode` as it is written."""
+        return f'mode="{self.mode}"' if isinstance(self.mode, str) else 'mode="mapped"'
 
     @property
     def target(self) -> Target:
@@ -300,7 +318,7 @@ class KnowledgeRefreshCallback(Callback):
             self._num_written = self._num_steps = 0
             self._reader.restart()
         if self._needs_training_clips and (self.write_back or self.mode != "full"):
-            option = "write_back=True" if self.write_back else f'mode="{self.mode}"'
+            option = "write_back=True" if self.write_back else self._mode_option
             raise RuntimeError(
                 f"KnowledgeRefreshCallback({option}) renews rows of the source, but "
                 f"{type(self.target.loss).__name__} learns from the training clips beside it. Leave `source` "
@@ -518,7 +536,7 @@ class KnowledgeRefreshCallback(Callback):
         old, ranks = self.target.loss.knowledge, Ranks.current()
         with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
-        renewal = None
+        renewal, self._report = None, {}
         if self.mode != "full" and old is not None:
             renewal = self._encode_some(trainer, pl_module, loader, old, ranks)
         if renewal is None:
@@ -539,6 +557,7 @@ class KnowledgeRefreshCallback(Callback):
             self._schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
         num_encoded = len(base.fine) if renewal.rows is None else len(renewal.rows)
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": num_encoded / seconds}
+        report |= self._report
         if self.mode != "full":
             report["encoded_share"] = num_encoded / len(base.fine)
         report |= (similarity := mean_similarity(base))
@@ -564,7 +583,7 @@ class KnowledgeRefreshCallback(Callback):
             if self._needs_training_clips:
                 loaders.append(self._reader.open(trainer, num_neighbors, training_data=True))
             if (self.momentum or self.mode != "full") and not has_index(loader):
-                option = f"momentum={self.momentum}" if self.momentum else f'mode="{self.mode}"'
+                option = f"momentum={self.momentum}" if self.momentum else self._mode_option
                 wants = "mixes" if self.momentum else "works on"
                 name = "momentum" if self.momentum else "mode"
                 raise ValueError(
@@ -601,9 +620,9 @@ class KnowledgeRefreshCallback(Callback):
             )
         if self.mode != "full" and not encoded.shard.rows_per_item:
             raise RuntimeError(
-                f'KnowledgeRefreshCallback(mode="{self.mode}") encodes some items of the source and replaces '
-                "their rows, but the items do not all make the same number of rows. Let the dataset yield "
-                'single pairs, or use mode="full".'
+                f"KnowledgeRefreshCallback({self._mode_option}) encodes some items of the source and "
+                "replaces their rows, but the items do not all make the same number of rows. Let the dataset "
+                'yield single pairs, or use mode="full".'
             )
 
     def _encode_some(
@@ -618,8 +637,11 @@ class KnowledgeRefreshCallback(Callback):
         num_items, rows_per_item = items_of(old, loader, self.max_items(trainer))
         if not rows_per_item or not self._is_of_same_source(loader):
             return self._changed(old)
-        assert isinstance(self.T, int)
-        items = rolling_items(num_items, self.T, trainer.current_epoch, self.seed)
+        if isinstance(self.mode, MappedRefresh):
+            items = sample_items(num_items, self.mode.sample_share, trainer.current_epoch, self.seed)
+        else:
+            assert isinstance(self.T, int)
+            items = rolling_items(num_items, self.T, trainer.current_epoch, self.seed)
         if len(items) == 0:  # fewer items than T
             return _Renewal(old, items, True)
         encoded = encode_items(
@@ -635,11 +657,19 @@ class KnowledgeRefreshCallback(Callback):
         )
         if encoded is None:
             return self._changed(old)
-        return self._renew_rows(old, encoded, ranks)
+        if not isinstance(self.mode, MappedRefresh):
+            return self._renew_rows(old, encoded, ranks)
+        maps = fit_maps(old, encoded, rows_per_item, self.seed)
+        self._report = maps.report()
+        return self._renew_rows(old, encoded, ranks, maps) if maps.are_useful else None
 
-    def _renew_rows(self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks) -> _Renewal:
-        """A base with some rows replaced, and prototypes of all of them."""
+    def _renew_rows(
+        self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks, maps: PairMaps | None = None
+    ) -> _Renewal:
+        """A base with some rows replaced and the others mapped, and prototypes of all of them."""
         audio, text, shard = local_rows(old, ranks)
+        if maps is not None:
+            audio, text = maps(audio, text)
         overwrite(audio, text, shard, encoded)
         base = self._build(audio, text, shard.select(old.ids), shard, None)
         return _Renewal(base, encoded.rows, True)
@@ -796,10 +826,10 @@ class KnowledgeRefreshCallback(Callback):
             "storage",
         )
         settings = {
-            name: getattr(self, name)
-            for name in (*names, "momentum", "mode", "write_back", "seed", "max_rows")
+            name: getattr(self, name) for name in (*names, "momentum", "write_back", "seed", "max_rows")
         }
-        return settings | {"refine": None if self.refine is None else asdict(self.refine)}
+        mode = asdict(self.mode) if isinstance(self.mode, MappedRefresh) else self.mode
+        return settings | {"mode": mode, "refine": None if self.refine is None else asdict(self.refine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
