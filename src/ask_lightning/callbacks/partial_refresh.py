@@ -23,7 +23,6 @@ from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
 
-
 # With fewer items the held-out part has too few neighbours to compare maps by.
 _LEAST_SAMPLE = 100
 

@@ -158,6 +158,10 @@ class KnowledgeRefreshCallback(Callback):
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Seed of the K-means initialisation.
 
+    Attributes:
+        schedule: What decides with `T="auto"`; `None` with a number.
+        num_encoded: Number of pairs that refreshes have encoded, over all ranks, in this part of the run.
+
     Raises:
         ValueError: An argument out of range, or options that exclude each other.
         RuntimeError: At the start of `fit`, where ASK cannot train; with `T="auto"` or `write_back` later,
@@ -237,8 +241,9 @@ class KnowledgeRefreshCallback(Callback):
         self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self._schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
+        self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
+        self.num_encoded = 0
         self._report: dict[str, float] = {}  # what a mapped refresh has measured
         self._ages: RowAges | None = None  # where rows may be of different ages
         self._step = self._num_written = self._num_steps = 0
@@ -313,9 +318,9 @@ class KnowledgeRefreshCallback(Callback):
             self._collector = SnapshotCollector(self._snapshots)
             self._warned_of_collapse = self._checked_gradients = False
             self._source_key = self._dataset = None
-            self._schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
+            self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
             self._ages = self._decided_at = None
-            self._num_written = self._num_steps = 0
+            self._num_written = self._num_steps = self.num_encoded = 0
             self._reader.restart()
         if self._needs_training_clips and (self.write_back or self.mode != "full"):
             option = "write_back=True" if self.write_back else self._mode_option
@@ -339,12 +344,12 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
-        if self._schedule is not None or self.write_back:
+        if self.schedule is not None or self.write_back:
             option = "write_back=True" if self.write_back else 'T="auto"'
             self._remove_recorder()
             self._recorder = StepRecorder(self.target.loss, option)
-        if self._schedule is not None:
-            self._schedule.budget.start()
+        if self.schedule is not None:
+            self.schedule.budget.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the hook off the loss."""
@@ -361,8 +366,8 @@ class KnowledgeRefreshCallback(Callback):
         if self._recorder is not None:
             self._recorder.remove()
             self._recorder = None
-        if self._schedule is not None:
-            self._schedule.budget.stop()
+        if self.schedule is not None:
+            self.schedule.budget.stop()
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the base that a checkpoint names."""
@@ -390,8 +395,8 @@ class KnowledgeRefreshCallback(Callback):
         self._decided_at = state.get("decided_at")
         if (encoded_at := state.get("encoded_at")) is not None:
             self._ages = RowAges.from_state(encoded_at)
-        if self._schedule is not None and state.get("schedule") is not None:
-            self._schedule.load_state(state["schedule"], ranks)
+        if self.schedule is not None and state.get("schedule") is not None:
+            self.schedule.load_state(state["schedule"], ranks)
         settings, stored = self._settings(), state.get("settings", {})
         changed = [
             f"{name} {value!r} → {settings[name]!r}"
@@ -453,8 +458,8 @@ class KnowledgeRefreshCallback(Callback):
 
     def _is_due(self, epoch: int) -> bool:
         """Whether the knowledge is refreshed in this epoch; collective with T="auto"."""
-        if self._schedule is not None:
-            return self._decided_at != epoch and self._schedule.decide(Ranks.current())
+        if self.schedule is not None:
+            return self._decided_at != epoch and self.schedule.decide(Ranks.current())
         assert isinstance(self.T, int)
         return self.mode == "rolling" or epoch % self.T == 0
 
@@ -488,9 +493,9 @@ class KnowledgeRefreshCallback(Callback):
         assert base is not None
         step = self._recorder.take(base)
         self._num_steps += 1
-        if self._schedule is not None:
+        if self.schedule is not None:
             step, stored = stored_embeddings(base, step)
-            self._schedule.add((step.audio, step.text), stored, step=self._step)
+            self.schedule.add((step.audio, step.text), stored, step=self._step)
         if self.write_back:
             assert self._ages is not None
             rows = write_back(base, step, Ranks.current())
@@ -501,12 +506,12 @@ class KnowledgeRefreshCallback(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
         ranks, option = Ranks.current(), None
-        if self._schedule is not None:
-            drift, share = self._schedule.drift(ranks), self._schedule.share(ranks)
-            if math.isnan(drift) and self._schedule.num_batches:
+        if self.schedule is not None:
+            drift, share = self.schedule.drift(ranks), self.schedule.share(ranks)
+            if math.isnan(drift) and self.schedule.num_batches:
                 option = 'T="auto"'
             elif not trainer.barebones and not math.isnan(drift):
-                num_refreshes = float(self._schedule.num_refreshes)
+                num_refreshes = float(self.schedule.num_refreshes)
                 values = {"drift": drift, "refreshes": num_refreshes, "refresh_share": share}
                 pl_module.log_dict({f"ask/{name}": value for name, value in values.items()}, batch_size=1)
         if self.write_back and self._num_steps and not self._num_written:
@@ -553,9 +558,9 @@ class KnowledgeRefreshCallback(Callback):
         elif self.write_back or self.mode != "full":
             self._ages = RowAges(len(base.fine), epoch)
         seconds = time.perf_counter() - started
-        if self._schedule is not None:
-            self._schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
-        num_encoded = len(base.fine) if renewal.rows is None else len(renewal.rows)
+        if self.schedule is not None:
+            self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
+        self.num_encoded += (num_encoded := len(base.fine) if renewal.rows is None else len(renewal.rows))
         report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": num_encoded / seconds}
         report |= self._report
         if self.mode != "full":
@@ -612,7 +617,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def _check_rows(self, encoded: Encoded) -> None:
         """Refuses a source whose rows the options cannot find again."""
-        if encoded.ids is None and (self._schedule is not None or self.write_back):
+        if encoded.ids is None and (self.schedule is not None or self.write_back):
             option = "write_back=True" if self.write_back else 'T="auto"'
             raise RuntimeError(
                 f"KnowledgeRefreshCallback({option}) finds the rows of a batch by their clip ids, but the "
@@ -661,7 +666,10 @@ class KnowledgeRefreshCallback(Callback):
             return self._renew_rows(old, encoded, ranks)
         maps = fit_maps(old, encoded, rows_per_item, self.seed)
         self._report = maps.report()
-        return self._renew_rows(old, encoded, ranks, maps) if maps.are_useful else None
+        if maps.are_useful:
+            return self._renew_rows(old, encoded, ranks, maps)
+        self.num_encoded += len(encoded.rows)
+        return None
 
     def _renew_rows(
         self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks, maps: PairMaps | None = None
@@ -812,7 +820,7 @@ class KnowledgeRefreshCallback(Callback):
             "source": self._source_key,
             "encoded_at": None if self._ages is None else self._ages.encoded_at,
             "decided_at": self._decided_at,
-            "schedule": None if self._schedule is None else self._schedule.state(Ranks.current()),
+            "schedule": None if self.schedule is None else self.schedule.state(Ranks.current()),
         }
 
     def _settings(self) -> dict[str, Any]:
