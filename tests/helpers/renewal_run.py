@@ -40,7 +40,8 @@ class Trace(pl.Callback):
             base = pl_module.loss.knowledge
             self.stored.append(base.fine.audio.clone())
             self.prototypes.append(base.coarse.audio.clone())
-            self.fresh.append(embedded(pl_module.model)[0].float())
+            pairs = Pairs(len(trainer.train_dataloader.dataset))
+            self.fresh.append(embedded(pl_module.model, pairs)[0].float())
 
 
 def fit(

@@ -90,7 +90,7 @@ class AutoSchedule:
 
         Args:
             current: Audio and text, `(n, d)` each, as the step has embedded them.
-            stored: The same rows as they are stored.
+            stored: Audio and text of these rows, `(n, d)` each, as they are stored.
             step: Number of optimiser steps before the embeddings were made.
         """
         self.num_batches += 1

@@ -81,7 +81,7 @@ class DriftTracker:
 
         Args:
             current: Audio and text, `(n, d)` each, as the step has embedded them; unit vectors, n ≥ 2.
-            stored: The same rows as they are stored.
+            stored: Audio and text of these rows, `(n, d)` each, as they are stored.
             is_floor: Whether the encoders are still those that made the stored rows. The first batch counts
                 as such in any case.
         """

@@ -53,7 +53,7 @@ class RowMap:
         matrix: `(d, d)`; mapped rows are `unit(rows @ matrix)`. None: no map is better than the old rows,
             which stay.
         recall: Share of the held-out rows' true nearest neighbours that are found among their mapped rows.
-        old_recall: The same share among the old rows.
+        old_recall: Share of them that are found among the rows as they were.
     """
 
     matrix: Tensor | None
