@@ -1,6 +1,7 @@
 """Callbacks: the refresh of the knowledge, and the monitors, tables and maps that report on a run."""
 
 from ask_lightning.callbacks.drift_map import DriftMap
+from ask_lightning.callbacks.loader_state import LoaderStateCallback
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
 from ask_lightning.callbacks.recall_table import RecallTable
@@ -12,6 +13,7 @@ __all__ = [
     "DriftMonitor",
     "InfluenceMonitor",
     "KnowledgeRefreshCallback",
+    "LoaderStateCallback",
     "QueryTable",
     "RecallTable",
     "SearchCalibration",

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import Subset
 
+from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.snapshots import (
@@ -30,6 +31,7 @@ from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_trainer,
     warn_of_single_pair,
+    warn_of_uneven_streams,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
@@ -232,6 +234,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
@@ -369,6 +372,8 @@ class KnowledgeRefreshCallback(Callback):
                 encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
                 for each, limit in zip(loaders, self._row_limits(trainer, loaders), strict=True)
             )
+        if self.source is None and ranks.size > 1 and not has_index(loader):
+            warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
         audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
         if self.refine is not None:
