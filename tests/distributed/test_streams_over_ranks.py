@@ -96,17 +96,35 @@ def test_a_shard_that_two_ranks_read_is_pointed_at():
     assert not is_about(second[1], "are read by several")
 
 
-def read_chunks(directory: str, as_source: bool) -> tuple[list[int] | str, list[str]]:
-    import litdata
+class Chunks(pl.LightningDataModule):
+    """Makes its dataset when the processes know each other, which litdata asks for in its constructor."""
 
-    loader = litdata.StreamingDataLoader(litdata.StreamingDataset(directory), batch_size=4, shuffle=True)
-    return told(DataLoader(Pairs(48), 4), source=loader) if as_source else told(loader)
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self.directory = directory
+
+    def train_dataloader(self) -> DataLoader:
+        import litdata
+
+        return litdata.StreamingDataLoader(
+            litdata.StreamingDataset(self.directory), batch_size=4, shuffle=True
+        )
 
 
-@pytest.mark.parametrize("as_source", [False, True])
-def test_every_item_of_litdata_once(as_source, tmp_path):
+def read_chunks(directory: str, kind: str) -> tuple[list[int] | str, list[str]]:
+    chunks = Chunks(directory)
+    if kind == "as source":
+        return told(DataLoader(Pairs(48), 4), source=chunks.train_dataloader)
+    return told(chunks.train_dataloader() if kind == "made too early" else chunks)
+
+
+@pytest.mark.parametrize("kind", ["as training data", "as source", "made too early"])
+def test_every_item_of_litdata_once(kind, tmp_path):
     pytest.importorskip("litdata", reason="litdata is not installed")
     directory = write_chunks(Path(tmp_path) / "pairs", size=43)
-    first, second = on_ranks(2, read_chunks, directory, as_source, grouped=False)
+    first, second = on_ranks(2, read_chunks, directory, kind, grouped=False)
     assert first[0] == second[0]
-    assert sorted(first[0]) == list(range(43))
+    if kind == "made too early":
+        assert "Ranks 0 and 1 read the same 43 pairs" in first[0]
+    else:
+        assert sorted(first[0]) == list(range(43)), first[0]
