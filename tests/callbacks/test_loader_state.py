@@ -65,7 +65,7 @@ def test_killed_inside_an_epoch(kind, loss, tmp_path):
         env=os.environ | {"PYTHONPATH": python_path(script.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoint = tmp_path / "run" / "last.ckpt"
