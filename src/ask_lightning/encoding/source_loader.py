@@ -69,14 +69,14 @@ def source_loader(
     given = training if given is None else given
     template, is_training = _loader_of(training), given is training
     if is_pipeline(given):
-        given = in_order(given)
-        first = given.pipeline[0]
+        pipeline: Any = in_order(given)
+        given, first = pipeline, pipeline.pipeline[0]
         if isinstance(first, DataLoader):
             loader = source_loader(
                 first, first, batch_size=batch_size, num_workers=num_workers, ranks=ranks, max_items=max_items
             )
             assert isinstance(loader, DataLoader)
-            return StagedLoader(loader, given)
+            return StagedLoader(loader, pipeline)
     if is_training and isinstance(given, IterableDataset):
         return given  # without a loader around it: Lightning takes what it yields as batches
     if isinstance(given, DataLoader) and _makes_own_batches(given):
