@@ -149,7 +149,7 @@ def realign_similarity(
     if ot_factor == 0:
         return similarity
     scale = len(plan) if plan_scaling == "row" else 1
-    return (1 - ot_factor) * similarity + (ot_factor * scale) * (plan @ similarity)
+    return torch.addmm(similarity, plan, similarity, beta=1 - ot_factor, alpha=ot_factor * scale)
 
 
 def realign_both_directions(
