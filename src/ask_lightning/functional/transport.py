@@ -231,7 +231,8 @@ def _exponential_domain_on_cpu(similarity: Tensor, epsilon: float, iterations: i
     """The same in NumPy, whose calls have a fraction of the overhead of torch's: at B = 32 that is all."""
     num_rows, num_columns = similarity.shape[-2:]
     kernel = _kernel(similarity, epsilon).reshape(-1, num_rows, num_columns)  # (G, B, C)
-    with _one_blas_thread():
+    # What is no number stays none in the plan, without a warning beside it.
+    with _one_blas_thread(), np.errstate(all="ignore"):
         for scaled in kernel:
             matrix = scaled.numpy()
             np.exp(matrix, matrix)

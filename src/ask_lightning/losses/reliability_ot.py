@@ -32,6 +32,7 @@ from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
+from ask_lightning.utilities.deferred_check import DeferredCheck
 
 
 class ReliabilityOTLoss(InteractingLoss):
@@ -198,6 +199,7 @@ class ReliabilityOTLoss(InteractingLoss):
         self.modulation: Modulation = modulation
         self.modulation_gradient = modulation_gradient
         _ = self.weighting  # checks its options
+        self._factor_checks = {direction: DeferredCheck() for direction in DIRECTIONS}
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
@@ -267,7 +269,8 @@ class ReliabilityOTLoss(InteractingLoss):
         """The loss of unit embeddings and its terms, see `RetrievalLoss`.
 
         Raises:
-            ValueError: K is larger than the base, or a factor is not positive.
+            ValueError: K is larger than the base, or a factor is not positive (on a GPU, where nothing waits
+                for it, that of an earlier batch).
         """
         if knowledge is None:
             return self._without_knowledge(audio, text, ids), {}
@@ -371,7 +374,7 @@ class ReliabilityOTLoss(InteractingLoss):
         loss, of_reliability = self.weighting.weigh(
             {direction: reduce(add, of_one) for direction, of_one in entropies.items()},
             potentials,
-            bounded=bounded,
+            checks=None if bounded else self._factor_checks,
         )
         return loss, terms | of_reliability | {"loss": loss}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from ask_lightning.functional import modulation_factor, reliability_penalty, rel
 from ask_lightning.functional.reliability import ReliabilityForm
 from ask_lightning.knowledge.base import GranularityName
 from ask_lightning.utilities.arguments import check_choice, check_range
+from ask_lightning.utilities.deferred_check import DeferredCheck
 
 Modulation = Literal["batch", "sample"]
 DIRECTIONS = ("t2a", "a2t")
@@ -53,20 +55,25 @@ class ReliabilityWeighting:
         return self.form.endswith("term")
 
     def weigh(
-        self, entropies: Mapping[str, Tensor], potentials: Potentials, *, bounded: bool
+        self,
+        entropies: Mapping[str, Tensor],
+        potentials: Potentials,
+        *,
+        checks: Mapping[str, DeferredCheck] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of both directions, Eq. 16–19, or Eq. 21 and 33–34.
 
         Args:
             entropies: Cross-entropies by direction, summed over granularities: 0-d, or of each sample `(B,)`.
             potentials: Ψ of each sample.
-            bounded: Whether all knowledge has at most unit length, so that factors are positive.
+            checks: Checks by direction of what the factors become. None: all knowledge has at most unit
+                length, so that factors are positive.
 
         Returns:
             The mean of both directions, 0-d, and its terms by name, 0-d.
 
         Raises:
-            ValueError: A factor is not positive.
+            ValueError: A factor is not positive, or on a GPU that of an earlier batch was not.
         """
         weighed, terms = [], {}
         penalties = self._penalties(potentials)
@@ -82,8 +89,8 @@ class ReliabilityWeighting:
                 terms[f"reliability_{direction}"] = term
                 continue
             factor = modulation_factor(weighted.values())  # 0-d, or of each sample (B,)
-            if not bounded:
-                self._check_positive(factor, direction)
+            if checks is not None:
+                checks[direction](factor.min(), partial(self._refuse_factor, direction))
             used = factor if self.modulation_gradient else factor.detach()
             weighed.append(_mean(used * entropy))
             terms[f"factor_{direction}"] = _mean(factor)
@@ -121,11 +128,11 @@ class ReliabilityWeighting:
             weighted[to][name] = (lambdas[name], penalty)
         return weighted
 
-    def _check_positive(self, factor: Tensor, direction: str) -> None:
+    def _refuse_factor(self, direction: str, smallest: float) -> None:
         """Refuse a factor by which training would lead away from the pairs."""
-        if bool((factor <= 0).any()):
+        if smallest <= 0:
             raise ValueError(
-                f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
+                f"The modulation factor of direction {direction} fell to {smallest:.3f}, and "
                 "a factor that is not positive trains the model away from its pairs. The knowledge "
                 "holds vectors longer than one: use `normalize_prototypes=True`, or lower "
                 f"`lambda_fine` ({self.lambda_fine}) and `lambda_coarse` ({self.lambda_coarse})."
