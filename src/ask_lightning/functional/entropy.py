@@ -14,8 +14,8 @@ def row_entropy(probabilities: Tensor) -> Tensor:
         `(..., B)`.
 
     Examples:
-        >>> row_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
-        tensor([0.6931, 0.0000])
+        >>> row_entropy(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))
+        tensor([0.6931, 0.3251])
     """
     # Half the time of `xlogy`, which is not vectorised on a CPU.
     smallest = torch.finfo(probabilities.dtype).tiny
