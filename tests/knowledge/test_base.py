@@ -149,10 +149,10 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             make(prototype_pairing=pairing)
 
-    @pytest.mark.parametrize("number", [0, -1])
+    @pytest.mark.parametrize("number", [-2, -1])
     def test_number_of_prototypes(self, number):
         with pytest.raises(
-            ValueError, match=rf"`num_prototypes` has to be an integer of at least 1, but got {number}\."
+            ValueError, match=rf"`num_prototypes` has to be an integer of at least 0, but got {number}\."
         ):
             make(num_prototypes=number)
 

@@ -357,3 +357,15 @@ class TestRefused:
     def test_ids_that_are_no_identifiers(self, ids):
         with pytest.raises(ValueError, match=r"`exclude_ids` has to .* integers"):
             make().lookup(*query(), 3, exclude_ids=ids)
+
+
+def test_a_base_without_prototypes(tmp_path):
+    audio, text = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=0)
+    base.save(tmp_path / "base.safetensors")
+    for one in (base, KnowledgeBase.load(tmp_path / "base.safetensors")):
+        assert len(one.coarse) == 0
+        assert one.fingerprint == base.fingerprint
+        assert list(one.lookup(audio, text, 2, granularities=("fine",))) == ["fine"]
+        with pytest.raises(ValueError, match=r"built without prototypes.*needs_prototypes"):
+            one.lookup(audio, text, 2)

@@ -91,7 +91,8 @@ class KnowledgeRefreshCallback(Callback):
             renewed, the paper's "static" ablation.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
             callable that returns one. Datasets with a method `without_random_crops` are read through it.
-        num_prototypes: M, the number of coarse prototypes, at least 1.
+        num_prototypes: M, the number of coarse prototypes, at least 1. None is made for a loss that does not
+            look them up (`needs_prototypes`).
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
         normalize_prototypes: Whether to bring max-pooled prototypes back to unit length. The paper's Eq. 8
@@ -248,6 +249,8 @@ class KnowledgeRefreshCallback(Callback):
             base = restorer.restore(state, directory, ranks, sharded=self.placement == "sharded")
             if self._needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
+            if self.target.loss.needs_prototypes and len(base.coarse) == 0:
+                raise SnapshotError("It lacks prototypes, which the loss looks up.")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = None
@@ -378,7 +381,7 @@ class KnowledgeRefreshCallback(Callback):
             audio,
             text,
             ids=encoded.ids,
-            num_prototypes=self.num_prototypes,
+            num_prototypes=self.num_prototypes if self.target.loss.needs_prototypes else 0,
             prototype_pairing=self.prototype_pairing,
             normalize_prototypes=self.normalize_prototypes,
             clustering=self.clustering,

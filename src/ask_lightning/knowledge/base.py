@@ -138,7 +138,8 @@ class KnowledgeBase:
             audio: `(N, d)`, audio embeddings; normalised here.
             text: `(N, d)`, text embeddings; row j of both is pair j.
             ids: N clip identifiers, integers or strings. Default: the row numbers.
-            num_prototypes: M, the number of prototypes, at least 1. More than N becomes N with a warning.
+            num_prototypes: M, the number of prototypes. More than N becomes N with a warning. 0 makes a base
+                whose coarse knowledge cannot be looked up.
             prototype_pairing: How audio and text clusters become pairs, see
                 `ask_lightning.knowledge.prototypes.build_prototypes`.
             normalize_prototypes: Whether to bring the max-pooled prototypes back to unit length.
@@ -171,7 +172,7 @@ class KnowledgeBase:
         check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("storage", storage, STORAGES)
         check_choice("placement", placement, PLACEMENTS)
-        check_count("num_prototypes", num_prototypes)
+        check_count("num_prototypes", num_prototypes, 0)
         check_embeddings(audio, text, shard)
         row_ids = shard.global_rows() if ids is None else integer_ids(ids)
         if row_ids.shape != (len(audio),):
@@ -192,14 +193,16 @@ class KnowledgeBase:
         dtype = computation_dtype(audio)
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text.to(audio.device)))
         local = StoredPairs(audio, text, index)
-        coarse = build_prototypes(
-            ShardedPairs(local, shard),
-            num_prototypes,
-            pairing=prototype_pairing,
-            normalize=normalize_prototypes,
-            clustering=clustering,
-            seed=seed,
-        )
+        coarse = StoredPairs(audio[:0], text[:0])
+        if num_prototypes:
+            coarse = build_prototypes(
+                ShardedPairs(local, shard),
+                num_prototypes,
+                pairing=prototype_pairing,
+                normalize=normalize_prototypes,
+                clustering=clustering,
+                seed=seed,
+            )
         stored_dtype = getattr(torch, storage) if storage != "float32" else dtype
         sharded = ShardedPairs(local.astype(stored_dtype), shard)
         keeps_shards = placement == "sharded" and shard.ranks.size > 1
@@ -369,7 +372,14 @@ class KnowledgeBase:
 
         Raises:
             ValueError: A K is not in [1, N]; for the fine rows, N counts those that are left, or their clips.
+                Or the base has no prototypes to look up.
         """
+        if "coarse" in counts and len(self.coarse) == 0:
+            raise ValueError(
+                "The knowledge base was built without prototypes, so its coarse knowledge cannot be looked "
+                'up. Build it with `num_prototypes`, or look up `granularities=("fine",)`. A loss that looks '
+                "prototypes up says so by its property `needs_prototypes`."
+            )
         if distinct_clips:
             most_fine = self._num_ids - (1 if exclude else 0)
         else:
