@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ask_lightning.knowledge import KnowledgeBase, StoredPairs
+from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 from tests.helpers import reference
 from tests.helpers.vectors import directions, generator, needs_gpu, tensors_in, tensors_of
 

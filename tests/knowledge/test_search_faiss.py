@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from ask_lightning.knowledge import KnowledgeBase
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, build_search
+from ask_lightning.knowledge.exact_search import ExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
+from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 pytest.importorskip("faiss")

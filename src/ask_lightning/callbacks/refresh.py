@@ -44,17 +44,14 @@ from ask_lightning.encoding.source_loader import (
 )
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.functional import unit_length
-from ask_lightning.knowledge.base import (
-    PLACEMENTS,
-    STORAGES,
-    KnowledgeBase,
-    Placement,
-    Storage,
-    check_embeddings,
-)
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.base_settings import PLACEMENTS, STORAGES, Placement, Storage, check_memmap
+from ask_lightning.knowledge.embedding_checks import check_embeddings
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
+from ask_lightning.knowledge.row_files import ROWS_PER_BLOCK, PairFiles, PairWriter
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
@@ -65,6 +62,8 @@ from ask_lightning.utilities.faiss_import import import_faiss
 _COLLAPSED = 0.95
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
+# Rows in files may be so many that fewer queries have to do: so many that there are these many scores.
+_DRIFT_SCORES, _FEWEST_DRIFT_QUERIES = 1 << 28, 32
 
 
 class KnowledgeRefreshCallback(Callback):
@@ -103,7 +102,12 @@ class KnowledgeRefreshCallback(Callback):
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
         storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
-            scores are float32 in any case.
+            scores are float32 in any case. Or `"memmap"`: the embeddings are in files, for knowledge larger
+            than memory, which holds an index alone. On several ranks each has the files of its shard, with
+            `placement="sharded"`.
+        storage_directory: The directory for the files of `storage="memmap"`, on a local disk with room for
+            two bases: 4 d bytes for each pair and base. They are removed with the base, except those that a
+            checkpoint's snapshot shares. Default: `knowledge_rows` in the run's own directory.
         momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
             unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
             0 the source needs an index.
@@ -139,6 +143,7 @@ class KnowledgeRefreshCallback(Callback):
         index: str = "auto",
         placement: Placement = "replicated",
         storage: Storage = "float32",
+        storage_directory: str | Path | None = None,
         momentum: float = 0.0,
         refine: Literal["graph"] | GraphRefinement | None = None,
         batch_size: int | None = None,
@@ -162,6 +167,18 @@ class KnowledgeRefreshCallback(Callback):
         check_fraction("momentum", momentum)
         if isinstance(refine, str):
             check_choice("refine", refine, ("graph",))
+        if storage == "memmap":
+            check_memmap(prototype_pairing, placement, 1)
+            if refine is not None:
+                raise ValueError(
+                    'Argument `refine` compares every pair with every other, which storage="memmap" is too '
+                    "large for. Leave it out."
+                )
+        elif storage_directory is not None:
+            raise ValueError(
+                'Argument `storage_directory` is for storage="memmap" alone, '
+                f"but got {str(storage_directory)!r} with storage={storage!r}. Leave it out."
+            )
         self.T = T
         self.source = source
         self.num_prototypes = num_prototypes
@@ -171,6 +188,7 @@ class KnowledgeRefreshCallback(Callback):
         self.index = index
         self.placement: Placement = placement
         self.storage: Storage = storage
+        self.storage_directory = storage_directory
         self.momentum = float(momentum)
         self.refine = GraphRefinement() if refine == "graph" else refine
         self.batch_size = batch_size
@@ -209,6 +227,8 @@ class KnowledgeRefreshCallback(Callback):
         check_finders(trainer)
         if self.index not in ("auto", "exact"):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
+        if self.storage == "memmap":
+            check_memmap(self.prototype_pairing, self.placement, trainer.world_size)
         self._target = find_target(pl_module)
         if not self.target.loss.needs_knowledge:
             rank_zero_warn(
@@ -246,7 +266,13 @@ class KnowledgeRefreshCallback(Callback):
         directory = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
             restorer = SnapshotRestorer(self._snapshots)
-            base = restorer.restore(state, directory, ranks, sharded=self.placement == "sharded")
+            base = restorer.restore(
+                state,
+                directory,
+                ranks,
+                sharded=self.placement == "sharded",
+                rows_directory=self._rows_directory(trainer),
+            )
             if self._needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
             if self.target.loss.needs_prototypes and len(base.coarse) == 0:
@@ -369,29 +395,20 @@ class KnowledgeRefreshCallback(Callback):
                 )
         with progress_bar(trainer, "Refreshing knowledge", _num_batches(loaders)) as advance:
             encoded, *of_training = (
-                encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
+                encode_source(
+                    trainer,
+                    pl_module,
+                    each,
+                    self.target.embed,
+                    advance,
+                    ranks=ranks,
+                    limit=limit,
+                    directory=self._rows_directory(trainer) if each is loader else None,
+                )
                 for each, limit in zip(loaders, self._row_limits(trainer, loaders), strict=True)
             )
         is_same_source = self._is_of_same_source(loader)
-        audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
-        if self.refine is not None:
-            check_embeddings(audio, text, encoded.shard)
-            audio, text = self.refine(audio, text, encoded.shard)
-        base = KnowledgeBase.from_embeddings(
-            audio,
-            text,
-            ids=encoded.ids,
-            num_prototypes=self.num_prototypes if self.target.loss.needs_prototypes else 0,
-            prototype_pairing=self.prototype_pairing,
-            normalize_prototypes=self.normalize_prototypes,
-            clustering=self.clustering,
-            index=self.index,
-            seed=self.seed,
-            storage=self.storage,
-            placement=self.placement,
-            shard=encoded.shard,
-            training_clips=self._training_clips(*of_training),
-        )
+        base = self._build(trainer, pl_module, encoded, of_training, is_same_source=is_same_source)
         self.target.loss.check_knowledge(base)
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
@@ -409,6 +426,56 @@ class KnowledgeRefreshCallback(Callback):
             values = {f"ask/{name}": value for name, value in report.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
+    def _build(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        encoded: Encoded,
+        of_training: list[Encoded],
+        *,
+        is_same_source: bool,
+    ) -> KnowledgeBase:
+        """Make the base of what was encoded; collective."""
+        settings: dict[str, Any] = {
+            "ids": encoded.ids,
+            "num_prototypes": self.num_prototypes if self.target.loss.needs_prototypes else 0,
+            "prototype_pairing": self.prototype_pairing,
+            "normalize_prototypes": self.normalize_prototypes,
+            "clustering": self.clustering,
+            "index": self.index,
+            "seed": self.seed,
+            "placement": self.placement,
+            "shard": encoded.shard,
+            "training_clips": self._training_clips(*of_training),
+            "previous": self.target.loss.knowledge,
+        }
+        directory = self._rows_directory(trainer)
+        if encoded.files is not None and directory is not None:
+            if self._mixes_with_old(encoded, is_same_source=is_same_source):
+                files = self._mix_files(encoded.files, encoded.shard, directory)
+            else:
+                files = encoded.files
+            return KnowledgeBase.from_files(files, directory, device=pl_module.device, **settings)
+        audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
+        if self.refine is not None:
+            check_embeddings(audio, text, encoded.shard)
+            audio, text = self.refine(audio, text, encoded.shard)
+        return KnowledgeBase.from_embeddings(audio, text, storage=self.storage, **settings)
+
+    def _rows_directory(self, trainer: pl.Trainer) -> Path | None:
+        """Where the files of `storage="memmap"` go; `None` for other storages."""
+        if self.storage != "memmap":
+            return None
+        if self.storage_directory is not None:
+            return Path(self.storage_directory)
+        root = local_path(trainer.log_dir or trainer.default_root_dir)
+        if root is None:
+            raise ValueError(
+                'KnowledgeRefreshCallback(storage="memmap") keeps embeddings in local files, but the run\'s '
+                f"directory {trainer.default_root_dir} is not local. Pass `storage_directory`."
+            )
+        return root / "knowledge_rows"
+
     def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
         same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
@@ -424,8 +491,35 @@ class KnowledgeRefreshCallback(Callback):
         """
         new = encoded.audio, encoded.text
         old = self.target.loss.knowledge
-        if old is None or not self.momentum:
+        if old is None or not self._mixes_with_old(encoded, is_same_source=is_same_source):
             return new
+        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
+        audio, text = (self._mix(before, now) for before, now in zip(stored, new, strict=True))
+        return audio, text
+
+    def _mix(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+        """Stored embeddings `(n, d)` and the new ones of the same rows, mixed by the momentum."""
+        return self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
+
+    def _mix_files(self, new: PairFiles, shard: RowShard, directory: Path) -> PairFiles:
+        """The new embeddings, mixed with the old ones of the same rows, in files of their own; collective."""
+        old = self.target.loss.knowledge
+        assert old is not None
+        rows = shard.global_rows().to(old.device)
+        writer = PairWriter(directory, len(rows))
+        for first in range(0, max(shard.counts), ROWS_PER_BLOCK):
+            # Every rank takes as many turns as the one with most rows, because reading is collective.
+            own = slice(first, first + ROWS_PER_BLOCK)
+            stored = old.fine.pairs(rows[own])
+            now = [side.mapped[own].float() for side in new.sides]
+            writer.append(*(self._mix(before.cpu(), one) for before, one in zip(stored, now, strict=True)))
+        return writer.finish(new.audio.shape[1])
+
+    def _mixes_with_old(self, encoded: Encoded, *, is_same_source: bool) -> bool:
+        """Whether a momentum mixes new embeddings with old ones, which have to be of the same rows."""
+        old = self.target.loss.knowledge
+        if old is None or not self.momentum:
+            return False
         same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
         if encoded.ids is None:
             same_rows = same_rows and is_same_source
@@ -439,13 +533,7 @@ class KnowledgeRefreshCallback(Callback):
                 "a new dataset of the same pairs, pass their clip ids, by which they are known again: "
                 "ASKModule(..., ids=...)."
             )
-            return new
-        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
-        audio, text = (
-            self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
-            for before, now in zip(stored, new, strict=True)
-        )
-        return audio, text
+        return bool(same_rows)
 
     def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
         """Warn if the embeddings of both modalities have collapsed; whether they have."""
@@ -604,7 +692,10 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
         The drifts `rdm_audio` and `rdm_text`, 0-d.
     """
     rows = len(current.fine)
-    queries = torch.linspace(0, rows - 1, min(rows, _DRIFT_QUERIES), device=current.device).long()
+    most = (
+        _DRIFT_QUERIES if current.fine.local.num_bytes else max(_FEWEST_DRIFT_QUERIES, _DRIFT_SCORES // rows)
+    )
+    queries = torch.linspace(0, rows - 1, min(rows, most, _DRIFT_QUERIES), device=current.device).long()
     drifts = current.fine.drift_from(stored.fine, queries)
     return dict(zip(("rdm_audio", "rdm_text"), drifts, strict=True))
 
