@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import Subset
 
 from ask_lightning.callbacks.loss_terms import log_loss_terms
@@ -98,7 +98,8 @@ class KnowledgeRefreshCallback(Callback):
             does not; without it they are longer than one, and the modulation factor may fall to 0.
         clustering: The kind of K-means that makes the prototypes: `"spherical"`, or `"euclidean"` as
             `faiss.Kmeans` does it, see `ask_lightning.knowledge.kmeans.kmeans`.
-        index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string.
+        index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string. `"auto"` is exact in memory
+            and suits the number of rows in files; the log says what it has become.
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
         storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
@@ -206,6 +207,7 @@ class KnowledgeRefreshCallback(Callback):
         self._source_key: dict[str, Any] | None = None  # of the base in use
         self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
         self._told_limit = False
+        self._told_search: str | None = None
 
     @property
     def target(self) -> Target:
@@ -241,7 +243,7 @@ class KnowledgeRefreshCallback(Callback):
             self._snapshots = SnapshotRecord()
             self._collector = SnapshotCollector(self._snapshots)
             self._warned_of_collapse = self._checked_gradients = self._told_limit = False
-            self._source_key = self._dataset = None
+            self._source_key = self._dataset = self._told_search = None
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
@@ -410,6 +412,7 @@ class KnowledgeRefreshCallback(Callback):
         is_same_source = self._is_of_same_source(loader)
         base = self._build(trainer, pl_module, encoded, of_training, is_same_source=is_same_source)
         self.target.loss.check_knowledge(base)
+        self._tell_search(base)
         old, self.target.loss.knowledge = self.target.loss.knowledge, base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = trainer.current_epoch
@@ -461,6 +464,16 @@ class KnowledgeRefreshCallback(Callback):
             check_embeddings(audio, text, encoded.shard)
             audio, text = self.refine(audio, text, encoded.shard)
         return KnowledgeBase.from_embeddings(audio, text, storage=self.storage, **settings)
+
+    def _tell_search(self, base: KnowledgeBase) -> None:
+        """Say which search `index="auto"` has become, when it is another than before."""
+        kind = base.fine.search_audio.kind
+        if self.index == "auto" and kind != self._told_search:
+            self._told_search = kind
+            rank_zero_info(
+                f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
+                'index="auto".'
+            )
 
     def _rows_directory(self, trainer: pl.Trainer) -> Path | None:
         """Where the files of `storage="memmap"` go; `None` for other storages."""

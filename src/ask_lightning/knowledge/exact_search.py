@@ -27,6 +27,11 @@ HALF = (torch.float16, torch.bfloat16)
 class Search(Protocol):
     """Finds the rows with the largest inner products."""
 
+    @property
+    def kind(self) -> str:
+        """How it searches: `"exact"`, or the description of a Faiss index."""
+        ...
+
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search for the nearest rows.
 
@@ -49,6 +54,8 @@ class ExactSearch:
     Args:
         vectors: `(N, d)`, the rows to search.
     """
+
+    kind = "exact"
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
@@ -142,6 +149,8 @@ class FastestExactSearch:
     Args:
         vectors: `(N, d)`, float32 on a CPU.
     """
+
+    kind = "exact"
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors

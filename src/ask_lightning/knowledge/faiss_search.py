@@ -51,7 +51,14 @@ class TrainedIndex:
 
     def empty_index(self) -> Any:
         """A new index that has learnt this, without rows."""
-        return import_faiss().deserialize_index(self.content)
+        faiss = import_faiss()
+        index = faiss.deserialize_index(self.content)
+        inverted_file = faiss.try_extract_index_ivf(index)
+        if inverted_file is not None:
+            inner = faiss.downcast_index(inverted_file)
+            if isinstance(inner, faiss.IndexIVFPQFastScan):
+                inner.fine_quantizer = inner.pq  # which Faiss forgets to set and decodes with
+        return index
 
 
 def train(index: Any, factory: str, rows: Tensor) -> TrainedIndex | None:
@@ -93,8 +100,10 @@ def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...]:
     inverted_file = faiss.try_extract_index_ivf(index)
     if inverted_file is not None:
         inner = sample
-        if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-            inner = faiss.downcast_index(index).apply_chain(sample)
+        outer = faiss.downcast_index(index)
+        if isinstance(outer, faiss.IndexPreTransform):
+            for place in range(outer.chain.size()):
+                inner = outer.chain.at(place).apply(inner)
         _, lists = inverted_file.quantizer.search(inner, 1)
         centroids = inverted_file.quantizer.reconstruct_batch(lists[:, 0])
         errors.append(float(((inner - centroids) ** 2).sum(axis=1).mean()))
@@ -207,11 +216,13 @@ class FaissSearch:
         trained: What an earlier index has learnt; it is used again where it describes these rows well.
 
     Attributes:
+        kind: The description of the index.
         trained: What this index has learnt, for the one after it; `None` where there is nothing to learn.
     """
 
     def __init__(self, vectors: Tensor, index: str, trained: TrainedIndex | None = None) -> None:
         self.vectors = vectors
+        self.kind = index
         factory = index.partition(";")[0]
         self._exhaustive = factory == "Flat"
         self._on_gpu = vectors.is_cuda and faiss_has_gpu() and "HNSW" not in factory

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.exact_search import HALF, ExactSearch, FastestExactSearch, Search
 from ask_lightning.knowledge.faiss_search import FaissSearch, TrainedIndex
 from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available
-
-_logger = logging.getLogger(__name__)
 
 
 def build_search(vectors: Tensor, index: str, trained: TrainedIndex | None = None) -> Search:
@@ -22,7 +18,8 @@ def build_search(vectors: Tensor, index: str, trained: TrainedIndex | None = Non
         index: `"exact"`; or a Faiss factory string, optionally with search parameters behind a semicolon
             (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU if both
             the vectors and Faiss are on one, exact in torch for vectors in half precision, and else exact by
-            torch or Faiss, whichever is faster. Any Faiss index that is not compressed (as `"SQfp16"` is)
+            torch or Faiss, whichever is faster: what is in memory is never searched approximately unless
+            asked for. Any Faiss index that is not compressed (as `"SQfp16"` is)
             holds a float32 copy of the vectors.
         trained: What an earlier Faiss index has learnt, see `FaissSearch`.
 

@@ -138,6 +138,11 @@ class ShardedSearch:
         self._shard = shard
         self._search_local = search_local
 
+    @property
+    def kind(self) -> str:
+        """How this rank searches its own rows."""
+        return self._search_local.kind if self._search_local is not None else "exact"
+
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search as `Search` does; collective. Each rank passes its own queries, of any number."""
         ranks = self._shard.ranks
