@@ -2,8 +2,9 @@
 
     python benchmarks/search.py --rows 100000 1000000 --threads 2
 
-prints a Markdown table for each number of rows and keeps it in docs/benchmarks/. Queries are new rows of
-the same distribution. "Again" is the time to build from what an index has learnt of earlier rows, as a refresh does.
+prints a Markdown table for each number of rows and keeps it in docs/benchmarks/. Queries are new rows of the
+same distribution. "Again" is the time to build from what an index has learnt of earlier rows, as a refresh
+does.
 """
 
 import argparse

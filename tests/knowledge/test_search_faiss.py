@@ -173,7 +173,8 @@ class TestLearnt:
         second = FaissSearch(vectors, index, first.trained)
         assert second.trained is not first.trained
         before, now = (faiss_search.quantization_errors(one._index, vectors) for one in (first, second))
-        assert now[0] < 0.9 * before[0]
+        place = -1 if index.startswith("PCA") else 0  # distances within its subspace say little
+        assert now[place] < 0.9 * before[place]
 
     def test_not_by_an_index_of_another_kind_or_width(self, vectors, index):
         learnt = FaissSearch(vectors, index).trained
