@@ -31,7 +31,7 @@ def test_losses_are_those_of_knowledge_in_memory(tmp_path, momentum):
         losses[storage] = watcher.losses
         assert isinstance(module.loss.knowledge.fine, MappedPairs) == (storage == "memmap")
         assert len(set(watcher.knowledge)) == 3
-    assert losses["memmap"] == pytest.approx(losses["float16"], abs=2e-3)
+    assert losses["memmap"] == pytest.approx(losses["float16"], abs=5e-3)
     assert len(files(tmp_path)) == 2, "those of the base in use"
     del module, watcher, callback
     gc.collect()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ask_lightning.knowledge import KnowledgeBase, file_search, row_files
+from ask_lightning.knowledge import KnowledgeBase, base_file, file_search, row_files
 from ask_lightning.knowledge.file_search import FileSearch, index_for_file
 from ask_lightning.knowledge.row_files import PairWriter, RowFile, RowFileError, remove_abandoned
 from ask_lightning.knowledge.snapshot_file import SnapshotError, files_of_snapshot
@@ -136,9 +136,8 @@ class TestIndex:
 
 class TestRowsReplaced:
     @pytest.mark.parametrize("index", ["exact", "IVF8,PQ4x4fs;nprobe=8"])
-    def test_searches_follow(self, tmp_path, index, monkeypatch):
+    def test_searches_follow(self, tmp_path, index):
         pytest.importorskip("faiss")
-        monkeypatch.setattr(file_search, "_CHANGED_SHARE", 0.5)
         base = make(tmp_path, index=index)
         before = base.fine.checksums
         own, fresh = queries(3)
@@ -151,14 +150,20 @@ class TestRowsReplaced:
         )
         assert base.fine.checksums != before
 
-    def test_many_changes_rebuild_the_index(self, tmp_path):
+    @pytest.mark.parametrize("most", [199, 200])
+    def test_many_changes_rebuild_the_index(self, tmp_path, monkeypatch, most):
         pytest.importorskip("faiss")
+        monkeypatch.setattr(file_search, "_MOST_CHANGED", most)
         base = make(tmp_path, index="IVF8,Flat;nprobe=8")
         rows = torch.arange(0, ROWS, 2)
         fresh = directions(len(rows), WIDTH, 77)
         base.fine.replace(rows, fresh, fresh)
         assert torch.equal(base.fine.search_audio(fresh, 1)[1].flatten(), rows)
-        assert len(base.fine.search_audio._changed) == 0
+        assert len(base.fine.search_audio._changed) == (0 if most < 200 else 200)
+        rows = base.fine.search_audio(queries()[0], K)[1]
+        expected = make(tmp_path, index="exact")
+        expected.fine.replace(torch.arange(0, ROWS, 2), fresh, fresh)
+        assert torch.equal(rows, expected.fine.search_audio(queries()[0], K)[1])
 
     def test_a_snapshot_stays_as_it_was(self, tmp_path):
         base = make(tmp_path / "rows")
@@ -195,6 +200,16 @@ class TestSnapshot:
         gc.collect()
         assert row_names(tmp_path / "rows") == []
         assert KnowledgeBase.load(path).fingerprint == loaded.fingerprint
+
+    def test_of_which_only_the_rows_could_be_written_leaves_nothing(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        base = make(tmp_path / "rows")
+        monkeypatch.setattr(base_file, "write_snapshot", full)
+        with pytest.raises(OSError, match="No space left"):
+            base.save(tmp_path / "base.safetensors")
+        assert list(tmp_path.glob("base*")) == []
 
     @pytest.mark.parametrize("damage", ["missing", "cut", "changed", "other"])
     def test_damage_is_told(self, tmp_path, damage):

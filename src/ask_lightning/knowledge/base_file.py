@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
 from ask_lightning.knowledge.pairs import PairStore, StoredPairs
-from ask_lightning.knowledge.row_files import PairFiles, PairWriter, RowFileError
+from ask_lightning.knowledge.row_files import PairFiles, PairWriter, RowFileError, paths_of
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
 from ask_lightning.knowledge.snapshot_file import (
@@ -90,7 +90,13 @@ def write_base(path: Path, parts: BaseParts, checksums: Mapping[str, int]) -> li
         tensors |= parts.tensors_of_clips()
     if ranks.size > 1:
         tensors["rows"] = shard.global_rows()
-    write_snapshot(own, tensors, settings, None if ranks.size > 1 else checksums)
+    try:
+        write_snapshot(own, tensors, settings, None if ranks.size > 1 else checksums)
+    except OSError:
+        if not own.exists():  # rows without their snapshot are of no use
+            for side in paths_of(rows_stem(own)):
+                side.unlink(missing_ok=True)
+        raise
     return paths
 
 

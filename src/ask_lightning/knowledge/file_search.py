@@ -5,6 +5,7 @@ Axes: `B` queries, `N` rows, `K` neighbours, `C` candidates, `d` width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +24,8 @@ _CANDIDATES_PER_NEIGHBOR, _FEWEST_CANDIDATES = 10, 100
 _QUERIES_PER_BLOCK = 64
 # Faiss wants 39 rows for each centroid; more make training longer and the lists hardly better.
 _ROWS_PER_CENTROID, _FEWEST_TRAINING_ROWS = 50, 1 << 15
-# Share of the rows that may have changed since the index was built; they are looked at one by one.
-_CHANGED_SHARE = 0.02
+# Number of rows that may have changed since the index was built; they are looked at one by one.
+_MOST_CHANGED = 50_000
 
 
 def index_for_file(num_rows: int, width: int) -> str:
@@ -93,12 +94,8 @@ class FileSearch:
 
     def _sample(self) -> Tensor:
         """Evenly drawn rows `(n, d)` to learn from."""
-        centroids = [
-            int(digits)
-            for part in self.kind.split(",")
-            if (digits := "".join(filter(str.isdigit, part.partition("_")[0]))) and part.startswith("IVF")
-        ]
-        wanted = max([_FEWEST_TRAINING_ROWS, *(_ROWS_PER_CENTROID * count for count in centroids)])
+        lists = re.search(r"IVF(\d+)", self.kind)
+        wanted = max(_FEWEST_TRAINING_ROWS, _ROWS_PER_CENTROID * int(lists[1]) if lists else 0)
         if wanted >= len(self.file):
             return torch.cat(list(self._blocks()))
         generator = torch.Generator().manual_seed(0)
@@ -113,16 +110,9 @@ class FileSearch:
         """
         self._changed = torch.cat([self._changed, rows]).unique()
 
-    def of_copy(self, file: RowFile) -> FileSearch:
-        """This search over a copy of its file."""
-        copy = object.__new__(FileSearch)
-        vars(copy).update(vars(self))
-        copy.file = file
-        return copy
-
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search as `Search` describes; scores and rows are on the device of the queries."""
-        if len(self._changed) > _CHANGED_SHARE * len(self.file) and self._index is not None:
+        if len(self._changed) > _MOST_CHANGED and self._index is not None:
             self._build(self.trained)
         own = queries.detach().to("cpu", torch.float32)
         if self._index is None:
@@ -137,12 +127,15 @@ class FileSearch:
         count = min(max(_CANDIDATES_PER_NEIGHBOR * k, _FEWEST_CANDIDATES), len(self.file))
         _, proposed = self._index.search(queries.numpy(), count)
         candidates = torch.from_numpy(proposed)  # (B, C), -1 where nothing was found
-        if len(self._changed):
-            # Rows that have changed are candidates of every query; the index may know them as they were.
-            candidates = candidates.masked_fill(torch.isin(candidates, self._changed), -1)
-            candidates = torch.cat([candidates, self._changed.expand(len(queries), -1)], dim=1)
+        # The index may know rows that have changed as they were.
+        candidates = candidates.masked_fill(torch.isin(candidates, self._changed), -1)
         scores = torch.einsum("bd,bcd->bc", queries, self._read(candidates.clamp(min=0)))
         scores = scores.masked_fill(candidates < 0, -torch.inf)
+        if len(self._changed):
+            changed = ExactSearch(self.file.read(self._changed))
+            changed_scores, places = changed(queries, min(k, len(self._changed)))
+            scores = torch.cat([scores, changed_scores], dim=1)
+            candidates = torch.cat([candidates, self._changed[places]], dim=1)
         scores, rows = sort_candidates(scores, candidates)
         scores, rows = scores[:, :k], rows[:, :k]
         incomplete = (rows < 0).any(dim=1)
