@@ -18,7 +18,7 @@ from ask_lightning.knowledge.row_files import PairWriter, RowFile, RowFileError,
 from ask_lightning.knowledge.snapshot_file import SnapshotError, files_of_snapshot
 from tests.helpers.ranks import on_ranks
 from tests.helpers.sharded_bases import shard_of, source
-from tests.helpers.vectors import directions
+from tests.helpers.vectors import directions, needs_gpu
 
 ROWS, WIDTH, K = 400, 16, 5
 
@@ -396,3 +396,20 @@ def test_few_rows_are_searched_by_reading_all(tmp_path):
     base = make(tmp_path)
     assert isinstance(base.fine.search_audio, FileSearch)
     assert base.fine.search_audio.kind == "exact"
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
+def test_queries_on_a_gpu(tmp_path, device):
+    """Rows stay in files on the CPU; K-means, queries and results are on the GPU."""
+    audio, text = directions(ROWS, WIDTH, 0), directions(ROWS, WIDTH, 1)
+    base = KnowledgeBase.from_embeddings(
+        audio.to(device), text.to(device), num_prototypes=7, storage="memmap", directory=tmp_path
+    )
+    expected = make(tmp_path, ids=None)
+    found = base.lookup(*(side.to(device) for side in queries()), K)
+    assert found["fine"].audio_rows.is_cuda
+    assert found["coarse"].text_by_audio.is_cuda
+    wanted = expected.lookup(*queries(), K)
+    assert torch.equal(found["fine"].audio_rows.cpu(), wanted["fine"].audio_rows)
+    assert torch.equal(found["fine"].text_by_text.cpu(), wanted["fine"].text_by_text)
+    assert base.find_clips(torch.tensor([3])).audio.is_cuda

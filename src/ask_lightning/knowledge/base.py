@@ -243,9 +243,9 @@ class KnowledgeBase:
         )
         settings.check(shard, is_in_files=True)
         learnt = (None, None) if previous is None else previous.fine.local.learnt
-        local = MappedPairs.of_files(files, index, Path(directory), learnt=learnt)
+        local = MappedPairs.of_files(files, index, Path(directory), learnt=learnt).to(device)
         check_rows(*local.tables(shard))
-        return cls._of_pairs(local.to(device), row_ids_of(ids, shard), shard, settings, training_clips)
+        return cls._of_pairs(local, row_ids_of(ids, shard), shard, settings, training_clips)
 
     @classmethod
     def _of_pairs(

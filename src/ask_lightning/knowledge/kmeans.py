@@ -54,8 +54,8 @@ def kmeans(
         tensor([0, 1, 2])
     """
     if num_clusters == rows.shard.num_rows:
-        return rows.shard.global_rows().to(rows.local.device)
-    index = _index_of_centroids(rows.local)
+        return rows.shard.global_rows().to(rows.device)
+    index = _index_of_centroids(rows.device)
     centroids = fit_centroids(rows, num_clusters, seed, index, clustering)
     return assign_clusters(rows, centroids, index, clustering)
 
@@ -77,7 +77,7 @@ def fit_centroids(
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(rows.shard.num_rows, generator=generator)
-    centroids = rows.fetch(order[:num_clusters].to(rows.local.device))  # (M, d)
+    centroids = rows.fetch(order[:num_clusters].to(rows.device))  # (M, d)
     if rows.file is not None:
         centroids = centroids.float()
     plan = [(rows, _ITERATIONS[clustering])]
@@ -148,9 +148,9 @@ def assign_clusters(
     return rows.shard.select(_fill_empty_clusters(whole_assignment, whole_similarity, sizes.tolist()))
 
 
-def _index_of_centroids(vectors: Tensor) -> str:
+def _index_of_centroids(device: torch.device) -> str:
     # Decided once: an index on a GPU would be built, and a missing Faiss looked for, in every iteration.
-    return "exact" if vectors.is_cuda or not faiss_is_available() else "auto"
+    return "exact" if device.type != "cpu" or not faiss_is_available() else "auto"
 
 
 def _fill_empty_clusters(assignment: Tensor, similarity: Tensor, sizes: list[int]) -> Tensor:

@@ -203,7 +203,7 @@ class MappedPairs(StoredPairs):
 
     def tables(self, shard: RowShard) -> tuple[ShardedRows, ShardedRows]:
         """The audio rows and the text rows as tables of which these are a shard."""
-        audio, text = (ShardedRows(side.mapped, shard, side) for side in self.files.sides)
+        audio, text = (ShardedRows(side.mapped, shard, side, self.on) for side in self.files.sides)
         return audio, text
 
 

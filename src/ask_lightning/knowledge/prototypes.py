@@ -124,9 +124,7 @@ def max_pool(rows: ShardedRows, assignment: Tensor, num_clusters: int) -> Tensor
                 [5., 5.]])
     """
     dtype = computation_dtype(rows.local)
-    pooled = torch.full(
-        (num_clusters, rows.local.shape[1]), -torch.inf, dtype=dtype, device=rows.local.device
-    )
+    pooled = torch.full((num_clusters, rows.local.shape[1]), -torch.inf, dtype=dtype, device=rows.device)
     first = 0
     for block in rows.blocks():
         members = assignment[first : first + len(block), None].expand_as(block)

@@ -188,6 +188,7 @@ class ShardedRows:
         local: `(n, d)`, the rows of this rank.
         shard: Which rows of the table these are.
         file: The file that `local` is mapped from, if it is.
+        on: The device on which rows of a file are computed with and exchanged between ranks.
 
     Examples:
         >>> rows = ShardedRows.unsharded(torch.eye(3))
@@ -198,6 +199,12 @@ class ShardedRows:
     local: Tensor
     shard: RowShard
     file: RowFile | None = None
+    on: torch.device | str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the rows are computed with."""
+        return self.local.device if self.file is None else torch.device(self.on)
 
     @classmethod
     def unsharded(cls, table: Tensor) -> ShardedRows:
@@ -215,7 +222,7 @@ class ShardedRows:
             yield self.local
         else:
             for _, block in self.file.blocks():
-                yield block.float()
+                yield block.to(self.on).float()
 
     def select(self, rows: Tensor) -> ShardedRows:
         """A table of some of the rows, each of which stays on its rank; collective.
@@ -225,6 +232,9 @@ class ShardedRows:
         """
         owner, local = self.shard.locate(rows)
         own = local[owner == self.shard.ranks.rank].sort().values
-        chosen = self.local[own.to(self.local.device)] if self.file is None else self.file.read(own).float()
+        if self.file is None:
+            chosen = self.local[own.to(self.device)]
+        else:
+            chosen = self.file.read(own).to(self.on).float()
         counts = self.shard.ranks.all_gather_object(len(own))
         return ShardedRows(chosen, RowShard.contiguous(counts, self.shard.ranks))
