@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.faiss_search import TrainedIndex
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
-from ask_lightning.knowledge.pairs import PairStore, StoredPairs
+from ask_lightning.knowledge.pairs import Learnt, PairStore, StoredPairs
 from ask_lightning.knowledge.row_files import PairFiles, PairWriter, RowFileError, paths_of
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
@@ -31,6 +34,8 @@ from ask_lightning.utilities.distributed import Ranks
 
 # Tensors of a snapshot that each shard file holds some rows of, and those that the first file alone holds.
 SHARDED, REPLICATED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text", "ids")
+# Tensors of a snapshot with what its Faiss indexes have learnt; without, they would learn something else.
+LEARNT = ("learnt_audio", "learnt_text")
 # Tensors of a snapshot that its first file holds if the training clips are not those of the pairs.
 CLIPS = ("clip_ids", "clip_sums")
 
@@ -90,8 +95,12 @@ def write_base(path: Path, parts: BaseParts, checksums: Mapping[str, int]) -> li
         tensors |= parts.tensors_of_clips()
     if ranks.size > 1:
         tensors["rows"] = shard.global_rows()
+    learnt = dict(zip(LEARNT, local.learnt, strict=True))
+    settings["learnt"] = {name: one.description for name, one in learnt.items() if one is not None}
+    contents = {name: one.content_tensor for name, one in learnt.items() if one is not None}
+    known = dict(checksums) | {name: checksum(content) for name, content in contents.items()}
     try:
-        write_snapshot(own, tensors, settings, None if ranks.size > 1 else checksums)
+        write_snapshot(own, tensors | contents, settings, None if ranks.size > 1 else known)
     except OSError:
         if not own.exists():  # rows without their snapshot are of no use
             for side in paths_of(rows_stem(own)):
@@ -138,6 +147,20 @@ def read_base(path: Path, ranks: Ranks | None, directory: Path | None = None) ->
 _Content = tuple[Path, dict[str, Tensor], dict[str, object]]
 
 
+def _learnt_of(content: _Content) -> Learnt:
+    """What the indexes of the rank that wrote a file have learnt."""
+    file, tensors, settings = content
+    descriptions: dict[str, Any] = settings.get("learnt", {})  # type: ignore[assignment]
+    try:
+        audio, text = (
+            TrainedIndex.of_tensor(tensors[name], descriptions[name]) if name in descriptions else None
+            for name in LEARNT
+        )
+    except (KeyError, TypeError) as error:
+        raise SnapshotError(f"The knowledge snapshot {file} lacks {error}.") from error
+    return audio, text
+
+
 def _rows_of(content: _Content, is_only: bool, shard: RowShard) -> Tensor:
     """The global numbers of the rows that a shard file has."""
     file, tensors, _ = content
@@ -162,7 +185,11 @@ def _read_tensors(contents: list[_Content], shard: RowShard, index: str) -> Stor
             if name not in kept:
                 kept[name] = tensors[name].new_empty(shard.num_local_rows, tensors[name].shape[1])
             kept[name][local_rows[is_own]] = tensors[name][is_own]
-    return StoredPairs(kept[SHARDED[0]], kept[SHARDED[1]], index)
+    same = [
+        one for one in contents if torch.equal(_rows_of(one, len(contents) == 1, shard), shard.global_rows())
+    ]
+    learnt = _learnt_of(same[0]) if same else (None, None)
+    return StoredPairs(kept[SHARDED[0]], kept[SHARDED[1]], index, learnt)
 
 
 def _read_files(contents: list[_Content], shard: RowShard, index: str, directory: Path) -> MappedPairs | None:
@@ -185,7 +212,7 @@ def _read_files(contents: list[_Content], shard: RowShard, index: str, directory
     for content, files, rows in zip(contents, parts, numbers, strict=True):
         if torch.equal(rows, wanted):
             _verify(content, files, rows)
-            pairs = MappedPairs.of_files(files, index, directory)
+            pairs = MappedPairs.of_files(files, index, directory, learnt=_learnt_of(content))
             if shard.ranks.size == 1:
                 vars(pairs)["checksums"] = tuple(content[2]["row_checksums"])  # type: ignore[arg-type]
             return pairs

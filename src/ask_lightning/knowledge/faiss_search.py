@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,22 @@ class TrainedIndex:
     width: int
     content: Any
     errors: tuple[float, ...]
+
+    @classmethod
+    def of_tensor(cls, content: Tensor, description: Mapping[str, Any]) -> TrainedIndex:
+        """What `content_tensor` and `description` were made of."""
+        errors = tuple(float(error) for error in description["errors"])
+        return cls(str(description["factory"]), int(description["width"]), content.numpy(), errors)
+
+    @property
+    def content_tensor(self) -> Tensor:
+        """The empty index, serialised, as `(n,)` uint8."""
+        return torch.from_numpy(self.content)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The rest, as JSON can hold it."""
+        return {"factory": self.factory, "width": self.width, "errors": list(self.errors)}
 
     def suits(self, factory: str, rows: Tensor) -> bool:
         """Whether an index of a kind can be made of it for some rows.

@@ -192,7 +192,7 @@ class MappedPairs(StoredPairs):
             self.audio,
             self.text,
             self.index,
-            self.learnt if "search_audio" in vars(self) else self.earlier,
+            self.learnt,
             files=self.files,
             directory=self.directory,
             on=torch.device(device),

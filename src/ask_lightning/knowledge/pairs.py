@@ -215,7 +215,10 @@ class StoredPairs:
     def learnt(self) -> Learnt:
         """What the indexes have learnt, for those of the base after this one."""
         searches = (vars(self).get(name) for name in ("search_audio", "search_text"))
-        audio, text = (getattr(search, "trained", None) for search in searches)
+        audio, text = (
+            given if search is None else getattr(search, "trained", None)
+            for search, given in zip(searches, self.earlier, strict=True)
+        )
         return audio, text
 
     def coarse_like(self) -> Tensor:
