@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from ask_lightning import ASKModule, KnowledgeDistillationLoss, KnowledgeRefreshCallback
+from ask_lightning import ASKModule, KnowledgeDistillationLoss, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
 from tests.helpers.clients import PlainTowers, Watcher, make_loader, make_refresh, make_trainer, wrap
@@ -102,6 +102,21 @@ def test_the_teacher_reads_clips_from_the_files(tmp_path):
     assert losses["memmap"] == pytest.approx(losses["float16"], abs=1e-5)
 
 
+def test_write_back_into_files(tmp_path):
+    """Each step's embeddings are found among the rows at once, and a resumed run goes on with them."""
+    settings = {"storage": "memmap", "storage_directory": tmp_path / "rows", "write_back": True}
+    found, ask = {}, {}
+    for storage, options in (("memmap", settings), ("float16", {"write_back": True, "storage": "float16"})):
+        pl.seed_everything(0, verbose=False)
+        module = ASKModule(PlainTowers(), ReliabilityOTLoss(num_neighbors=4), ids="clip_id")
+        callback = make_refresh(2, **options)
+        make_trainer(callbacks=[callback], max_epochs=2).fit(module, make_loader())
+        base = module.loss.knowledge
+        found[storage], ask[storage] = base.fine.audio.float(), base.find_clips(base.ids[:5]).text
+    torch.testing.assert_close(found["memmap"], found["float16"], atol=2e-2, rtol=0)
+    torch.testing.assert_close(ask["memmap"], ask["float16"], atol=2e-2, rtol=0)
+
+
 def test_the_default_directory_is_the_runs(tmp_path):
     module = wrap(PlainTowers())
     make_trainer(default_root_dir=tmp_path, callbacks=[make_refresh(storage="memmap")], max_epochs=1).fit(
@@ -121,6 +136,7 @@ def test_the_log_says_once_what_auto_has_become(monkeypatch):
     ("settings", "message"),
     [
         ({"storage": "memmap", "refine": "graph"}, "`refine` compares every pair"),
+        ({"storage": "memmap", "mode": "rolling"}, 'mode="rolling"` and `storage="memmap"` exclude'),
         ({"storage": "memmap", "prototype_pairing": "joint"}, 'another than "joint"'),
         ({"storage_directory": "rows"}, r"`storage_directory` is for storage=\"memmap\" alone"),
     ],

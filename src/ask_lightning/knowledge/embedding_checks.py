@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 _ROWS_NAMED_IN_AN_ERROR = 5
 
@@ -59,7 +60,7 @@ def check_rows(audio: ShardedRows, text: ShardedRows, *, stacklevel: int = 3) ->
         rows = sorted(row for numbers, _ in reports for row in numbers)
         if rows:
             shown = ", ".join(map(str, rows[:_ROWS_NAMED_IN_AN_ERROR]))
-            raise ValueError(
+            raise NonFiniteEmbeddingsError(
                 f"The {name} embeddings of {len(rows)} of {shard.num_rows} source rows contain NaN or Inf "
                 f"(rows {shown}{', …' if len(rows) > _ROWS_NAMED_IN_AN_ERROR else ''}). "
                 "Check these items of the knowledge source and the encoder's numerical range."
