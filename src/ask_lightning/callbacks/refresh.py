@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.knowledge_files import mix_files, rows_directory
+from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.partial_refresh import (
     EncodedRows,
@@ -48,6 +49,7 @@ from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_trainer,
     warn_of_single_pair,
+    warn_of_uneven_streams,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
@@ -366,6 +368,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
@@ -646,6 +649,8 @@ class KnowledgeRefreshCallback(Callback):
                 for each, limit in zip(loaders, limits, strict=True)
             )
         self._check_rows(encoded)
+        if self._reader.source is None and ranks.size > 1 and not has_index(loader):
+            warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
         clips = self._training_clips(*of_training)
         if encoded.files is not None:
