@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from ask_lightning.knowledge import KnowledgeBase
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, build_search
+from ask_lightning.knowledge import KnowledgeBase, faiss_search
+from ask_lightning.knowledge.exact_search import ExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
+from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,83 @@ def test_a_base_with_such_an_index_fails_when_made(index, message):
         KnowledgeBase.from_embeddings(
             directions(20, 4, 0), directions(20, 4, 1), num_prototypes=3, index=index
         )
+
+
+@pytest.mark.parametrize(
+    "index", ["IVF8,Flat;nprobe=8", "IVF8,PQ4x4fs;nprobe=8", "PQ4x4", "OPQ4,IVF8,PQ4x4", "IVF8_HNSW8,Flat"]
+)
+class TestLearnt:
+    """What an index has learnt is used again as long as it describes the rows."""
+
+    def test_by_rows_that_moved_a_little(self, vectors, queries, index, monkeypatch):
+        first = FaissSearch(vectors, index)
+        moved = torch.nn.functional.normalize(vectors + 0.01 * directions(2000, 16, 5), dim=1)
+        monkeypatch.setattr(faiss_search, "train", lambda *_: pytest.fail("learns again"))
+        second = FaissSearch(moved, index, first.trained)
+        assert second.trained is first.trained
+        assert second._index.ntotal == first._index.ntotal == 2000
+        if index.endswith("nprobe=8") and "Flat" in index:
+            np.testing.assert_array_equal(second(queries, 5)[1], sorted_search(moved, queries, 5)[1])
+
+    def test_not_by_rows_that_it_describes_badly(self, vectors, index):
+        near = torch.nn.functional.normalize(vectors[:1] + 0.1 * vectors, dim=1)
+        first = FaissSearch(near, index)
+        second = FaissSearch(vectors, index, first.trained)
+        assert second.trained is not first.trained
+        before, now = (faiss_search.quantization_errors(one._index, vectors) for one in (first, second))
+        assert now[0] < 0.9 * before[0]
+
+    def test_not_by_an_index_of_another_kind_or_width(self, vectors, index):
+        learnt = FaissSearch(vectors, index).trained
+        assert learnt is not None
+        assert not learnt.suits("IVF4,Flat", vectors)
+        assert not learnt.suits(learnt.factory, vectors[:, :8])
+
+
+def test_the_errors_are_mean_squared_distances(vectors):
+    found = FaissSearch(vectors, "IVF8,PQ4")
+    inner = faiss.extract_index_ivf(found._index)
+    centroids = torch.from_numpy(inner.quantizer.reconstruct_n(0, 8)).double()
+    nearest = (vectors.double() @ centroids.T).argmax(dim=1)
+    expected = (vectors.double() - centroids[nearest]).square().sum(dim=1).mean()
+    to_list, to_code = faiss_search.quantization_errors(found._index, vectors)
+    assert to_list == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < to_code < to_list
+
+
+def test_a_base_hands_on_what_its_indexes_have_learnt():
+    settings = {"num_prototypes": 3, "index": "IVF4,Flat"}
+    first = KnowledgeBase.from_embeddings(directions(300, 8, 0), directions(300, 8, 1), **settings)
+    second = KnowledgeBase.from_embeddings(
+        directions(300, 8, 0), directions(300, 8, 2), previous=first, **settings
+    )
+    assert second.fine.search_audio.trained is first.fine.search_audio.trained
+    assert first.fine.search_audio.trained is not None
+    third = KnowledgeBase.from_embeddings(
+        directions(300, 8, 0), directions(300, 8, 2), previous=second.to("cpu"), **settings
+    )
+    assert third.fine.search_text.trained is second.fine.search_text.trained
+
+
+@pytest.mark.parametrize("storage", ["float32", "memmap"])
+def test_a_snapshot_keeps_what_indexes_have_learnt(tmp_path, storage):
+    """Otherwise a resumed run would learn anew and find other neighbours."""
+    options = {"directory": tmp_path / "rows"} if storage == "memmap" else {}
+    settings = {"num_prototypes": 3, "index": "IVF16,Flat;nprobe=1", "storage": storage, **options}
+    first = KnowledgeBase.from_embeddings(directions(900, 8, 0), directions(900, 8, 1), **settings)
+    base = KnowledgeBase.from_embeddings(
+        directions(900, 8, 5), directions(900, 8, 6), previous=first, **settings
+    )
+    base.save(tmp_path / "base.safetensors")
+    loaded = KnowledgeBase.load(tmp_path / "base.safetensors")
+    queries = directions(40, 8, 7)
+    assert loaded.fingerprint == base.fingerprint
+    assert torch.equal(loaded.fine.search_audio(queries, 5)[1], base.fine.search_audio(queries, 5)[1])
+    own, kept = base.fine.search_audio.trained, loaded.fine.search_audio.trained
+    assert own is first.fine.search_audio.trained
+    assert (kept.factory, kept.errors) == (own.factory, own.errors)
+    anew = KnowledgeBase.from_embeddings(directions(900, 8, 5), directions(900, 8, 6), **settings)
+    assert not torch.equal(anew.fine.search_audio(queries, 5)[1], base.fine.search_audio(queries, 5)[1])
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])

@@ -233,6 +233,11 @@ class RetrievalLoss(nn.Module, ABC):
         return False
 
     @property
+    def needs_prototypes(self) -> bool:
+        """Whether the loss looks the coarse knowledge up; a refresh makes no prototypes otherwise."""
+        return self.needs_knowledge
+
+    @property
     def against_collapse(self) -> str:
         """What helps against embeddings that become all alike, in sentences for a message."""
         lower = "a lower temperature, " if "temperature" in self.options else ""

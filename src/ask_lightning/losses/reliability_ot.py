@@ -216,6 +216,11 @@ class ReliabilityOTLoss(InteractingLoss):
         return self.distillation_weight > 0
 
     @property
+    def needs_prototypes(self) -> bool:
+        """Whether the coarse granularity takes part."""
+        return "coarse" in self.granularities
+
+    @property
     def _neighbors_by_granularity(self) -> dict[GranularityName, int]:
         """K of each granularity that takes part."""
         counts: dict[GranularityName, int] = {
