@@ -48,6 +48,17 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
         help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
         f"anew (default: {RERANKED}, at least --top); 0: sort by cosine",
     )
+    parser.add_argument(
+        "--index",
+        default="auto",
+        help="what finds the hits: exact compares all; ivf, hnsw or a Faiss factory string is an index, "
+        "built once and kept beside the file, that may miss some; auto (default) compares all unless there "
+        "are millions or an index is there",
+    )
+    parser.add_argument(
+        "--contains", default="", metavar="TEXT", help="only hits whose caption, name or file contains this"
+    )
+    parser.add_argument("--lowest", type=float, metavar="SCORE", help="only hits with this score or more")
     parser.add_argument("--json", action="store_true", help="print the hits as JSON alone")
     parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
     options = parser.parse_args(arguments)

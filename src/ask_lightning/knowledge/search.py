@@ -5,6 +5,8 @@ return the first of them; a Faiss index returns any.
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +23,11 @@ _QUERIES_FOR_FAISS = 128
 # Share of an inverted file's lists that is visited unless the index string sets `nprobe`.
 _DEFAULT_PROBED_SHARE = 1 / 16
 _GPU_SCRATCH_BYTES = 256 << 20
+# Rows that a Faiss index takes at a time, of which a float32 copy is held.
+_ROWS_PER_ADDITION = 1 << 16
+# Rows from which an index learns its lists or ranges, and rows for each list if that is more.
+_TRAINING_ROWS = 1 << 18
+_TRAINING_ROWS_PER_LIST = 64
 # Storage in half precision saves memory, which the float32 copy in a Faiss index would take again.
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -170,6 +177,16 @@ class FastestExactSearch:
         return scores, rows
 
 
+def _training_rows(index: Any, vectors: Tensor) -> Tensor:
+    """Evenly spaced rows from which an index learns, all unless there are many."""
+    inverted_file = import_faiss().try_extract_index_ivf(index)
+    lists = 0 if inverted_file is None else inverted_file.nlist
+    count = max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * lists)
+    if len(vectors) <= count:
+        return vectors
+    return vectors[torch.arange(count, device=vectors.device) * len(vectors) // count]
+
+
 def sort_candidates(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Order candidates by (-score, row).
 
@@ -194,9 +211,12 @@ class FaissSearch:
     Args:
         vectors: `(N, d)`, the rows to search.
         index: Faiss factory string with optional `;parameter=value`.
+        advance: Function that is called with the number of rows that the index has just taken.
     """
 
-    def __init__(self, vectors: Tensor, index: str) -> None:
+    def __init__(
+        self, vectors: Tensor, index: str, *, advance: Callable[[int], object] = lambda rows: None
+    ) -> None:
         faiss = import_faiss()
         self.vectors = vectors
         factory, _, parameters = index.partition(";")
@@ -216,18 +236,63 @@ class FaissSearch:
             self._resources = faiss.StandardGpuResources()
             self._resources.setTempMemory(_GPU_SCRATCH_BYTES)
             built = faiss.index_cpu_to_gpu(self._resources, vectors.device.index or 0, built)
-        rows = self._as_faiss(vectors)
         try:
             if not built.is_trained:
-                built.train(rows)
-            built.add(rows)
-            built.search(rows[:1], 1)  # some parameters, such as nprobe=0, only fail here
+                built.train(self._as_faiss(_training_rows(built, vectors)))
+            for block in vectors.split(_ROWS_PER_ADDITION):
+                built.add(self._as_faiss(block))
+                advance(len(block))
+            built.search(self._as_faiss(vectors[:1]), 1)  # some parameters, such as nprobe=0, only fail here
         except RuntimeError as error:
             raise ValueError(
                 f"Argument `index` has to suit {len(vectors)} rows, but got {index!r}, which Faiss "
                 f"cannot build or search on them: {str(error).splitlines()[0]}"
             ) from error
         self._index = built
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file; the vectors are not in it, unless as the index holds them.
+
+        Args:
+            path: Path of the file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        faiss = import_faiss()
+        index = faiss.index_gpu_to_cpu(self._index) if self._on_gpu else self._index
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+    @classmethod
+    def load(cls, path: Path, vectors: Tensor, index: str) -> "FaissSearch":
+        """Search by an index in a file, which is mapped into memory.
+
+        Args:
+            path: Path of a file that `save` has written.
+            vectors: `(N, d)` on the CPU, the rows that the index was built of.
+            index: The factory string that it was built by; its parameters are set.
+
+        Raises:
+            OSError: The file is missing, damaged or of other rows.
+        """
+        faiss = import_faiss()
+        factory, _, parameters = index.partition(";")
+        # Faiss maps inverted lists by one flag and what other kinds hold by another.
+        mapped = faiss.IO_FLAG_MMAP if "IVF" in factory else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        try:
+            stored = faiss.read_index(str(path), mapped)
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if (stored.ntotal, stored.d) != tuple(vectors.shape):
+            raise OSError(f"{path} is an index of {stored.ntotal} rows of width {stored.d}.")
+        cls._set_parameters(stored, parameters)
+        found = cls.__new__(cls)
+        found.vectors, found._index = vectors, stored
+        found._exhaustive, found._on_gpu = factory == "Flat", False
+        return found
 
     @staticmethod
     def _set_parameters(index: Any, parameters: str) -> None:
