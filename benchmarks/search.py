@@ -4,8 +4,9 @@
 
 writes a file of generated clips (2 GiB in float32, and a caption for every tenth clip) into a folder that
 is removed at the end, searches it by each index and prints a Markdown table. Every index is measured in a
-process of its own. Clips and captions share hidden causes in a few thousand groups of very different size, of a dimension far
-below the width, as sounds and their descriptions do; a constant offset keeps the two sides apart.
+process of its own. Clips and captions share hidden causes in a few thousand groups of very different size,
+of a dimension far below the width, as sounds and their descriptions do; a constant offset keeps the two
+sides apart.
 """
 
 import argparse
@@ -152,22 +153,18 @@ def main() -> None:
         write_clips(folder, options)
         path = folder / "clips.safetensors"
         gib = path.stat().st_size / 2**30
+        threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
         print(
-            f"\n{options.clips:,} clips and captions of width {options.width}, {options.dtype}, {gib:.1f} GiB,"
+            f"\n{options.clips:,} clips, d = {options.width}, {options.dtype}, {gib:.1f} GiB, {threads} threads\n"
         )
-        print(f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads\n")
         rows, expected = [], {}
         for index in options.index:
             query = ("-m", "ask_lightning", "search", path, "--text", "rain", "--json", "--index", index)
             first = run(*query)[1]
             whole = min(run(*query)[1] for _ in range(2))
             kept = sum(file.stat().st_size for file in folder.glob("*.faiss") if index_of(file) == index)
-            cells = [
-                index,
-                f"{first - whole:.0f}" if kept else "",
-                f"{kept / 2**20:.0f}" if kept else "",
-                f"{whole:.1f}",
-            ]
+            once = [f"{first - whole:.0f}", f"{kept / 2**20:.0f}"] if kept else ["", ""]
+            cells = [index, *once, f"{whole:.1f}"]
             for kind in ("raw", "calibrated"):
                 measured = json.loads(run(__file__, "--folder", folder, "--measure", index, kind)[0])
                 exact = expected.setdefault(kind, measured["found"])
