@@ -68,7 +68,7 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         pairs.calibration = None
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
-    rerank = _num_reranked(model, pairs, 0 if options.raw else options.rerank)
+    rerank = num_reranked(model, pairs, 0 if options.raw else options.rerank)
     chosen = choose_index(
         options.encoded, pairs, "audio" if options.text is not None else "text", options.index
     )
@@ -90,8 +90,20 @@ def search(arguments: Sequence[str]) -> list[Hit]:
     return hits
 
 
-def _num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
-    """How many hits are sorted by the model's interaction; 0 without one, or without tokens in the file."""
+def num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
+    """How many hits are sorted by the model's interaction; says on the standard error why there are none.
+
+    Args:
+        model: The model.
+        pairs: The content of an encoded file.
+        wanted: The number that was asked for. None: the default.
+
+    Returns:
+        The number; 0 where the model has no interaction or the file no tokens.
+
+    Raises:
+        UsageError: A number was asked for where there can be none.
+    """
     obstacle = None
     if find_interaction(model) is None:
         obstacle = f"{type(model).__name__} compares pooled embeddings"

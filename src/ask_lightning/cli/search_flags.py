@@ -42,12 +42,7 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--raw", action="store_true", help="sort by cosine, even if the file is calibrated or holds tokens"
     )
-    parser.add_argument(
-        "--rerank",
-        type=int,
-        help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
-        f"anew (default: {RERANKED}, at least --top); 0: sort by cosine",
-    )
+    _add_rerank(parser, ", at least --top")
     parser.add_argument(
         "--index",
         default="auto",
@@ -64,9 +59,22 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
+    _check_rerank(options)
+    return options
+
+
+def _add_rerank(parser: FlagParser, at_least: str) -> None:
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
+        f"anew (default: {RERANKED}{at_least}); 0: sort by cosine",
+    )
+
+
+def _check_rerank(options: Namespace) -> None:
     if options.rerank is not None and options.rerank < 0:
         raise UsageError(f"Argument `--rerank` has to be at least 0, but got {options.rerank}.")
-    return options
 
 
 def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
@@ -92,10 +100,12 @@ def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument("encoded", type=Path, help="a file that `ask-lightning encode` wrote")
     parser.add_argument("--audio", type=Path, required=True, help="folder of the clips' audio files")
+    _add_rerank(parser, "")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
     parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
     options = parser.parse_args(arguments)
+    _check_rerank(options)
     if not 0 <= options.port <= _HIGHEST_PORT:
         raise UsageError(
             f"Argument `--port` has to be from 0 to {_HIGHEST_PORT}, but got {options.port}. Leave it out "
