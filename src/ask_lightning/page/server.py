@@ -231,13 +231,14 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
 def _make_blocks(gradio: Any, collection: Collection) -> Any:
     """Lay out the page and connect its parts."""
 
-    def show(answer: Answer, words: str, lowest: float, count: int) -> str:
+    # A field in which nobody has typed yet may hold None.
+    def show(answer: Answer, words: str | None, lowest: float, count: int) -> str:
         limit = lowest if lowest > _NO_LIMIT else None
-        shown = filter_matches(collection, answer.matches, words=words, lowest=limit, count=int(count))
+        shown = filter_matches(collection, answer.matches, words=words or "", lowest=limit, count=int(count))
         return answer_html(collection, answer, shown)
 
-    def ask(query: str | Path | None, refined: bool, words: str, *others: Any) -> tuple[Answer, str]:
-        answer = answer_query(collection, query, refined, words)
+    def ask(query: str | Path | None, refined: bool, words: str | None, *others: Any) -> tuple[Answer, str]:
+        answer = answer_query(collection, query, refined, words or "")
         return answer, show(answer, words, *others)
 
     def ask_sound(path: str | None, refined: bool, *filters: Any) -> tuple[Answer, str]:
