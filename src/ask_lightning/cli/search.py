@@ -23,6 +23,9 @@ from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_enc
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled, unit_embeddings
 from ask_lightning.knowledge.search import Search
+from ask_lightning.metrics import HubCalibration
+from ask_lightning.models import from_pretrained, load_calibration
+from ask_lightning.models.stored_calibration import calibration_fingerprint
 from ask_lightning.utilities.text_tables import Cell, print_table
 from ask_lightning.utilities.weights import weights_fingerprint
 
@@ -68,6 +71,8 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         pairs.calibration = None
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
+        if not options.raw:
+            calibrate_by_model(pairs, model, options.ckpt_path)
     rerank = num_reranked(model, pairs, 0 if options.raw else options.rerank)
     chosen = choose_index(
         options.encoded, pairs, "audio" if options.text is not None else "text", options.index
@@ -139,7 +144,8 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
 
     Args:
         pairs: The content of the file.
-        checkpoint: Path of the checkpoint; None for the path that the file names.
+        checkpoint: Path of the checkpoint, or of the folder of an exported model; None for the path that the
+            file names.
 
     Returns:
         The model, on the CPU.
@@ -153,6 +159,10 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
         return _published_model(pairs)
     if path is None:
         raise UsageError("The file was encoded without a checkpoint. Pass `--ckpt_path`.")
+    if Path(path).is_dir():
+        model = from_pretrained(path)
+        _check_fingerprint(model, pairs, path)
+        return model
     if not Path(path).is_file():
         raise UsageError(
             f"There is no checkpoint {path!r}, with which the file was encoded. Pass `--ckpt_path`."
@@ -167,13 +177,37 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
             f"{path} is no checkpoint of {pairs.model['class_path']}, which encoded the file. Pass the "
             "checkpoint that it was encoded with."
         ) from error
+    _check_fingerprint(model, pairs, path)
+    return model
+
+
+def _check_fingerprint(model: pl.LightningModule, pairs: EncodedPairs, path: str) -> None:
+    """Refuse a model with other weights than those that encoded a file."""
     if weights_fingerprint(model) != pairs.model["fingerprint"]:
         raise UsageError(
             f"{path} holds other weights than those that encoded the file: a later run or epoch has replaced "
             "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` "
             "a copy of the checkpoint that encoded the file."
         )
-    return model
+
+
+def calibrate_by_model(pairs: EncodedPairs, model: pl.LightningModule, source: str | None) -> None:
+    """Calibrate clips and captions by the calibration of an exported model, where there is one.
+
+    Args:
+        pairs: The encoded clips and captions; those that are calibrated already are left as they are.
+        model: The model, which has been checked to be that of the pairs.
+        source: The folder of the exported model; another path has no calibration.
+    """
+    if source is None or pairs.calibration is not None or find_interaction(model) is not None:
+        return
+    folder = Path(source)
+    if not folder.is_dir() or calibration_fingerprint(folder) != pairs.model["fingerprint"]:
+        return
+    stored = load_calibration(folder)
+    if stored is not None:
+        bank, calibration = stored
+        pairs.calibration = HubCalibration.from_bank(bank, pairs.audio, pairs.text, calibration)
 
 
 def _published_model(pairs: EncodedPairs) -> pl.LightningModule:

@@ -55,7 +55,10 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument("--lowest", type=float, metavar="SCORE", help="only hits with this score or more")
     parser.add_argument("--json", action="store_true", help="print the hits as JSON alone")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
+    parser.add_argument(
+        "--ckpt_path",
+        help="the checkpoint that encoded the file, if it has moved, or the exported model of it",
+    )
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
@@ -103,7 +106,10 @@ def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
     _add_rerank(parser, "")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
+    parser.add_argument(
+        "--ckpt_path",
+        help="the checkpoint that encoded the file, if it has moved, or the exported model of it",
+    )
     options = parser.parse_args(arguments)
     _check_rerank(options)
     if not 0 <= options.port <= _HIGHEST_PORT:

@@ -7,7 +7,14 @@ from typing import Any
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
-from ask_lightning.cli.search import Hit, find_captions, find_clips, load_model, num_reranked
+from ask_lightning.cli.search import (
+    Hit,
+    calibrate_by_model,
+    find_captions,
+    find_clips,
+    load_model,
+    num_reranked,
+)
 from ask_lightning.cli.search_flags import parse_serve_flags
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.data.clips import abbreviate
@@ -44,6 +51,7 @@ def serve(arguments: Sequence[str]) -> None:
     pairs = EncodedPairs.load(options.encoded)
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
+        calibrate_by_model(pairs, model, options.ckpt_path)
         rerank = num_reranked(model, pairs, options.rerank)
         collection = make_collection(model, pairs, options.audio, options.encoded.name, rerank=rerank)
     try:
