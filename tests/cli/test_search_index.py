@@ -111,6 +111,9 @@ def test_what_auto_picks(monkeypatch):
     assert chosen.name == "ivf"
     assert "`--index exact` compares all." in chosen.said
     assert choose_index(FILE, pairs, "text", "auto").name == "exact"
+    # The one that misses less, if it has been built.
+    choose_index(FILE, pairs, "audio", "hnsw")
+    assert choose_index(FILE, pairs, "audio", "auto").name == "hnsw"
     assert choose_index(FILE, saved(seed=1), "audio", "auto").name == "exact"
 
 

@@ -20,7 +20,8 @@ from ask_lightning.cli.results import RESULTS_FILE, find_results, public_results
 from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.models import from_pretrained, save_pretrained
-from ask_lightning.models.stored_calibration import CALIBRATION_FILE, calibration_fingerprint
+from ask_lightning.models.exported import CALIBRATION_FILE
+from ask_lightning.models.stored_calibration import calibration_fingerprint
 from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.weights import weights_fingerprint
 

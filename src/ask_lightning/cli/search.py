@@ -160,7 +160,7 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
     if path is None:
         raise UsageError("The file was encoded without a checkpoint. Pass `--ckpt_path`.")
     if Path(path).is_dir():
-        model = from_pretrained(path)
+        model: pl.LightningModule = from_pretrained(path)
         _check_fingerprint(model, pairs, path)
         return model
     if not Path(path).is_file():
@@ -372,10 +372,10 @@ def _best_hits(
             f"The encoded file has embeddings of width {rows.shape[1]}, but the checkpoint makes "
             f"{len(vector)}. Pass the checkpoint that it was encoded with."
         )
-    interaction = find_interaction(model)
-    compared = rerank and interaction is not None and pairs.has_tokens
-    ranked = best_rows(pairs, side, vector, max(rerank, top) if compared else top, index=index, passes=passes)
-    if compared and len(ranked.rows):
+    interaction = find_interaction(model) if rerank and pairs.has_tokens else None
+    count = top if interaction is None else max(rerank, top)
+    ranked = best_rows(pairs, side, vector, count, index=index, passes=passes)
+    if interaction is not None and len(ranked.rows):
         scores = _interaction_scores(interaction, query, pairs, side, ranked.rows)
         ranked = ranked._replace(scores=scores).take(scores.argsort(descending=True, stable=True))
     return list(zip(*(each[:top].tolist() for each in ranked), strict=True))

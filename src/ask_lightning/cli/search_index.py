@@ -76,8 +76,8 @@ def choose_index(path: Path, pairs: EncodedPairs, side: Side, name: str) -> Chos
     what = f"{len(rows):,} {'clips' if side == 'audio' else 'captions'}"
     chosen = name
     if name == "auto":
-        is_kept = StoredIndex(path, side, "ivf").is_of(pairs)
-        chosen = "ivf" if is_kept or len(rows) > COMPARED_BY_AUTO else "exact"
+        kept = [one for one in ("hnsw", "ivf") if StoredIndex(path, side, one).is_of(pairs)]
+        chosen = kept[0] if kept else "ivf" if len(rows) > COMPARED_BY_AUTO else "exact"
     if chosen == "exact":
         return ChosenIndex(chosen, None, f"All {what} were compared with the query.")
     stored = StoredIndex(path, side, chosen)

@@ -22,6 +22,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """All weights and buffers of the model."""
 
+CALIBRATION_FILE = "calibration.safetensors"
+"""What calibrates searches by the model, in the folder of a run or of an exported model."""
+
 SECTION = "ask_lightning"
 """Key of `config.json` under which this library reads; other libraries may read the other keys."""
 
@@ -290,7 +293,7 @@ def find_pretrained(source: str, revision: str | None, token: str | bool | None)
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {source!r}.")
     hub = import_optional("huggingface_hub")
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, "calibration.safetensors"]
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CALIBRATION_FILE]
     try:
         snapshot = hub.snapshot_download(source, revision=revision, token=token, allow_patterns=wanted)
     except (OSError, ValueError) as error:

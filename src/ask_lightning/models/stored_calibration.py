@@ -8,11 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ask_lightning.metrics import Calibration, QueryBank
-from ask_lightning.models.exported import find_pretrained
+from ask_lightning.models.exported import CALIBRATION_FILE, find_pretrained
 from ask_lightning.utilities.atomic_files import atomic_write
-
-CALIBRATION_FILE = "calibration.safetensors"
-"""Name of the file in the folder of a run, and in that of an exported model."""
 
 _FORMAT = "ask-lightning calibration 1"
 
