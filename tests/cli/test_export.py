@@ -14,6 +14,7 @@ from ask_lightning.models import ResNet38BERT, from_pretrained, load_calibration
 from ask_lightning.utilities.weights import weights_fingerprint
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
+EXPORTED = ["README.md", "calibration.safetensors", "config.json", "model.safetensors", "results.json"]
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
@@ -32,13 +33,7 @@ def head_of(card: str) -> dict:
 
 def test_a_run_is_exported_with_its_results(run, demo, tmp_path):
     folder = ask_lightning("export", run, "--output", tmp_path / "model")
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "README.md",
-        "calibration.safetensors",
-        "config.json",
-        "model.safetensors",
-        "results.json",
-    ]
+    assert sorted(file.name for file in folder.iterdir()) == EXPORTED
     best = ResNet38BERT.load_from_checkpoint(run / "checkpoints" / "best.ckpt", map_location="cpu")
     for loaded in (from_pretrained(folder), ResNet38BERT.from_pretrained(folder)):
         assert weights_fingerprint(loaded) == weights_fingerprint(best)
@@ -252,7 +247,7 @@ def test_a_model_is_pushed(run, tmp_path, monkeypatch):
     ask_lightning("export", run, "--output", tmp_path / "model", "--push", "me/sounds", "--private")
     assert hub.calls == [
         ("create", "me/sounds", True, True),
-        ("upload", "me/sounds", ["README.md", "config.json", "model.safetensors", "results.json"]),
+        ("upload", "me/sounds", EXPORTED),
     ]
     card = (tmp_path / "model" / "README.md").read_text()
     assert 'from_pretrained("me/sounds")' in card
