@@ -103,10 +103,9 @@ class Page:
 
     def go_back_to(self, text):
         """Press Shift and Tab until a part with this text has the focus."""
-        backwards = webdriver.ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB)
-        backwards.key_up(Keys.SHIFT)
         for _ in range(40):
-            backwards.perform()
+            backwards = webdriver.ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB)
+            backwards.key_up(Keys.SHIFT).perform()
             if self.focused.text == text:
                 return
         raise AssertionError(f"Nothing that is reached by Shift and Tab reads {text!r}.")
