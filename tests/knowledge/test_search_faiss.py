@@ -242,3 +242,32 @@ class TestGPU:
         _, rows = FaissSearch(vectors.to(device), "IVF64,Flat;nprobe=1")(queries.to(device), 300)
         assert bool((rows >= 0).all())
         assert all(len(set(row)) == 300 for row in rows.tolist())
+
+
+@pytest.mark.parametrize(
+    "index", ["Flat", "IVF8,Flat;nprobe=3", "IVF8,SQ8;nprobe=8", "HNSW16,SQ8;efSearch=64"]
+)
+def test_an_index_in_a_file_finds_the_same(vectors, queries, index, tmp_path):
+    taken = []
+    built = FaissSearch(vectors, index, advance=taken.append)
+    assert sum(taken) == len(vectors)
+    built.save(tmp_path / "index")
+    loaded = FaissSearch.load(tmp_path / "index", vectors, index)
+    for one, two in zip(built(queries, 20), loaded(queries, 20), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(OSError, match="an index of 2000 rows of width 16"):
+        FaissSearch.load(tmp_path / "index", vectors[:-1], index)
+    with pytest.raises(OSError, match="cannot be read"):
+        FaissSearch.load(tmp_path / "none", vectors, index)
+    with pytest.raises(OSError, match="cannot be written"):
+        built.save(tmp_path / "no folder" / "index")
+
+
+def test_rows_in_half_precision_and_in_blocks(vectors, queries, monkeypatch):
+    monkeypatch.setattr("ask_lightning.knowledge.search._ROWS_PER_ADDITION", 300)
+    monkeypatch.setattr("ask_lightning.knowledge.search._TRAINING_ROWS", 1000)
+    half = vectors.half()
+    found = FaissSearch(half, "IVF8,Flat;nprobe=8")(queries, 10)
+    expected_scores, expected_rows = sorted_search(half.float(), queries, 10)
+    np.testing.assert_allclose(found[0].numpy(), expected_scores, atol=1e-6)
+    assert (found[1].numpy() == expected_rows).mean() > 0.99

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from ask_lightning.utilities.faiss_import import faiss_has_gpu, import_faiss
 # Share of an inverted file's lists that is visited unless the index string sets `nprobe`.
 _DEFAULT_PROBED_SHARE = 1 / 16
 _GPU_SCRATCH_BYTES = 256 << 20
+# Rows that an index takes at a time, of which a float32 copy is held.
+_ROWS_PER_ADDITION = 1 << 16
+# Rows from which an index learns its lists or ranges, and rows for each list if that is more.
+_TRAINING_ROWS = 1 << 18
+_TRAINING_ROWS_PER_LIST = 64
 # What an index has learnt is used again as long as the mean squared distance between rows and what the index
 # takes them for, over so many of them, has not grown by more than this since then.
 _TOLERATED_GROWTH = 1.2
@@ -220,6 +226,21 @@ def fill_index(
     return built, trained
 
 
+def training_rows(index: Any, vectors: Tensor) -> Tensor:
+    """Evenly spaced rows from which an index learns, all unless there are many.
+
+    Args:
+        index: The index.
+        vectors: `(N, d)`, the rows.
+    """
+    inverted_file = import_faiss().try_extract_index_ivf(index)
+    lists = 0 if inverted_file is None else inverted_file.nlist
+    count = max(_TRAINING_ROWS, _TRAINING_ROWS_PER_LIST * lists)
+    if len(vectors) <= count:
+        return vectors
+    return vectors[torch.arange(count, device=vectors.device) * len(vectors) // count]
+
+
 class FaissSearch:
     """Search by any Faiss index, on the GPU if the vectors and Faiss are on one.
 
@@ -230,13 +251,21 @@ class FaissSearch:
         vectors: `(N, d)`, the rows to search.
         index: Faiss factory string with optional `;parameter=value`.
         trained: What an earlier index has learnt; it is used again where it describes these rows well.
+        advance: Function that is called with the number of rows that the index has just taken.
 
     Attributes:
         kind: The description of the index.
         trained: What this index has learnt, for the one after it; `None` where there is nothing to learn.
     """
 
-    def __init__(self, vectors: Tensor, index: str, trained: TrainedIndex | None = None) -> None:
+    def __init__(
+        self,
+        vectors: Tensor,
+        index: str,
+        trained: TrainedIndex | None = None,
+        *,
+        advance: Callable[[int], object] = lambda rows: None,
+    ) -> None:
         self.vectors = vectors
         self.kind = index
         factory = index.partition(";")[0]
@@ -244,36 +273,89 @@ class FaissSearch:
         self._on_gpu = vectors.is_cuda and faiss_has_gpu() and "HNSW" not in factory
         self.trained: TrainedIndex | None = None
         if self._on_gpu:
-            self._index = self._built_on_gpu(index)
-        else:
-            rows = vectors.detach().float().contiguous().cpu()
-            self._index, self.trained = fill_index(index, rows.shape[1], rows, [rows], len(rows), trained)
+            self._index = self._built_on_gpu(index, advance)
+            return
+        width = vectors.shape[1]
+        sample = _float_rows(training_rows(empty_index(index, width)[0], vectors)).cpu()
+        blocks = (block.cpu() for block in self._blocks(advance))
+        self._index, self.trained = fill_index(index, width, sample, blocks, len(vectors), trained)
 
-    def _built_on_gpu(self, index: str) -> Any:
+    def _blocks(self, advance: Callable[[int], object]) -> Iterator[Tensor]:
+        """Float32 rows, so many at a time, each told when the next is asked for."""
+        for block in self.vectors.split(_ROWS_PER_ADDITION):
+            yield _float_rows(block)
+            advance(len(block))
+
+    def _built_on_gpu(self, index: str, advance: Callable[[int], object]) -> Any:
         """The index on the GPU, which learns fast."""
         faiss = import_faiss()
         import faiss.contrib.torch_utils  # noqa: F811  # tensors in and out, on torch's stream
 
         built, _, _ = empty_index(index, self.vectors.shape[1])
+        sample = _float_rows(training_rows(built, self.vectors))
         self._resources = faiss.StandardGpuResources()
         self._resources.setTempMemory(_GPU_SCRATCH_BYTES)
         built = faiss.index_cpu_to_gpu(self._resources, self.vectors.device.index or 0, built)
-        rows = self._as_faiss(self.vectors)
         try:
             if not built.is_trained:
-                built.train(rows)
-            built.add(rows)
-            built.search(rows[:1], 1)  # some parameters, such as nprobe=0, only fail here
+                built.train(sample)
+            for block in self._blocks(advance):
+                built.add(block)
+            built.search(sample[:1], 1)  # some parameters, such as nprobe=0, only fail here
         except RuntimeError as error:
             raise ValueError(
-                f"Argument `index` has to suit {len(rows)} rows, but got {index!r}, which Faiss "
+                f"Argument `index` has to suit {len(self.vectors)} rows, but got {index!r}, which Faiss "
                 f"cannot build or search on them: {str(error).splitlines()[0]}"
             ) from error
         return built
 
+    def save(self, path: Path) -> None:
+        """Write the index to a file; the vectors are not in it, unless as the index holds them.
+
+        Args:
+            path: Path of the file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        faiss = import_faiss()
+        index = faiss.index_gpu_to_cpu(self._index) if self._on_gpu else self._index
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+    @classmethod
+    def load(cls, path: Path, vectors: Tensor, index: str) -> FaissSearch:
+        """Search by an index in a file, which is mapped into memory.
+
+        Args:
+            path: Path of a file that `save` has written.
+            vectors: `(N, d)` on the CPU, the rows that the index was built of.
+            index: The factory string that it was built by; its parameters are set.
+
+        Raises:
+            OSError: The file is missing, damaged or of other rows.
+        """
+        faiss = import_faiss()
+        factory, _, parameters = index.partition(";")
+        # Faiss maps inverted lists by one flag and what other kinds hold by another.
+        mapped = faiss.IO_FLAG_MMAP if "IVF" in factory else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        try:
+            stored = faiss.read_index(str(path), mapped)
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        if (stored.ntotal, stored.d) != tuple(vectors.shape):
+            raise OSError(f"{path} is an index of {stored.ntotal} rows of width {stored.d}.")
+        set_parameters(stored, parameters)
+        found = cls.__new__(cls)
+        found.vectors, found.kind, found.trained, found._index = vectors, index, None, stored
+        found._exhaustive, found._on_gpu = factory == "Flat", False
+        return found
+
     def _as_faiss(self, rows: Tensor) -> Any:
         """Float32 rows in the form that the index takes: a tensor on the GPU, an array on the CPU."""
-        rows = rows.detach().float().contiguous()
+        rows = _float_rows(rows)
         return rows if self._on_gpu else rows.cpu().numpy()
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -285,3 +367,7 @@ class FaissSearch:
             exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
             scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
         return sort_candidates(scores, rows)
+
+
+def _float_rows(rows: Tensor) -> Tensor:
+    return rows.detach().float().contiguous()
