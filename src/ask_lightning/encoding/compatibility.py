@@ -17,7 +17,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+_SHARDING = (DeepSpeedStrategy,)
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
 _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
 
@@ -82,7 +82,7 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
             f"ASK does not support {type(trainer.strategy).__name__}: it has never run on an XLA device. "
             'Use `accelerator="gpu"` or `accelerator="cpu"`.'
         )
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise RuntimeError(
             f"ASK is not tested with {type(trainer.strategy).__name__}, which may not keep the same weights "
             'on every process. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'

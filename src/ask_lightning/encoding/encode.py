@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ask_lightning.encoding.isolation import isolated_from_training, preserved_generators
+from ask_lightning.encoding.lockstep import Lockstep
 from ask_lightning.encoding.row_limit import RowLimit
+from ask_lightning.encoding.sharding import (
+    is_sharded,
+    release_parameters,
+    through_strategy,
+    whole_parameters,
+)
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
 from ask_lightning.interaction import pooled
 from ask_lightning.knowledge.checksum import checksum
@@ -97,13 +105,23 @@ def encode_source(
     """
     ranks = ranks or Ranks()
     if ranks.size > 1:
-        weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
+        whole = whole_parameters(trainer, module).values()
+        weights = sum(checksum(weight) for weight in whole) % 2**64
         ranks.require_equal(
             (f"weights {weights:016x}", num_items(loader)),
             "the weights and the length of the knowledge source",
         )
-    with ranks.all_or_none("encoding its part of the knowledge source"):
-        audio, text, ids = _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit())
+    # A rank that fails in a forward pass that needs all ranks cannot wait for the others, which wait for it.
+    together = ranks if is_sharded(trainer) else Ranks()
+    failing = (
+        nullcontext()
+        if together.size > 1
+        else ranks.all_or_none("encoding its part of the knowledge source")
+    )
+    with failing:
+        audio, text, ids = _encode_batches(
+            trainer, module, loader, embed, on_batch, limit or RowLimit(), together
+        )
         if not audio and ranks.size == 1:
             raise ValueError(_EMPTY)
     return _assemble(audio, text, ids, loader, module.device, ranks)
@@ -116,23 +134,28 @@ def _encode_batches(
     embed: Embed,
     on_batch: Callable[[], object],
     limit: RowLimit,
+    together: Ranks,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Audio embeddings, text embeddings and clip ids, batch by batch."""
+    """Audio embeddings, text embeddings and clip ids, batch by batch; `together` are ranks in lockstep."""
     audio: list[Tensor] = []
     text: list[Tensor] = []
     ids: list[Tensor] = []
+    embed = through_strategy(trainer, module, embed)
     with (
         isolated_from_training(trainer, module),
         preserved_generators(getattr(loader, "dataset", loader)),
         torch.no_grad(),
         open_batches(loader) as batches,
     ):
-        for batch in batches:
+        steps = Lockstep(batches, together)
+        for batch in steps:
             moved = trainer.precision_plugin.convert_input(batch)
             moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
             moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
+            if not steps.is_own:
+                continue
             batch_audio, batch_text = pooled(batch_audio), pooled(batch_text)
             _check_batch(batch_audio, batch_text, batch_ids)
             wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
@@ -144,7 +167,8 @@ def _encode_batches(
                 ids.append(integer_ids(batch_ids)[:wanted].cpu())
             on_batch()
             if limit.is_reached:
-                break
+                steps.finish()
+        release_parameters(module)
     return audio, text, ids
 
 
