@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -28,6 +26,7 @@ from ask_lightning.capture import (
     step_with_capture,
     step_with_criterion,
 )
+from ask_lightning.checkpoint_file import read_checkpoint
 from ask_lightning.checkpoint_options import (
     CHECKPOINT_KEY,
     class_path,
@@ -39,14 +38,17 @@ from ask_lightning.checkpoint_options import (
 from ask_lightning.chunked_encoding import ChunkedEncoding
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
+    check_borrowed_parameters,
     check_gradients,
     check_model,
+    check_sharding,
     check_trainer,
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -200,6 +202,8 @@ class ASKModule(NamedAsModel):
             for name, hook in overridden_hooks(self.model, announce=announce).items()
             if getattr(type(self), name, None) is getattr(ASKModule, name, None)
         }
+        if "configure_model" in hooks:
+            hooks["configure_model"] = self._configure_model
         own = vars(self)
         earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
         for name in earlier:
@@ -207,6 +211,12 @@ class ASKModule(NamedAsModel):
         self._forwarded_hooks = {name: hook for name, hook in hooks.items() if name not in own}
         # On the instance: Lightning decides by what a module overrides how it trains.
         own.update(self._forwarded_hooks)
+
+    def _configure_model(self) -> None:
+        """Call the model's own hook, which may divide the model among ranks."""
+        self.model.configure_model()
+        enter_by_methods(self.model, (self._audio, self._text))
+        self._adopt_hooks(announce=False)
 
     def _attached(self) -> None:
         self._adopt_hooks(announce=False)  # the model may have got hooks since it was wrapped
@@ -415,6 +425,7 @@ class ASKModule(NamedAsModel):
         """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
+            check_sharding(self.trainer, self.loss, self._chunk_size)
             if self._chunks is not None:
                 self._chunks.check(self, self.trainer)
             self.loss.bind(self.model)  # it may have been given to another wrapper in the meantime
@@ -449,6 +460,7 @@ class ASKModule(NamedAsModel):
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
         self._last_batch = None
+        check_borrowed_parameters(self.trainer, self.model, self.loss)
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
@@ -459,6 +471,8 @@ class ASKModule(NamedAsModel):
     def on_after_backward(self) -> None:
         """Call the model's own hook, then check once which parameters have no gradient."""
         self.model.on_after_backward()
+        if not self._is_refreshed:
+            average_whole_gradients(self.trainer, self)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(self.trainer, self)
 
@@ -530,7 +544,7 @@ class ASKModule(NamedAsModel):
 
         Args:
             checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
-                without ASK.
+                without ASK; also the path of a directory that FSDP2 or FSDP has written.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.
@@ -547,8 +561,7 @@ class ASKModule(NamedAsModel):
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
                 `loss` is not given; or an argument of the wrapper was a callable and is not given.
         """
-        with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
-            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
+        checkpoint = read_checkpoint(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = stored_loss(checkpoint[CHECKPOINT_KEY])
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})

@@ -26,6 +26,7 @@ from ask_lightning.callbacks.snapshots import (
     local_path,
 )
 from ask_lightning.encoding.compatibility import (
+    check_borrowed_parameters,
     check_finders,
     check_gradients,
     check_trainer,
@@ -34,6 +35,7 @@ from ask_lightning.encoding.compatibility import (
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.encoding.row_limit import RowLimit, limiting_option, rows_of_an_epoch
+from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import (
     Source,
@@ -232,6 +234,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        check_borrowed_parameters(trainer, pl_module, self.target.loss)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
@@ -320,6 +323,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
+        average_whole_gradients(trainer, pl_module)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(trainer, pl_module)
 
@@ -328,7 +332,8 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
         self._refresh_if_due(trainer, pl_module)
-        self.target.loss.check_temperature(batch_idx)
+        if not is_sharded(trainer):  # there is no value outside of the forward pass
+            self.target.loss.check_temperature(batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,0 +1,154 @@
+"""Runs of models whose parameters are divided among ranks, and the same runs without that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+
+from tests.helpers.clients import AUDIO, TEXT, WIDTH, Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
+from tests.helpers.distributed_run import PairData
+
+EPOCHS, T, STEPS = 3, 2, 6
+
+
+class LargeTowers(PlainTowers):
+    """Divides its parameters as the class attribute says, where the strategy has a mesh of devices."""
+
+    divided = "parts"
+
+    def __init__(self, learning_rate: float = 0.1) -> None:
+        super().__init__(learning_rate)
+        self.audio_encoder = nn.Sequential(
+            nn.Linear(AUDIO, 9), nn.BatchNorm1d(9, momentum=0.5), nn.GELU(), nn.Linear(9, WIDTH)
+        )
+        self.log_temperature = nn.Parameter(torch.tensor(-2.0))
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:
+            return
+        mesh, ignored = self.device_mesh["data_parallel"], {self.log_temperature}
+        parts = {
+            "parts": (self.audio_encoder[0], self.audio_encoder, self.text_encoder),
+            "some": (self.audio_encoder,),
+            "whole": (self.audio_encoder[0], self),
+        }
+        for part in parts[self.divided]:
+            fully_shard(part, mesh=mesh, ignored_params=ignored)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate, momentum=0.9)
+
+
+class TowersInParts(LargeTowers):
+    pass
+
+
+class TowersInSomeParts(LargeTowers):
+    """The text encoder is left whole."""
+
+    divided = "some"
+
+
+class TowersAsAWhole(LargeTowers):
+    """With a projection that belongs to no smaller part."""
+
+    divided = "whole"
+
+
+class CriterionTowers(LargeTowers):
+    def __init__(self, learning_rate: float = 0.1) -> None:
+        super().__init__(learning_rate)
+        self.criterion = self.contrast
+
+    def training_step(self, batch, batch_idx):
+        return self.criterion(self.encode_audio(batch), self.encode_text(batch))
+
+
+class FSDPAnywhere(FSDPStrategy):
+    """Lightning and torch refuse FSDP on a CPU, where it works if it is told the device."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        if self.root_device.type != "cpu":
+            return super()._setup_model(model)
+        device = torch.device("cpu")
+        return FullyShardedDataParallel(
+            model, sharding_strategy=self.sharding_strategy, device_id=device, **self.kwargs
+        )
+
+
+def strategy_of(kind: str, size: int, *, single_file: bool = True):
+    if kind == "fsdp2":
+        return ModelParallelStrategy(size, 1, save_distributed_checkpoint=not single_file)
+    if kind in ("fsdp", "fsdp_grad_op"):
+        sharding = "FULL_SHARD" if kind == "fsdp" else "SHARD_GRAD_OP"
+        return FSDPAnywhere(
+            auto_wrap_policy={nn.Linear},
+            sharding_strategy=sharding,
+            state_dict_type="full" if single_file else "sharded",
+        )
+    return "ddp" if size > 1 else "auto"
+
+
+class StateWatcher(pl.Callback):
+    """Notes buffers, and whether parameters are divided, after the refresh of each epoch that has one."""
+
+    def __init__(self) -> None:
+        self.means: list[Tensor] = []
+        self.divided: list[bool] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.means += [value.clone() for name, value in pl_module.named_buffers() if "running_mean" in name]
+        self.divided.append(any(isinstance(one, DTensor) for one in pl_module.parameters()))
+
+
+def tau(model: LargeTowers) -> Tensor:
+    return model.log_temperature.exp()
+
+
+def fit(
+    kind: str,
+    size: int,
+    directory: str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    client: type[LargeTowers] = TowersInParts,
+    epochs: int = EPOCHS,
+    rows: int = 48,
+    single_file: bool = True,
+    loss: dict | None = None,
+    options: dict | None = None,
+    accelerator: str = "cpu",
+    extra: tuple[pl.Callback, ...] = (),
+    **settings,
+) -> dict:
+    """What one of `size` ranks sees of a run whose global batch has 8 pairs."""
+    pl.seed_everything(1, verbose=False)
+    model, watcher, states = client(), Watcher(), StateWatcher()
+    model.audio_encoder[1].eval()  # the statistics of a batch are those of a rank
+    callback = make_refresh(T, Pairs(rows, seed=2), **({"batch_size": 5} | settings))
+    keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
+    run = make_trainer(
+        max_epochs=epochs,
+        accelerator=accelerator,
+        devices=size,
+        strategy=strategy_of(kind, size, single_file=single_file),
+        callbacks=[callback, watcher, states, *extra, *keep],
+        enable_checkpointing=bool(keep),
+    )
+    module = wrap(model, {"gather": True, "temperature": tau} | (loss or {}), **(options or {}))
+    run.fit(module, datamodule=PairData(8), ckpt_path=resume)
+    return {
+        "losses": watcher.losses,
+        "knowledge": watcher.knowledge,
+        "pairs": module.loss.knowledge.fine.audio,
+        "weights": run.strategy.lightning_module_state_dict(),
+        "divided": states.divided,
+        "means": states.means,
+    }
