@@ -9,7 +9,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    StateDictType,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from tests.helpers.clients import AUDIO, TEXT, WIDTH, Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
@@ -62,6 +67,14 @@ class TowersAsAWhole(LargeTowers):
     divided = "whole"
 
 
+class FlatTowers(LargeTowers):
+    """For FSDP, which takes no parameters without an axis."""
+
+    def __init__(self, learning_rate: float = 0.1) -> None:
+        super().__init__(learning_rate)
+        self.log_temperature = nn.Parameter(torch.tensor([-2.0]))
+
+
 class CriterionTowers(LargeTowers):
     def __init__(self, learning_rate: float = 0.1) -> None:
         super().__init__(learning_rate)
@@ -81,6 +94,14 @@ class FSDPAnywhere(FSDPStrategy):
         return FullyShardedDataParallel(
             model, sharding_strategy=self.sharding_strategy, device_id=device, **self.kwargs
         )
+
+    def lightning_module_state_dict(self) -> dict:
+        if self.root_device.type != "cpu" or self._state_dict_type == "sharded":
+            return super().lightning_module_state_dict()
+        # Moved "to the CPU", tensors that are there already would lose their memory.
+        whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+        with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, whole):
+            return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 
 def strategy_of(kind: str, size: int, *, single_file: bool = True):
