@@ -118,15 +118,24 @@ def strategy_of(kind: str, size: int, *, single_file: bool = True):
 
 
 class StateWatcher(pl.Callback):
-    """Notes buffers, and whether parameters are divided, after the refresh of each epoch that has one."""
+    """Notes running means around refreshes, and whether parameters are divided when a batch comes."""
 
     def __init__(self) -> None:
-        self.means: list[Tensor] = []
+        self.before: list[Tensor] = []
+        self.after: list[Tensor] = []
         self.divided: list[bool] = []
 
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.before.append(running_mean(pl_module))
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.means += [value.clone() for name, value in pl_module.named_buffers() if "running_mean" in name]
+        if batch_idx == 0 and trainer.current_epoch > 0:
+            self.after.append(running_mean(pl_module))
         self.divided.append(any(isinstance(one, DTensor) for one in pl_module.parameters()))
+
+
+def running_mean(module: pl.LightningModule) -> Tensor:
+    return next(value.clone() for name, value in module.named_buffers() if "running_mean" in name)
 
 
 def tau(model: LargeTowers) -> Tensor:
@@ -141,7 +150,8 @@ def fit(
     resume: str | Path | None = None,
     client: type[LargeTowers] = TowersInParts,
     epochs: int = EPOCHS,
-    rows: int = 48,
+    rows: int = 51,
+    normed: bool = False,
     single_file: bool = True,
     loss: dict | None = None,
     options: dict | None = None,
@@ -152,7 +162,7 @@ def fit(
     """What one of `size` ranks sees of a run whose global batch has 8 pairs."""
     pl.seed_everything(1, verbose=False)
     model, watcher, states = client(), Watcher(), StateWatcher()
-    model.audio_encoder[1].eval()  # the statistics of a batch are those of a rank
+    model.audio_encoder[1].train(normed)  # the statistics of a batch are those of a rank
     callback = make_refresh(T, Pairs(rows, seed=2), **({"batch_size": 5} | settings))
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = make_trainer(
@@ -171,5 +181,5 @@ def fit(
         "pairs": module.loss.knowledge.fine.audio,
         "weights": run.strategy.lightning_module_state_dict(),
         "divided": states.divided,
-        "means": states.means,
+        "means": (states.before, states.after),
     }

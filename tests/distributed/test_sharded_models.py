@@ -1,0 +1,224 @@
+"""A model whose parameters are divided among ranks is trained as a whole one is.
+
+FSDP2 and FSDP run on two CPU processes here; `tests.helpers.sharded_run` says what stands in their way.
+"""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities import consolidate_checkpoint
+from lightning.pytorch.utilities import consolidate_checkpoint as consolidate_of_fsdp
+
+from ask_lightning import ASKModule
+from ask_lightning.losses import ReliabilityOTLoss
+from tests.helpers.ranks import on_ranks
+from tests.helpers.sharded_run import (
+    STEPS,
+    CriterionTowers,
+    FlatTowers,
+    LargeTowers,
+    TowersAsAWhole,
+    TowersInParts,
+    TowersInSomeParts,
+    fit,
+    tau,
+)
+
+# 26 and 25 pairs are 6 and 5 batches of a refresh.
+RUNS = {
+    "fsdp2, part by part": ("fsdp2", {"client": TowersInParts}),
+    "fsdp2, the text encoder whole": ("fsdp2", {"client": TowersInSomeParts}),
+    "fsdp2, the model as one": ("fsdp2", {"client": TowersAsAWhole}),
+    "fsdp2, encode": ("fsdp2", {"options": {"step": "encode"}}),
+    "fsdp2, the model as one, encode": ("fsdp2", {"client": TowersAsAWhole, "options": {"step": "encode"}}),
+    "fsdp2, criterion": ("fsdp2", {"client": CriterionTowers, "options": {"criterion": "criterion"}}),
+    "fsdp": ("fsdp", {"client": FlatTowers}),
+    "fsdp, encode": ("fsdp", {"client": FlatTowers, "options": {"step": "encode"}}),
+    "fsdp, gradients only": ("fsdp_grad_op", {"client": FlatTowers}),
+}
+FORMATS = {
+    "fsdp2, one file": ("fsdp2", TowersInParts, True),
+    "fsdp2, directory": ("fsdp2", TowersInParts, False),
+    "fsdp, directory": ("fsdp", FlatTowers, False),
+}
+
+
+def all_runs() -> dict:
+    return {name: fit(kind, 2, **options) for name, (kind, options) in RUNS.items()}
+
+
+@pytest.fixture(name="alone", scope="module")
+def alone_fixture():
+    return fit("auto", 1)
+
+
+@pytest.fixture(name="runs", scope="module")
+def runs_fixture():
+    return on_ranks(2, all_runs, grouped=False)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_that_of_one_process(name, alone, runs):
+    first, second = (rank[name] for rank in runs)
+    assert first["knowledge"] == second["knowledge"]
+    assert len(set(first["knowledge"])) == 2
+    assert first["losses"] == second["losses"]
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first["pairs"], alone["pairs"], rtol=1e-5, atol=1e-5)
+    assert set(first["divided"]) == {name.startswith("fsdp2")}
+
+
+def gradient_of_first_step(kind: str, size: int, client: type, gather: bool) -> dict:
+    """By the weights after a step of plain SGD with a rate of 1."""
+    before = {name: value.clone() for name, value in seeded(client).state_dict().items()}
+    after = fit(kind, size, client=client, epochs=1, loss={"gather": gather}, extra=(OneStep(),))["weights"]
+    return {name: before[name] - value for name, value in whole(after).items() if "running" not in name}
+
+
+class OneStep(pl.Callback):
+    """Ends a run after its first step, which goes down the gradient itself."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        for group in optimizer.param_groups:
+            group.update(lr=1.0, momentum=0.0)
+        trainer.should_stop = True
+        trainer.fit_loop.epoch_loop.max_steps = 1
+
+
+def seeded(client: type[LargeTowers]) -> LargeTowers:
+    pl.seed_everything(1, verbose=False)
+    return client()
+
+
+def whole(weights: dict) -> dict:
+    """Of weights that may be divided."""
+    return {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in weights.items()
+    }
+
+
+def gradients() -> list[dict]:
+    return [
+        {
+            kind: gradient_of_first_step(kind, 2, FlatTowers if kind == "fsdp" else TowersInParts, gather)
+            for kind in ("ddp", "fsdp2", "fsdp")
+        }
+        for gather in (True, False)
+    ]
+
+
+def test_gradients(alone):
+    expected = gradient_of_first_step("auto", 1, TowersInParts, True)
+    gathered, local = on_ranks(2, gradients, grouped=False)[0]
+    for found in gathered.values():
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient.reshape(-1), expected[name].reshape(-1), rtol=1e-5, atol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+    for kind in ("fsdp2", "fsdp"):
+        for name, gradient in local[kind].items():
+            torch.testing.assert_close(
+                gradient.reshape(-1), local["ddp"][name].reshape(-1), rtol=1e-5, atol=1e-5
+            )
+    assert any(
+        not torch.allclose(gathered["ddp"][name], local["ddp"][name], rtol=1e-3) for name in local["ddp"]
+    )
+
+
+def means_around_refreshes() -> list:
+    return [fit(kind, 2, client=FlatTowers, normed=True)["means"] for kind in ("fsdp2", "fsdp")]
+
+
+def test_buffers_are_restored_after_a_refresh():
+    first, second = on_ranks(2, means_around_refreshes, grouped=False)
+    for (before, after), (elsewhere, _) in zip(first, second, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(before[:-1], after, strict=True))
+        assert not torch.equal(before[0], before[1])
+        assert not torch.equal(before[0], elsewhere[0])  # each rank has its own
+
+
+def saved_and_resumed(directory: str) -> dict:
+    """A whole run, and one that goes on from the end of its second epoch, inside of a period of T."""
+    runs = {}
+    for number, (name, (kind, client, single_file)) in enumerate(FORMATS.items()):
+        folder, named = Path(directory) / str(number), {"client": client, "single_file": single_file}
+        complete = fit(kind, 2, epochs=4, **named)
+        fit(kind, 2, folder, epochs=3, **named)
+        resumed = fit(kind, 2, folder, resume=folder / "last.ckpt", epochs=4, **named)
+        runs[name] = [
+            {key: value for key, value in run.items() if key != "weights"} | {"weights": whole_or_none(run)}
+            for run in (complete, resumed)
+        ]
+    return runs
+
+
+def whole_or_none(run: dict) -> dict:
+    """The weights, unless each rank has a part in a format of FSDP's own."""
+    values = run["weights"].values()
+    return {} if any(type(value).__name__ == "ShardedTensor" for value in values) else whole(run["weights"])
+
+
+@pytest.fixture(name="saved", scope="module")
+def saved_fixture(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    return folder, on_ranks(2, saved_and_resumed, str(folder), grouped=False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_resumed(name, saved):
+    for rank in saved[1]:
+        complete, resumed = rank[name]
+        assert resumed["knowledge"] == complete["knowledge"][3 * STEPS :]
+        assert resumed["knowledge"][0] == complete["knowledge"][2 * STEPS]
+        assert resumed["losses"] == complete["losses"][3 * STEPS :]
+        assert all(torch.equal(resumed["weights"][key], one) for key, one in complete["weights"].items())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_loaded_in_one_process(name, saved, monkeypatch):
+    folder, runs = saved
+    client, is_file = FORMATS[name][1:]
+    path = folder / str(list(FORMATS).index(name)) / "last.ckpt"
+    assert path.is_file() == is_file
+    loss = ReliabilityOTLoss(num_neighbors=4, temperature=tau)
+    wrapped = ASKModule.load_from_checkpoint(path, client(), loss)
+    if not is_file:  # as `python -m` with these modules does
+        checkpoint = consolidate_checkpoint._load_distributed_checkpoint(path)
+        if "model" in checkpoint:
+            checkpoint = consolidate_of_fsdp._format_checkpoint(checkpoint)
+        path = path.with_suffix(".consolidated")
+        torch.save(checkpoint, path)
+    loaded = client.load_from_checkpoint(path, weights_only=True)
+    last = runs[0][name][1]["weights"]
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(wrapped.state_dict()[key], value)
+        assert not last or torch.equal(last[key], value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["fsdp2", "fsdp"])
+@pytest.mark.parametrize("single_file", [True, False])
+def test_one_gpu(kind, single_file, tmp_path):
+    """A group of one process on a GPU, which gloo on a CPU says nothing about: NCCL, streams, copies."""
+    for run in on_ranks(1, one_gpu, kind, str(tmp_path), single_file, grouped=False):
+        assert run["divided"]
+        torch.testing.assert_close(run["losses"], run["expected"], rtol=1e-4, atol=1e-4)
+        assert run["resumed"] == run["losses"][3 * STEPS :]
+
+
+def one_gpu(kind: str, directory: str, single_file: bool) -> dict:
+    client = FlatTowers if kind == "fsdp" else TowersAsAWhole
+    named = {"client": client, "single_file": single_file, "accelerator": "gpu"}
+    expected = fit("auto", 1, epochs=4, client=client, accelerator="gpu")
+    complete = fit(kind, 1, epochs=4, **named)
+    fit(kind, 1, directory, epochs=3, **named)
+    resumed = fit(kind, 1, directory, resume=Path(directory) / "last.ckpt", epochs=4, **named)
+    return {
+        "divided": kind == "fsdp" or all(complete["divided"]),
+        "expected": expected["losses"],
+        "losses": complete["losses"],
+        "resumed": resumed["losses"],
+    }
