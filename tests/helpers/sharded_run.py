@@ -17,10 +17,19 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from tests.helpers.clients import AUDIO, TEXT, WIDTH, Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
+from tests.helpers.clients import (
+    AUDIO,
+    WIDTH,
+    Pairs,
+    PlainTowers,
+    Watcher,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
 from tests.helpers.distributed_run import PairData
 
-EPOCHS, T, STEPS = 3, 2, 6
+EPOCHS, T, STEPS = 3, 2, 3
 
 
 class LargeTowers(PlainTowers):
@@ -167,6 +176,7 @@ def fit(
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = make_trainer(
         max_epochs=epochs,
+        limit_train_batches=STEPS,
         accelerator=accelerator,
         devices=size,
         strategy=strategy_of(kind, size, single_file=single_file),

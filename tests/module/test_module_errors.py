@@ -195,7 +195,9 @@ def test_unsupported_strategies(strategy, remedy, ask, monkeypatch):
 def test_tensor_parallelism(monkeypatch):
     run, strategy = make_trainer(callbacks=[make_refresh()]), ModelParallelStrategy(2, 4)
     sizes = {"data_parallel": 2, "tensor_parallel": 4}
-    strategy._device_mesh = {name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()}
+    strategy._device_mesh = {
+        name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()
+    }
     monkeypatch.setattr(pl.Trainer, "strategy", strategy)
     text = r"tensor_parallel_size of 4.*their own negatives.*data_parallel_size=8, tensor_parallel_size=1"
     with pytest.raises(RuntimeError, match=text):

@@ -114,9 +114,7 @@ def encode_source(
     # A rank that fails in a forward pass that needs all ranks cannot wait for the others, which wait for it.
     together = ranks if is_sharded(trainer) else Ranks()
     failing = (
-        nullcontext()
-        if together.size > 1
-        else ranks.all_or_none("encoding its part of the knowledge source")
+        nullcontext() if together.size > 1 else ranks.all_or_none("encoding its part of the knowledge source")
     )
     with failing:
         audio, text, ids = _encode_batches(
