@@ -14,11 +14,14 @@ class Lockstep:
     """Iterates the batches of this rank, with as many steps on each rank as on the one with most batches.
 
     A rank that has no batch left gets one again that it had before; if it never had any, that of another
-    rank. What comes of it is to be thrown away: `is_own` says so. With one process these are just the batches.
+    rank. What comes of it is to be thrown away: `is_own` says so. With one process these are the batches.
 
     Args:
         batches: The batches of this rank.
         ranks: The processes that step together; all of them have to iterate.
+
+    Attributes:
+        is_own: Whether the present batch is one of this rank's own that it has not had before.
 
     Examples:
         >>> list(Lockstep(iter([1, 2]), Ranks()))
@@ -29,7 +32,6 @@ class Lockstep:
         self._batches, self._ranks = batches, ranks
         self._has_ended = False
         self.is_own = False
-        """Whether the present batch is one of this rank's own, for the first time."""
 
     def finish(self) -> None:
         """Read no further batch on this rank."""
