@@ -38,7 +38,6 @@ from ask_lightning.checkpoint_options import (
 from ask_lightning.chunked_encoding import ChunkedEncoding
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
-    check_borrowed_parameters,
     check_gradients,
     check_model,
     check_sharding,
@@ -47,6 +46,7 @@ from ask_lightning.encoding.compatibility import (
 )
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
@@ -172,7 +172,7 @@ class ASKModule(NamedAsModel):
                 "use it as it is."
             )
         loss = ReliabilityOTLoss() if loss is None else loss
-        _check_loss(loss, model, ids)
+        check_loss(loss, model, ids)
         loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
@@ -576,29 +576,3 @@ class ASKModule(NamedAsModel):
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> None:
-    if not isinstance(loss, RetrievalLoss):
-        raise TypeError(
-            f"Argument `loss` has to be a loss of ask_lightning.losses, but got {type(loss).__name__}."
-        )
-    if loss.needs_ids and ids is None:
-        raise ValueError(
-            f"Argument `ids` has to be given, because {type(loss).__name__} with these options compares "
-            "clips: the batch's key of the clip ids, or a callable (model, batch)."
-        )
-    learned = {id(parameter) for parameter in model.parameters()}
-    orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
-    for name in loss.closures:
-        raise ValueError(
-            f"Argument `{name}` of the loss has to be a callable (model) here, because one without "
-            "arguments would go on to read this model's parameters in copies of the module: write `def "
-            "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
-        )
-    if orphans:
-        raise ValueError(
-            f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
-            "would not train them and checkpoints would not hold them. Make them attributes of the model."
-        )

@@ -19,6 +19,7 @@ from tests.helpers.sharded_run import (
     CriterionTowers,
     FlatTowers,
     LargeTowers,
+    MetaTowers,
     TowersAsAWhole,
     TowersInParts,
     TowersInSomeParts,
@@ -45,8 +46,12 @@ FORMATS = {
 }
 
 
+ON_META = "fsdp2, on the meta device"
+
+
 def all_runs() -> dict:
-    return {name: fit(kind, 2, **options) for name, (kind, options) in RUNS.items()}
+    runs = {name: fit(kind, 2, **options) for name, (kind, options) in RUNS.items()}
+    return runs | {ON_META: fit("fsdp2", 2, client=MetaTowers)}
 
 
 @pytest.fixture(name="alone", scope="module")
@@ -67,7 +72,16 @@ def test_a_run_is_that_of_one_process(name, alone, runs):
     assert first["losses"] == second["losses"]
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first["pairs"], alone["pairs"], rtol=1e-5, atol=1e-5)
+    assert first["validation"] == second["validation"] > 0
     assert set(first["divided"]) == {name.startswith("fsdp2")}
+
+
+def test_made_on_the_meta_device(runs):
+    first, second = (rank[ON_META] for rank in runs)
+    assert all(first["divided"])
+    assert first["knowledge"] == second["knowledge"]
+    assert first["losses"] == second["losses"]
+    assert first["losses"][-1] < first["losses"][0]
 
 
 def gradient_of_first_step(kind: str, size: int, client: type, gather: bool) -> dict:

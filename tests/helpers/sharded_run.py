@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from tests.helpers.clients import (
     AUDIO,
@@ -56,8 +58,19 @@ class LargeTowers(PlainTowers):
         for part in parts[self.divided]:
             fully_shard(part, mesh=mesh, ignored_params=ignored)
 
+    def validation_step(self, batch, batch_idx):
+        loss = self.contrast(self.encode_audio(batch), self.encode_text(batch))
+        self.log("val/loss", loss, sync_dist=True)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate, momentum=0.9)
+
+
+class ValidatedPairs(PairData):
+    """Validated before the first refresh and after each epoch, as the divided model itself sees fit."""
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(Pairs(16, seed=1), 4)
 
 
 class TowersInParts(LargeTowers):
@@ -82,6 +95,13 @@ class FlatTowers(LargeTowers):
     def __init__(self, learning_rate: float = 0.1) -> None:
         super().__init__(learning_rate)
         self.log_temperature = nn.Parameter(torch.tensor([-2.0]))
+
+
+class MetaTowers(LargeTowers):
+    """Made without memory; the strategy has its parts initialised when they are divided."""
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_temperature, -2.0)
 
 
 class CriterionTowers(LargeTowers):
@@ -170,25 +190,29 @@ def fit(
 ) -> dict:
     """What one of `size` ranks sees of a run whose global batch has 8 pairs."""
     pl.seed_everything(1, verbose=False)
-    model, watcher, states = client(), Watcher(), StateWatcher()
-    model.audio_encoder[1].train(normed)  # the statistics of a batch are those of a rank
+    watcher, states = Watcher(), StateWatcher()
     callback = make_refresh(T, Pairs(rows, seed=2), **({"batch_size": 5} | settings))
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = make_trainer(
         max_epochs=epochs,
         limit_train_batches=STEPS,
+        limit_val_batches=2,
         accelerator=accelerator,
         devices=size,
         strategy=strategy_of(kind, size, single_file=single_file),
         callbacks=[callback, watcher, states, *extra, *keep],
         enable_checkpointing=bool(keep),
     )
+    with run.init_module(empty_init=True) if client is MetaTowers else nullcontext():
+        model = client()
+    model.audio_encoder[1].train(normed)  # the statistics of a batch are those of a rank
     module = wrap(model, {"gather": True, "temperature": tau} | (loss or {}), **(options or {}))
-    run.fit(module, datamodule=PairData(8), ckpt_path=resume)
+    run.fit(module, datamodule=ValidatedPairs(8), ckpt_path=resume)
     return {
         "losses": watcher.losses,
         "knowledge": watcher.knowledge,
         "pairs": module.loss.knowledge.fine.audio,
+        "validation": float(run.callback_metrics["val/loss"]),
         "weights": run.strategy.lightning_module_state_dict(),
         "divided": states.divided,
         "means": (states.before, states.after),

@@ -17,7 +17,8 @@ from torch import nn
 
 import ask_lightning.module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.encoding.compatibility import check_borrowed_parameters, check_sharding
+from ask_lightning.encoding.compatibility import check_sharding
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
     PlainTowers,

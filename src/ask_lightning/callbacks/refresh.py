@@ -26,7 +26,6 @@ from ask_lightning.callbacks.snapshots import (
     local_path,
 )
 from ask_lightning.encoding.compatibility import (
-    check_borrowed_parameters,
     check_finders,
     check_gradients,
     check_trainer,
@@ -34,6 +33,7 @@ from ask_lightning.encoding.compatibility import (
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.isolation import preserved_random_state
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.row_limit import RowLimit, limiting_option, rows_of_an_epoch
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -128,30 +128,6 @@ def check_sharding(trainer: pl.Trainer, loss: RetrievalLoss, chunk_size: int | N
             "the model, and a model that is divided cannot be copied. Use CrossBatchMemoryLoss, whose "
             'negatives come from earlier batches too, or `strategy="ddp"`.'
         )
-
-
-def check_borrowed_parameters(trainer: pl.Trainer, module: pl.LightningModule, loss: RetrievalLoss) -> None:
-    """Refuse a loss that holds a parameter whose place another one has taken.
-
-    FSDP2 and the materialisation of a model that was made on the meta device replace parameters; FSDP shows
-    the values of its parameters under their names only.
-
-    Args:
-        trainer: Trainer at the start of training.
-        module: Module that it trains.
-        loss: Its loss.
-
-    Raises:
-        RuntimeError: A scalar of the loss is such a parameter.
-    """
-    learned = {id(parameter) for parameter in module.parameters()}
-    for name, parameter in loss.borrowed_parameters.items():
-        if id(parameter) not in learned or isinstance(trainer.strategy, FSDPStrategy):
-            raise RuntimeError(
-                f"Argument `{name}` of {type(loss).__name__} is a parameter that the model no longer has or "
-                f"that {type(trainer.strategy).__name__} divides. Give the name under which the model has "
-                f'it, {name}="...", or a function `def tau(model): ...` that reads it.'
-            )
 
 
 def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
