@@ -46,12 +46,8 @@ FORMATS = {
 }
 
 
-ON_META = "fsdp2, on the meta device"
-
-
-def all_runs() -> dict:
-    runs = {name: fit(kind, 2, **options) for name, (kind, options) in RUNS.items()}
-    return runs | {ON_META: fit("fsdp2", 2, client=MetaTowers)}
+# The others are left to `pytest -m slow`.
+USUAL = ("fsdp2, part by part", "fsdp2, the model as one", "fsdp")
 
 
 @pytest.fixture(name="alone", scope="module")
@@ -59,14 +55,12 @@ def alone_fixture():
     return fit("auto", 1)
 
 
-@pytest.fixture(name="runs", scope="module")
-def runs_fixture():
-    return on_ranks(2, all_runs, grouped=False)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_that_of_one_process(name, alone, runs):
-    first, second = (rank[name] for rank in runs)
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
+def test_a_run_is_that_of_one_process(name, alone):
+    kind, options = RUNS[name]
+    first, second = on_ranks(2, fit, kind, 2, grouped=False, **options)
     assert first["knowledge"] == second["knowledge"]
     assert len(set(first["knowledge"])) == 2
     assert first["losses"] == second["losses"]
@@ -76,8 +70,8 @@ def test_a_run_is_that_of_one_process(name, alone, runs):
     assert set(first["divided"]) == {name.startswith("fsdp2")}
 
 
-def test_made_on_the_meta_device(runs):
-    first, second = (rank[ON_META] for rank in runs)
+def test_made_on_the_meta_device():
+    first, second = on_ranks(2, fit, "fsdp2", 2, client=MetaTowers, grouped=False)
     assert all(first["divided"])
     assert first["knowledge"] == second["knowledge"]
     assert first["losses"] == second["losses"]
