@@ -54,6 +54,7 @@ from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
+from ask_lightning.step_comparison import StepComparison
 
 
 def _model_attribute(name: str) -> Any:
@@ -191,6 +192,8 @@ class ASKModule(NamedAsModel):
         self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
+        self._compares_step = False
+        self._comparison: StepComparison | None = None  # while the first step runs
         self._last_batch: int | None = None  # number of the batch whose loss was computed last
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
@@ -248,10 +251,27 @@ class ASKModule(NamedAsModel):
         """The model's training step, with the ASK loss in place of the contrastive one."""
         self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
+        step = self._compared_step if self._compares_step else self._step
         if self._chunks is None:
-            return self._step(batch, *args)
+            return step(batch, *args)
         with self._chunks.of_step(self.model):
-            return self._step(batch, *args)
+            return step(batch, *args)
+
+    @outside_graphs
+    def _compared_step(self, batch: Any, *args: Any) -> Any:
+        """The training step, compared with what a refresh or a copy of the model does with a batch."""
+        self._compares_step = False
+        comparison = StepComparison(self.model, str(self._audio), str(self._text), batch)
+        if self.ask_step == "criterion":
+            self._comparison = comparison
+        try:
+            with comparison.observing():
+                result = self._step(batch, *args)
+        finally:
+            self._comparison = None
+        if not self._calls_of_encoders:
+            comparison.compare_calls()
+        return result
 
     def _step(self, batch: Any, *args: Any) -> Any:
         """The training step by encoders that may take the batch in chunks."""
@@ -272,6 +292,8 @@ class ASKModule(NamedAsModel):
 
     def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
+        if self._comparison is not None:
+            self._comparison.compare_embeddings(str(self._criterion), audio, text)
         if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
@@ -461,6 +483,9 @@ class ASKModule(NamedAsModel):
         self.model.on_train_start()
         self._last_batch = None
         check_borrowed_parameters(self.trainer, self.model, self.loss)
+        encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
+        has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
+        self._compares_step = encodes_elsewhere and has_methods and self.ask_step != "encode"
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.

@@ -110,16 +110,18 @@ def test_a_run_that_was_killed_goes_on(demo, uninterrupted):
     assert_same_weights(uninterrupted(epochs, ASK, *PLAIN), Path("killed"))
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_ctrl_c_says_how_to_go_on(epochs, demo):
+@pytest.mark.parametrize(
+    ("by", "code", "epochs"), [("SIGINT", 130, 0), ("SIGINT", 130, 1), ("SIGTERM", 143, 1)]
+)
+def test_a_signal_ends_a_run_that_says_how_to_go_on(by, code, epochs, demo):
     given = ("fit", "--config", ASK, demo, "--run", "run", "--trainer.max_epochs", 500)
     with started(Path("printed"), *given) as process:
         begun = Path("run/checkpoints/last.ckpt") if epochs else Path("run/logs/version_0/config.yaml")
         wait_for(begun, process)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, getattr(signal, by))
         process.join(60)
     written = Path("printed").read_text()
-    assert process.exitcode == 130, written
+    assert process.exitcode == code, written
     assert "Traceback" not in written
     assert ("with `--ckpt_path last` goes on" in written) == bool(epochs)
 

@@ -88,6 +88,20 @@ def test_inspect_prints_json_alone(tmp_path, capsys):
     assert (tmp_path / "runs/my_recordings/inspect.png").is_file()
 
 
+def test_inspect_shows_a_handful_of_clips_that_have_no_splits(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    write_recordings(tmp_path / "own", num_clips=3, seconds=0.5)
+    inspect = ["inspect", "--config", "my_recordings", "--data.root", str(tmp_path / "own"), "--json"]
+    run(inspect)
+    captured = capsys.readouterr()
+    assert {name: split["clips"] for name, split in json.loads(captured.out)["splits"].items()} == {"all": 3}
+    assert "no splits, so they are one, `all`: Part 2 of `fractions`" in captured.err
+    for path in (tmp_path / "own").rglob("*.wav"):
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match="No clip is left that can be used"):
+        run(inspect)
+
+
 @pytest.fixture(scope="module")
 def trained_recordings(demo, tmp_path_factory):
     """The folder of a finished run on recordings."""

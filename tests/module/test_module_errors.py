@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ask_lightning.module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
@@ -419,3 +420,14 @@ def test_what_is_said_without_the_refresh_callback(recwarn):
     make_trainer(max_epochs=1).fit(ASKModule(PlainTowers(), NTXentLoss()), loader)
     texts = [str(warning.message) for warning in recwarn]
     assert sum("last batch of each epoch holds a single pair" in text for text in texts) == 1
+
+
+def test_a_whole_encoder_in_a_reentrant_checkpoint():
+    """It is not trained, and the reason is named."""
+
+    class Checkpointed(PlainTowers):
+        def encode_audio(self, batch):
+            return checkpoint(self.audio_encoder, batch["audio"], use_reentrant=True)
+
+    with pytest.warns(UserWarning, match=r"audio_encoder.weight, .*no gradient.*pass `use_reentrant=False`"):
+        make_trainer(max_epochs=1).fit(ASKModule(Checkpointed(), NTXentLoss()), make_loader())

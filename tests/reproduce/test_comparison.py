@@ -1,8 +1,12 @@
 """The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
 import json
+import multiprocessing
+import os
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -14,8 +18,17 @@ from ask_lightning import ASKModule
 from ask_lightning.data import DatasetsDataModule
 from ask_lightning.interaction import FrameWiseInteraction, TokenEmbeddings
 from ask_lightning.losses import NTXentLoss
+from ask_lightning.metrics.functional import check_finite
 from ask_lightning.metrics.table import RECALLS, mean_recall
-from ask_lightning.reproduce import Method, Metrics, Protocol, compare, comparison, train_and_evaluate
+from ask_lightning.reproduce import (
+    Method,
+    Metrics,
+    Protocol,
+    compare,
+    comparison,
+    train_and_evaluate,
+    tuning_markdown,
+)
 
 
 def scores(value: float) -> dict[str, float]:
@@ -44,6 +57,8 @@ def calls(monkeypatch):
         made.append((built["name"], built["temperature"], seed))
         if len(made) == train_and_evaluate.fails_at:
             raise ValueError("the loss is NaN")
+        if made[-1] in train_and_evaluate.diverge:
+            check_finite("audio", torch.tensor([[torch.nan]]))
         validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
         calibrated = scores(built["temperature"]) if train_and_evaluate.calibration_differs else validation
         if built["name"] == "T":
@@ -51,6 +66,7 @@ def calls(monkeypatch):
         return Metrics(validation, scores(built["temperature"]), calibrated, scores(0.5))
 
     train_and_evaluate.fails_at = None
+    train_and_evaluate.diverge = set()
     train_and_evaluate.calibration_differs = False
     monkeypatch.setattr(comparison, "train_and_evaluate", train_and_evaluate)
     train_and_evaluate.made = made
@@ -113,6 +129,41 @@ def test_a_failed_run_is_named_and_the_finished_ones_are_kept(calls, tmp_path):
     del calls.made[:]
     compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
     assert calls.made == [("B", 0.05, 0), ("B", 0.1, 0)]
+
+
+def test_a_candidate_that_diverges_has_been_tried_and_is_not_chosen(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 7)}
+    lines = []
+    compared = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8], log=lines.append)
+    assert [run.settings["temperature"] for run in compared.raw] == [0.1, 0.1, 0.2, 0.2]
+    assert [(run.method, run.settings["temperature"]) for run in compared.failed] == [("A", 0.05)]
+    assert len(compared.tuning) == 5
+    assert lines[0].startswith(
+        "[1/6] A, temperature=0.05, seed 7: diverged, so it is not chosen. Argument `audio` has to be finite"
+    )
+    assert "| A | temperature=0.05 | diverged | diverged |" in tuning_markdown(compared)
+    assert lines[-1].startswith("[8/8] ")
+
+    del calls.made[:]
+    again = compare(methods(0.05, 0.1, 0.2), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+    assert (again, calls.made) == (compared, [])
+    with pytest.raises(ValueError, match=r"no candidates any more .temperature=0\.05\)"):
+        compare(methods(0.1, 0.2), PROTOCOL, tmp_path, seeds=[7], log=len)
+
+
+def test_a_method_without_a_candidate_that_is_left_is_named(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 7), ("A", 0.1, 7)}
+    message = r"All candidates of A diverged.* temperature=0\.05: Argument .*; temperature=0\.1: Argument"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
+        assert calls.made == [(name, value, 7) for name in "AB" for value in (0.05, 0.1)]
+
+
+def test_a_seed_that_diverges_is_not_left_out_of_a_mean(calls, tmp_path):
+    calls.diverge = {("A", 0.05, 8)}
+    with pytest.raises(RuntimeError, match=r"The run of A with temperature=0\.05, seed 8, failed: Argument"):
+        compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[7, 8], log=len)
 
 
 def test_another_protocol_needs_another_folder(calls, tmp_path):
@@ -267,6 +318,41 @@ def test_options_of_the_trainer_are_those_of_the_protocol(tmp_path):
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_are_the_same(tmp_path):
     assert real(tmp_path / "one", 2) == real(tmp_path / "two", 2, jobs=2)
+
+
+def wait_as_a_worker(folder):
+    comparison._start_worker(1)
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(100)
+
+
+def start_a_worker(folder):
+    worker = multiprocessing.get_context("fork").Process(target=wait_as_a_worker, args=(folder,))
+    worker.start()
+    worker.join()
+
+
+def test_a_worker_ends_with_the_comparison_that_was_killed(tmp_path):
+    """It would write to the folders of a comparison that is continued."""
+    parent = multiprocessing.get_context("fork").Process(target=start_a_worker, args=(tmp_path,))
+    parent.start()
+    deadline = time.monotonic() + 60
+    while not (found := list(tmp_path.glob("*.pid"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (worker,) = (int(path.stem) for path in found)
+    assert is_running(worker)
+    parent.kill()
+    parent.join()
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid):
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 class FramesAndWords(Heads):

@@ -1,10 +1,14 @@
 """A study: each entry is trained once, followers take what was chosen, and the time that is left is told."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
-from ask_lightning.losses import ReliabilityOTLoss
-from ask_lightning.reproduce import LOSSES, LossVariant
-from ask_lightning.reproduce.study import Entry, Study
+from ask_lightning.callbacks import DriftMap, QueryTable
+from ask_lightning.losses import MomentumContrastLoss, ReliabilityOTLoss
+from ask_lightning.reproduce import LOSSES, LossVariant, compare
+from ask_lightning.reproduce.study import Entry, Study, with_origins
 from tests.reproduce.small_tasks import small_task
 
 PLAIN = Entry("NT-Xent", LOSSES["NT-Xent"])
@@ -62,3 +66,47 @@ def test_tokens_need_a_model_that_has_them(task, tmp_path):
     tokens = Entry("tokens", LOSSES["NT-Xent"], tokens="frames")
     with pytest.raises(ValueError, match="embeddings has no model that is compared by tokens"):
         make_study(task, tmp_path, []).train([tokens])
+
+
+OBSERVED = LossVariant(ReliabilityOTLoss, LOSSES["ASK"].grid, callbacks=(QueryTable,))
+MOMENTUM = LossVariant(MomentumContrastLoss, LOSSES["ASK"].grid, {"momentum": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        (ASK, replace(ASK, variant=OBSERVED), "callbacks None →"),
+        (
+            replace(ASK, variant=OBSERVED),
+            replace(ASK, variant=replace(OBSERVED, callbacks=(partial(QueryTable, every_n_epochs=2),))),
+            "callbacks .*every_n_epochs",
+        ),
+        (
+            replace(ASK, variant=OBSERVED),
+            replace(ASK, variant=replace(OBSERVED, callbacks=(DriftMap,))),
+            "callbacks .*DriftMap",
+        ),
+        (replace(PLAIN, tokens="frames"), replace(PLAIN, tokens="prototypes"), "tokens 'frames' →"),
+        (
+            Entry("x", MOMENTUM),
+            Entry("x", replace(MOMENTUM, options={}, refresh={"momentum": 0.5})),
+            "momentum 0.5 → None",
+        ),
+    ],
+)
+def test_entries_that_differ_in_anything_share_no_runs(task, tmp_path, one, other, difference):
+    with pytest.raises(ValueError, match="a name of its own, but got "):
+        with_origins([one, other])
+
+    study = make_study(replace(task, make_token_model=len, max_epochs=0), tmp_path, [])
+    noted = [study._method(entry) for entry in (one, other)]
+    untrained = partial(compare, seeds=[0], jobs=1, log=len)
+    for number, method in enumerate(noted):
+        method = replace(method, build=_refuse)
+        message = "The run of" if number == 0 else f"under another protocol: .*{difference}"
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            untrained([method], study.task.protocol(), tmp_path)
+
+
+def _refuse(settings):
+    raise RuntimeError("nothing is trained here")

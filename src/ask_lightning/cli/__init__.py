@@ -59,7 +59,9 @@ _HELP_FLAGS = ("-h", "--help")
 # Their flags are those of LightningCLI.
 _OF_LIGHTNING = ("fit", "validate", "test", "predict", "encode")
 _WITH_DATA = (*_OF_LIGHTNING, "inspect")
-_INTERRUPTED = 130  # the exit status that shells give after Ctrl-C
+# The exit statuses that shells give after Ctrl-C and SIGTERM.
+_INTERRUPTED = 130
+_TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,17 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after success, 2 after an error in the command line or in what it names, 1 after another error that
-        the user can mend, 130 after Ctrl-C. Other errors are raised.
+        the user can mend, 130 after Ctrl-C, 143 after SIGTERM. Other errors are raised.
     """
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as end:
-        # Lightning ends the process this way after Ctrl-C.
-        if not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        return _INTERRUPTED
+        # Lightning ends the process this way after Ctrl-C, and after SIGTERM as if it had succeeded.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return _INTERRUPTED
+        if type(end).__name__ == "SIGTERMException":
+            print("ask-lightning: ended by SIGTERM", file=sys.stderr)
+            return _TERMINATED
+        raise
 
 
 def _main(arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -129,7 +130,10 @@ class SplitEncoder(pl.LightningModule):
 
         Raises:
             UsageError: An embedding has NaN or infinity, or the part cannot be written.
+            SIGTERMException: The process was asked to end meanwhile.
         """
+        if self.trainer.received_sigterm:  # which Lightning does not heed in prediction
+            raise SIGTERMException
         size = len(batch["caption"])
         self._encoded.append(self._encode(batch))
         part = self._part_of[batch_idx]

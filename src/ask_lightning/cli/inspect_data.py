@@ -3,8 +3,9 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +14,7 @@ from jsonargparse import ArgumentParser
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.retrieval_cli import quiet_lightning
 from ask_lightning.cli.run_options import FlagParser, RunOptions, repeated_flags
-from ask_lightning.data import RetrievalDataModule, log_mel
+from ask_lightning.data import FolderData, RetrievalDataModule, log_mel
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.summary import DataSummary, spread, summarize
@@ -79,11 +80,23 @@ def _datasets(options: RunOptions) -> dict[str, ClipDataset]:
     with usage_errors():
         config = ["--data", json.dumps(section)] if section is not None else []
         data = parser.instantiate_classes(parser.parse_args([*config, *flags]))["data"]
-        datasets = data.datasets if isinstance(data, RetrievalDataModule) else {}
+        datasets = _split_or_whole(data) if isinstance(data, RetrievalDataModule) else {}
     found = {split: dataset for split, dataset in datasets.items() if isinstance(dataset, ClipDataset)}
     if not found:
         raise UsageError(f"`inspect` looks at clips in files, but {type(data).__name__} has none.")
     return found
+
+
+def _split_or_whole(data: RetrievalDataModule) -> Mapping[str, Any]:
+    """The datasets by split; of clips that cannot be divided, such as a handful, the whole as `"all"`."""
+    try:
+        return data.datasets
+    except ValueError as error:
+        if not isinstance(data, FolderData):
+            raise
+        whole = data.ordered_dataloader("all").dataset  # raises what is wrong with the files themselves
+        print(f"warning: The clips have no splits, so they are one, `all`: {error}", file=sys.stderr)
+        return {"all": whole}
 
 
 def _with_progress(clips: Sequence[Clip]) -> Iterable[Clip]:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
@@ -353,13 +354,13 @@ class MonitorCheck(Callback):
 
 
 class ResumeHint(Callback):
-    """Says after Ctrl-C from where the run can go on."""
+    """Says after Ctrl-C and SIGTERM from where the run can go on."""
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Tells whether there is a checkpoint to go on from."""
-        if not (isinstance(exception, KeyboardInterrupt) and trainer.training):
+        if not (isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.training):
             return
         if any((folder / "last.ckpt").is_file() for folder in checkpoint_directories(trainer)):
             rank_zero_info("The same command with `--ckpt_path last` goes on from the last finished epoch.")

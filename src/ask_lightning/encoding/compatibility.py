@@ -159,7 +159,8 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     found = f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss"
     use_it = (
         "If it is a temperature, use it: ReliabilityOTLoss(temperature=tau) with `def tau(model): return "
-        "1 / model.logit_scale.exp()`."
+        "1 / model.logit_scale.exp()`. If they are those of an encoder in a reentrant checkpoint, which "
+        "hands no gradient on where its input has none, pass `use_reentrant=False` to torch.utils.checkpoint."
     )
     if ddp is not None and not ddp.find_unused_parameters:
         raise RuntimeError(

@@ -34,6 +34,7 @@ from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 GranularityName = Literal["fine", "coarse"]
 Placement = Literal["replicated", "sharded"]
@@ -519,7 +520,7 @@ def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
         rows = sorted(row for numbers, _ in reports for row in numbers)
         if rows:
             shown = ", ".join(map(str, rows[:_ROWS_NAMED_IN_AN_ERROR]))
-            raise ValueError(
+            raise NonFiniteEmbeddingsError(
                 f"The {name} embeddings of {len(rows)} of {shard.num_rows} source rows contain NaN or Inf "
                 f"(rows {shown}{', …' if len(rows) > _ROWS_NAMED_IN_AN_ERROR else ''}). "
                 "Check these items of the knowledge source and the encoder's numerical range."

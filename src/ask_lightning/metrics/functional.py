@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ask_lightning.metrics.grid import mean_bias, mean_direction, unit_on_grid
 from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 
 class RetrievalRanks(NamedTuple):
@@ -291,14 +292,14 @@ def check_finite(name: str, rows: Tensor) -> None:
         rows: Embeddings `(N, d)`.
 
     Raises:
-        ValueError: A row has NaN or Inf.
+        NonFiniteEmbeddingsError: A row has NaN or Inf; a `ValueError`.
 
     Examples:
         >>> check_finite("audio", torch.ones(2, 3))
     """
     broken = int((~rows.isfinite()).any(1).sum())
     if broken:
-        raise ValueError(
+        raise NonFiniteEmbeddingsError(
             f"Argument `{name}` has to be finite, but got NaN or Inf in {broken} of {len(rows)} rows, which "
             "have no rank. Look for divergence, overflow in half precision or empty inputs in the encoder."
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,10 +19,18 @@ from lightning.pytorch.loggers import Logger
 
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.metrics.table import mean_recall
-from ask_lightning.reproduce.run_table import Run, RunTable, run_folder, settings_label, settings_text
+from ask_lightning.reproduce.run_table import (
+    FailedRun,
+    Run,
+    RunTable,
+    run_folder,
+    settings_label,
+    settings_text,
+)
 from ask_lightning.reproduce.training import ModuleAndCallbacks, silence_lightning, train_and_evaluate
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.atomic_files import atomic_write
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 Settings = Mapping[str, Any]
 
@@ -80,11 +90,13 @@ class Comparison:
         calibrated: Runs with the settings that are best for calibrated search, in the same order, without the
             methods whose models have an interaction and so no calibrated search; none if they were not asked
             for.
+        failed: Runs of the first seed whose training diverged. They count as tried, and are not chosen.
     """
 
     tuning: tuple[Run, ...]
     raw: tuple[Run, ...]
     calibrated: tuple[Run, ...]
+    failed: tuple[FailedRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def compare(
     threads: int = 1,
     calibrated: bool = True,
     log: Callable[[str], object] = print,
-    on_run: Callable[[Run], object] | None = None,
+    on_run: Callable[[Run | FailedRun], object] | None = None,
 ) -> Comparison:
     """Tune every method with the same number of runs, then run every seed with what was chosen.
 
@@ -121,7 +133,11 @@ def compare(
     interaction has the first only, by its interaction. Their runs are the method's runs of the first seed.
     Test metrics choose nothing.
 
-    Every finished run is a line of `runs.csv`; what is there is not trained again.
+    A candidate whose training diverges, so that its embeddings contain NaN or Inf, has been tried and is not
+    chosen. A method all of whose candidates diverge ends the comparison.
+
+    Every finished run is a line of `runs.csv`, every diverged one of `failed.csv`; what is there is not
+    trained again.
 
     Args:
         methods: Methods with equally many candidates, at least one.
@@ -141,27 +157,33 @@ def compare(
     Raises:
         ValueError: Methods or seeds are missing or double, the methods have not equally many candidates, or
             the folder holds runs under another protocol, or of a method with other options or candidates.
-        RuntimeError: A run failed. Runs that are finished stay in `runs.csv`.
+        RuntimeError: All candidates of a method diverged, or a run failed otherwise. Runs that are finished
+            stay in `runs.csv`.
     """
     _check(methods, seeds)
     check_count("jobs", jobs)
     check_count("threads", threads)
     table = RunTable(output)
-    finished = table.read()
+    finished, failed = table.read(), table.read_failed()
     _check_protocol(methods, protocol, calibrated, output)
-    _check_candidates(methods, finished.values(), output)
+    _check_candidates(methods, [*finished.values(), *failed.values()], output)
     done: set[tuple[str, str, int]] = set()
     total: set[tuple[str, str, int]] = set()
 
     def run_all(wanted: Sequence[_Job]) -> None:
         total.update(job.key for job in wanted)
-        missing = {job.key: job for job in wanted if job.key not in finished}
-        done.update(job.key for job in wanted if job.key in finished)
+        there = finished.keys() | failed.keys()
+        missing = {job.key: job for job in wanted if job.key not in there}
+        done.update(job.key for job in wanted if job.key in there)
         train = partial(_train, protocol, calibrated, output)
         for run in _train_all(list(missing.values()), train, jobs, threads):
-            table.append(run)
             key = (run.method, settings_text(run.settings), run.seed)
-            finished[key] = run
+            if isinstance(run, FailedRun):
+                table.append_failed(run)
+                failed[key] = run
+            else:
+                table.append(run)
+                finished[key] = run
             done.add(key)
             if on_run is None:
                 log(f"[{len(done)}/{len(total)}] {describe_run(run)}")
@@ -173,6 +195,7 @@ def compare(
         for method in methods
     }
     run_all([job for candidates in tuning.values() for job in candidates])
+    _check_that_some_are_left(tuning, failed)
 
     def chosen(part: str) -> list[_Job]:
         """The runs of all seeds with each method's candidate that is best in a part of `Metrics`."""
@@ -181,7 +204,7 @@ def compare(
             reached = [
                 (mean_recall(recalls), job)
                 for job in tuning[method.name]
-                if (recalls := getattr(finished[job.key].metrics, part)) is not None
+                if job.key in finished and (recalls := getattr(finished[job.key].metrics, part)) is not None
             ]
             if reached:
                 _, best = max(reached, key=lambda pair: pair[0])
@@ -192,18 +215,26 @@ def compare(
     best_calibrated = chosen("validation_calibrated") if calibrated else []
     run_all([*best_raw, *best_calibrated])
     return Comparison(
-        tuning=tuple(finished[job.key] for candidates in tuning.values() for job in candidates),
+        tuning=tuple(
+            finished[job.key] for candidates in tuning.values() for job in candidates if job.key in finished
+        ),
         raw=tuple(finished[job.key] for job in best_raw),
         calibrated=tuple(finished[job.key] for job in best_calibrated),
+        failed=tuple(
+            failed[job.key] for candidates in tuning.values() for job in candidates if job.key in failed
+        ),
     )
 
 
-def describe_run(run: Run) -> str:
-    """A run in one line: method, settings, seed, and what it reached on validation.
+def describe_run(run: Run | FailedRun) -> str:
+    """A run in one line: method, settings, seed, and what it reached on validation or why it ended.
 
     Args:
-        run: A finished run.
+        run: A finished run, or one that diverged.
     """
+    if isinstance(run, FailedRun):
+        label = settings_label(run.settings)
+        return f"{run.method}, {label}, seed {run.seed}: diverged, so it is not chosen. {run.reason}"
     recall = 100 * mean_recall(run.metrics.validation)
     return (
         f"{run.method}, {settings_label(run.settings)}, seed {run.seed}: validation mean recall "
@@ -274,7 +305,7 @@ def _changes(stored: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _check_candidates(methods: Sequence[Method], finished: Iterable[Run], output: Path) -> None:
+def _check_candidates(methods: Sequence[Method], finished: Sequence[Run | FailedRun], output: Path) -> None:
     """Refuse methods that have been tuned with more candidates than they are said to have.
 
     Where there is a single one, nothing is chosen.
@@ -297,9 +328,24 @@ def _check_candidates(methods: Sequence[Method], finished: Iterable[Run], output
             )
 
 
+def _check_that_some_are_left(
+    tuning: Mapping[str, Sequence[_Job]], failed: Mapping[tuple[str, str, int], FailedRun]
+) -> None:
+    """Refuse methods without a candidate that has not diverged."""
+    for name, candidates in tuning.items():
+        if all(job.key in failed for job in candidates):
+            reasons = "; ".join(
+                f"{settings_label(job.settings)}: {failed[job.key].reason}" for job in candidates
+            )
+            raise RuntimeError(
+                f"All candidates of {name} diverged, so there is nothing to choose. Lower the learning rate, "
+                f"and use another folder. {reasons}"
+            )
+
+
 def _train_all(
-    wanted: Sequence[_Job], train: Callable[[_Job], Run], jobs: int, threads: int
-) -> Iterator[Run]:
+    wanted: Sequence[_Job], train: Callable[[_Job], Run | FailedRun], jobs: int, threads: int
+) -> Iterator[Run | FailedRun]:
     """Train, and yield each run as it ends."""
     if jobs == 1:
         before = torch.get_num_threads()
@@ -326,11 +372,23 @@ def _train_all(
 
 
 def _start_worker(threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     silence_lightning()
 
 
-def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run:
+def _end_with_parent() -> None:
+    """Wait for the end of the process that has started this one, and end.
+
+    If it was killed, this one would go on, and write to the folders of a comparison that is continued.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run | FailedRun:
     started = time.perf_counter()
     folder = run_folder(output, job.method.name, job.settings, job.seed)
     loggers = () if protocol.make_loggers is None else protocol.make_loggers(folder.name)
@@ -347,13 +405,20 @@ def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run
             calibrated=calibrated,
         )
     except Exception as error:
+        if isinstance(error, NonFiniteEmbeddingsError) and job.stage == "tune":
+            _finish(loggers)
+            return FailedRun(job.method.name, job.settings, job.seed, str(error))
         raise RuntimeError(
             f"The run of {job.method.name} with {settings_label(job.settings)}, seed {job.seed}, failed: "
             f"{error}"
         ) from error
-    for logger in loggers:
-        if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
-            finish()  # or wandb would add the next run to this one
+    _finish(loggers)
     return Run(
         job.method.name, job.settings, job.seed, job.stage, metrics, time.perf_counter() - started, folder
     )
+
+
+def _finish(loggers: Sequence[Logger]) -> None:
+    for logger in loggers:
+        if callable(finish := getattr(getattr(logger, "experiment", None), "finish", None)):
+            finish()  # or wandb would add the next run to this one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -261,10 +262,20 @@ def loss_methods(
             name,
             variant.candidates(learning_rate, num_candidates),
             partial(_build, variant, make_model, {**refresh, **variant.refresh}),
-            description={"loss": variant.loss.__name__, **variant.options, **variant.refresh},
+            description=_describe(variant),
         )
         for name, variant in variants.items()
     ]
+
+
+def _describe(variant: LossVariant) -> dict[str, Any]:
+    """What a variant differs in from others."""
+    of_loss = inspect.signature(variant.loss).parameters
+    refresh = {  # an option of both is not the same option
+        f"refresh.{name}" if name in of_loss else name: value for name, value in variant.refresh.items()
+    }
+    callbacks = {"callbacks": list(variant.callbacks)} if variant.callbacks else {}
+    return {"loss": variant.loss.__name__, **variant.options, **refresh, **callbacks}
 
 
 def _build(

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _COLUMNS = (
     "calibration",
     "seconds",
 )
+_FAILED_COLUMNS = ("method", "settings", "seed", "reason")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,23 @@ class Run:
     metrics: Metrics
     seconds: float = field(default=0.0, compare=False)
     folder: Path = field(default=Path(), compare=False)
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run whose training diverged, among those that settings are chosen from.
+
+    Attributes:
+        method: Name of the method.
+        settings: Values of the method's knobs.
+        seed: Seed of the weights and the batches.
+        reason: What ended it.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    seed: int
+    reason: str
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -103,7 +121,8 @@ def _recalls(row: Mapping[str, str], part: str) -> dict[str, float] | None:
 class RunTable:
     """Finished runs in `runs.csv`, appended one by one, so that a comparison can be continued.
 
-    Cells of calibrated search are empty in the lines of models that have none.
+    Cells of calibrated search are empty in the lines of models that have none. Runs that diverged are in
+    `failed.csv`, with what ended them.
 
     Args:
         output: Folder of the comparison; created if it does not exist.
@@ -112,6 +131,7 @@ class RunTable:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output / "runs.csv"
+        self.failed_path = output / "failed.csv"
         output.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[tuple[str, str, int], Run]:
@@ -122,11 +142,7 @@ class RunTable:
         """
         if not self.path.exists():
             return {}
-        text = self.path.read_text(encoding="utf-8")
-        # A process that was killed while it wrote leaves a line without its end.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
+        whole = _whole_lines(self.path)
         rows = csv.DictReader(io.StringIO(whole))
         if whole and tuple(rows.fieldnames or ()) != _COLUMNS:
             raise ValueError(f"{self.path} has other columns than this version writes. Use another folder.")
@@ -158,6 +174,27 @@ class RunTable:
                 "another folder."
             ) from error
 
+    def read_failed(self) -> dict[tuple[str, str, int], FailedRun]:
+        """The runs that diverged so far, by method, settings as JSON, and seed."""
+        if not self.failed_path.exists():
+            return {}
+        failed = {}
+        for row in csv.DictReader(io.StringIO(_whole_lines(self.failed_path))):
+            run = FailedRun(row["method"], json.loads(row["settings"]), int(row["seed"]), row["reason"])
+            failed[run.method, settings_text(run.settings), run.seed] = run
+        return failed
+
+    def append_failed(self, run: FailedRun) -> None:
+        """Add a run that diverged.
+
+        Args:
+            run: The run.
+        """
+        reason = " ".join(run.reason.split())
+        _append(
+            self.failed_path, _FAILED_COLUMNS, [run.method, settings_text(run.settings), run.seed, reason]
+        )
+
     def append(self, run: Run) -> None:
         """Add a finished run.
 
@@ -170,9 +207,26 @@ class RunTable:
         calibration = run.metrics.calibration
         line.append("" if calibration is None else json.dumps(calibration.parameters))
         line.append(f"{run.seconds:.1f}")
-        is_new = not self.path.exists() or self.path.stat().st_size == 0
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([_COLUMNS, line] if is_new else [line])
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.path, _COLUMNS, line)
+
+
+def _whole_lines(path: Path) -> str:
+    """The text of a file without a last line that has no end, which is removed from the file.
+
+    A process that was killed while it wrote leaves one.
+    """
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole
+
+
+def _append(path: Path, columns: Sequence[str], line: Sequence[object]) -> None:
+    """Add a line to a CSV file that is on the disk when this returns."""
+    is_new = not path.exists() or path.stat().st_size == 0
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([columns, line] if is_new else [line])
+        file.flush()
+        os.fsync(file.fileno())

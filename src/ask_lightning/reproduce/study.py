@@ -12,7 +12,7 @@ from pathlib import Path
 from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Method, compare, describe_run
 from ask_lightning.reproduce.methods import LossVariant, loss_methods
-from ask_lightning.reproduce.run_table import Run, RunTable
+from ask_lightning.reproduce.run_table import FailedRun, Run, RunTable
 from ask_lightning.reproduce.tasks.task import Task
 
 
@@ -21,7 +21,8 @@ class Entry:
     """A method of a study.
 
     Attributes:
-        name: Name of its runs; what has the same name is trained once.
+        name: Name of its runs. An entry that several tables have is trained once; two that differ need
+            different names.
         variant: The loss and its options.
         tokens: How clips and captions are compared by their tokens, `"prototypes"` or `"frames"`; None: by
             pooled embeddings.
@@ -100,7 +101,8 @@ class Study:
         Args:
             entries: All entries that are to be trained.
         """
-        there = Counter(run.method for run in RunTable(self.output).read().values())
+        table = RunTable(self.output)
+        there = Counter(method for method, _, _ in (*table.read(), *table.read_failed()))
         needed = with_origins(entries)
         self._left = sum(max(0, self._num_runs(entry) - there[name]) for name, entry in needed.items())
         self._started, self._finished = time.perf_counter(), 0
@@ -116,7 +118,9 @@ class Study:
             Their runs and those of the entries whose settings they take, by name.
 
         Raises:
-            RuntimeError: A run failed. Runs that are finished are kept.
+            ValueError: Two entries of one name differ, or a folder holds runs of an entry with other options.
+            RuntimeError: All candidates of an entry diverged, or a run failed otherwise. Runs that are
+                finished are kept.
         """
         needed = with_origins(entries)
         choosing = [(entry, self._method(entry)) for entry in needed.values() if entry.like is None]
@@ -172,13 +176,15 @@ class Study:
             num_candidates=self.num_candidates,
             refresh=self.task.refresh,
         )
+        if entry.tokens is not None:
+            method = replace(method, description={**method.description, "tokens": entry.tokens})
         return method
 
     def _num_runs(self, entry: Entry) -> int:
         num_seeds = 1 if entry.one_seed else len(self.seeds)
         return num_seeds if entry.like else self.num_candidates + num_seeds - 1
 
-    def _tell(self, run: Run) -> None:
+    def _tell(self, run: Run | FailedRun) -> None:
         """A line about a finished run, with the time that is left."""
         self._finished += 1
         self._left = max(0, self._left - 1)
@@ -191,12 +197,18 @@ def with_origins(entries: Iterable[Entry]) -> dict[str, Entry]:
 
     Args:
         entries: The entries, some perhaps more than once.
+
+    Raises:
+        ValueError: Two entries of one name differ, so that one would be taken for the other.
     """
     needed: dict[str, Entry] = {}
     for entry in entries:
-        if entry.like is not None:
-            needed.setdefault(entry.like.name, entry.like)
-        needed.setdefault(entry.name, entry)
+        for one in (entry,) if entry.like is None else (entry.like, entry):
+            if needed.setdefault(one.name, one) != one:
+                raise ValueError(
+                    f"Argument `entries` has to give every entry a name of its own, but got {one.name!r} for "
+                    f"two that differ: {needed[one.name]} and {one}. Rename one."
+                )
     return needed
 
 

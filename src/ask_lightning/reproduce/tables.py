@@ -88,7 +88,8 @@ def tuning_markdown(comparison: Comparison) -> str:
         comparison: What `compare` returned.
 
     Returns:
-        The table in Markdown, the best candidate of each method and kind of search in bold.
+        The table in Markdown, the best candidate of each method and kind of search in bold, and candidates
+        that diverged behind the others.
     """
     rows: list[list[Cell]] = []
     for method, group in _by_method(comparison.tuning).items():
@@ -109,6 +110,11 @@ def tuning_markdown(comparison: Comparison) -> str:
         rows += [
             [method, settings_label(run.settings), raw, calibrated]
             for run, raw, calibrated in zip(group, *columns, strict=True)
+        ]
+        rows += [
+            [method, settings_label(run.settings), "diverged", "diverged"]
+            for run in comparison.failed
+            if run.method == method
         ]
     return markdown_table(["method", "candidate", "raw", "calibrated"], rows)
 

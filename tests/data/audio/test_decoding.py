@@ -21,6 +21,32 @@ from ask_lightning.data.audio.decoding import (
 RATE = 16000
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("kind", ["MP3", "OGG", "FLAC"])
+def test_a_stretch_of_a_compressed_file_is_what_one_would_cut_from_the_whole(tmp_path, rate, kind):
+    """A frame of an mp3 needs those before it, which a tone, that is small, shows best."""
+    times = np.arange(4 * rate) / rate
+    soundfile.write(tmp_path / "a", 0.4 * np.sin(2 * np.pi * (200 + 80 * times) * times), rate, format=kind)
+    with open_audio("a", tmp_path / "a") as recording:
+        whole = recording.read(0, recording.frames)
+        for start in (1, 4321, 3 * rate, 2 * rate + 7, 2 * rate + 3007, 0):
+            part = recording.read(start, 3000)
+            np.testing.assert_allclose(part, whole[start : start + 3000], rtol=0, atol=1e-5)
+
+
+def test_ogg_streams_in_a_row_are_not_heard_in_part(tmp_path):
+    paths = [tmp_path / f"{number}.ogg" for number in range(2)]
+    for path in paths:
+        soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 4000), RATE)
+    first, second = (path.read_bytes() for path in paths)
+    old, new = second[14:18], bytes(byte ^ 255 for byte in first[14:18])
+    row = first + second.replace(old, new)
+    (tmp_path / "row.ogg").write_bytes(row)
+    for given in (row, tmp_path / "row.ogg"):
+        with pytest.raises(AudioFileError, match=r"row.ogg: the file is several Ogg streams in a row"):
+            open_audio("row.ogg", given).__enter__()
+
+
 @pytest.mark.parametrize("rate", [96000, 44100, 22050, 16000, 8000])
 @pytest.mark.parametrize("channels", [1, 6])
 def test_a_stretch_is_what_one_would_cut_from_the_whole(tmp_path, rate, channels):

@@ -26,6 +26,10 @@ _CUT_SHORT = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(shou
 # Writers that cannot go back to the header leave a length of 2 GiB or more there.
 _UNKNOWN_BYTES = 0x7FFF0000
 _UNKNOWN_FRAMES = 1 << 62
+# A frame of an mp3 takes up to 511 bytes from those before it, and one of Vorbis overlaps with the one
+# before. After a seek libsndfile has not read these and decodes silence or noise: at the lowest bit rates of
+# an mp3, 23 frames of 576 samples.
+_LEAD = 16384
 _LARGEST_PAGE = 65307  # bytes of a page of an Ogg file
 # Headers that are wrong by the padding or by their own length are common; files cut by so little are, too.
 _SMALLEST_SHARE_OF_BYTES = 0.99
@@ -105,12 +109,15 @@ class _SoundFile:
         self.frames: int = file.frames
         self.rate: int = file.samplerate
         self._file = file
+        self._lead = _LEAD if file.format in ("MP3", "OGG") else 0
 
     def read(self, start: int, count: int) -> Samples:
-        if self._file.tell() != start:
-            self._file.seek(start)
-        samples: Samples = self._file.read(count, dtype="float32", always_2d=True)
-        return samples
+        # In one call: after each, soundfile seeks to where it has stopped.
+        lead = min(start, self._lead)
+        if self._file.tell() != start - lead:
+            self._file.seek(start - lead)
+        samples: Samples = self._file.read(lead + count, dtype="float32", always_2d=True)
+        return samples[lead:]
 
 
 @contextmanager
@@ -161,7 +168,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     with file:
         _check_length(name, file)
         if file.format == "OGG":
-            _check_last_page(name, content)
+            _check_pages(name, content)
         try:
             yield _SoundFile(name, file)
         except soundfile.SoundFileError as error:
@@ -341,17 +348,21 @@ def _check_length(name: str, file: Any) -> None:
             )
 
 
-def _check_last_page(name: str, content: Path | bytes) -> None:
-    """Refuse an Ogg file that ends in the middle of a page, which libsndfile passes over.
+def _check_pages(name: str, content: Path | bytes) -> None:
+    """Refuse an Ogg file that ends in the middle of a page, and one that is several streams in a row.
+
+    libsndfile passes over the first, and reads the first stream of the second.
 
     References:
         RFC 3533, section 6: a page is a header of 27 bytes, the last of which is the number of its segments,
-        their lengths in a byte each, and the segments.
+        their lengths in a byte each, and the segments. Bytes 14 to 17 are the number of its stream, whose
+        first page has the bit 2 set in byte 5; the first pages of streams side by side stand together.
     """
     if isinstance(content, bytes):
-        end = content[-_LARGEST_PAGE:]
+        begin, end = content[:_LARGEST_PAGE], content[-_LARGEST_PAGE:]
     else:
         with content.open("rb") as file:
+            begin = file.read(_LARGEST_PAGE)
             file.seek(max(0, content.stat().st_size - _LARGEST_PAGE))
             end = file.read()
     if (start := end.rfind(b"OggS")) < 0:
@@ -364,6 +375,15 @@ def _check_last_page(name: str, content: Path | bytes) -> None:
         raise AudioFileError(
             f"{name}: the file was cut short: {len(page)} of {promised} bytes of its last page are there. "
             f"{_REMEDY}"
+        )
+    streams = set()
+    while begin.startswith(b"OggS") and len(begin) >= 27 and begin[5] & 2:
+        streams.add(begin[14:18])
+        begin = begin[27 + begin[26] + sum(begin[27 : 27 + begin[26]]) :]
+    if page[14:18] not in streams:
+        raise AudioFileError(
+            f"{name}: the file is several Ogg streams in a row, of which only the first would be heard. "
+            f"Write it anew: `ffmpeg -i {name} other.flac`."
         )
 
 
