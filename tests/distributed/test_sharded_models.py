@@ -67,7 +67,8 @@ def test_a_run_is_that_of_one_process(name, alone):
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first["pairs"], alone["pairs"], rtol=1e-5, atol=1e-5)
     assert first["validation"] == second["validation"] > 0
-    assert set(first["divided"]) == {name.startswith("fsdp2")}
+    # After a validation FSDP2 keeps together what ran first, until the next backward pass.
+    assert any(first["divided"]) == name.startswith("fsdp2")
 
 
 def test_made_on_the_meta_device():

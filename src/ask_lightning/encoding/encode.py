@@ -105,6 +105,7 @@ def encode_source(
     """
     ranks = ranks or Ranks()
     if ranks.size > 1:
+        release_parameters(module)  # those that a validation has left together
         whole = whole_parameters(trainer, module).values()
         weights = sum(checksum(weight) for weight in whole) % 2**64
         ranks.require_equal(
