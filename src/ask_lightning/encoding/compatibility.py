@@ -1,5 +1,6 @@
 """Checks, before training starts, for what ASK cannot be combined with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning.encoding.sharding import SHARDING_STRATEGIES, is_sharded
+from ask_lightning.encoding.source_loader import batch_size_of
+from ask_lightning.encoding.webdataset_source import has_epoch_of_its_own
 from ask_lightning.losses.base import RetrievalLoss
 
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
@@ -192,6 +195,25 @@ def warn_of_single_pair(trainer: pl.Trainer) -> None:
             f"The last batch of each epoch holds a single pair ({rows} pairs in batches of "
             f"{loader.batch_size}), which has nothing to be contrasted with. Set `drop_last=True` on the "
             "training loader, or another batch size."
+        )
+
+
+def warn_of_uneven_streams(trainer: pl.Trainer, counts: Sequence[int]) -> None:
+    """Warn if the processes will have different numbers of training batches, for which DDP waits forever.
+
+    Args:
+        trainer: The running trainer, whose training data are a stream without a length.
+        counts: Number of pairs that each process reads of it.
+    """
+    loader: Any = trainer.train_dataloader
+    if trainer.num_training_batches != float("inf") or has_epoch_of_its_own(loader):
+        return
+    size = batch_size_of(loader) or 1
+    if len({-(-count // size) for count in counts}) > 1:
+        rank_zero_warn(
+            f"The processes read {', '.join(map(str, counts))} pairs of the training stream, so some have "
+            "more batches than others, and DDP waits for those that have none. Give all the same number: "
+            "WebLoader(...).with_epoch(batches), or Trainer(limit_train_batches=...)."
         )
 
 
