@@ -285,6 +285,11 @@ class KnowledgeRefreshCallback(Callback):
             )
 
     @property
+    def _keeps_ages(self) -> bool:
+        """Whether rows may be of different ages."""
+        return self.write_back or self.mode != "full"
+
+    @property
     def _mode_option(self) -> str:
         """The argument `mode` as it is written."""
         return f'mode="{self.mode}"' if isinstance(self.mode, str) else 'mode="mapped"'
@@ -399,8 +404,10 @@ class KnowledgeRefreshCallback(Callback):
         self._built_at = state["built_at"]
         self._source_key = state.get("source")
         self._decided_at = state.get("decided_at")
-        if (encoded_at := state.get("encoded_at")) is not None:
-            self._ages = RowAges.from_state(encoded_at)
+        if self._keeps_ages:
+            encoded_at = state.get("encoded_at")  # a run without such options has none
+            one_age = RowAges(len(base.fine), state["built_at"])
+            self._ages = one_age if encoded_at is None else RowAges.from_state(encoded_at)
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state(state["schedule"], ranks)
         settings, stored = self._settings(), state.get("settings", {})
@@ -563,7 +570,7 @@ class KnowledgeRefreshCallback(Callback):
         if renewal.rows is not None:
             assert self._ages is not None
             self._ages.renew(renewal.rows, epoch)
-        elif self.write_back or self.mode != "full":
+        elif self._keeps_ages:
             self._ages = RowAges(len(base.fine), epoch)
         seconds = time.perf_counter() - started
         if self.schedule is not None:

@@ -57,19 +57,27 @@ class Neighborhood:
             text_by_text=function(self.text_by_text),
         )
 
-    def potentials(self, audio: Tensor, text: Tensor) -> dict[str, Tensor]:
+    def means(self) -> tuple[Tensor, Tensor]:
+        """ū, the mean of the audio that each audio retrieved, and v̄, that of text by text, `(B, d)` each."""
+        return self.audio_by_audio.mean(dim=1), self.text_by_text.mean(dim=1)
+
+    def potentials(
+        self, audio: Tensor, text: Tensor, means: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The reliability potentials Ψ of the queries, Eq. 11–13.
 
         Args:
             audio: `(B, d)`, the audio embeddings that retrieved these neighbours, in their dtype.
             text: `(B, d)`, the text embeddings that retrieved them.
+            means: What `means` returned, where it has been called already.
 
         Returns:
             Ψ of each query, `(B,)`, by direction: `"t2a"` and `"a2t"`.
         """
+        of_audio, of_text = means or self.means()
         return {
-            "t2a": reliability_potential(audio, self.audio_by_text, self.audio_by_audio),
-            "a2t": reliability_potential(text, self.text_by_audio, self.text_by_text),
+            "t2a": reliability_potential(audio, self.audio_by_text, of_audio),
+            "a2t": reliability_potential(text, self.text_by_audio, of_text),
         }
 
     def to(self, dtype: torch.dtype) -> Neighborhood:
