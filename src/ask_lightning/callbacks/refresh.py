@@ -52,6 +52,8 @@ from ask_lightning.encoding.compatibility import (
     warn_of_uneven_streams,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters
+from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import Source, has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target, find_target
@@ -373,6 +375,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        check_borrowed_parameters(trainer, pl_module, self.target.loss)
         warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
@@ -513,6 +516,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
+        average_whole_gradients(trainer, pl_module)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(trainer, pl_module)
 
@@ -521,7 +525,8 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
         self._refresh_if_due(trainer, pl_module)
-        self.target.loss.check_temperature(batch_idx)
+        if not is_sharded(trainer):  # there is no value outside of the forward pass
+            self.target.loss.check_temperature(batch_idx)
         self._step = trainer.global_step
 
     def on_train_batch_end(

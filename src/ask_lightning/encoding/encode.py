@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ask_lightning.encoding.isolation import isolated_from_training, preserved_dataset
+from ask_lightning.encoding.lockstep import Lockstep
 from ask_lightning.encoding.row_limit import RowLimit
+from ask_lightning.encoding.sharding import (
+    is_sharded,
+    release_parameters,
+    through_strategy,
+    whole_parameters,
+)
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
 from ask_lightning.functional import unit_length
 from ask_lightning.interaction import pooled
@@ -110,15 +118,22 @@ def encode_source(
     """
     ranks = ranks or Ranks()
     if ranks.size > 1:
-        weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
+        release_parameters(module)  # those that a validation has left together
+        whole = whole_parameters(trainer, module).values()
+        weights = sum(checksum(weight) for weight in whole) % 2**64
         ranks.require_equal(
             (f"weights {weights:016x}", num_items(loader)),
             "the weights and the length of the knowledge source",
         )
-    with ranks.all_or_none("encoding its part of the knowledge source"):
+    # A rank that fails in a forward pass that needs all ranks cannot wait for the others, which wait for it.
+    together = ranks if is_sharded(trainer) else Ranks()
+    failing = (
+        nullcontext() if together.size > 1 else ranks.all_or_none("encoding its part of the knowledge source")
+    )
+    with failing:
         writer = None if directory is None else PairWriter(directory, _own_items(loader))
         batches = _Batches(writer)
-        _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches)
+        _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
         if not batches.sizes and ranks.size == 1:
             raise ValueError(_EMPTY)
     return _assemble(batches, loader, module.device, ranks)
@@ -132,20 +147,25 @@ def _encode_batches(
     on_batch: Callable[[], object],
     limit: RowLimit,
     encoded: _Batches,
+    together: Ranks,
 ) -> None:
-    """Encode the source batch by batch."""
+    """Encode the source batch by batch; `together` are ranks in lockstep."""
+    embed = through_strategy(trainer, module, embed)
     with (
         isolated_from_training(trainer, module),
         preserved_dataset(getattr(loader, "dataset", loader)),
         torch.no_grad(),
         open_batches(loader) as batches,
     ):
-        for batch in batches:
+        steps = Lockstep(batches, together)
+        for batch in steps:
             moved = trainer.precision_plugin.convert_input(batch)
             moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
             moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
             with trainer.precision_plugin.forward_context():
                 batch_audio, batch_text, batch_ids = embed(moved)
+            if not steps.is_own:
+                continue
             batch_audio, batch_text = pooled(batch_audio), pooled(batch_text)
             _check_batch(batch_audio, batch_text, batch_ids)
             wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
@@ -155,7 +175,8 @@ def _encode_batches(
                 encoded.ids.append(integer_ids(batch_ids)[:wanted].cpu())
             on_batch()
             if limit.is_reached:
-                break
+                steps.finish()
+        release_parameters(module)
 
 
 class _Batches:
