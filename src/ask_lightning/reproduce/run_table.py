@@ -227,8 +227,8 @@ def _named(path: Path, line: int) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}, line {line}, is damaged ({error}). Remove the line, and its run is trained again, or use "
-            "another folder."
+            f"{path}, line {line}, is damaged ({error}). Remove the line, and its run is trained again, or "
+            "use another folder."
         ) from error
 
 
