@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from ask_lightning.encoding.batch_parts import EncoderCall, describe, find_call
+from ask_lightning.encoding.batch_parts import BatchContent, EncoderCall, describe
 from ask_lightning.encoding.encoders import Encoder, encoder_name
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings
@@ -158,10 +158,11 @@ def calls_in_step(
         Exception: `error` itself, if the step calls the methods with the batch, too.
         TypeError: The step calls them with something that is no part of the batch, or does not call them.
     """
+    content = BatchContent(batch)  # the step may write into the batch
     observed, failure = _observed_calls(model, (audio, text), batch, *arguments)
     step, calls = f"`{type(model).__name__}.training_step`", {}
     for name, (positional, named) in observed.items():
-        call = find_call(batch, positional, named)
+        call = content.find_call(positional, named)
         if call is None:
             passed = ", ".join(map(describe, (*positional, *named.values())))
             raise refused_batch(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -28,6 +26,7 @@ from ask_lightning.capture import (
     step_with_capture,
     step_with_criterion,
 )
+from ask_lightning.checkpoint_file import read_checkpoint
 from ask_lightning.checkpoint_options import (
     CHECKPOINT_KEY,
     class_path,
@@ -41,17 +40,21 @@ from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_model,
+    check_sharding,
     check_trainer,
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.names import NamedAsModel
+from ask_lightning.step_comparison import StepComparison
 
 
 def _model_attribute(name: str) -> Any:
@@ -144,6 +147,7 @@ class ASKModule(NamedAsModel):
     _example_input_array = _model_attribute("_example_input_array")
     _automatic_optimization = _model_attribute("_automatic_optimization")
     _strict_loading = _model_attribute("_strict_loading")
+    _device_mesh = _model_attribute("_device_mesh")
     prepare_data_per_node = _model_attribute("prepare_data_per_node")
     allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
         "allow_zero_length_dataloader_with_multiple_devices"
@@ -169,7 +173,7 @@ class ASKModule(NamedAsModel):
                 "use it as it is."
             )
         loss = ReliabilityOTLoss() if loss is None else loss
-        _check_loss(loss, model, ids)
+        check_loss(loss, model, ids)
         loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
@@ -188,6 +192,8 @@ class ASKModule(NamedAsModel):
         self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
+        self._compares_step = False
+        self._comparison: StepComparison | None = None  # while the first step runs
         self._last_batch: int | None = None  # number of the batch whose loss was computed last
         self._forwarded_hooks: dict[str, Callable[..., Any]] = {}
         self._adopt_hooks()
@@ -199,6 +205,8 @@ class ASKModule(NamedAsModel):
             for name, hook in overridden_hooks(self.model, announce=announce).items()
             if getattr(type(self), name, None) is getattr(ASKModule, name, None)
         }
+        if "configure_model" in hooks:
+            hooks["configure_model"] = self._configure_model
         own = vars(self)
         earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
         for name in earlier:
@@ -206,6 +214,12 @@ class ASKModule(NamedAsModel):
         self._forwarded_hooks = {name: hook for name, hook in hooks.items() if name not in own}
         # On the instance: Lightning decides by what a module overrides how it trains.
         own.update(self._forwarded_hooks)
+
+    def _configure_model(self) -> None:
+        """Call the model's own hook, which may divide the model among ranks."""
+        self.model.configure_model()
+        enter_by_methods(self.model, (self._audio, self._text))
+        self._adopt_hooks(announce=False)
 
     def _attached(self) -> None:
         self._adopt_hooks(announce=False)  # the model may have got hooks since it was wrapped
@@ -237,10 +251,27 @@ class ASKModule(NamedAsModel):
         """The model's training step, with the ASK loss in place of the contrastive one."""
         self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
+        step = self._compared_step if self._compares_step else self._step
         if self._chunks is None:
-            return self._step(batch, *args)
+            return step(batch, *args)
         with self._chunks.of_step(self.model):
-            return self._step(batch, *args)
+            return step(batch, *args)
+
+    @outside_graphs
+    def _compared_step(self, batch: Any, *args: Any) -> Any:
+        """The training step, compared with what a refresh or a copy of the model does with a batch."""
+        self._compares_step = False
+        comparison = StepComparison(self.model, str(self._audio), str(self._text), batch)
+        if self.ask_step == "criterion":
+            self._comparison = comparison
+        try:
+            with comparison.observing():
+                result = self._step(batch, *args)
+        finally:
+            self._comparison = None
+        if not self._calls_of_encoders:
+            comparison.compare_calls()
+        return result
 
     def _step(self, batch: Any, *args: Any) -> Any:
         """The training step by encoders that may take the batch in chunks."""
@@ -261,6 +292,8 @@ class ASKModule(NamedAsModel):
 
     def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
+        if self._comparison is not None:
+            self._comparison.compare_embeddings(str(self._criterion), audio, text)
         if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)
@@ -414,6 +447,7 @@ class ASKModule(NamedAsModel):
         """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
+            check_sharding(self.trainer, self.loss, self._chunk_size)
             if self._chunks is not None:
                 self._chunks.check(self, self.trainer)
             self.loss.bind(self.model)  # it may have been given to another wrapper in the meantime
@@ -448,6 +482,10 @@ class ASKModule(NamedAsModel):
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
         self._last_batch = None
+        check_borrowed_parameters(self.trainer, self.model, self.loss)
+        encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
+        has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
+        self._compares_step = encodes_elsewhere and has_methods and self.ask_step != "encode"
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.
@@ -458,6 +496,8 @@ class ASKModule(NamedAsModel):
     def on_after_backward(self) -> None:
         """Call the model's own hook, then check once which parameters have no gradient."""
         self.model.on_after_backward()
+        if not self._is_refreshed:
+            average_whole_gradients(self.trainer, self)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(self.trainer, self)
 
@@ -529,7 +569,7 @@ class ASKModule(NamedAsModel):
 
         Args:
             checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
-                without ASK.
+                without ASK; also the path of a directory that FSDP2 or FSDP has written.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.
@@ -546,8 +586,7 @@ class ASKModule(NamedAsModel):
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
                 `loss` is not given; or an argument of the wrapper was a callable and is not given.
         """
-        with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
-            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
+        checkpoint = read_checkpoint(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = stored_loss(checkpoint[CHECKPOINT_KEY])
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})
@@ -562,29 +601,3 @@ class ASKModule(NamedAsModel):
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> None:
-    if not isinstance(loss, RetrievalLoss):
-        raise TypeError(
-            f"Argument `loss` has to be a loss of ask_lightning.losses, but got {type(loss).__name__}."
-        )
-    if loss.needs_ids and ids is None:
-        raise ValueError(
-            f"Argument `ids` has to be given, because {type(loss).__name__} with these options compares "
-            "clips: the batch's key of the clip ids, or a callable (model, batch)."
-        )
-    learned = {id(parameter) for parameter in model.parameters()}
-    orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
-    for name in loss.closures:
-        raise ValueError(
-            f"Argument `{name}` of the loss has to be a callable (model) here, because one without "
-            "arguments would go on to read this model's parameters in copies of the module: write `def "
-            "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
-        )
-    if orphans:
-        raise ValueError(
-            f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
-            "would not train them and checkpoints would not hold them. Make them attributes of the model."
-        )

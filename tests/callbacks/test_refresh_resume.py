@@ -482,6 +482,9 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "fingerprint": str,
         "settings": dict,
         "source": dict,
+        "encoded_at": type(None),
+        "decided_at": int,
+        "schedule": type(None),
     }
     assert Path(state["snapshot"]).is_absolute()
 

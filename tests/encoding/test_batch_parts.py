@@ -1,4 +1,4 @@
-"""`find_call`: the arguments of a call in terms of the batch that the caller had."""
+"""`BatchContent`: the arguments of a call in terms of the batch that the caller had."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ask_lightning.encoding.batch_parts import describe, find_call
+from ask_lightning.encoding.batch_parts import BatchContent, describe
 
 AUDIO, TOKENS, MASK = torch.ones(2, 3), torch.zeros(2, 4), torch.ones(2, 4)
 
@@ -30,7 +30,7 @@ BATCHES = {
 @pytest.mark.parametrize("kind", BATCHES)
 def test_arguments_are_found_and_taken_from_another_batch(kind):
     batch = BATCHES[kind]
-    call = find_call(batch, (AUDIO, None, 3), {"ids": TOKENS, "mask": MASK, "mode": "mean"})
+    call = BatchContent(batch).find_call((AUDIO, None, 3), {"ids": TOKENS, "mask": MASK, "mode": "mean"})
     positional, named = call.arguments(batch)
     assert positional[0] is AUDIO
     assert positional[1:] == [None, 3]
@@ -48,28 +48,28 @@ def test_arguments_are_found_and_taken_from_another_batch(kind):
 
 def test_the_batch_itself():
     batch = {"audio": AUDIO}
-    call = find_call(batch, (batch,), {})
+    call = BatchContent(batch).find_call((batch,), {})
     assert call.takes_batch
     assert call.arguments("other") == (["other"], {})
 
 
 def test_what_is_made_of_the_batch_is_not_found():
-    assert find_call({"audio": AUDIO}, (AUDIO * 1,), {}) is None
-    assert find_call({"audio": AUDIO}, (), {"audio": AUDIO[:1]}) is None
+    assert BatchContent({"audio": AUDIO}).find_call((AUDIO * 1,), {}) is None
+    assert BatchContent({"audio": AUDIO}).find_call((), {"audio": AUDIO[:1]}) is None
 
 
 def test_a_number_of_the_batch_is_taken_from_each_batch():
     """Not the number that the first batch happened to have."""
     batch = {"audio": AUDIO, "frames": 12, "task": "search", "clips": [3, 7], "captions": ["search", "rain"]}
-    call = find_call(batch, (AUDIO, 12, "search"), {"layers": 3, "mode": "rain"})
+    call = BatchContent(batch).find_call((AUDIO, 12, "search"), {"layers": 3, "mode": "rain"})
     assert str(call) == "batch['audio'], batch['frames'], batch['task'], layers=3, mode='rain'"
     assert call.has_numbers
-    assert not find_call(batch, (AUDIO, 12), {"mode": "rain", "is_long": True}).has_numbers
+    assert not BatchContent(batch).find_call((AUDIO, 12), {"mode": "rain", "is_long": True}).has_numbers
 
 
 def test_a_number_that_two_parts_may_be_is_not_guessed():
-    assert find_call({"audio": AUDIO, "frames": 12, "tokens": 12}, (AUDIO, 12), {}) is None
-    assert find_call({"audio": AUDIO, "frames": 12, "tokens": 12}, (AUDIO, 11), {}) is not None
+    assert BatchContent({"audio": AUDIO, "frames": 12, "tokens": 12}).find_call((AUDIO, 12), {}) is None
+    assert BatchContent({"audio": AUDIO, "frames": 12, "tokens": 12}).find_call((AUDIO, 11), {}) is not None
 
 
 def test_description():

@@ -38,6 +38,11 @@ class TestIdentifiers:
         with pytest.raises(ValueError, match=r"integers or strings but got .*Pass `str\(id\)`"):
             integer_ids([item])
 
+    @pytest.mark.parametrize("ids", [{1, 2}, {"a": 1}, "ab", b"ab"], ids=repr)
+    def test_what_has_no_rows(self, ids):
+        with pytest.raises(ValueError, match=r"`ids` has to be a sequence of ids"):
+            integer_ids(ids)
+
     def test_names_of_files_that_are_no_unicode(self):
         one, other = (name.decode(errors="surrogateescape") for name in (b"a\xff.wav", b"a\xfe.wav"))
         assert len(integer_ids([one, other, one]).unique()) == 2

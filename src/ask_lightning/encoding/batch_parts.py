@@ -87,41 +87,86 @@ class EncoderCall:
         return ", ".join([*map(str, self.positional), *named])
 
 
-def find_call(batch: Any, positional: Sequence[Any], named: Mapping[str, Any]) -> EncoderCall | None:
-    """Find the arguments of a call in a batch.
+class BatchContent:
+    """What a batch holds at one moment, to be told from what a training step makes of it later.
+
+    Tensors are not copied: one that is replaced in the batch, or written to, counts as another one.
 
     Args:
-        batch: The batch that the caller had.
-        positional: Positional arguments of the call.
-        named: Named arguments of the call.
-
-    Returns:
-        The call in terms of the batch; `None` if an argument is neither a part of it nor a constant, or is a
-        number that several parts are equal to. A number or string that one part is equal to is this part,
-        unless it stands in a list of such.
+        batch: The batch, as the training step gets it.
     """
-    walked = list(_walk(batch, ()))
-    places = {id(value): Part(path) for path, value in reversed(walked)}
-    scalars = [(value, Part(path)) for path, value in walked if _is_number(value) or isinstance(value, str)]
 
-    def place_of(value: Any) -> Part | Constant | None:
-        if _is_number(value) or isinstance(value, str):
-            equal = [part for scalar, part in scalars if type(scalar) is type(value) and scalar == value]
-            if len(equal) > 1 and _is_number(value):
-                return None
-            return equal[0] if len(equal) == 1 else Constant(value)
-        if value is None or isinstance(value, bool):
-            return Constant(value)
-        return places.get(id(value))
+    def __init__(self, batch: Any) -> None:
+        self._parts = [(path, value, _version(value)) for path, value in _walk(batch, ())]
 
-    found = [place_of(value) for value in positional]
-    found_named = {name: place_of(value) for name, value in named.items()}
-    if any(place is None for place in (*found, *found_named.values())):
-        return None
-    return EncoderCall(
-        tuple(place for place in found if place is not None),
-        {name: place for name, place in found_named.items() if place is not None},
-    )
+    def find_call(self, positional: Sequence[Any], named: Mapping[str, Any]) -> EncoderCall | None:
+        """Find the arguments of a call in the batch.
+
+        Args:
+            positional: Positional arguments of the call.
+            named: Named arguments of the call.
+
+        Returns:
+            The call in terms of the batch; `None` if an argument is neither a part of it nor a constant, or
+            is a number that several parts are equal to. A number or string that one part is equal to is this
+            part, unless it stands in a list of such.
+        """
+        places = {id(value): path for path, value, _ in reversed(self._parts)}
+        scalars = [
+            (value, Part(path))
+            for path, value, _ in self._parts
+            if _is_number(value) or isinstance(value, str)
+        ]
+
+        def place_of(value: Any) -> Part | Constant | None:
+            if _is_number(value) or isinstance(value, str):
+                equal = [part for scalar, part in scalars if type(scalar) is type(value) and scalar == value]
+                if len(equal) > 1 and _is_number(value):
+                    return None
+                return equal[0] if len(equal) == 1 else Constant(value)
+            if value is None or isinstance(value, bool):
+                return Constant(value)
+            path = places.get(id(value))
+            return None if path is None or not self._has_kept(value, path) else Part(path)
+
+        found = [place_of(value) for value in positional]
+        found_named = {name: place_of(value) for name, value in named.items()}
+        if any(place is None for place in (*found, *found_named.values())):
+            return None
+        return EncoderCall(
+            tuple(place for place in found if place is not None),
+            {name: place for name, place in found_named.items() if place is not None},
+        )
+
+    def is_all_of(self, positional: Sequence[Any], named: Mapping[str, Any]) -> bool:
+        """Whether a call has one argument, which is the batch or a copy of it.
+
+        A copy may lack parts of the batch, and have parts of its own.
+
+        Args:
+            positional: Positional arguments of the call.
+            named: Named arguments of the call.
+        """
+        values = [*positional, *named.values()]
+        return len(values) == 1 and self._has_kept(values[0], ())
+
+    def _has_kept(self, value: Any, path: tuple[Any, ...]) -> bool:
+        """Whether a value is what the batch had in this place, or a copy of it with the same parts."""
+        before = {path: (part, version) for path, part, version in self._parts}
+        num_kept = 0
+        for place, part in _walk(value, path):
+            if place not in before:
+                continue
+            old, version = before[place]
+            is_copy = (
+                len(place) < _DEPTH and _is_container(part) and _is_container(old) and _are_alike(part, old)
+            )
+            if part is not old and not is_copy and not _are_equal(part, old):
+                return False
+            if _version(part) != version:
+                return False
+            num_kept += not is_copy or part is old
+        return num_kept > 0
 
 
 def describe(value: Any) -> str:
@@ -143,21 +188,44 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _version(value: object) -> int:
+    """How often a tensor has been written to; 0 for everything else, and where that is not counted."""
+    return 0 if not isinstance(value, Tensor) or value.is_inference() else value._version
+
+
 def _walk(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """A batch and its parts with their paths, from the outside in."""
     yield path, value
-    if len(path) == _DEPTH:
-        return
-    if isinstance(value, Mapping):
-        inner = list(value.items())
-    elif isinstance(value, list | tuple):
+    if len(path) < _DEPTH and _is_container(value):
+        for key, part in _items(value):
+            yield from _walk(part, (*path, key))
+
+
+def _is_container(value: Any) -> bool:
+    """Whether a value has parts that are looked at one by one."""
+    if isinstance(value, list | tuple):
         # What is equal to one of many captions or clip ids need not come from there.
-        if all(item is None or isinstance(item, bool | int | float | str) for item in value):
-            return
-        inner = list(enumerate(value))
-    elif is_dataclass(value) and not isinstance(value, type):
-        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
-    else:
-        return
-    for key, part in inner:
-        yield from _walk(part, (*path, key))
+        return not all(item is None or isinstance(item, bool | int | float | str) for item in value)
+    return isinstance(value, Mapping) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _items(container: Any) -> list[tuple[Any, Any]]:
+    """The parts of a container with their keys, indices or field names."""
+    if isinstance(container, Mapping):
+        return list(container.items())
+    if isinstance(container, list | tuple):
+        return list(enumerate(container))
+    return [(field.name, getattr(container, field.name)) for field in fields(container)]
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether two containers are of one kind."""
+    return type(one) is type(other) or (isinstance(one, Mapping) and isinstance(other, Mapping))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal numbers, strings or lists of such."""
+    plain = (int, float, str, list, tuple)
+    return (
+        isinstance(one, plain) and type(one) is type(other) and not _is_container(one) and bool(one == other)
+    )

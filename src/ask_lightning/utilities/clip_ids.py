@@ -1,6 +1,6 @@
 """Ids of clips and captions as integers that every process agrees on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
 from operator import index
 
@@ -23,8 +23,8 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
         `(B,)` int64; a tensor stays on its device.
 
     Raises:
-        ValueError: If a tensor is not a vector of integers, or an id is neither an integer of 64 bits nor a
-            string.
+        ValueError: If a tensor is not a vector of integers, the ids have no order, or an id is neither an
+            integer of 64 bits nor a string.
 
     Examples:
         >>> integer_ids([3, 1, 3])
@@ -42,8 +42,13 @@ def integer_ids(ids: Tensor | Sequence[int | str], *, name: str = "ids") -> Tens
         if ids.dtype == torch.uint64:  # a cast would make negative numbers of those from 2⁶³ on
             ids = torch.tensor([_integer_id(item, name) for item in ids.tolist()], device=ids.device)
         return ids.detach().long()
-    if isinstance(ids, str):
+    if isinstance(ids, str | bytes):
         raise ValueError(f"Argument `{name}` has to be a sequence of ids but got the one string {ids!r}.")
+    if isinstance(ids, Set | Mapping):
+        raise ValueError(
+            f"Argument `{name}` has to be a sequence of ids in the order of the rows but got a "
+            f"{type(ids).__name__}. Pass a list."
+        )
     return torch.tensor([_integer_id(item, name) for item in ids], dtype=torch.int64)
 
 

@@ -1,0 +1,120 @@
+"""Whether knowledge and keys are made of what the training step compares; looked at in the first step.
+
+A refresh and momentum encoders call the two methods of a model with the batch. What the step changes in the
+batch before it calls them, or in their embeddings afterwards, they know nothing of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from ask_lightning.capture import outside_graphs, shadowing
+from ask_lightning.encoding.batch_parts import BatchContent, describe
+from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.functional import unit_length
+from ask_lightning.interaction import Embeddings, pooled
+
+# The cosine of a vector and itself in half precision is closer to 1; one that passed another layer is not.
+_SAME_DIRECTION = 0.9999
+
+
+class StepComparison:
+    """Observes how a training step calls the two methods of a model, and what becomes of their embeddings.
+
+    Args:
+        model: Model whose step runs.
+        audio: Name of the method that encodes audio.
+        text: Name of the method that encodes text.
+        batch: Batch of the step, before it runs.
+    """
+
+    def __init__(self, model: pl.LightningModule, audio: str, text: str, batch: Any) -> None:
+        self._model, self._names = model, (audio, text)
+        self._content = BatchContent(batch)
+        self._outputs: dict[str, Tensor] = {}
+        self._other_arguments: dict[str, str] = {}
+
+    @contextmanager
+    @outside_graphs
+    def observing(self) -> Iterator[None]:
+        """Observe the calls of the methods for a while."""
+
+        def observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*positional: Any, **named: Any) -> Any:
+                if not self._content.is_all_of(positional, named):
+                    passed = [
+                        *map(describe, positional),
+                        *(f"{key}={describe(one)}" for key, one in named.items()),
+                    ]
+                    self._other_arguments.setdefault(name, ", ".join(passed))
+                output = method(*positional, **named)
+                self._outputs[name] = as_embeddings(output, name).detach()
+                return output
+
+            return call
+
+        with shadowing(
+            self._model, {name: observed(name, getattr(self._model, name)) for name in self._names}
+        ):
+            yield
+
+    def compare_calls(self) -> None:
+        """Warn if the step has called a method with something else than the batch as it was given."""
+        if not self._other_arguments:
+            return
+        passed = " and ".join(f"`{name}` with {what}" for name, what in self._other_arguments.items())
+        rank_zero_warn(
+            f"`{type(self._model).__name__}.training_step` calls {passed}, which is not the batch as it was "
+            "given. Knowledge, and keys of momentum encoders, are encoded by calls with the batch itself. "
+            "That is right if the step augments the batch; anything else has to be done for both: in the two "
+            "methods, or in the model's `on_after_batch_transfer`, or by "
+            'ASKModule(..., step="encode", audio=lambda model, batch: ..., text=lambda model, batch: ...).'
+        )
+
+    def compare_embeddings(self, criterion: str, audio: Embeddings, text: Embeddings) -> None:
+        """Compare what the step passes to its criterion with what the two methods have returned in it.
+
+        Args:
+            criterion: Name of the criterion.
+            audio: First argument of the criterion.
+            text: Second argument of the criterion.
+
+        Raises:
+            RuntimeError: The criterion is called with text first.
+        """
+        if set(self._outputs) != set(self._names):
+            return  # the step encodes by other methods
+        model = type(self._model).__name__
+        of_audio, of_text = (self._outputs[method] for method in self._names)
+        if _are_same(audio, of_audio) and _are_same(text, of_text):
+            return
+        if _are_same(audio, of_text) and _are_same(text, of_audio):
+            raise RuntimeError(
+                f"`{model}.training_step` calls `self.{criterion}` with what `{self._names[1]}` returned "
+                f'first, but ASKModule(..., criterion="{criterion}") needs a call with (audio, text). '
+                "Exchange the two arguments."
+            )
+        rank_zero_warn(
+            f"`{model}.training_step` calls `self.{criterion}` with other embeddings than "
+            f"`{self._names[0]}` and `{self._names[1]}` return, of which knowledge, and keys of momentum "
+            "encoders, consist. If it passes them through further layers, do that in the two methods, so "
+            "that both are compared in one space."
+        )
+
+
+@torch.no_grad()
+def _are_same(embeddings: Embeddings, others: Tensor) -> bool:
+    """Whether two batches of embeddings have the same directions."""
+    rows = pooled(embeddings)
+    if rows.shape != others.shape or rows.ndim != 2:
+        return False
+    one, other = (unit_length(side.detach().float()) for side in (rows, others))
+    are_zero = (one.abs().amax(dim=1) == 0) & (other.abs().amax(dim=1) == 0)
+    return bool((((one * other).sum(dim=1) > _SAME_DIRECTION) | are_zero).all())

@@ -1,0 +1,152 @@
+"""What the step makes of the batch, or of the embeddings, that a refresh does not know of."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ask_lightning import ASKModule
+from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
+from tests.helpers.clients import (
+    WIDTH,
+    CriterionClient,
+    PlainTowers,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
+from tests.module.test_capture import PartsClient, PartsPairs
+
+OTHER_BATCH = (
+    r"training_step` calls `encode_audio` with .*, which is not the batch as it was given.*step=\"encode\""
+)
+OTHER_EMBEDDINGS = (
+    r"`CriterionStep.training_step` calls `self.loss_fn` with other embeddings than `encode_audio`"
+)
+
+
+class Client(PlainTowers):
+    """Does something to its batch before it is encoded."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def encode_audio(self, batch, scale=1.0):
+        return self.audio_encoder(batch["audio"] * scale)
+
+    def training_step(self, batch, batch_idx):
+        batch, options = self.change(batch)
+        return self.contrast(self.encode_audio(batch, **options), self.encode_text(batch))
+
+
+def in_a_copy(batch):
+    return {**batch, "audio": batch["audio"] - 5}, {}
+
+
+def in_the_batch(batch):
+    batch["audio"] = batch["audio"] - 5
+    return batch, {}
+
+
+def in_the_tensor(batch):
+    batch["audio"].sub_(5)
+    return batch, {}
+
+
+def by_an_option(batch):
+    return batch, {"scale": 2.0}
+
+
+def as_a_copy(batch):
+    return dict(batch), {}
+
+
+def with_a_further_part(batch):
+    batch["step"] = 3
+    return batch, {}
+
+
+def fit(module, loader=None, **settings):
+    """The warnings of a run of one epoch."""
+    needs_knowledge = module.loss.needs_knowledge
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(1)] if needs_knowledge else [], **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(module, loader or make_loader())
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize("change", [in_a_copy, in_the_batch, in_the_tensor, by_an_option])
+def test_a_step_that_changes_its_batch_is_told(change):
+    assert len([text for text in fit(wrap(Client(change))) if re.search(OTHER_BATCH, text)]) == 1
+
+
+def test_keys_are_of_the_batch_as_well():
+    module = ASKModule(Client(in_a_copy), MomentumContrastLoss(queue_size=16), ids="clip_id")
+    assert [text for text in fit(module) if re.search(OTHER_BATCH, text)]
+
+
+@pytest.mark.parametrize("change", [as_a_copy, with_a_further_part])
+def test_a_step_that_changes_nothing_is_not(change):
+    assert not [text for text in fit(wrap(Client(change))) if "as it was given" in text]
+
+
+def test_nor_is_one_whose_loss_encodes_nothing_else():
+    assert not [text for text in fit(ASKModule(Client(in_a_copy), NTXentLoss())) if "as it was given" in text]
+
+
+def test_with_chunks_and_in_a_compiled_module():
+    chunked = wrap(Client(in_a_copy), chunk_size=3)
+    compiled = torch.compile(wrap(Client(in_a_copy)), backend="eager")
+    for module in (chunked, compiled):
+        assert [text for text in fit(module) if "not the batch as it was given" in text]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_part_that_the_step_has_replaced_is_no_part_of_the_batch(in_place):
+    """It was taken for one, and the refresh encoded what the batch had there before."""
+
+    class Changing(PartsClient):
+        def training_step(self, batch, batch_idx):
+            if in_place:
+                batch["audio"].mul_(2)
+            else:
+                batch["audio"] = batch["audio"] * 2
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(
+        TypeError, match=r"calls `encode_audio` with tensor \(8, 12\), which is no part of the"
+    ):
+        fit(wrap(Changing()), DataLoader(PartsPairs(), 8))
+
+
+class CriterionStep(CriterionClient):
+    def __init__(self, between=None, *, exchanged=False):
+        super().__init__()
+        self.between = between or nn.Identity()
+        self.exchanged = exchanged
+
+    def training_step(self, batch, batch_idx):
+        sides = [3 * self.between(side) for side in (self.encode_audio(batch), self.encode_text(batch))]
+        return self.loss_fn(*(reversed(sides) if self.exchanged else sides))
+
+
+def test_embeddings_that_pass_through_further_layers_are_told():
+    module = wrap(CriterionStep(nn.Linear(WIDTH, WIDTH)), criterion="loss_fn")
+    assert [text for text in fit(module) if re.search(OTHER_EMBEDDINGS, text)]
+
+
+def test_text_before_audio_is_refused():
+    with pytest.raises(RuntimeError, match=r"what `encode_text` returned first.*Exchange the two arguments"):
+        fit(wrap(CriterionStep(exchanged=True), criterion="loss_fn"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_embeddings_themselves_are_not(precision):
+    found = fit(wrap(CriterionStep(), criterion="loss_fn"), precision=precision)
+    assert not [text for text in found if "other embeddings" in text]
