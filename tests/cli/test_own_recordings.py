@@ -96,7 +96,7 @@ def test_inspect_shows_a_handful_of_clips_that_have_no_splits(tmp_path, capsys):
     captured = capsys.readouterr()
     assert {name: split["clips"] for name, split in json.loads(captured.out)["splits"].items()} == {"all": 3}
     assert "no splits, so they are one, `all`: Part 2 of `fractions`" in captured.err
-    for path in (tmp_path / "own").rglob("*.wav"):
+    for path in (tmp_path / "own").rglob("sound-*"):
         path.write_bytes(b"")
     with pytest.raises(UsageError, match="No clip is left that can be used"):
         run(inspect)

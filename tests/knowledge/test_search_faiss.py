@@ -264,8 +264,8 @@ def test_an_index_in_a_file_finds_the_same(vectors, queries, index, tmp_path):
 
 
 def test_rows_in_half_precision_and_in_blocks(vectors, queries, monkeypatch):
-    monkeypatch.setattr("ask_lightning.knowledge.search._ROWS_PER_ADDITION", 300)
-    monkeypatch.setattr("ask_lightning.knowledge.search._TRAINING_ROWS", 1000)
+    monkeypatch.setattr("ask_lightning.knowledge.faiss_search._ROWS_PER_ADDITION", 300)
+    monkeypatch.setattr("ask_lightning.knowledge.faiss_search._TRAINING_ROWS", 1000)
     half = vectors.half()
     found = FaissSearch(half, "IVF8,Flat;nprobe=8")(queries, 10)
     expected_scores, expected_rows = sorted_search(half.float(), queries, 10)

@@ -149,6 +149,9 @@ def test_contents(fitted):
         "fingerprint",
         "settings",
         "source",
+        "decided_at",
+        "encoded_at",
+        "schedule",
     }
 
 

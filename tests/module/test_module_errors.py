@@ -338,7 +338,7 @@ def test_period_out_of_range(T):
         ("num_workers", -1, "an integer of at least 0"),
         ("prototype_pairing", "random", "one of .*matched"),
         ("placement", "split", r"one of \('replicated', 'sharded'\)"),
-        ("storage", "int8", r"one of \('float32', 'float16', 'bfloat16'\)"),
+        ("storage", "int8", r"one of \('float32', 'float16', 'bfloat16', 'memmap'\)"),
     ],
 )
 def test_other_arguments_out_of_range(argument, value, text):

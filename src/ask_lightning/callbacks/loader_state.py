@@ -47,6 +47,10 @@ class LoaderStateCallback(Callback):
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
+
+    Examples:
+        >>> from ask_lightning import KnowledgeRefreshCallback
+        >>> callbacks = [KnowledgeRefreshCallback(T=15), LoaderStateCallback()]  # of a Trainer
     """
 
     def __init__(self) -> None:

@@ -202,9 +202,7 @@ class KnowledgeRefreshCallback(Callback):
         save_knowledge: bool = True,
         seed: int = 0,
     ) -> None:
-        if isinstance(T, str):
-            check_choice("T", T, ("auto",))
-        elif not isinstance(T, AutoPeriod):
+        if T != "auto" and not isinstance(T, AutoPeriod):
             check_count("T", T, 1)
         check_count("num_prototypes", num_prototypes, 1)
         if batch_size is not None:

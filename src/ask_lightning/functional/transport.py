@@ -102,8 +102,8 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
         The second column is everybody's best:
 
         >>> balanced = balance_scores(torch.tensor([[0.5, 0.9], [0.1, 0.9]]), epsilon=0.1, iterations=50)
-        >>> (balanced / 0.1).softmax(dim=1).sum(dim=0)
-        tensor([1.0000, 1.0000])
+        >>> (balanced / 0.1).softmax(dim=1).sum(dim=0).round(decimals=4)
+        tensor([1., 1.])
     """
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)

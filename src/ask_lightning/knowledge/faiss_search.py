@@ -69,7 +69,7 @@ class TrainedIndex:
         if (self.factory, self.width) != (factory, rows.shape[1]):
             return False
         errors = quantization_errors(self.empty_index(), rows)
-        return all(now <= _TOLERATED_GROWTH * before for now, before in zip(errors, self.errors, strict=True))
+        return errors is not None and all(now <= _TOLERATED_GROWTH * before for now, before in zip(errors, self.errors, strict=True))
 
     def empty_index(self) -> Any:
         """A new index that has learnt this, without rows."""
@@ -92,7 +92,7 @@ def train(index: Any, factory: str, rows: Tensor) -> TrainedIndex | None:
         rows: `(n, d)` float32 on a CPU.
 
     Returns:
-        What it has learnt; `None` where there is nothing to learn.
+        What it has learnt; `None` where there is nothing to learn, or nothing that can be judged later.
 
     Raises:
         RuntimeError: The rows are too few.
@@ -100,11 +100,13 @@ def train(index: Any, factory: str, rows: Tensor) -> TrainedIndex | None:
     if index.is_trained:
         return None
     index.train(rows.numpy())
-    content = import_faiss().serialize_index(index)
-    return TrainedIndex(factory, rows.shape[1], content, quantization_errors(index, rows))
+    errors = quantization_errors(index, rows)
+    if errors is None:
+        return None
+    return TrainedIndex(factory, rows.shape[1], import_faiss().serialize_index(index), errors)
 
 
-def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...]:
+def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...] | None:
     """How far rows are from what an index takes them for.
 
     Args:
@@ -113,7 +115,7 @@ def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...]:
 
     Returns:
         The mean squared distances from the centroids of the lists, if there are lists, and from the rows as
-        they come out of their codes.
+        they come out of their codes; `None` for a kind (HNSW among them) whose codes Faiss does not decode.
     """
     faiss = import_faiss()
     places = torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS_OF_THE_ERROR)).long()
@@ -129,7 +131,10 @@ def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...]:
         _, lists = inverted_file.quantizer.search(inner, 1)
         centroids = inverted_file.quantizer.reconstruct_batch(lists[:, 0])
         errors.append(float(((inner - centroids) ** 2).sum(axis=1).mean()))
-    decoded = index.sa_decode(index.sa_encode(sample))
+    try:
+        decoded = index.sa_decode(index.sa_encode(sample))
+    except RuntimeError:
+        return None
     errors.append(float(((sample - decoded) ** 2).sum(axis=1).mean()))
     return tuple(errors)
 
