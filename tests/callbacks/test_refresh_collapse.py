@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ask_lightning import ASKModule, KnowledgeBase, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.callbacks.refresh import mean_similarity
+from ask_lightning.callbacks.refresh_report import mean_similarity
 from ask_lightning.losses import KnowledgeDistillationLoss, TripletLoss
 from tests.helpers.clients import PlainTowers, make_loader, make_trainer
 

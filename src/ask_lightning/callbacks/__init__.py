@@ -1,17 +1,21 @@
 """Callbacks: the refresh of the knowledge, and the monitors, tables and maps that report on a run."""
 
+from ask_lightning.callbacks.auto_period import AutoPeriod
 from ask_lightning.callbacks.drift_map import DriftMap
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
 from ask_lightning.callbacks.recall_table import RecallTable
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.callbacks.search_calibration import SearchCalibration
+from ask_lightning.knowledge.mapping import MappedRefresh
 
 __all__ = [
+    "AutoPeriod",
     "DriftMap",
     "DriftMonitor",
     "InfluenceMonitor",
     "KnowledgeRefreshCallback",
+    "MappedRefresh",
     "QueryTable",
     "RecallTable",
     "SearchCalibration",

@@ -1,12 +1,13 @@
-"""`KnowledgeRefreshCallback`: builds the knowledge base and renews it every T epochs (paper 4.4)."""
+"""`KnowledgeRefreshCallback`: builds the knowledge base and renews it while a model trains (paper 4.4)."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -14,8 +15,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import Subset
 
+from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.loss_terms import log_loss_terms
+from ask_lightning.callbacks.partial_refresh import (
+    EncodedRows,
+    PairMaps,
+    encode_items,
+    fit_maps,
+    items_of,
+    local_rows,
+    overwrite,
+    rolling_items,
+    sample_items,
+)
 from ask_lightning.callbacks.progress import progress_bar
+from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
+from ask_lightning.callbacks.refresh_source import SourceReader, num_batches
+from ask_lightning.callbacks.row_ages import RowAges
 from ask_lightning.callbacks.snapshots import (
     SnapshotCollector,
     SnapshotRecord,
@@ -25,6 +41,7 @@ from ask_lightning.callbacks.snapshots import (
     knowledge_directory,
     local_path,
 )
+from ask_lightning.callbacks.step_embeddings import StepRecorder, stored_embeddings, write_back
 from ask_lightning.encoding.compatibility import (
     check_finders,
     check_gradients,
@@ -32,16 +49,8 @@ from ask_lightning.encoding.compatibility import (
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
-from ask_lightning.encoding.isolation import preserved_random_state
-from ask_lightning.encoding.row_limit import RowLimit, limiting_option, rows_of_an_epoch
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
-from ask_lightning.encoding.source_loader import (
-    Source,
-    batch_size_of,
-    has_index,
-    num_items,
-    source_loader,
-)
+from ask_lightning.encoding.source_loader import Source, has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.base import (
@@ -53,8 +62,10 @@ from ask_lightning.knowledge.base import (
     check_embeddings,
 )
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
+from ask_lightning.knowledge.mapping import MappedRefresh
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
@@ -63,12 +74,27 @@ from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
-# RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
-_DRIFT_QUERIES = 1024
+Mode = Literal["full", "rolling", "mapped"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class _Renewal:
+    """New knowledge, before it is put in place of the old.
+
+    Attributes:
+        base: The new base.
+        rows: The rows that were encoded; `None` for all.
+        has_same_rows: Whether they are those of the old base.
+    """
+
+    base: KnowledgeBase
+    rows: torch.Tensor | None
+    has_same_rows: bool
 
 
 class KnowledgeRefreshCallback(Callback):
-    """Encodes the knowledge source before the first step and again whenever `epoch % T == 0`.
+    """Encodes the knowledge source before the first step, and again whenever `epoch % T == 0`.
 
     The source is read by a loader of its own and encoded by the current encoders in evaluation mode, without
     gradient. Random streams, training modes, logs and the order of training batches stay what they would
@@ -86,9 +112,15 @@ class KnowledgeRefreshCallback(Callback):
     Recommendations:
         The callback cannot see augmentation inside the dataset: pass `source=` a dataset without it.
 
+        A refresh costs a forward pass over the source. Where that is too much, `T="auto"` refreshes only when
+        the encoders have moved, `mode="rolling"` spreads it over T epochs, and `write_back=True` stores what
+        training steps embed anyway.
+
     Args:
         T: Number of epochs from one refresh to the next, at least 1. From `max_epochs` on the base is never
-            renewed, the paper's "static" ablation.
+            renewed, the paper's "static" ablation. `"auto"`, or an `AutoPeriod` with settings of its own:
+            refresh when the rows of the training batches have moved away from what is stored of them. That
+            takes clip ids, and a lookup of the batch's own rows in each step.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
             callable that returns one. Datasets with a method `without_random_crops` are read through it.
         num_prototypes: M, the number of coarse prototypes, at least 1.
@@ -106,6 +138,15 @@ class KnowledgeRefreshCallback(Callback):
         momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
             unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
             0 the source needs an index.
+        mode: What a refresh encodes. `"full"`: all rows. `"rolling"`: in each epoch another T-th of the rows,
+            so that none is older than T epochs; prototypes are made anew in each epoch. `"mapped"`, or a
+            `MappedRefresh` with settings of its own: a tenth of the rows; the others are mapped to where the
+            encoders have moved, or all are encoded where no map finds more true neighbours than the old rows.
+            Both need a source with an index that has the same number of rows for each item.
+        write_back: Whether each training step stores its embeddings over those of its rows, from training
+            mode, with their dropout and augmentation. That takes clip ids and one exchange of embeddings
+            between ranks in each step, and each checkpoint writes the knowledge. Prototypes, and rows that no
+            step has seen, stay as they are until the next refresh.
         refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
             nearest stored pairs. None: it is stored as it is.
         batch_size: Number of pairs per batch of a refresh; default: that of the loader.
@@ -117,9 +158,14 @@ class KnowledgeRefreshCallback(Callback):
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Seed of the K-means initialisation.
 
+    Attributes:
+        schedule: What decides with `T="auto"`; `None` with a number.
+        num_encoded: Number of pairs that refreshes have encoded, over all ranks, in this part of the run.
+
     Raises:
-        ValueError: An argument out of range.
-        RuntimeError: At the start of `fit`, where ASK cannot train.
+        ValueError: An argument out of range, or options that exclude each other.
+        RuntimeError: At the start of `fit`, where ASK cannot train; with `T="auto"` or `write_back` later,
+            where the knowledge has none of the clips of the batches.
 
     Examples:
         >>> KnowledgeRefreshCallback(T=15, num_prototypes=64).T
@@ -128,7 +174,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def __init__(
         self,
-        T: int = 15,
+        T: int | Literal["auto"] | AutoPeriod = 15,
         source: Source | Callable[[], Source] | None = None,
         *,
         num_prototypes: int = 512,
@@ -139,6 +185,8 @@ class KnowledgeRefreshCallback(Callback):
         placement: Placement = "replicated",
         storage: Storage = "float32",
         momentum: float = 0.0,
+        mode: Mode | MappedRefresh = "full",
+        write_back: bool = False,
         refine: Literal["graph"] | GraphRefinement | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -146,7 +194,10 @@ class KnowledgeRefreshCallback(Callback):
         save_knowledge: bool = True,
         seed: int = 0,
     ) -> None:
-        check_count("T", T, 1)
+        if isinstance(T, str):
+            check_choice("T", T, ("auto",))
+        elif not isinstance(T, AutoPeriod):
+            check_count("T", T, 1)
         check_count("num_prototypes", num_prototypes, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
@@ -159,9 +210,11 @@ class KnowledgeRefreshCallback(Callback):
         check_choice("placement", placement, PLACEMENTS)
         check_choice("storage", storage, STORAGES)
         check_fraction("momentum", momentum)
+        if not isinstance(mode, MappedRefresh):
+            check_choice("mode", mode, MODES)
         if isinstance(refine, str):
             check_choice("refine", refine, ("graph",))
-        self.T = T
+        self.T = AutoPeriod() if isinstance(T, str) else T
         self.source = source
         self.num_prototypes = num_prototypes
         self.prototype_pairing: PrototypePairing = prototype_pairing
@@ -171,9 +224,9 @@ class KnowledgeRefreshCallback(Callback):
         self.placement: Placement = placement
         self.storage: Storage = storage
         self.momentum = float(momentum)
+        self.mode: Literal["full", "rolling"] | MappedRefresh = MappedRefresh() if mode == "mapped" else mode
+        self.write_back = write_back
         self.refine = GraphRefinement() if refine == "graph" else refine
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.max_rows = max_rows
         self.save_knowledge = save_knowledge
         self.seed = seed
@@ -186,7 +239,51 @@ class KnowledgeRefreshCallback(Callback):
         self._to_restore: dict[str, Any] | None = None
         self._source_key: dict[str, Any] | None = None  # of the base in use
         self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
-        self._told_limit = False
+        self._reader = SourceReader(source, batch_size, num_workers, max_rows)
+        self._recorder: StepRecorder | None = None
+        self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
+        self._decided_at: int | None = None  # the last epoch for which the schedule was asked
+        self.num_encoded = 0
+        self._report: dict[str, float] = {}  # what a mapped refresh has measured
+        self._ages: RowAges | None = None  # where rows may be of different ages
+        self._step = self._num_written = self._num_steps = 0
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Refuses options that exclude each other."""
+        is_auto = isinstance(self.T, AutoPeriod)
+        if is_auto and self.mode == "rolling":
+            raise ValueError(
+                'Argument `T` has to be a number of epochs with mode="rolling", which encodes a T-th of the '
+                f"rows in each epoch, but got {self.T}."
+            )
+        if is_auto and self.write_back:
+            raise ValueError(
+                'Arguments `T="auto"` and `write_back=True` exclude each other: rows that were just written '
+                "back do not tell how old the others and the prototypes are. Pass a number for `T`."
+            )
+        if isinstance(self.mode, MappedRefresh) and self.write_back:
+            raise ValueError(
+                'Arguments `mode="mapped"` and `write_back=True` exclude each other: one map cannot follow '
+                "rows that were encoded at different times. Leave one of them out."
+            )
+        mixed = "momentum" if self.momentum else "refine" if self.refine is not None else None
+        partly = "write_back=True" if self.write_back else self._mode_option
+        if mixed and (self.write_back or self.mode != "full"):
+            raise ValueError(
+                f"Arguments `{mixed}` and `{partly}` exclude each other: rows that are stored one by one are "
+                f"stored as they are encoded. Leave `{mixed}` out."
+            )
+        if self.write_back and self.index not in ("auto", "exact"):
+            raise ValueError(
+                'Argument `index` has to be "auto" or "exact" with write_back=True, because an index of '
+                f"Faiss would be built anew in each step, but got {self.index!r}."
+            )
+
+    @property
+    def _mode_option(self) -> str:
+        """The argument `mode` as it is written."""
+        return f'mode="{self.mode}"' if isinstance(self.mode, str) else 'mode="mapped"'
 
     @property
     def target(self) -> Target:
@@ -219,9 +316,21 @@ class KnowledgeRefreshCallback(Callback):
             self._built_at = self._to_restore = self.target.loss.knowledge = None
             self._snapshots = SnapshotRecord()
             self._collector = SnapshotCollector(self._snapshots)
-            self._warned_of_collapse = self._checked_gradients = self._told_limit = False
+            self._warned_of_collapse = self._checked_gradients = False
             self._source_key = self._dataset = None
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:
+            self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
+            self._ages = self._decided_at = None
+            self._num_written = self._num_steps = self.num_encoded = 0
+            self._reader.restart()
+        if self._needs_training_clips and (self.write_back or self.mode != "full"):
+            option = "write_back=True" if self.write_back else self._mode_option
+            raise RuntimeError(
+                f"KnowledgeRefreshCallback({option}) renews rows of the source, but "
+                f"{type(self.target.loss).__name__} learns from the training clips beside it. Leave `source` "
+                "out, so that the training data are the source."
+            )
+        never_renewed = self.mode == "full" and not self.write_back and isinstance(self.T, int)
+        if never_renewed and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.T:  # type: ignore[operator]
             rank_zero_warn(
                 f"KnowledgeRefreshCallback(T={self.T}) with max_epochs={trainer.max_epochs} builds the "
                 "knowledge once and never renews it. Lower T to follow the encoders."
@@ -235,6 +344,30 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
+        if self.schedule is not None or self.write_back:
+            option = "write_back=True" if self.write_back else 'T="auto"'
+            self._remove_recorder()
+            self._recorder = StepRecorder(self.target.loss, option)
+        if self.schedule is not None:
+            self.schedule.budget.start()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Takes the hook off the loss."""
+        self._remove_recorder()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Takes the hook off the loss; Lightning does not call `teardown` after an error."""
+        self._remove_recorder()
+
+    def _remove_recorder(self) -> None:
+        """Stops looking at training steps and at the time."""
+        if self._recorder is not None:
+            self._recorder.remove()
+            self._recorder = None
+        if self.schedule is not None:
+            self.schedule.budget.stop()
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the base that a checkpoint names."""
@@ -259,6 +392,11 @@ class KnowledgeRefreshCallback(Callback):
         self.target.loss.knowledge = base.to(pl_module.device)
         self._built_at = state["built_at"]
         self._source_key = state.get("source")
+        self._decided_at = state.get("decided_at")
+        if (encoded_at := state.get("encoded_at")) is not None:
+            self._ages = RowAges.from_state(encoded_at)
+        if self.schedule is not None and state.get("schedule") is not None:
+            self.schedule.load_state(state["schedule"], ranks)
         settings, stored = self._settings(), state.get("settings", {})
         changed = [
             f"{name} {value!r} → {settings[name]!r}"
@@ -306,17 +444,29 @@ class KnowledgeRefreshCallback(Callback):
                 batch_size=1,
                 sync_dist=True,
             )
+            if self._ages is not None:
+                mean, longest = self._ages.mean_and_max(trainer.current_epoch)
+                ages = {"ask/row_age_mean": mean, "ask/row_age_max": longest}
+                pl_module.log_dict(ages, batch_size=1, sync_dist=True)
 
     def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if this epoch asks for it, or if there is none."""
         epoch = trainer.current_epoch
-        due = epoch % self.T == 0 and self._built_at != epoch
-        if due or self.target.loss.knowledge is None:
+        if self.target.loss.knowledge is None or (self._built_at != epoch and self._is_due(epoch)):
             self.refresh(trainer, pl_module)
+        self._decided_at = epoch  # behind the refresh, which is made up for if it is interrupted
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether the knowledge is refreshed in this epoch; collective with T="auto"."""
+        if self.schedule is not None:
+            return self._decided_at != epoch and self.schedule.decide(Ranks.current())
+        assert isinstance(self.T, int)
+        return self.mode == "rolling" or epoch % self.T == 0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Removes the snapshots that the last checkpoints do not need."""
         self._collector.collect()
+        self._remove_recorder()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
@@ -329,13 +479,49 @@ class KnowledgeRefreshCallback(Callback):
         """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
         self._refresh_if_due(trainer, pl_module)
         self.target.loss.check_temperature(batch_idx)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the terms of the step's loss, where they are read."""
+        """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
         terms, self.target.loss.last = self.target.loss.last, {}
         log_loss_terms(trainer, pl_module, terms)
+        if self._recorder is None:
+            return
+        base = self.target.loss.knowledge
+        assert base is not None
+        step = self._recorder.take(base)
+        self._num_steps += 1
+        if self.schedule is not None:
+            step, stored = stored_embeddings(base, step)
+            self.schedule.add((step.audio, step.text), stored, step=self._step)
+        if self.write_back:
+            assert self._ages is not None
+            rows = write_back(base, step, Ranks.current())
+            self._ages.renew(rows, trainer.current_epoch)
+            self._num_written += len(rows)
+            self._snapshots.supersede()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
+        ranks, option = Ranks.current(), None
+        if self.schedule is not None:
+            drift, share = self.schedule.drift(ranks), self.schedule.share(ranks)
+            if math.isnan(drift) and self.schedule.num_batches:
+                option = 'T="auto"'
+            elif not trainer.barebones and not math.isnan(drift):
+                num_refreshes = float(self.schedule.num_refreshes)
+                values = {"drift": drift, "refreshes": num_refreshes, "refresh_share": share}
+                pl_module.log_dict({f"ask/{name}": value for name, value in values.items()}, batch_size=1)
+        if self.write_back and self._num_steps and not self._num_written:
+            option = "write_back=True"
+        if option is not None:
+            raise RuntimeError(
+                f"KnowledgeRefreshCallback({option}) compares training batches with what is stored of their "
+                "clips, but the knowledge has none of them. Leave `source` out, or pass a source with the "
+                "clip ids of the training data."
+            )
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encode the source with the current encoders and put the new base in place of the old one.
@@ -352,32 +538,171 @@ class KnowledgeRefreshCallback(Callback):
             RuntimeError: The source is a stream that does not end.
         """
         started = time.perf_counter()
-        ranks = Ranks.current()
+        old, ranks = self.target.loss.knowledge, Ranks.current()
         with ranks.all_or_none("opening the knowledge source"):
             loader = self.loader(trainer)
-            loaders = [loader]
+        renewal, self._report = None, {}
+        if self.mode != "full" and old is not None:
+            renewal = self._encode_some(trainer, pl_module, loader, old, ranks)
+        if renewal is None:
+            renewal = self._encode_all(trainer, pl_module, loader, old, ranks)
+        base, epoch = renewal.base, trainer.current_epoch
+        self.target.loss.check_knowledge(base)
+        self.target.loss.knowledge = base
+        self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
+        self._built_at = epoch
+        self._snapshots.supersede()
+        if renewal.rows is not None:
+            assert self._ages is not None
+            self._ages.renew(renewal.rows, epoch)
+        elif self.write_back or self.mode != "full":
+            self._ages = RowAges(len(base.fine), epoch)
+        seconds = time.perf_counter() - started
+        if self.schedule is not None:
+            self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
+        self.num_encoded += (num_encoded := len(base.fine) if renewal.rows is None else len(renewal.rows))
+        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": num_encoded / seconds}
+        report |= self._report
+        if self.mode != "full":
+            report["encoded_share"] = num_encoded / len(base.fine)
+        report |= (similarity := mean_similarity(base))
+        if old is not None:
+            self._warned_of_collapse = self._warned_of_collapse or self._warn_of_collapse(similarity)
+            if renewal.has_same_rows:
+                report |= knowledge_drift(base, old)
+        if not trainer.barebones:
+            values = {f"ask/{name}": value for name, value in report.items()}
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def _encode_all(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        old: KnowledgeBase | None,
+        ranks: Ranks,
+    ) -> _Renewal:
+        """A base of all rows of the source by the current encoders."""
+        num_neighbors, loaders = self._num_neighbors, [loader]
+        with ranks.all_or_none("opening the knowledge source"):
             if self._needs_training_clips:
-                loaders.append(self._open(None, trainer))
-            if self.momentum and not has_index(loader):
+                loaders.append(self._reader.open(trainer, num_neighbors, training_data=True))
+            if (self.momentum or self.mode != "full") and not has_index(loader):
+                option = f"momentum={self.momentum}" if self.momentum else self._mode_option
+                wants = "mixes" if self.momentum else "works on"
+                name = "momentum" if self.momentum else "mode"
                 raise ValueError(
-                    f"KnowledgeRefreshCallback(momentum={self.momentum}) mixes old and new embeddings of the "
+                    f"KnowledgeRefreshCallback({option}) {wants} old and new embeddings of the "
                     f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
-                    "index by which to find them. Pass a map-style dataset, or leave `momentum` out."
+                    f"index by which to find them. Pass a map-style dataset, or leave `{name}` out."
                 )
-        with progress_bar(trainer, "Refreshing knowledge", _num_batches(loaders)) as advance:
+        with progress_bar(trainer, "Refreshing knowledge", num_batches(loaders)) as advance:
+            limits = self._reader.row_limits(trainer, num_neighbors, loaders)
             encoded, *of_training = (
                 encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
-                for each, limit in zip(loaders, self._row_limits(trainer, loaders), strict=True)
+                for each, limit in zip(loaders, limits, strict=True)
             )
+        self._check_rows(encoded)
         is_same_source = self._is_of_same_source(loader)
         audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
         if self.refine is not None:
             check_embeddings(audio, text, encoded.shard)
             audio, text = self.refine(audio, text, encoded.shard)
-        base = KnowledgeBase.from_embeddings(
+        clips = self._training_clips(*of_training)
+        base = self._build(audio, text, encoded.ids, encoded.shard, clips)
+        has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
+        if has_same_rows and old is not None:
+            has_same_rows = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
+        return _Renewal(base, None, has_same_rows)
+
+    def _check_rows(self, encoded: Encoded) -> None:
+        """Refuses a source whose rows the options cannot find again."""
+        if encoded.ids is None and (self.schedule is not None or self.write_back):
+            option = "write_back=True" if self.write_back else 'T="auto"'
+            raise RuntimeError(
+                f"KnowledgeRefreshCallback({option}) finds the rows of a batch by their clip ids, but the "
+                "pairs of the source have none. Pass them: ASKModule(..., ids=...)."
+            )
+        if self.mode != "full" and not encoded.shard.rows_per_item:
+            raise RuntimeError(
+                f"KnowledgeRefreshCallback({self._mode_option}) encodes some items of the source and "
+                "replaces their rows, but the items do not all make the same number of rows. Let the dataset "
+                'yield single pairs, or use mode="full".'
+            )
+
+    def _encode_some(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        old: KnowledgeBase,
+        ranks: Ranks,
+    ) -> _Renewal | None:
+        """A base of which the current encoders made some rows; `None` if all have to be encoded."""
+        num_items, rows_per_item = items_of(old, loader, self.max_items(trainer))
+        if not rows_per_item or not self._is_of_same_source(loader):
+            return self._changed(old)
+        if isinstance(self.mode, MappedRefresh):
+            items = sample_items(num_items, self.mode.sample_share, trainer.current_epoch, self.seed)
+        else:
+            assert isinstance(self.T, int)
+            items = rolling_items(num_items, self.T, trainer.current_epoch, self.seed)
+        if len(items) == 0:  # fewer items than T
+            return _Renewal(old, items, True)
+        encoded = encode_items(
+            trainer,
+            pl_module,
+            loader,
+            items,
+            self.target.embed,
+            old,
+            rows_per_item,
+            ranks=ranks,
+            progress=lambda count: progress_bar(trainer, "Refreshing knowledge", count),
+        )
+        if encoded is None:
+            return self._changed(old)
+        if not isinstance(self.mode, MappedRefresh):
+            return self._renew_rows(old, encoded, ranks)
+        maps = fit_maps(old, encoded, rows_per_item, self.seed)
+        self._report = maps.report()
+        if maps.are_useful:
+            return self._renew_rows(old, encoded, ranks, maps)
+        self.num_encoded += len(encoded.rows)
+        return None
+
+    def _renew_rows(
+        self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks, maps: PairMaps | None = None
+    ) -> _Renewal:
+        """A base with some rows replaced and the others mapped, and prototypes of all of them."""
+        audio, text, shard = local_rows(old, ranks)
+        if maps is not None:
+            audio, text = maps(audio, text)
+        overwrite(audio, text, shard, encoded)
+        base = self._build(audio, text, shard.select(old.ids), shard, None)
+        return _Renewal(base, encoded.rows, True)
+
+    @staticmethod
+    def _changed(old: KnowledgeBase) -> None:
+        """Says that rows cannot be kept."""
+        rank_zero_warn(
+            f"The knowledge source is another one than that of the {len(old.fine)} pairs in use, so all of "
+            "it is encoded."
+        )
+
+    def _build(
+        self,
+        audio: torch.Tensor,
+        text: torch.Tensor,
+        ids: torch.Tensor | None,
+        shard: RowShard,
+        training_clips: StoredClips | None,
+    ) -> KnowledgeBase:
+        """The base of this rank's rows `(n, d)`, with prototypes; collective."""
+        return KnowledgeBase.from_embeddings(
             audio,
             text,
-            ids=encoded.ids,
+            ids=ids,
             num_prototypes=self.num_prototypes,
             prototype_pairing=self.prototype_pairing,
             normalize_prototypes=self.normalize_prototypes,
@@ -386,25 +711,9 @@ class KnowledgeRefreshCallback(Callback):
             seed=self.seed,
             storage=self.storage,
             placement=self.placement,
-            shard=encoded.shard,
-            training_clips=self._training_clips(*of_training),
+            shard=shard,
+            training_clips=training_clips,
         )
-        self.target.loss.check_knowledge(base)
-        old, self.target.loss.knowledge = self.target.loss.knowledge, base
-        self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
-        self._built_at = trainer.current_epoch
-        self._snapshots.supersede()
-        seconds = time.perf_counter() - started
-        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": len(base.fine) / seconds}
-        report |= (similarity := mean_similarity(base))
-        if old is not None:
-            self._warned_of_collapse = self._warned_of_collapse or self._warn_of_collapse(similarity)
-            same_ids = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
-            if has_index(loader) and base.has_same_rows_as(old) and same_ids:
-                report |= knowledge_drift(base, old)
-        if not trainer.barebones:
-            values = {f"ask/{name}": value for name, value in report.items()}
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
@@ -474,59 +783,20 @@ class KnowledgeRefreshCallback(Callback):
         Args:
             trainer: The running trainer, whose training data are the default source.
         """
-        return self._open(self.source, trainer)
+        return self._reader.open(trainer, self._num_neighbors)
 
-    def _open(self, source: object, trainer: pl.Trainer) -> Iterable[Any]:
-        """Make a new loader over this rank's items of a source; `None` is the training data."""
-        with preserved_random_state():  # a callable that makes the source may draw
-            return source_loader(
-                source,
-                trainer.train_dataloader,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                ranks=Ranks.current(),
-                max_items=self.max_items(trainer, is_training_data=source is None),
-            )
-
-    def max_items(self, trainer: pl.Trainer, *, is_training_data: bool | None = None) -> int | None:
+    def max_items(self, trainer: pl.Trainer) -> int | None:
         """Number of items of the source that a refresh reads at most, over all ranks; `None` for all.
 
         Args:
             trainer: The running trainer.
-            is_training_data: Whether the source is the training data. None: that of this callback.
         """
-        if is_training_data is None:
-            is_training_data = self.source is None
-        limits = [] if self.max_rows is None else [self.max_rows]
-        option = limiting_option(trainer, is_training_data=is_training_data)
-        size = batch_size_of(trainer.train_dataloader)
-        if option is not None and size is not None:
-            visited = int(trainer.num_training_batches) * size * Ranks.current().size
-            # Enough for a lookup, and for one that leaves the query's own clip out.
-            limits.append(max(visited, 2 * getattr(self.target.loss, "num_neighbors", 1)))
-            if not self._told_limit:
-                self._told_limit = True
-                rank_zero_warn(
-                    f"With {option} a refresh reads {limits[-1]} pairs of the knowledge source, if it has so "
-                    "many. To have all of the training data in the knowledge, pass them: "
-                    "KnowledgeRefreshCallback(source=dataset)."
-                )
-        return min(limits, default=None)
+        return self._reader.max_items(trainer, self._num_neighbors)
 
-    def _row_limits(self, trainer: pl.Trainer, loaders: list[Iterable[Any]]) -> list[RowLimit]:
-        """What this rank reads of sources whose items cannot be counted beforehand."""
-        size = batch_size_of(trainer.train_dataloader)
-        visited = rows_of_an_epoch(trainer, size)
-        limits = []
-        for number, loader in enumerate(loaders):
-            is_training_data = number > 0 or self.source is None
-            most = self.max_items(trainer, is_training_data=is_training_data)
-            option = limiting_option(trainer, is_training_data=is_training_data)
-            batches = int(trainer.num_training_batches) if option and size is None else None
-            is_counted = has_index(loader) and getattr(loader, "batch_size", None) is not None
-            take = None if most is None or is_counted else -(-most // Ranks.current().size)
-            limits.append(RowLimit(take, batches, visited))
-        return limits
+    @property
+    def _num_neighbors(self) -> int:
+        """K, the number of neighbours that the loss looks up."""
+        return getattr(self.target.loss, "num_neighbors", 1)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -548,6 +818,9 @@ class KnowledgeRefreshCallback(Callback):
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
             "source": self._source_key,
+            "encoded_at": None if self._ages is None else self._ages.encoded_at,
+            "decided_at": self._decided_at,
+            "schedule": None if self.schedule is None else self.schedule.state(Ranks.current()),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -560,8 +833,11 @@ class KnowledgeRefreshCallback(Callback):
             "index",
             "storage",
         )
-        settings = {name: getattr(self, name) for name in (*names, "momentum", "seed", "max_rows")}
-        return settings | {"refine": None if self.refine is None else asdict(self.refine)}
+        settings = {
+            name: getattr(self, name) for name in (*names, "momentum", "write_back", "seed", "max_rows")
+        }
+        mode = asdict(self.mode) if isinstance(self.mode, MappedRefresh) else self.mode
+        return settings | {"mode": mode, "refine": None if self.refine is None else asdict(self.refine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
@@ -588,41 +864,3 @@ def find_refresher(trainer: pl.Trainer, wanted_by: Callback) -> KnowledgeRefresh
         f"{type(wanted_by).__name__} needs the knowledge of a KnowledgeRefreshCallback, but the trainer has "
         "none. Add it to the callbacks."
     )
-
-
-def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, torch.Tensor]:
-    """RDM of each modality between two bases of the same rows, over evenly spaced queries.
-
-    Args:
-        current: The base that the current encoders made.
-        stored: The base that older encoders made.
-
-    Returns:
-        The drifts `rdm_audio` and `rdm_text`, 0-d.
-    """
-    rows = len(current.fine)
-    queries = torch.linspace(0, rows - 1, min(rows, _DRIFT_QUERIES), device=current.device).long()
-    drifts = current.fine.drift_from(stored.fine, queries)
-    return dict(zip(("rdm_audio", "rdm_text"), drifts, strict=True))
-
-
-def mean_similarity(base: KnowledgeBase) -> dict[str, torch.Tensor]:
-    """Mean cosine between all rows of each modality: near 0 if they are spread out, 1 if they are all equal.
-
-    Args:
-        base: The base to examine.
-
-    Returns:
-        The means `mean_similarity_audio` and `mean_similarity_text`, 0-d.
-    """
-    # The mean of all u_i · u_j is the squared length of the mean.
-    audio, text = (mean.square().sum() for mean in base.fine.mean)
-    return {"mean_similarity_audio": audio, "mean_similarity_text": text}
-
-
-def _num_batches(loaders: Iterable[object]) -> int | None:
-    """The length of all loaders together, if each has one."""
-    try:
-        return sum([len(loader) for loader in loaders])  # type: ignore[arg-type, misc]
-    except TypeError:  # no length, or that of a DataLoader over an iterable dataset
-        return None

@@ -1,4 +1,7 @@
-"""The representation drift measure RDM, Eq. 4. Axes: `Q` queries, `N` pairs, `d` width."""
+"""The representation drift measure RDM, Eq. 4, and how far single rows move.
+
+Axes: `Q` queries, `N` pairs, `d` width.
+"""
 
 import torch
 from torch import Tensor
@@ -54,6 +57,41 @@ def representation_drift(
             now, before = block @ current.T, block @ stored.T  # (block, N)
             total = total + softmax_divergence(now, before, log_normalizers(now, before)).sum()
         return total / len(queries)
+
+
+def mean_displacement(current: Tensor, stored: Tensor) -> Tensor:
+    """Mean cosine distance of rows from where they are stored: mean_i (1 - u_i · u_i^stored).
+
+    Args:
+        current: `(N, d)`, unit vectors by the current encoder.
+        stored: `(N, d)`, the same rows as they are stored, unit vectors.
+
+    Returns:
+        0-d, in [0, 2].
+
+    Examples:
+        >>> mean_displacement(torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+        tensor(0.2000)
+    """
+    return 1 - (current * stored).sum(dim=1).mean()
+
+
+def mean_spread(rows: Tensor) -> Tensor:
+    """Mean cosine distance between two different rows, the unit in which a displacement is large or small.
+
+    Args:
+        rows: `(N, d)`, unit vectors; N ≥ 2.
+
+    Returns:
+        0-d, in [0, 2]: 1 for rows in all directions alike, 0 for rows that are all equal.
+
+    Examples:
+        >>> mean_spread(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        tensor(0.6667)
+    """
+    # The sum of all u_i · u_j is the squared length of the sum; N of them are those of a row with itself.
+    count = len(rows)
+    return 1 - (rows.sum(dim=0).square().sum() - rows.square().sum()) / (count * (count - 1))
 
 
 def log_normalizers(current: Tensor, stored: Tensor) -> Tensor:

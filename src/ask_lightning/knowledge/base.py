@@ -17,7 +17,14 @@ from torch import Tensor
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
-from ask_lightning.knowledge.pairs import Neighborhood, PairStore, StoredPairs, copy_cached, read_neighborhood
+from ask_lightning.knowledge.pairs import (
+    Neighborhood,
+    PairStore,
+    StoredPairs,
+    copy_cached,
+    forget_cached,
+    read_neighborhood,
+)
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.search import Search
@@ -53,7 +60,7 @@ _CLIPS = ("clip_ids", "clip_sums")
 class KnowledgeBase:
     """All source pairs (fine) and their prototypes (coarse), ready to be looked up.
 
-    Immutable: a refresh makes a new one. Made by `from_embeddings` or `load`.
+    A refresh makes a new one; only `replace_rows` changes one in place. Made by `from_embeddings` or `load`.
 
     Attributes:
         fine: The pairs, Eq. 7.
@@ -90,7 +97,7 @@ class KnowledgeBase:
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> KnowledgeBase:
-        # Nothing in it ever changes, and copies of a model (weight averaging) must not double it.
+        # Copies of a model (weight averaging) look up the same knowledge, and must not double it.
         return self
 
     @property
@@ -270,6 +277,78 @@ class KnowledgeBase:
                 found[name] = read_neighborhood(pairs, audio_rows, text_rows)
             return found
 
+    def rows_of_clips(self, ids: Tensor) -> Tensor:
+        """The rows that clips have in the fine knowledge; not collective.
+
+        Args:
+            ids: `(B,)` int64 clip ids, see `integer_ids`.
+
+        Returns:
+            `(B, m)` int64 global row numbers, ascending, with m the largest number of rows that a clip of the
+            base has; -1 where a clip has fewer rows, or none.
+
+        Examples:
+            >>> sides = torch.eye(3), torch.eye(3)
+            >>> base = KnowledgeBase.from_embeddings(*sides, ids=[7, 4, 7], num_prototypes=1)
+            >>> base.rows_of_clips(torch.tensor([7, 5]))
+            tensor([[ 0,  2],
+                    [-1, -1]])
+        """
+        ordered, order = self._rows_by_id
+        ids = ids.to(ordered.device)
+        first, behind = (torch.searchsorted(ordered, ids, right=right) for right in (False, True))
+        places = first[:, None] + torch.arange(self._rows_per_id, device=ordered.device)  # (B, m)
+        rows = order[places.clamp(max=len(order) - 1)]
+        return torch.where(places < behind[:, None], rows, -1)
+
+    @torch.no_grad()
+    def replace_rows(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
+        """Write new embeddings over stored ones, in place; prototypes stay as they are.
+
+        Searches follow at once: exact ones look at the rows themselves, an index of Faiss is built anew at
+        the next lookup. `training_clips`, which are of another source, stay as well.
+
+        Args:
+            rows: `(n,)` int64 global row numbers. Of a row that occurs several times the last one counts.
+            audio: `(n, d)`, audio embeddings; normalised here.
+            text: `(n, d)`, text embeddings; normalised here. Every rank passes the same of all three; on a
+                sharded base each keeps the rows that it holds.
+
+        Raises:
+            ValueError: The embeddings are not two equal `(n, d)` of the base's width, or a row is not in
+                [0, N).
+
+        Examples:
+            >>> base = KnowledgeBase.from_embeddings(torch.eye(2), torch.eye(2), num_prototypes=1)
+            >>> base.replace_rows(torch.tensor([1]), torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
+            >>> base.fine.audio
+            tensor([[1.0000, 0.0000],
+                    [0.6000, 0.8000]])
+        """
+        if not tuple(audio.shape) == tuple(text.shape) == (len(rows), self.width):
+            raise ValueError(
+                f"Arguments `audio` and `text` have to be of shape {(len(rows), self.width)}, one embedding "
+                f"of the base's width for each row, but got {tuple(audio.shape)} and {tuple(text.shape)}."
+            )
+        if len(rows) == 0:
+            return
+        if not 0 <= int(rows.min()) <= int(rows.max()) < len(self.fine):
+            raise ValueError(
+                f"Argument `rows` has to hold row numbers in [0, {len(self.fine)}), but got numbers from "
+                f"{int(rows.min())} to {int(rows.max())}."
+            )
+        rows, place = rows.to(self.device).unique(return_inverse=True)
+        numbers = torch.arange(len(place), device=self.device)
+        last = torch.zeros_like(rows).scatter_reduce(0, place, numbers, "amax", include_self=False)
+        audio, text = (
+            unit_length(side.to(self.device)[last].to(computation_dtype(side))) for side in (audio, text)
+        )
+        self.fine.replace(rows, audio, text)
+        forget_cached(self, "fingerprint", "_checksums")
+        if "_clips" in vars(self) and self.training_clips is None:
+            local, shard = self.fine.local, self.fine.shard
+            self._clips.renew(local.audio, local.text, shard.select(self.ids), self.ids[rows])
+
     @torch.no_grad()
     def find_clips(self, ids: Tensor) -> ClipVectors:
         """The stored embeddings of training clips as wholes, each the unit mean of the clip's rows.
@@ -326,6 +405,12 @@ class KnowledgeBase:
         if self.training_clips is None:
             return {}
         return dict(zip(_CLIPS, (self.training_clips.ids, self.training_clips.sums), strict=True))
+
+    @cached_property
+    def _rows_by_id(self) -> tuple[Tensor, Tensor]:
+        """The ids in ascending order, and the row of each."""
+        ordered, order = self.ids.sort(stable=True)
+        return ordered, order
 
     @cached_property
     def _rows_per_id(self) -> int:

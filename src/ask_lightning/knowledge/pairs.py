@@ -140,6 +140,16 @@ class PairStore(Protocol):
         """Audio and text `(..., d)` of the pairs with the numbers `rows` `(...)`."""
         ...
 
+    def replace(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
+        """Write new embeddings over those of some pairs, in place; not collective.
+
+        Args:
+            rows: `(n,)` int64 numbers of pairs, each once; every rank passes the same.
+            audio: `(n, d)` unit vectors.
+            text: `(n, d)` unit vectors.
+        """
+        ...
+
     def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
         """RDM (Eq. 4) of each modality against older embeddings of the same pairs.
 
@@ -227,6 +237,12 @@ class StoredPairs:
         """Audio and text `(..., d)` of the pairs with the numbers `rows` `(...)`."""
         return self.audio[rows], self.text[rows]
 
+    def replace(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
+        """Write new unit vectors `(n, d)` over those of the pairs with the numbers `rows` `(n,)`."""
+        self.audio[rows], self.text[rows] = audio.to(self.audio), text.to(self.text)
+        # The length of the longest row stays what it is, up to the rounding of unit vectors.
+        forget_cached(self, "search_audio", "search_text", "checksums")
+
     def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
         """RDM (Eq. 4) of each modality against older embeddings of the same pairs, see `PairStore`."""
         sides = zip(self.pairs(rows), (self.audio, self.text), (stored.audio, stored.text), strict=True)
@@ -255,6 +271,12 @@ def read_neighborhood(pairs: PairStore, audio_rows: Tensor, text_rows: Tensor) -
     """
     audio, text = pairs.pairs(torch.stack([audio_rows, text_rows]))  # (2, B, K, d)
     return Neighborhood(audio_rows, text_rows, audio[0], audio[1], text[0], text[1])
+
+
+def forget_cached(changed: object, *names: str) -> None:
+    """Have cached properties computed anew when they are next asked for."""
+    for name in names:
+        vars(changed).pop(name, None)
 
 
 def copy_cached(copy: T, original: T, *names: str) -> T:

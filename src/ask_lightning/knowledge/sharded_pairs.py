@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ask_lightning.functional.drift import log_normalizers, softmax_divergence
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached
+from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached, forget_cached
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
 from ask_lightning.knowledge.search import Search, build_search, sort_candidates
 from ask_lightning.utilities.dtypes import computation_dtype
@@ -96,6 +96,13 @@ class ShardedPairs:
         """Audio and text `(..., d)` of the pairs with the numbers `rows` `(...)`, from their ranks."""
         audio, text = self.shard.fetch(rows, self.local.audio, self.local.text)
         return audio, text
+
+    def replace(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
+        """Write new unit vectors `(n, d)` over those of the pairs with the numbers `rows` that lie here."""
+        owner, local_rows = self.shard.locate(rows)
+        is_own = owner == self.shard.ranks.rank
+        self.local.replace(local_rows[is_own], audio[is_own], text[is_own])
+        forget_cached(self, "search_audio", "search_text", "checksums")
 
     def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
         """RDM (Eq. 4) of each modality against older embeddings of the same pairs, see `PairStore`.

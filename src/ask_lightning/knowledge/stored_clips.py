@@ -67,6 +67,22 @@ class StoredClips:
         sums.index_add_(0, clip_of, torch.cat([audio, text], dim=1).to(dtype))
         return cls(unique, sums, ranks or Ranks())
 
+    def renew(self, audio: Tensor, text: Tensor, ids: Tensor, changed: Tensor) -> None:
+        """Add up the rows of some clips anew, in place, after these have changed.
+
+        Args:
+            audio: `(n, d)`, the audio rows that this rank holds, as `of_rows` took them.
+            text: `(n, d)`, the text rows.
+            ids: `(n,)` int64, the clip of each row.
+            changed: Clips with other rows than before, of any number; those without rows here are left out.
+        """
+        ids = ids.to(audio.device)
+        rows = torch.isin(ids, changed.to(ids.device)).nonzero().flatten()
+        place = torch.searchsorted(self.ids, ids[rows])
+        self.sums[place] = 0
+        # In the order of `of_rows`, so that sums come out the same, to the bit on a CPU.
+        self.sums.index_add_(0, place, torch.cat([audio[rows], text[rows]], dim=1).to(self.sums.dtype))
+
     def find(self, ids: Tensor) -> ClipVectors:
         """Look clips up by id; collective if several ranks hold the rows.
 
