@@ -2,6 +2,7 @@
 
 from ask_lightning.callbacks.auto_period import AutoPeriod
 from ask_lightning.callbacks.drift_map import DriftMap
+from ask_lightning.callbacks.loader_state import LoaderStateCallback
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
 from ask_lightning.callbacks.recall_table import RecallTable
@@ -15,6 +16,7 @@ __all__ = [
     "DriftMonitor",
     "InfluenceMonitor",
     "KnowledgeRefreshCallback",
+    "LoaderStateCallback",
     "MappedRefresh",
     "QueryTable",
     "RecallTable",

@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
+from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.partial_refresh import (
     EncodedRows,
@@ -47,6 +48,7 @@ from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_trainer,
     warn_of_single_pair,
+    warn_of_uneven_streams,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
@@ -341,6 +343,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
@@ -603,6 +606,8 @@ class KnowledgeRefreshCallback(Callback):
                 for each, limit in zip(loaders, limits, strict=True)
             )
         self._check_rows(encoded)
+        if self._reader.source is None and ranks.size > 1 and not has_index(loader):
+            warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
         audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
         if self.refine is not None:

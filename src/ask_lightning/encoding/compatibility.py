@@ -1,5 +1,6 @@
 """Checks, before training starts, for what ASK cannot be combined with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +17,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
+
+from ask_lightning.encoding.source_loader import batch_size_of
+from ask_lightning.encoding.webdataset_source import has_epoch_of_its_own
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
@@ -150,6 +154,25 @@ def warn_of_single_pair(trainer: pl.Trainer) -> None:
             f"The last batch of each epoch holds a single pair ({rows} pairs in batches of "
             f"{loader.batch_size}), which has nothing to be contrasted with. Set `drop_last=True` on the "
             "training loader, or another batch size."
+        )
+
+
+def warn_of_uneven_streams(trainer: pl.Trainer, counts: Sequence[int]) -> None:
+    """Warn if the processes will have different numbers of training batches, for which DDP waits forever.
+
+    Args:
+        trainer: The running trainer, whose training data are a stream without a length.
+        counts: Number of pairs that each process reads of it.
+    """
+    loader: Any = trainer.train_dataloader
+    if trainer.num_training_batches != float("inf") or has_epoch_of_its_own(loader):
+        return
+    size = batch_size_of(loader) or 1
+    if len({-(-count // size) for count in counts}) > 1:
+        rank_zero_warn(
+            f"The processes read {', '.join(map(str, counts))} pairs of the training stream, so some have "
+            "more batches than others, and DDP waits for those that have none. Give all the same number: "
+            "WebLoader(...).with_epoch(batches), or Trainer(limit_train_batches=...)."
         )
 
 

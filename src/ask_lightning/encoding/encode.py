@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ask_lightning.encoding.isolation import isolated_from_training, preserved_generators
+from ask_lightning.encoding.isolation import isolated_from_training, preserved_dataset
 from ask_lightning.encoding.row_limit import RowLimit
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
+from ask_lightning.functional import unit_length
 from ask_lightning.interaction import pooled
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.row_shard import RowShard
@@ -21,6 +23,9 @@ from ask_lightning.utilities.distributed import Ranks
 
 Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
 """From a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`."""
+
+# Embeddings of one pair in batches of other sizes differ by rounding only.
+_SAME_ROW = 1e-4
 
 _EMPTY = "The knowledge source is empty: it yielded no batch. Check `source`."
 
@@ -123,7 +128,7 @@ def _encode_batches(
     ids: list[Tensor] = []
     with (
         isolated_from_training(trainer, module),
-        preserved_generators(getattr(loader, "dataset", loader)),
+        preserved_dataset(getattr(loader, "dataset", loader)),
         torch.no_grad(),
         open_batches(loader) as batches,
     ):
@@ -177,6 +182,8 @@ def _assemble(
         own_ids = torch.empty(0, dtype=torch.int64) if any(one.has_ids for one in summaries) else None
     if ranks.size > 1 and not has_index(loader):
         _check_ranks_differ(own_audio, own_text, own_ids, ranks)
+        if own_ids is not None:
+            _warn_of_shared_pairs(own_audio, own_text, own_ids, ranks)
     return Encoded(own_audio, own_text, own_ids, _shard_of(summaries, ranks))
 
 
@@ -214,6 +221,29 @@ def _check_ranks_differ(audio: Tensor, text: Tensor, ids: Tensor | None, ranks: 
                 "`torch.distributed.get_world_size()`-th item from `torch.distributed.get_rank()` on in its "
                 "`__iter__`, or pass a map-style Dataset, which is divided for you."
             )
+
+
+def _warn_of_shared_pairs(audio: Tensor, text: Tensor, ids: Tensor, ranks: Ranks) -> None:
+    """Warn of pairs with one id and the same embeddings that several ranks read."""
+    # A few numbers of each row tell rows apart; captions of one clip differ in their texts.
+    generator = torch.Generator().manual_seed(0)
+    line = torch.randn(audio.shape[1], generator=generator).to(audio)
+    marks = torch.stack([unit_length(audio) @ line, unit_length(text) @ line]).cpu()  # (2, n)
+    parts = ranks.all_gather_object((ids, marks))
+    all_ids, all_marks = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
+    readers = torch.cat([torch.full((len(part[0]),), rank) for rank, part in enumerate(parts)])
+    by_text = all_marks[1].argsort(stable=True)
+    order = by_text[all_ids[by_text].argsort(stable=True)]  # rows of a clip with one text follow each other
+    all_ids, all_marks, readers = all_ids[order], all_marks[:, order], readers[order]
+    is_alike = ((all_marks[:, 1:] - all_marks[:, :-1]).abs() < _SAME_ROW).all(dim=0)
+    is_shared = (all_ids[1:] == all_ids[:-1]) & (readers[1:] != readers[:-1]) & is_alike
+    # Where all embeddings are alike, as a head that starts from zeros makes them, they tell nothing.
+    if (shared := int(is_shared.sum())) and all(bool(side.amin() < side.amax()) for side in all_marks):
+        rank_zero_warn(
+            f"{shared} of the {len(all_ids)} pairs of the knowledge source are read by several processes, so "
+            "they are in the knowledge more than once. Give each process shards of its own, such as by "
+            "WebDataset(..., nodesplitter=webdataset.split_by_node)."
+        )
 
 
 def _has_length(loader: Iterable[Any]) -> bool:

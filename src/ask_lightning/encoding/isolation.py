@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from ask_lightning.encoding.run_state import BufferState, RandomSource, RandomState, restorer
 from ask_lightning.utilities.distributed import Ranks
@@ -110,22 +111,27 @@ def _has_own_train(module: nn.Module) -> bool:
 
 
 @contextmanager
-def preserved_generators(dataset: object) -> Iterator[None]:
-    """Restore the random generators that a dataset holds as attributes, also after an error.
+def preserved_dataset(dataset: object) -> Iterator[None]:
+    """Restore the random generators that a dataset holds and the place of a stream, also after an error.
 
     Without worker processes a dataset is read in this process, and would go on from where the refresh left
-    its generators. Looked for are generators of torch, NumPy and Python in the attributes of the dataset, of
-    datasets in it, and in lists, tuples and mappings there.
+    it. Looked for are generators of torch, NumPy and Python in the attributes of the dataset, of datasets in
+    it, and in lists, tuples and mappings there. Of an `IterableDataset`, which may be its own iterator, all
+    attributes become what they were; what is inside of them is not looked at.
 
     Args:
         dataset: Dataset that is read meanwhile.
     """
     kept = [restorer(source) for source in _generators_in(dataset, depth=6, seen=set())]
+    attributes = dict(vars(dataset)) if isinstance(dataset, IterableDataset) else None
     try:
         yield
     finally:
         for restore in kept:
             restore()
+        if attributes is not None:
+            vars(dataset).clear()
+            vars(dataset).update(attributes)
 
 
 def _generators_in(value: Any, *, depth: int, seen: set[int]) -> Iterator[RandomSource]:

@@ -21,6 +21,9 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ask_lightning.encoding.litdata_source import from_the_start, is_streaming_dataset
+from ask_lightning.encoding.webdataset_source import StagedLoader, in_order, is_pipeline
+from ask_lightning.encoding.webdataset_source import makes_batches as pipeline_makes_batches
 from ask_lightning.utilities.augmentation import without_augmentation
 from ask_lightning.utilities.distributed import Ranks
 
@@ -64,9 +67,20 @@ def source_loader(
     """
     given = source() if callable(source) and not isinstance(source, Dataset) else source
     given = training if given is None else given
-    template = training if isinstance(training, DataLoader) else None
+    template, is_training = _loader_of(training), given is training
+    if is_pipeline(given):
+        pipeline: Any = in_order(given)
+        given, first = pipeline, pipeline.pipeline[0]
+        if isinstance(first, DataLoader):
+            loader = source_loader(
+                first, first, batch_size=batch_size, num_workers=num_workers, ranks=ranks, max_items=max_items
+            )
+            assert isinstance(loader, DataLoader)
+            return StagedLoader(loader, pipeline)
+    if is_training and isinstance(given, IterableDataset):
+        return given  # without a loader around it: Lightning takes what it yields as batches
     if isinstance(given, DataLoader) and _makes_own_batches(given):
-        if given is training or batch_size is not None or num_workers is not None:
+        if is_training or batch_size is not None or num_workers is not None:
             raise TypeError(
                 f"{type(given).__name__} makes its batches by an `__iter__` of its own, which a loader of "
                 "another order, batch size or number of workers would not do. Pass such a loader for the "
@@ -88,11 +102,20 @@ def source_loader(
     dataset = without_augmentation(dataset)
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
     makes_batches = template is given and template is not None and template.batch_sampler is None
+    if is_pipeline(dataset):
+        dataset = in_order(dataset)
+        makes_batches = makes_batches or pipeline_makes_batches(dataset)
     size = _items_per_batch(batch_size, template, dataset_makes_batches=makes_batches)
     workers = num_workers
     if workers is None:
         workers = 0 if template is None else template.num_workers
+    if is_streaming_dataset(dataset):
+        dataset = from_the_start(dataset, size, workers)
+    elif is_training and template is not None and template.num_workers == 0:
+        _warn_of_place(dataset)
     settings = {} if template is None else _shared_settings(template, workers, is_source=template is given)
+    if size is None and template is not given:
+        settings.pop("collate_fn", None)  # which makes batches of items
     return DataLoader(
         dataset,
         batch_size=size,
@@ -104,6 +127,19 @@ def source_loader(
         generator=torch.Generator(),
         **settings,
     )
+
+
+def _warn_of_place(dataset: Dataset[Any]) -> None:
+    """Warn of a stream whose place is moved by training in this process, and may not be its start now."""
+    keeps_place = hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+    # Those of the Hugging Face library begin anew at each iteration.
+    if isinstance(dataset, IterableDataset) and keeps_place and type(dataset).__module__[:8] != "datasets":
+        warn(
+            f"{type(dataset).__name__} keeps its place in the stream (`state_dict`), so a refresh that reads "
+            "it beside training may begin in the middle. Pass a function that makes it anew: "
+            "KnowledgeRefreshCallback(source=function).",
+            stacklevel=3,
+        )
 
 
 def _items_per_batch(
@@ -157,9 +193,18 @@ def _own_items(
 
 def _makes_own_batches(loader: DataLoader[Any]) -> bool:
     """Whether a subclass of `DataLoader` iterates in a way of its own."""
+    if is_streaming_dataset(loader.dataset):
+        return False  # litdata's loader does no more than count
     iterates = next(kind for kind in type(loader).__mro__ if "__iter__" in vars(kind))
     # torchdata's StatefulDataLoader iterates like torch's.
     return iterates.__module__.split(".")[0] not in ("torch", "torchdata")
+
+
+def _loader_of(training: object) -> DataLoader[Any] | None:
+    """The loader whose settings a source without one of its own takes over."""
+    if is_pipeline(training):  # a WebLoader has its loader as the first stage
+        training = training.pipeline[0]  # type: ignore[attr-defined]
+    return training if isinstance(training, DataLoader) else None
 
 
 def _is_iterable_of_batches(given: object) -> TypeGuard[Iterable[Any]]:

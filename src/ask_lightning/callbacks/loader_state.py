@@ -1,0 +1,300 @@
+"""`LoaderStateCallback`: a run that is resumed inside an epoch goes on at its place in the training data."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, Protocol, runtime_checkable
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import IterableDataset, SequentialSampler
+
+from ask_lightning.utilities.distributed import Ranks
+
+
+@runtime_checkable
+class StatefulLoader(Protocol):
+    """A loader that says where it is and can be put back there, by which Lightning knows it as well."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's place in its data."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put the loader back to a place.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+
+
+class LoaderStateCallback(Callback):
+    """Puts stateful training loaders back to where they were, so that a resume inside an epoch is exact.
+
+    Lightning itself saves and restores the state of such loaders, but not exactly: it restores the first
+    process's state on all of them, makes the batches of the epoch before it tells the sampler which epoch it
+    is, reads loaders without a length one batch ahead of training, begins with no batch at all after a
+    checkpoint at the last step of an epoch, and leaves the state out after one at the end of an epoch;
+    torchdata counts the batches of a stream twice that it has passed over at a resume. This callback keeps
+    the state of each process and restores it in their stead.
+
+    Requirements:
+        A training loader with `state_dict` and `load_state_dict`, such as
+        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. What is not part
+        of a loader, such as the random streams of dropout, is not restored.
+
+    Raises:
+        RuntimeError: At the start of `fit`, if no training loader is stateful.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = 0  # of the batches that the loaders yield
+        self._places: list[dict[str, Any]] = []  # of loaders that are read ahead: the last two
+        self._surplus: list[int] = []  # of the batches that each loader counts in its present epoch
+        self._to_restore: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the loaders back to where the run was that is resumed."""
+        loaders = stateful_loaders(trainer)
+        if not loaders:
+            kinds = ", ".join(sorted({type(loader).__name__ for loader in _training_loaders(trainer)}))
+            raise RuntimeError(
+                "LoaderStateCallback needs a training loader with `state_dict` and `load_state_dict`, but "
+                f"got {kinds}. Use torchdata's StatefulDataLoader in its place, or leave the callback out."
+            )
+        for loader in loaders:
+            warn_of_order(loader)
+        state, self._to_restore = self._to_restore, None
+        place = None if state is None else self._restore(trainer, loaders, state)
+        self._epoch = trainer.current_epoch
+        is_ahead = is_read_ahead(trainer)
+        self._surplus = [0] * len(loaders)
+        if place is not None:
+            ahead = _batches_counted(_place_of(loaders)["loaders"])
+            counted = zip(ahead, _batches_counted(place["loaders"]), strict=True)
+            self._surplus = [now - stored - is_ahead for now, stored in counted]
+        self._places = []
+        if is_ahead:
+            self._note_place(trainer)
+            self._watch_reading(trainer)
+
+    def _restore(
+        self, trainer: pl.Trainer, loaders: list[StatefulLoader], state: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Bring loaders to a stored place, which is returned if it is one inside the present epoch."""
+        ranks = Ranks.current()
+        if len(state["ranks"]) != ranks.size:
+            rank_zero_warn(
+                f"The run resumes on {ranks.size} processes with the place in the data of "
+                f"{len(state['ranks'])}, so the rest of this epoch is not that of a run without a break."
+            )
+            return None
+        place: dict[str, Any] = state["ranks"][ranks.rank]
+        if len(place["loaders"]) != len(loaders):
+            raise RuntimeError(
+                f"The checkpoint holds the places of {len(place['loaders'])} stateful training loaders, but "
+                f"there are {len(loaders)}. Resume with the loaders of the run that wrote it."
+            )
+        _put_back(loaders, place, state["epoch"])
+        if trainer.current_epoch != state["epoch"]:
+            # All batches of that epoch have been had: what follows them moves a loader to the next one.
+            beyond = [next(iter(loader), None) is not None for loader in loaders]  # type: ignore[call-overload]
+            for loader, is_next, stored in zip(loaders, beyond, place["loaders"], strict=True):
+                if is_next:  # it moves there by itself when it is iterated
+                    loader.load_state_dict(deepcopy(stored))
+            _restore_generators(loaders, place)
+            for loader in loaders:
+                _set_sampler_epoch(loader, trainer.current_epoch)
+        fit_loop = trainer.fit_loop
+        is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
+        if trainer.current_epoch == 0 or is_resuming:  # else Lightning does so itself
+            assert fit_loop._data_fetcher is not None
+            iter(fit_loop._data_fetcher)
+        if trainer.current_epoch != state["epoch"]:
+            return None
+        _restore_generators(loaders, place)
+        return place
+
+    def _present_place(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Where the loaders are now."""
+        place = _place_of(stateful_loaders(trainer))
+        for stored, surplus in zip(place["loaders"], self._surplus, strict=True):
+            if surplus:
+                counts, name = _count_in(stored)
+                counts[name] -= surplus
+        return place
+
+    def _note_place(self, trainer: pl.Trainer) -> None:
+        self._places = [*self._places[-1:], self._present_place(trainer)]
+
+    def _watch_reading(self, trainer: pl.Trainer) -> None:
+        """Note the place behind each batch that is read, also those that are read between two hooks."""
+        epoch_loop = trainer.fit_loop.epoch_loop
+        after_fetch = epoch_loop._on_after_fetch
+
+        def note_after_fetch() -> None:
+            after_fetch()
+            if trainer.current_epoch != self._epoch:
+                self._begin_epoch(trainer)
+            self._note_place(trainer)
+
+        vars(epoch_loop)["_on_after_fetch"] = note_after_fetch
+
+    def _begin_epoch(self, trainer: pl.Trainer) -> None:
+        self._epoch, self._surplus = trainer.current_epoch, [0] * len(self._surplus)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves Lightning's loop as it was."""
+        vars(trainer.fit_loop.epoch_loop).pop("_on_after_fetch", None)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves Lightning's loop as it was; Lightning does not call `teardown` after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the epoch that the loaders are in."""
+        if trainer.current_epoch != self._epoch:
+            self._begin_epoch(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the place of each process's loaders to the checkpoint."""
+        if not self._surplus:  # before training
+            return
+        # With one batch read ahead, training has had those up to the place before the last one.
+        place = self._places[0] if self._places else self._present_place(trainer)
+        ranks = Ranks.current().all_gather_object(place)
+        checkpoint["callbacks"][self.state_key] = {"epoch": self._epoch, "ranks": ranks}
+        # Lightning puts the loaders there before this callback does, which must not fail.
+        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = deepcopy(place["loaders"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing before training; see `on_save_checkpoint`."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the places until the loaders are there."""
+        self._to_restore = state_dict or None
+
+
+def stateful_loaders(trainer: pl.Trainer) -> list[StatefulLoader]:
+    """The training loaders that can be put back to where they were.
+
+    Args:
+        trainer: The running trainer.
+    """
+    return [loader for loader in _training_loaders(trainer) if isinstance(loader, StatefulLoader)]
+
+
+def is_read_ahead(trainer: pl.Trainer) -> bool:
+    """Whether Lightning reads a batch before training has had the one before, as it does without a length.
+
+    Args:
+        trainer: The running trainer.
+    """
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and fetcher.length is None
+
+
+def warn_of_order(loader: object) -> None:
+    """Warn of a sampler whose order cannot be made again, so that a loader's place in it says nothing.
+
+    Args:
+        loader: Stateful training loader.
+    """
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", batches) or getattr(loader, "sampler", None)
+    if sampler is None or isinstance(sampler, SequentialSampler) or hasattr(sampler, "set_epoch"):
+        return
+    if isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata":
+        return
+    rank_zero_warn(
+        f"The order of {type(sampler).__name__} is not part of the state of the training loader, so a resume "
+        "inside an epoch reads other batches than a run without a break. Use "
+        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch."
+    )
+
+
+def warn_of_inexact_resume(trainer: pl.Trainer) -> None:
+    """Warn of a resume inside an epoch after which training reads other batches than without a break.
+
+    Where loaders without a state have a length Lightning warns itself.
+
+    Args:
+        trainer: Trainer at the start of training.
+    """
+    is_inside = trainer.fit_loop.restarting and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not is_inside or any(isinstance(each, LoaderStateCallback) for each in callbacks):
+        return
+    if stateful_loaders(trainer):
+        rank_zero_warn(
+            "The run resumes inside an epoch, where Lightning does not bring every stateful training loader "
+            "to its very place. Add LoaderStateCallback() to the callbacks, and resume with it from a "
+            "checkpoint of a run that had it."
+        )
+    elif trainer.num_training_batches == float("inf"):
+        rank_zero_warn(
+            "The run resumes inside an epoch, and its training stream has no state by which to go on: it "
+            "begins at its start. Use torchdata's StatefulDataLoader with LoaderStateCallback()."
+        )
+
+
+def _training_loaders(trainer: pl.Trainer) -> list[Any]:
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
+def _generators(loader: object) -> dict[str, torch.Generator]:
+    """The generators from which a loader draws orders and the seeds of its workers."""
+    holders = {"loader": loader, "sampler": getattr(loader, "sampler", None)}
+    found = {name: getattr(holder, "generator", None) for name, holder in holders.items()}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
+
+
+def _place_of(loaders: list[StatefulLoader]) -> dict[str, Any]:
+    # Copies, because some loaders return a state that they go on changing.
+    return {
+        "loaders": [deepcopy(loader.state_dict()) for loader in loaders],
+        "generators": [
+            {name: generator.get_state() for name, generator in _generators(loader).items()}
+            for loader in loaders
+        ],
+    }
+
+
+def _count_in(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Where the state of a loader of torchdata counts its batches: a mapping and a key of it."""
+    if "_num_yielded" in state:
+        return state, "_num_yielded"
+    snapshot = state.get("_snapshot")
+    if isinstance(snapshot, dict) and "_snapshot_step" in snapshot:
+        return snapshot, "_snapshot_step"
+    return {"": 0}, ""
+
+
+def _batches_counted(states: list[dict[str, Any]]) -> list[int]:
+    return [counts[name] for counts, name in map(_count_in, states)]
+
+
+def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) -> None:
+    """Bring loaders to a place in an epoch; they read from there when they are iterated."""
+    for loader, stored in zip(loaders, place["loaders"], strict=True):
+        _set_sampler_epoch(loader, epoch)
+        loader.load_state_dict(deepcopy(stored))
+
+
+def _restore_generators(loaders: list[StatefulLoader], place: dict[str, Any]) -> None:
+    for loader, states in zip(loaders, place["generators"], strict=True):
+        for name, generator in _generators(loader).items():
+            if name in states:
+                generator.set_state(states[name])

@@ -1,0 +1,216 @@
+"""Stateful training loaders go on at their place: a resume inside an epoch equals a run without a break."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, RandomSampler
+
+from ask_lightning.callbacks import LoaderStateCallback
+from tests.helpers import stateful_run
+from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh, make_trainer, wrap
+from tests.helpers.interrupted_run import Stop, Stopped
+from tests.helpers.ranks import python_path
+from tests.helpers.stateful_run import EPOCHS, STEPS, fit, make_stateful
+
+LAST = EPOCHS * STEPS - 1  # whose row holds the end of the epoch alone
+KINDS = ["shuffle", "generator", "epoch sampler", "stream", "sized stream"]
+
+
+@pytest.fixture(name="torchdata")
+def torchdata_fixture():
+    return pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+
+
+@cache
+def whole(kind: str, loss: str = "reliability") -> dict:
+    """The run without a break."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        return fit(Path(directory), partial(make_stateful, kind), loss)
+
+
+def assert_goes_on(resumed: dict, unbroken: dict, step: int) -> None:
+    """Bit for bit what the run without a break does from this step on."""
+    for name in ("clips", "losses", "knowledge"):
+        assert resumed[name] == unbroken[name][step:], name
+    torch.testing.assert_close(resumed["tensors"], unbroken["tensors"], rtol=0, atol=0)
+    # Lightning writes values that are not of every step again at the next one; after a break it has none.
+    of_this_epoch, later = range(step, step - step % STEPS + STEPS), range(-(-step // STEPS) * STEPS, LAST)
+    for at in of_this_epoch:
+        assert resumed["logged"][at].items() <= unbroken["logged"][at].items()
+    assert [resumed["logged"][at] for at in later] == [unbroken["logged"][at] for at in later]
+
+
+def step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("shuffle", "reliability"), ("epoch sampler", "queue"), ("stream", "queue")]
+)
+@pytest.mark.usefixtures("torchdata")
+def test_killed_inside_an_epoch(kind, loss, tmp_path):
+    """By the signal that no process can answer; the last checkpoint is that of the step before."""
+    script = Path(stateful_run.__file__)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "run", kind, loss, "2", "3"],
+        env=os.environ | {"PYTHONPATH": python_path(script.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    assert step_of(checkpoint) == 2 * STEPS + 3
+    resumed = fit(tmp_path / "run", partial(make_stateful, kind), loss, resume="last")
+    assert_goes_on(resumed, whole(kind, loss), 2 * STEPS + 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "epoch", "batch", "every"),
+    [
+        *(pytest.param(kind, 1, 3, 1, id=f"{kind}, inside") for kind in ("generator", "sized stream")),
+        *(pytest.param(kind, 2, 0, 1, id=f"{kind}, at the last step") for kind in KINDS),
+        *(pytest.param(kind, 2, 2, None, id=f"{kind}, at the end") for kind in ("shuffle", "stream")),
+    ],
+)
+@pytest.mark.usefixtures("torchdata")
+def test_stopped_anywhere(kind, epoch, batch, every, tmp_path):
+    with pytest.raises(Stopped):
+        fit(tmp_path, partial(make_stateful, kind), stop=Stop(epoch, batch), every_n_train_steps=every)
+    step = step_of(tmp_path / "last.ckpt")
+    assert step == (2 * STEPS if every is None else epoch * STEPS + batch)
+    resumed = fit(
+        tmp_path, partial(make_stateful, kind), resume=tmp_path / "last.ckpt", every_n_train_steps=every
+    )
+    assert_goes_on(resumed, whole(kind), step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["shuffle", "epoch sampler", "stream"])
+@pytest.mark.usefixtures("torchdata")
+def test_stopped_with_workers(kind, tmp_path):
+    unbroken = fit(tmp_path / "whole", partial(make_stateful, kind, num_workers=2))
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", partial(make_stateful, kind, num_workers=2), stop=Stop(1, 3))
+    resumed = fit(tmp_path / "run", partial(make_stateful, kind, num_workers=2), resume="last")
+    assert_goes_on(resumed, unbroken, STEPS + 3)
+
+
+def resumed_twice(kind, tmp_path):
+    """Stopped in epoch 1, and the resumed run in epoch 3."""
+    with pytest.raises(Stopped):
+        fit(tmp_path, partial(make_stateful, kind), stop=Stop(1, 3))
+    with pytest.raises(Stopped):
+        fit(tmp_path, partial(make_stateful, kind), resume="last", stop=Stop(1, 4))
+    step = step_of(tmp_path / "last.ckpt")
+    return step, fit(tmp_path, partial(make_stateful, kind), resume=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "stream"])
+@pytest.mark.usefixtures("torchdata")
+def test_stopped_again_at_the_next_step(kind, tmp_path):
+    step, resumed = resumed_twice(kind, tmp_path)
+    assert step == STEPS + 4 or kind == "stream"
+    assert_goes_on(resumed, whole(kind), step)
+
+
+class Counting(DataLoader):
+    """A stateful loader of one's own: it counts its batches, and skips those that it has yielded before."""
+
+    def __init__(self, *args, **settings) -> None:
+        super().__init__(*args, **settings)
+        self.yielded = self.skip = 0
+
+    def __iter__(self):
+        skip, self.skip = self.skip, 0
+        for number, batch in enumerate(super().__iter__()):
+            self.yielded = number + 1
+            if number >= skip:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"yielded": self.yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skip = state["yielded"]
+
+
+def counting() -> Counting:
+    like = make_loader()
+    return Counting(like.dataset, 8, sampler=like.sampler)
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 3), (2, 0)])
+def test_a_loader_of_ones_own(epoch, batch, tmp_path):
+    source = Pairs(48)
+    unbroken = fit(tmp_path / "whole", counting, source=source)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", counting, stop=Stop(epoch, batch), source=source)
+    resumed = fit(tmp_path / "run", counting, resume="last", source=source)
+    assert_goes_on(resumed, unbroken, epoch * STEPS + batch)
+
+
+def test_a_loader_without_state_is_refused():
+    run = make_trainer(callbacks=[make_refresh(), LoaderStateCallback()])
+    with pytest.raises(
+        RuntimeError, match=r"needs a training loader with `state_dict`.* got DataLoader\. Use"
+    ):
+        run.fit(wrap(PlainTowers()), make_loader())
+
+
+def test_another_number_of_processes(tmp_path):
+    with pytest.raises(Stopped):
+        fit(tmp_path, counting, stop=Stop(1, 3), source=Pairs(48))
+    path = tmp_path / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["callbacks"]["LoaderStateCallback"]["ranks"] *= 2
+    torch.save(state, path)
+    with pytest.warns(UserWarning, match="resumes on 1 processes with the place in the data of 2"):
+        fit(tmp_path, counting, resume=path, epochs=2, source=Pairs(48))
+
+
+@pytest.mark.usefixtures("torchdata")
+def test_an_order_that_cannot_be_made_again_is_pointed_at(torchdata):
+    pairs = Pairs(48)
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(), LoaderStateCallback()])
+    loader = torchdata.StatefulDataLoader(pairs, 8, sampler=RandomSampler(pairs))
+    with pytest.warns(UserWarning, match=r"The order of RandomSampler is not part of .*shuffle=True"):
+        run.fit(wrap(PlainTowers()), loader)
+
+
+@pytest.mark.usefixtures("torchdata")
+@pytest.mark.parametrize("kind", KINDS)
+def test_orders_that_are_part_of_the_state_are_not(kind, recwarn, tmp_path):
+    fit(tmp_path, partial(make_stateful, kind), epochs=1)
+    assert not [each for each in recwarn if "is not part of" in str(each.message)]
+
+
+class Endless(stateful_run.Stream):
+    """Without a length, in a loader without a state."""
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(counting, "LoaderStateCallback"), (None, "begins at its start")]
+)
+def test_a_resume_that_is_not_exact_is_pointed_at(make, words, tmp_path):
+    def fit_plain(**settings) -> None:
+        keep = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+        run = make_trainer(
+            callbacks=[make_refresh(2, Pairs(48)), keep], enable_checkpointing=True, **settings
+        )
+        loader = make() if make else DataLoader(Endless(), 8)
+        path = tmp_path / "last.ckpt"
+        run.fit(wrap(PlainTowers()), loader, ckpt_path=path if path.exists() else None)
+
+    fit_plain(max_steps=9)
+    with pytest.warns(UserWarning, match=f"The run resumes inside an epoch.*{words}"):
+        fit_plain(max_steps=10)
