@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -101,17 +101,90 @@ def encode_source(
             does not end.
     """
     ranks = ranks or Ranks()
-    if ranks.size > 1:
-        weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
-        ranks.require_equal(
-            (f"weights {weights:016x}", num_items(loader)),
-            "the weights and the length of the knowledge source",
-        )
+    require_equal_weights(module, loader, ranks)
     with ranks.all_or_none("encoding its part of the knowledge source"):
-        audio, text, ids = _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit())
-        if not audio and ranks.size == 1:
+        batches = _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit())
+        if not batches.audio and ranks.size == 1:
             raise ValueError(_EMPTY)
-    return _assemble(audio, text, ids, loader, module.device, ranks)
+    return assemble(batches, loader, module.device, ranks)
+
+
+def require_equal_weights(module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks) -> None:
+    """Refuse ranks that would encode by different weights, or sources of different lengths; collective.
+
+    Args:
+        module: The module that encodes.
+        loader: Loader of this rank's items of the source.
+        ranks: The processes among which the source is divided.
+
+    Raises:
+        RuntimeError: The ranks differ; the message lists what each has.
+    """
+    if ranks.size == 1:
+        return
+    weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
+    ranks.require_equal(
+        (f"weights {weights:016x}", num_items(loader)),
+        "the weights and the length of the knowledge source",
+    )
+
+
+@dataclass
+class EncodedBatches:
+    """What has been encoded of a source on this rank.
+
+    Attributes:
+        audio: Audio embeddings of each batch, `(B, d)` float32.
+        text: Text embeddings of each batch, `(B, d)` float32.
+        ids: Clip ids of each batch that has some, `(B,)` int64 on the CPU.
+    """
+
+    audio: list[Tensor] = field(default_factory=list)
+    text: list[Tensor] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
+
+    def add(self, embedded: tuple[Any, Any, Any], loader: Iterable[Any], limit: RowLimit) -> None:
+        """Add a batch, or as much of it as is wanted.
+
+        Args:
+            embedded: Audio embeddings, text embeddings and clip ids or `None`, as encoders return them.
+            loader: The loader that the batch is from.
+            limit: Number of rows to read at most, which counts these.
+
+        Raises:
+            ValueError: The embeddings are not two equal `(B, d)`, or the ids are of another number.
+            RuntimeError: The source is a stream that does not end.
+        """
+        audio, text, ids = pooled(embedded[0]), pooled(embedded[1]), embedded[2]
+        _check_batch(audio, text, ids)
+        wanted = limit.add(len(audio), has_length=_has_length(loader))
+        audio, text = audio[:wanted], text[:wanted]
+        # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
+        self.audio.append(audio.detach().to(torch.float32, copy=True))  # (B, d)
+        self.text.append(text.detach().to(torch.float32, copy=True))  # (B, d)
+        if ids is not None:
+            self.ids.append(integer_ids(ids)[:wanted].cpu())
+
+
+def embed_source_batch(
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, embed: Embed
+) -> tuple[Any, Any, Any]:
+    """Move a batch of a source to the device as the trainer moves its own, and embed it.
+
+    Args:
+        trainer: The trainer.
+        module: The module whose hooks see the batch.
+        batch: The batch, as the loader yields it.
+        embed: Function from a batch to its audio embeddings, text embeddings and clip ids.
+
+    Returns:
+        What `embed` returns.
+    """
+    moved = trainer.precision_plugin.convert_input(batch)
+    moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
+    moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
+    with trainer.precision_plugin.forward_context():
+        return embed(moved)
 
 
 def _encode_batches(
@@ -121,11 +194,9 @@ def _encode_batches(
     embed: Embed,
     on_batch: Callable[[], object],
     limit: RowLimit,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Audio embeddings, text embeddings and clip ids, batch by batch."""
-    audio: list[Tensor] = []
-    text: list[Tensor] = []
-    ids: list[Tensor] = []
+) -> EncodedBatches:
+    """All batches of a loader."""
+    encoded = EncodedBatches()
     with (
         isolated_from_training(trainer, module),
         preserved_dataset(getattr(loader, "dataset", loader)),
@@ -133,35 +204,30 @@ def _encode_batches(
         open_batches(loader) as batches,
     ):
         for batch in batches:
-            moved = trainer.precision_plugin.convert_input(batch)
-            moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
-            moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
-            with trainer.precision_plugin.forward_context():
-                batch_audio, batch_text, batch_ids = embed(moved)
-            batch_audio, batch_text = pooled(batch_audio), pooled(batch_text)
-            _check_batch(batch_audio, batch_text, batch_ids)
-            wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
-            batch_audio, batch_text = batch_audio[:wanted], batch_text[:wanted]
-            # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
-            audio.append(batch_audio.detach().to(torch.float32, copy=True))  # (B, d)
-            text.append(batch_text.detach().to(torch.float32, copy=True))  # (B, d)
-            if batch_ids is not None:
-                ids.append(integer_ids(batch_ids)[:wanted].cpu())
+            encoded.add(embed_source_batch(trainer, module, batch, embed), loader, limit)
             on_batch()
             if limit.is_reached:
                 break
-    return audio, text, ids
+    return encoded
 
 
-def _assemble(
-    audio: list[Tensor],
-    text: list[Tensor],
-    ids: list[Tensor],
-    loader: Iterable[Any],
-    device: torch.device,
-    ranks: Ranks,
-) -> Encoded:
-    """Concatenate the batches of this rank, which may be none, and find their rows in the whole source."""
+def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.device, ranks: Ranks) -> Encoded:
+    """Concatenate the batches of this rank, and find their rows in the whole source; collective.
+
+    Args:
+        batches: What this rank has encoded, which may be nothing.
+        loader: The loader that has been read.
+        device: Device of the embeddings.
+        ranks: The processes among which the source is divided.
+
+    Returns:
+        This rank's embeddings, and which rows of the source they are.
+
+    Raises:
+        ValueError: No rank has any row.
+        RuntimeError: An iterable source yielded two ranks the same pairs.
+    """
+    audio, text, ids = batches.audio, batches.text, batches.ids
     batch_rows, batch_items = [len(batch) for batch in audio], items_per_batch(loader)
     own_ids = torch.cat(ids) if ids else None
     own = _RankSummary(
