@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import NoneType
 
 import lightning.pytorch as pl
 import pytest
@@ -482,6 +483,10 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "fingerprint": str,
         "settings": dict,
         "source": dict,
+        "encoded_at": NoneType,
+        "decided_at": int,
+        "schedule": NoneType,
+        "in_flight": NoneType,
     }
     assert Path(state["snapshot"]).is_absolute()
 

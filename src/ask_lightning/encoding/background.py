@@ -1,7 +1,7 @@
 """Encoding a source by a copy of the encoders, in a thread, while training goes on.
 
 The thread takes part in no exchange between ranks, and touches no random stream of this process: worker
-processes read the source, and that the encoders draw no random numbers is tried with the first batches.
+processes read the source, and whether the encoders draw random numbers is tried with the first batches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ask_lightning.encoding.row_limit import RowLimit
 from ask_lightning.encoding.source_loader import open_batches
 from ask_lightning.encoding.target import find_target
 from ask_lightning.encoding.training_copy import TrainingCopy
+from ask_lightning.interaction import pooled
 
 # What can go wrong with a batch goes wrong with the first, and a number beside the batch that is another one
 # for each batch is seen at the second.
@@ -45,7 +46,8 @@ class BackgroundEncoder:
         seconds: How long encoding has taken so far.
 
     Raises:
-        RuntimeError: A loader iterates in this process, or the encoders draw random numbers.
+        RuntimeError: A loader iterates in this process, the encoders draw random numbers, or the copy uses
+            parameters of the original.
         ValueError: Embeddings are not two equal `(B, d)`.
     """
 
@@ -73,7 +75,7 @@ class BackgroundEncoder:
 
     @torch.no_grad()
     def _try_first_batches(self) -> None:
-        """Encode the first batches, and refuse encoders that draw random numbers in evaluation mode."""
+        """Encode the first batches, and refuse encoders that a thread cannot use beside training."""
         batch = None
         for batch in islice(self._batches[0], _TRIED_BATCHES):
             self._encode(0, batch)
@@ -82,7 +84,15 @@ class BackgroundEncoder:
         if batch is None:
             return
         before = _random_streams()
-        embed_source_batch(self._encoders.trainer, self._encoders.module, batch, self._embed)
+        with torch.enable_grad():  # which the copy's own parameters do not ask for
+            embedded = embed_source_batch(self._encoders.trainer, self._encoders.module, batch, self._embed)
+        if any(pooled(side).requires_grad for side in embedded[:2]):
+            raise RuntimeError(
+                "A copy of the encoders computes with parameters of the original, which training changes: an "
+                "attribute of the model, such as `self.encode_audio = torch.compile(self.encode_audio)`, "
+                "refers to the model itself. Compile submodules by their method `compile()`, write methods, "
+                "or leave `in_background` out."
+            )
         if _random_streams() != before:
             raise RuntimeError(
                 "The encoders draw random numbers in evaluation mode, from the streams that training draws "
