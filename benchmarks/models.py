@@ -2,16 +2,20 @@
 
     python benchmarks/models.py --batch 32 --seconds 10
 
-prints a Markdown table: seconds of a step with NT-Xent and with ASK (forward, backward, Adam), what ASK's
-lookup and loss take by themselves, and the peak of the process's memory. Weights are random and the clips
-noise; neither changes the time. On a GPU if there is one.
+prints a Markdown table: seconds of a step with NT-Xent and with ASK (forward, backward, Adam), the mean of
+the differences of the steps of a round with its 95 % interval, what the lookup and the loss take alone, and
+the peak of the process's memory. Steps take turns, every other round the other way around. Weights are random
+and the clips noise; neither changes the time. On a GPU if there is one.
 """
 
 import argparse
+import math
 import resource
-import time
+import statistics
 
 import torch
+from measuring import machine, seconds_of_rounds
+from scipy.stats import t as student
 from torch.nn.functional import normalize
 
 from ask_lightning import KnowledgeBase, ReliabilityOTLoss
@@ -20,19 +24,10 @@ from ask_lightning.models import ResNet38BERT
 from ask_lightning.utilities.text_tables import markdown_table
 
 
-def seconds_of(rounds: int, device: torch.device, *tasks) -> list[float]:
-    """Of tasks that take turns, each the best of its rounds: noise only ever adds."""
-    best = [float("inf")] * len(tasks)
-    for _ in range(rounds):
-        for number, task in enumerate(tasks):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            task()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best[number] = min(best[number], time.perf_counter() - started)
-    return best
+def mean_with_interval(differences: list[float]) -> tuple[float, float]:
+    """The mean of the differences, and the half width of its 95 % interval by Student's t."""
+    spread = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.mean(differences), float(student.ppf(0.975, len(differences) - 1)) * spread
 
 
 def peak_gigabytes(device: torch.device) -> float:
@@ -47,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--pairs", type=int, default=49_274, help="N, pairs in the knowledge base")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds, at least 2")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -77,20 +72,25 @@ def main() -> None:
         optimizer.step()
 
     u, v = (side[: options.batch].clone().requires_grad_() for side in sides)
-    alone, nt_xent_alone = seconds_of(
-        10, device, lambda: loss(u, v).backward(), lambda: plain(u, v).backward()
+    alone = seconds_of_rounds(
+        10, device, ask=lambda: loss(u, v).backward(), plain=lambda: plain(u, v).backward()
     )
-    with_ask, without = seconds_of(options.rounds, device, lambda: step(loss), lambda: step(plain))
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
-    print(
-        f"ResNet-38 + BERT, {where}, batch {options.batch} × {options.seconds:g} s, N = {options.pairs:,}\n"
+    ask_alone, plain_alone = (statistics.median(alone[name]) for name in ("ask", "plain"))
+    whole = seconds_of_rounds(options.rounds, device, ask=lambda: step(loss), plain=lambda: step(plain))
+    ask_step, plain_step = (statistics.median(whole[name]) for name in ("ask", "plain"))
+    added, half_width = mean_with_interval(
+        [ask - plain for ask, plain in zip(whole["ask"], whole["plain"], strict=True)]
     )
-    columns = ["NT-Xent step (s)", "ASK step (s)", "lookup and loss (s)", "added by ASK", "peak memory (GiB)"]
+    print(f"{machine(device)}\n")
+    print(f"ResNet-38 + BERT, batch {options.batch} × {options.seconds:g} s, N = {options.pairs:,}\n")
+    columns = ["NT-Xent step (s)", "ASK step (s)", "difference (s)", "lookup and loss (s)"]
+    columns += ["… / NT-Xent step", "peak memory (GiB)"]
     row = [
-        f"{without:.2f}",
-        f"{with_ask:.2f}",
-        f"{alone:.3f} (NT-Xent {nt_xent_alone:.3f})",
-        f"{(alone - nt_xent_alone) / with_ask:.1%}",
+        f"{plain_step:.2f}",
+        f"{ask_step:.2f}",
+        f"{added:.2f} ± {half_width:.2f}",
+        f"{ask_alone:.3f} (NT-Xent {plain_alone:.3f})",
+        f"{(ask_alone - plain_alone) / plain_step:.1%}",
         f"{peak_gigabytes(device):.1f}",
     ]
     print(markdown_table(columns, [row]))

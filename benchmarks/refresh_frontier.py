@@ -260,6 +260,7 @@ def draw(output: Path, results: dict[str, dict[str, dict[str, float]]]) -> None:
                     kind, (x, found[name]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=color
                 )
             panel.set_xscale("log")
+            panel.margins(x=0.25, y=0.1)  # room for the names
             panel.set_xlabel("rows encoded per epoch, share of the source")
             panel.set_ylabel(label)
             panel.grid(alpha=0.25)

@@ -1,83 +1,130 @@
-"""What an ASK step costs, next to an NT-Xent step and to other ways of doing its parts.
+"""What an ASK step costs beside an NT-Xent step, and its lookup beside other ways of doing it.
 
-    python benchmarks/step.py --threads 1 2
+    python benchmarks/step.py --batch 32 256 --json docs/benchmarks/step.json
+    python benchmarks/step.py --device cuda --batch 32 256 1024 4096 --pairs 50000 --width 1024 --encoder
 
-prints Markdown tables. All ratios are of times taken in one run, alternating, as minima over repetitions:
-the machine's noise only ever adds.
+prints Markdown tables of milliseconds. All are taken in turn in one process, as medians over rounds; on a GPU
+by its own events, from an idle device. A step is forward and backward; the encoders are left out, unless
+`--encoder` asks for the steps of the paper's model with random weights on clips of noise. "Products" are the
+matrix products of the loss alone, and its readings of the neighbours: what it cannot get below.
 """
 
 import argparse
-import functools
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from measuring import machine, medians, write
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import normalize
 
-from ask_lightning import KnowledgeBase, ReliabilityOTLoss
-from ask_lightning.functional import nt_xent, sinkhorn_plan
+from ask_lightning import KnowledgeBase, KnowledgeDistillationLoss, NTXentLoss, ReliabilityOTLoss
+from ask_lightning.knowledge.pairs import Neighborhood, StoredPairs
 from ask_lightning.utilities.text_tables import markdown_table
 
-
-def fastest(repetitions: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of each task: the minimum over rounds in which all of them run once."""
-    best = dict.fromkeys(tasks, float("inf"))
-    for task in tasks.values():
-        task()
-    for _ in range(repetitions):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - started))
-    return best
+K = 10
 
 
-def unit(*shape: int) -> torch.Tensor:
-    return normalize(torch.randn(*shape), dim=-1)
+def unit(*shape: int, device: str = "cpu") -> torch.Tensor:
+    return normalize(torch.randn(*shape, device=device), dim=-1)
 
 
-def step_table(pairs: int, width: int, repetitions: int) -> None:
-    """An ASK step against an NT-Xent step: loss, lookup and backward, encoders left out."""
-    base = KnowledgeBase.from_embeddings(unit(pairs, width), unit(pairs, width), num_prototypes=512)
-    print(f"\nStep without encoders, N = {pairs:,}, d = {width}, milliseconds\n")
-    columns = ["B", "threads", "NT-Xent", "ASK", "ratio", "lookup", "transport", "rest of loss", "backward"]
-    rows = []
-    for batch in (32, 256):
-        audio, text = unit(batch, width).requires_grad_(), unit(batch, width).requires_grad_()
-        loss = ReliabilityOTLoss()
-        loss.knowledge = base
-
-        def plain(audio: torch.Tensor = audio, text: torch.Tensor = text) -> None:
-            scores = normalize(text, dim=1) @ normalize(audio, dim=1).T
-            (0.5 * (nt_xent(scores) + nt_xent(scores.T))).backward()
-
-        scores = (text @ audio.T).detach()
-        took = fastest(
-            repetitions,
-            plain=plain,
-            lookup=lambda a=audio, t=text: base.lookup(a.detach(), t.detach(), 10),
-            transport=lambda s=scores: [sinkhorn_plan(s) for _ in range(2)],
-            forward=lambda a=audio, t=text, f=loss: f(a, t),
-            step=lambda a=audio, t=text, f=loss: f(a, t).backward(),
-        )
-        rest = took["forward"] - took["lookup"] - took["transport"]
-        backward = took["step"] - took["forward"]
-        shares = (took["lookup"], took["transport"], rest, backward)
-        rows.append(
-            [
-                batch,
-                torch.get_num_threads(),
-                f"{took['plain']:.2f}",
-                f"{took['step']:.1f}",
-                f"{took['step'] / took['plain']:.0f}",
-                *(f"{part:.1f} ({part / took['step']:.0%})" for part in shares),
-            ]
-        )
-    print(markdown_table(columns, rows))
+def make_base(pairs: int, prototypes: int, width: int, device: str) -> KnowledgeBase:
+    """A base of random rows and prototypes: clustering a million pairs would take long."""
+    fine, coarse = (
+        StoredPairs(unit(rows, width, device=device), unit(rows, width, device=device), index)
+        for rows, index in ((pairs, "auto"), (prototypes, "exact"))
+    )
+    return KnowledgeBase(fine, coarse, torch.arange(pairs, device=device))
 
 
-def lookup_table(pairs: int, width: int, repetitions: int) -> None:
+def products_of(hoods: list[Neighborhood], audio: torch.Tensor, text: torch.Tensor) -> Callable[[], None]:
+    """A function that computes the products of the loss of both granularities, forwards and backwards."""
+    u, v = audio.detach(), text.detach()
+    scores, shares = v @ u.T, torch.full((len(u), 1, K), 1 / K, device=u.device)
+
+    def compute() -> None:
+        for hood in hoods:
+            v @ u.T
+            for _ in range(4):  # the realignment of two directions, and its gradient
+                scores @ scores
+            scores @ u, scores.T @ v
+            for own, crossed in (
+                (hood.audio_by_audio, hood.audio_by_text),
+                (hood.text_by_text, hood.text_by_audio),
+            ):
+                own.mean(dim=1)
+                torch.bmm(crossed, torch.stack([u, v], dim=1).mT)
+                torch.bmm(shares, crossed)
+
+    return compute
+
+
+def encoder_steps(
+    batch: int, seconds: float, device: str, **objectives: Callable[..., torch.Tensor]
+) -> dict[str, Callable[[], None]]:
+    """Steps of the paper's model, with each objective `(audio, text)`."""
+    from ask_lightning.models import ResNet38BERT  # needs packages that the core does not
+
+    model = ResNet38BERT(None, None, tokenizer="hashed").to(device).train()
+    data = {
+        "waveform": 0.1 * torch.randn(batch, int(32_000 * seconds), device=device),
+        "caption": [f"a dog barks {i} times while rain falls on a tin roof" for i in range(batch)],
+        "clip_id": torch.arange(batch),
+    }
+
+    def step(objective: Callable[..., torch.Tensor]) -> None:
+        model.zero_grad()
+        objective(model.encode_audio(data), model.encode_text(data)).backward()
+
+    return {name: lambda objective=objective: step(objective) for name, objective in objectives.items()}
+
+
+def step_rows(batch: int, base: KnowledgeBase, options: argparse.Namespace) -> dict:
+    """Milliseconds of one batch size."""
+    audio, text = (unit(batch, base.width, device=options.device).requires_grad_() for _ in range(2))
+    ids = torch.arange(batch, device=options.device)
+    plain, ask, teacher = NTXentLoss(), ReliabilityOTLoss(K), KnowledgeDistillationLoss()
+    ask.knowledge = teacher.knowledge = base
+    looked_up = base.lookup(audio.detach(), text.detach(), K)
+    tasks = {
+        "NT-Xent": lambda: plain(audio, text).backward(),
+        "ASK": lambda: ask(audio, text).backward(),
+        "lookup": lambda: base.lookup(audio.detach(), text.detach(), K),
+        "loss": lambda: ask.from_neighborhoods(audio, text, looked_up)[0].backward(),
+        "products": products_of(list(looked_up.values()), audio, text),
+        "teacher": lambda: teacher(audio, text, ids=ids).backward(),
+    }
+    took = medians(options.rounds, options.device, **tasks)
+    row = {"B": batch, "N": len(base.fine), "d": base.width, **took}
+    if options.encoder:
+        steps = encoder_steps(batch, options.seconds, options.device, plain=plain, ask=ask)
+        both = medians(options.encoder_rounds, options.device, **steps)
+        row |= {"encoder step": both["plain"], "encoder step with ASK": both["ask"]}
+    return row
+
+
+def print_steps(rows: list[dict], threads: str) -> None:
+    columns = ["B", "N", "d", "NT-Xent", "ASK", "added by ASK", "lookup", "loss without lookup"]
+    columns += ["… / NT-Xent", "products", "teacher / NT-Xent"]
+    has_encoder = "encoder step" in rows[0]
+    columns += ["encoder step", "with ASK", "added by ASK / encoder step"] if has_encoder else []
+    table = []
+    for row in rows:
+        added = row["ASK"] - row["NT-Xent"]
+        cells = [row["B"], f"{row['N']:,}", row["d"], f"{row['NT-Xent']:.2f}", f"{row['ASK']:.2f}"]
+        cells += [f"{added:.2f}", f"{row['lookup']:.2f}", f"{row['loss']:.2f}"]
+        cells += [f"{row['loss'] / row['NT-Xent']:.1f}", f"{row['products']:.2f}"]
+        cells += [f"{row['teacher'] / row['NT-Xent']:.1f}"]
+        if has_encoder:
+            encoder = row["encoder step"]
+            cells += [f"{encoder:.1f}", f"{row['encoder step with ASK']:.1f}", f"{added / encoder:.2%}"]
+        table.append(cells)
+    print(f"\nA step, K = {K}, 512 prototypes, {threads}, milliseconds\n")
+    print(markdown_table(columns, table))
+
+
+def lookup_table(pairs: int, width: int, rounds: int) -> None:
     """The fine lookup against its two bare score products and against Faiss."""
     audio, text = unit(pairs, width), unit(pairs, width)
     exact = KnowledgeBase.from_embeddings(audio, text, num_prototypes=1)
@@ -87,8 +134,8 @@ def lookup_table(pairs: int, width: int, repetitions: int) -> None:
     rows = []
     for batch in (32, 256):
         u, v = unit(batch, width), unit(batch, width)
-        took = fastest(
-            repetitions,
+        took = medians(
+            rounds,
             products=lambda u=u, v=v: (u @ audio.T, v @ text.T),
             exact=lambda u=u, v=v: exact.lookup(u, v, 10, granularities=("fine",)),
             flat=lambda u=u, v=v: flat.lookup(u, v, 10, granularities=("fine",)),
@@ -107,53 +154,38 @@ def lookup_table(pairs: int, width: int, repetitions: int) -> None:
     print(markdown_table(columns, rows))
 
 
-def transport_table(repetitions: int) -> None:
-    """`sinkhorn_plan` against POT's `ot.sinkhorn` with the same number of iterations."""
-    import ot
-
-    print("\nTransport plan, 50 iterations, ε = 0.1, float32, milliseconds\n")
-    columns = [
-        "B",
-        "threads",
-        "POT (torch)",
-        "POT (numpy)",
-        "sinkhorn_plan",
-        "ratio to torch",
-        "ratio to numpy",
-    ]
-    rows = []
-    for batch in (32, 256, 1024):
-        scores = unit(batch, 64) @ unit(batch, 64).T
-        mass = torch.full((batch,), 1 / batch)
-        solve = functools.partial(ot.sinkhorn, reg=0.1, numItermax=50, stopThr=0.0, warn=False)
-        took = fastest(
-            3 * repetitions,
-            torch=functools.partial(solve, mass, mass, -scores),
-            numpy=functools.partial(solve, mass.numpy(), mass.numpy(), -scores.numpy()),
-            ours=functools.partial(sinkhorn_plan, scores, 0.1, 50),
-        )
-        times = (took["torch"], took["numpy"], took["ours"])
-        ratios = (took["ours"] / took["torch"], took["ours"] / took["numpy"])
-        rows.append([batch, torch.get_num_threads(), *times, *ratios])
-    print(markdown_table(columns, rows, float_format=".2f"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts to measure")
-    parser.add_argument("--pairs", type=int, default=50_000, help="N, pairs in the knowledge base")
-    parser.add_argument("--repetitions", type=int, default=9, help="rounds, of which the best counts")
-    arguments = parser.parse_args()
-    import faiss
-
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 256], help="B")
+    parser.add_argument(
+        "--pairs", type=int, nargs="+", default=[50_000], help="N, pairs in the knowledge base"
+    )
+    parser.add_argument("--width", type=int, nargs="+", default=[512], help="d")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, NumPy and Faiss")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds, of which the median counts")
+    parser.add_argument("--lookup", action="store_true", help="also the lookup against Faiss, on a CPU")
+    parser.add_argument("--encoder", action="store_true", help="also whole steps of the paper's model")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip of these steps")
+    parser.add_argument("--encoder-rounds", type=int, default=3, help="rounds of these steps")
+    parser.add_argument("--json", type=Path, help="file to keep the results in")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        faiss.omp_set_num_threads(threads)
-        with threadpool_limits(threads, user_api="blas"):  # NumPy's, which POT works with
-            step_table(arguments.pairs, 512, arguments.repetitions)
-            lookup_table(arguments.pairs, 1024, arguments.repetitions)
-            transport_table(arguments.repetitions)
+    torch.set_num_threads(options.threads)
+    rows = []
+    with threadpool_limits(options.threads):
+        for width in options.width:
+            for pairs in options.pairs:
+                base = make_base(pairs, 512, width, options.device)
+                rows += [step_rows(batch, base, options) for batch in options.batch]
+        print(machine(options.device))
+        print_steps(rows, f"{options.threads} threads" if options.device == "cpu" else options.device)
+        if options.lookup:
+            import faiss
+
+            faiss.omp_set_num_threads(options.threads)
+            lookup_table(options.pairs[0], 1024, options.rounds)
+    write(options.json, options.device, rows)
 
 
 if __name__ == "__main__":

@@ -2,68 +2,64 @@
 
     python benchmarks/storage.py
 
-prints two Markdown tables. The embeddings are clustered unit vectors, as those of captions and clips are.
+prints two Markdown tables and keeps them in docs/benchmarks/. Storages take turns; times are medians.
 """
 
 import argparse
 import os
 import socket
-import time
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
-from torch.nn.functional import normalize
+from stored_rows import embeddings, medians, recall, report
 
 from ask_lightning import KnowledgeBase
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks
-from ask_lightning.utilities.text_tables import markdown_table
-
-
-def embeddings(pairs: int, width: int, seed: int) -> Tensor:
-    """Unit vectors in a few hundred groups; cosines within a group lie around 0.8."""
-    generator = torch.Generator().manual_seed(seed)
-    centers = normalize(torch.randn(300, width, generator=generator), dim=1)
-    noise = normalize(torch.randn(pairs, width, generator=generator), dim=1)
-    group = torch.randint(300, (pairs,), generator=generator)
-    return normalize(2 * centers[group] + noise, dim=1)
-
-
-def fastest(rounds: int, task) -> float:
-    best = float("inf")
-    for _ in range(rounds):
-        started = time.perf_counter()
-        task()
-        best = min(best, time.perf_counter() - started)
-    return 1e3 * best
 
 
 def storage_table(options: argparse.Namespace) -> None:
     audio, text = (embeddings(options.pairs, options.width, seed) for seed in (0, 1))
-    queries = [normalize(side[:256] + 0.3 * torch.randn(256, options.width), dim=1) for side in (audio, text)]
-    print(f"\nStorage, N = {options.pairs:,}, d = {options.width}, exact search, K = 10, B = 32\n")
+    queries = [embeddings(options.queries, options.width, seed) for seed in (2, 3)]
+    few = [side[:32] for side in queries]
+    bases = {
+        storage: KnowledgeBase.from_embeddings(audio, text, num_prototypes=0, index="exact", storage=storage)
+        for storage in ("float32", "float16", "bfloat16")
+    }
+    found = {
+        storage: base.lookup(*queries, 10, granularities=("fine",))["fine"].audio_rows
+        for storage, base in bases.items()
+    }
+    lookups = {
+        storage: lambda base=base: base.lookup(*few, 10, granularities=("fine",))
+        for storage, base in bases.items()
+    }
+    seconds = medians(lookups, options.repeats)
     columns = [
         "storage",
         "memory (MB)",
         "neighbours of float32 found",
         "first neighbour the same",
         "lookup (ms)",
+        "ratio",
     ]
-    rows = []
-    expected = None
-    for storage in ("float32", "float16", "bfloat16"):
-        base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=1, index="exact", storage=storage)
-        found = base.lookup(*queries, 10)["fine"].audio_rows
-        expected = found if expected is None else expected
-        hits = (found[:, :, None] == expected[:, None]).any(dim=2).float().mean()
-        first = (found[:, 0] == expected[:, 0]).float().mean()
-        few = [side[:32] for side in queries]
-        milliseconds = fastest(5, lambda base=base, few=few: base.lookup(*few, 10, granularities=("fine",)))
-        memory = f"{base.num_bytes / 1e6:.1f}"
-        rows.append([storage, memory, f"{hits:.4f}", f"{first:.4f}", f"{milliseconds:.0f}"])
-    print(markdown_table(columns, rows))
+    rows = [
+        [
+            storage,
+            f"{base.num_bytes / 1e6:.1f}",
+            f"{recall(found[storage], found['float32']):.4f}",
+            f"{(found[storage][:, 0] == found['float32'][:, 0]).float().mean():.4f}",
+            f"{1e3 * seconds[storage]:.0f}",
+            f"{seconds[storage] / seconds['float32']:.2f}",
+        ]
+        for storage, base in bases.items()
+    ]
+    title = (
+        f"Storage, N = {options.pairs:,}, d = {options.width}, exact search, K = 10, B = 32, "
+        f"{torch.get_num_threads()} thread"
+    )
+    report("storage", title, columns, rows, vars(options))
 
 
 def work(rank: int, size: int, port: int, placement: str, options: argparse.Namespace, results) -> None:
@@ -74,7 +70,7 @@ def work(rank: int, size: int, port: int, placement: str, options: argparse.Name
     sides = [embeddings(options.pairs, options.width, seed)[shard.global_rows()] for seed in (0, 1)]
     base = KnowledgeBase.from_embeddings(*sides, num_prototypes=64, placement=placement, shard=shard)
     few = [embeddings(32, options.width, 2 + rank) for _ in range(2)]
-    milliseconds = fastest(5, lambda: base.lookup(*few, 10))
+    milliseconds = 1e3 * medians({"lookup": lambda: base.lookup(*few, 10)}, options.repeats)["lookup"]
     if rank == 0:
         results.put((base.num_bytes / 1e6, milliseconds))
     dist.barrier()
@@ -82,9 +78,6 @@ def work(rank: int, size: int, port: int, placement: str, options: argparse.Name
 
 
 def placement_table(options: argparse.Namespace) -> None:
-    print(
-        f"\nPlacement, N = {options.pairs:,}, d = {options.width}, M = 64, B = 32 a rank, one thread a rank\n"
-    )
     rows = []
     for size in options.ranks:
         for placement in ("replicated", "sharded"):
@@ -95,19 +88,29 @@ def placement_table(options: argparse.Namespace) -> None:
             mp.spawn(work, (size, port, placement, options, results), nprocs=size)
             memory, milliseconds = results.get()
             rows.append([size, placement, f"{memory:.1f}", f"{milliseconds:.0f}"])
-    print(markdown_table(["ranks", "placement", "memory of each rank (MB)", "lookup (ms)"], rows))
+    title = f"Placement, N = {options.pairs:,}, d = {options.width}, M = 64, B = 32 a rank, one thread a rank"
+    report(
+        "placement",
+        title,
+        ["ranks", "placement", "memory of each rank (MB)", "lookup (ms)"],
+        rows,
+        vars(options),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40_000, help="N, pairs in the knowledge base")
     parser.add_argument("--width", type=int, default=512, help="d, width of the embeddings")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks")
+    parser.add_argument("--queries", type=int, default=256, help="queries whose neighbours are compared")
+    parser.add_argument("--repeats", type=int, default=11, help="lookups of which the median counts")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4], help="numbers of ranks")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     storage_table(options)
-    placement_table(options)
+    if options.ranks:
+        placement_table(options)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -28,6 +26,7 @@ from ask_lightning.capture import (
     step_with_capture,
     step_with_criterion,
 )
+from ask_lightning.checkpoint_file import read_checkpoint
 from ask_lightning.checkpoint_options import (
     CHECKPOINT_KEY,
     class_path,
@@ -41,12 +40,15 @@ from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_model,
+    check_sharding,
     check_trainer,
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
 from ask_lightning.encoding.isolation import isolated_copy
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -145,6 +147,7 @@ class ASKModule(NamedAsModel):
     _example_input_array = _model_attribute("_example_input_array")
     _automatic_optimization = _model_attribute("_automatic_optimization")
     _strict_loading = _model_attribute("_strict_loading")
+    _device_mesh = _model_attribute("_device_mesh")
     prepare_data_per_node = _model_attribute("prepare_data_per_node")
     allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
         "allow_zero_length_dataloader_with_multiple_devices"
@@ -170,7 +173,7 @@ class ASKModule(NamedAsModel):
                 "use it as it is."
             )
         loss = ReliabilityOTLoss() if loss is None else loss
-        _check_loss(loss, model, ids)
+        check_loss(loss, model, ids)
         loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
@@ -202,6 +205,8 @@ class ASKModule(NamedAsModel):
             for name, hook in overridden_hooks(self.model, announce=announce).items()
             if getattr(type(self), name, None) is getattr(ASKModule, name, None)
         }
+        if "configure_model" in hooks:
+            hooks["configure_model"] = self._configure_model
         own = vars(self)
         earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
         for name in earlier:
@@ -209,6 +214,12 @@ class ASKModule(NamedAsModel):
         self._forwarded_hooks = {name: hook for name, hook in hooks.items() if name not in own}
         # On the instance: Lightning decides by what a module overrides how it trains.
         own.update(self._forwarded_hooks)
+
+    def _configure_model(self) -> None:
+        """Call the model's own hook, which may divide the model among ranks."""
+        self.model.configure_model()
+        enter_by_methods(self.model, (self._audio, self._text))
+        self._adopt_hooks(announce=False)
 
     def _attached(self) -> None:
         self._adopt_hooks(announce=False)  # the model may have got hooks since it was wrapped
@@ -436,6 +447,7 @@ class ASKModule(NamedAsModel):
         """Check that ASK can train here, then call the model's own hook."""
         if stage == "fit":
             check_trainer(self.trainer, self.model)
+            check_sharding(self.trainer, self.loss, self._chunk_size)
             if self._chunks is not None:
                 self._chunks.check(self, self.trainer)
             self.loss.bind(self.model)  # it may have been given to another wrapper in the meantime
@@ -470,6 +482,7 @@ class ASKModule(NamedAsModel):
         """Call the model's own hook, then let the loss take what it needs of the model."""
         self.model.on_train_start()
         self._last_batch = None
+        check_borrowed_parameters(self.trainer, self.model, self.loss)
         encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
         has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
         self._compares_step = encodes_elsewhere and has_methods and self.ask_step != "encode"
@@ -483,6 +496,8 @@ class ASKModule(NamedAsModel):
     def on_after_backward(self) -> None:
         """Call the model's own hook, then check once which parameters have no gradient."""
         self.model.on_after_backward()
+        if not self._is_refreshed:
+            average_whole_gradients(self.trainer, self)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(self.trainer, self)
 
@@ -554,7 +569,7 @@ class ASKModule(NamedAsModel):
 
         Args:
             checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
-                without ASK.
+                without ASK; also the path of a directory that FSDP2 or FSDP has written.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.
@@ -571,8 +586,7 @@ class ASKModule(NamedAsModel):
             ValueError: The loss was of a class of the user's or had options that a file cannot hold, and
                 `loss` is not given; or an argument of the wrapper was a callable and is not given.
         """
-        with get_filesystem(checkpoint_path).open(str(checkpoint_path), "rb") as file:
-            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
+        checkpoint = read_checkpoint(checkpoint_path, map_location=map_location, weights_only=weights_only)
         if loss is None and CHECKPOINT_KEY in checkpoint:
             loss = stored_loss(checkpoint[CHECKPOINT_KEY])
         stored = checkpoint.get(CHECKPOINT_KEY, {}).get("options", {})
@@ -587,29 +601,3 @@ class ASKModule(NamedAsModel):
 
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
-
-
-def _check_loss(loss: RetrievalLoss, model: pl.LightningModule, ids: object) -> None:
-    if not isinstance(loss, RetrievalLoss):
-        raise TypeError(
-            f"Argument `loss` has to be a loss of ask_lightning.losses, but got {type(loss).__name__}."
-        )
-    if loss.needs_ids and ids is None:
-        raise ValueError(
-            f"Argument `ids` has to be given, because {type(loss).__name__} with these options compares "
-            "clips: the batch's key of the clip ids, or a callable (model, batch)."
-        )
-    learned = {id(parameter) for parameter in model.parameters()}
-    orphans = [name for name, parameter in loss.named_parameters() if id(parameter) not in learned]
-    orphans += [name for name, value in loss.borrowed_parameters.items() if id(value) not in learned]
-    for name in loss.closures:
-        raise ValueError(
-            f"Argument `{name}` of the loss has to be a callable (model) here, because one without "
-            "arguments would go on to read this model's parameters in copies of the module: write `def "
-            "tau(model): return 1 / model.logit_scale.exp()`, or name an attribute of the model."
-        )
-    if orphans:
-        raise ValueError(
-            f"Argument `loss` has parameters that are not the model's ({', '.join(orphans)}): its optimiser "
-            "would not train them and checkpoints would not hold them. Make them attributes of the model."
-        )

@@ -449,6 +449,7 @@ def test_a_source_that_is_read_in_this_process_is_refused():
         ({"mode": "rolling"}, '`in_background=True` and `mode="rolling"` exclude each other'),
         ({"mode": "mapped"}, '`in_background=True` and `mode="mapped"` exclude each other'),
         ({"T": "auto"}, '`in_background=True` and `T="auto"` exclude each other'),
+        ({"storage": "memmap"}, '`in_background=True` and `storage="memmap"` exclude each other'),
         ({"num_workers": 0}, "`num_workers` has to be"),
     ],
 )

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from ask_lightning import KnowledgeBase
-from ask_lightning.knowledge.search import FaissSearch, FastestExactSearch
+from ask_lightning.knowledge.exact_search import FastestExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
 from tests.helpers.ranks import on_ranks
 

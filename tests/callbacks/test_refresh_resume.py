@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import NoneType
 
 import lightning.pytorch as pl
 import pytest
@@ -483,10 +482,10 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "fingerprint": str,
         "settings": dict,
         "source": dict,
-        "encoded_at": NoneType,
+        "encoded_at": type(None),
         "decided_at": int,
-        "schedule": NoneType,
-        "in_flight": NoneType,
+        "schedule": type(None),
+        "in_flight": type(None),
     }
     assert Path(state["snapshot"]).is_absolute()
 

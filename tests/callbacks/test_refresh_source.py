@@ -7,7 +7,14 @@ from torch.utils.data import (
     DataLoader,
 )
 
-from ask_lightning import KnowledgeBase
+from ask_lightning import (
+    ASKModule,
+    KnowledgeBase,
+    KnowledgeDistillationLoss,
+    KnowledgeRefreshCallback,
+    ReliabilityOTLoss,
+)
+from ask_lightning.losses import HardNegativeMiningLoss
 from tests.helpers.clients import (
     AUDIO,
     MemoryLogger,
@@ -51,6 +58,22 @@ def test_fewer_pairs_than_prototypes():
     ):
         base = knowledge(callback=make_refresh(num_prototypes=64))
     assert len(base.coarse) == 48
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        KnowledgeDistillationLoss(),
+        HardNegativeMiningLoss(num_negatives=2, num_candidates=8),
+        ReliabilityOTLoss(num_neighbors=3, granularities=("fine",)),
+    ],
+)
+def test_no_prototypes_for_a_loss_that_reads_none(loss, recwarn):
+    module = ASKModule(PlainTowers(), loss, ids="clip_id")
+    make_trainer(max_epochs=2, callbacks=[KnowledgeRefreshCallback(T=1)]).fit(module, make_loader())
+    base = module.loss.knowledge
+    assert (len(base.fine), len(base.coarse)) == (48, 0)
+    assert not [one for one in recwarn if "prototypes" in str(one.message)]
 
 
 @pytest.mark.parametrize("pairing", ["matched", "joint", "audio", "text", "index"])

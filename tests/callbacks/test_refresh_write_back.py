@@ -99,6 +99,20 @@ def test_resumed_exactly(loss, tmp_path):
     assert logged(resumed, "ask/row_age_max") == [1, 1]
 
 
+def test_an_option_that_is_switched_on_at_a_resume(tmp_path):
+    fit(1, tmp_path / "one", T=9, epochs=2)
+    resumed = fit(1, tmp_path / "two", T=9, epochs=4, write_back=True, resume=tmp_path / "one" / "last.ckpt")
+    assert logged(resumed, "ask/row_age_max") == [2, 1]
+    again = fit(1, tmp_path / "three", T=9, epochs=5, resume=tmp_path / "two" / "last.ckpt")
+    assert logged(again, "ask/row_age_max") == []
+
+
+def test_together_with_a_rolling_refresh():
+    run = fit(T=3, mode="rolling", write_back=True, epochs=3)
+    assert logged(run, "ask/row_age_max") == [0, 1, 1]
+    assert logged(run, "ask/row_age_mean") == pytest.approx([0, 2 / 3, 2 / 3])
+
+
 def test_a_checkpoint_inside_an_epoch_holds_the_rows_of_its_step(tmp_path):
     often = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
     run = fit(1, tmp_path / "other", T=9, write_back=True, epochs=2, extra=(often,))

@@ -177,11 +177,11 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path):
 
 def test_written_once_a_refresh(tmp_path, monkeypatch):
     written = []
-    from ask_lightning.knowledge import base
+    from ask_lightning.knowledge import base_file
 
-    original = base.write_snapshot
+    original = base_file.write_snapshot
     monkeypatch.setattr(
-        base, "write_snapshot", lambda path, *rest: (written.append(path.name), original(path, *rest))
+        base_file, "write_snapshot", lambda path, *rest: (written.append(path.name), original(path, *rest))
     )
     fit(
         ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=2, save_last=True),

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from ask_lightning.models import ResNet38BERT, from_pretrained
+from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.models import ResNet38BERT, from_pretrained, load_calibration, save_pretrained
 from ask_lightning.utilities.weights import weights_fingerprint
 from tests.helpers.command_line import ASK, ask_lightning, last_checkpoint, refusal
 
+EXPORTED = ["README.md", "calibration.safetensors", "config.json", "model.safetensors", "results.json"]
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
@@ -30,12 +33,7 @@ def head_of(card: str) -> dict:
 
 def test_a_run_is_exported_with_its_results(run, demo, tmp_path):
     folder = ask_lightning("export", run, "--output", tmp_path / "model")
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "results.json",
-    ]
+    assert sorted(file.name for file in folder.iterdir()) == EXPORTED
     best = ResNet38BERT.load_from_checkpoint(run / "checkpoints" / "best.ckpt", map_location="cpu")
     for loaded in (from_pretrained(folder), ResNet38BERT.from_pretrained(folder)):
         assert weights_fingerprint(loaded) == weights_fingerprint(best)
@@ -69,6 +67,72 @@ def test_the_code_of_the_card_runs(run, tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
     assert names["similarity"].shape == (1, 1)
+    bias = names["hubs"].audio_bias
+    torch.testing.assert_close(names["calibrated"], names["similarity"] - bias.to(names["similarity"]))
+
+
+def test_all_tests_of_a_run_are_in_the_card(run, demo, tmp_path):
+    several = tmp_path / "run"
+    shutil.copytree(run, several)
+    given = ("--config", ASK, demo, "--run", several, "--ckpt_path", "best")
+    ask_lightning("test", *given, "--trainer.limit_test_batches", 1, "--calibrate", "false")
+    # A repeated test counts once.
+    ask_lightning("test", *given, "--trainer.limit_test_batches", 1, "--calibrate", "false")
+    folder = ask_lightning("export", several, "--output", tmp_path / "model")
+    assert sorted(path.name for path in folder.glob("results*")) == ["results-2.json", "results.json"]
+    latest, first = (json.loads((folder / name).read_text()) for name in ("results.json", "results-2.json"))
+    assert latest["protocol"]["limited_to_batches"] == 1
+    assert first["metrics"] == json.loads((run / "results.json").read_text())["metrics"]
+    card = (folder / "README.md").read_text()
+    assert card.count("On the test split of AudioCaps") == 2
+    assert "Only the first 1 batches were tested: no result to report." in card
+    assert card.count("chosen on the validation split") == 1
+    assert card.count("A2T is audio-to-text") == 1
+    (entry,) = head_of(card)["model-index"][0]["results"]
+    assert len(entry["metrics"]) == len({metric["name"] for metric in entry["metrics"]})
+    only = ask_lightning(
+        *("export", several, "--output", tmp_path / "one", "--results", run / "results.json"),
+    )
+    assert [path.name for path in only.glob("results*")] == ["results.json"]
+
+
+def test_the_calibration_travels_with_the_model(run, demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ("--config", ASK, demo, "--run", run, "--ckpt_path", "best")
+    folder = ask_lightning("export", run, "--output", "model")
+    bank, calibration = load_calibration(folder)
+    chosen = json.loads((run / "results.json").read_text())["calibration"]
+    assert calibration.parameters == chosen
+    ask_lightning("encode", *given, "--split", "train", "--output", "train.safetensors")
+    training = EncodedPairs.load(Path("train.safetensors"))
+    torch.testing.assert_close(bank.text, training.text, atol=1e-3, rtol=0)
+    assert bank.audio.shape == training.audio.shape
+
+    ask_lightning("encode", *given, "--output", "plain.safetensors")
+    ask_lightning("encode", *given, "--output", "calibrated.safetensors", "--calibrate", "true")
+    for query in (("--text", "rain"), ("--text", "a dog barks")):
+        by_file = ask_lightning("search", "calibrated.safetensors", *query)
+        by_model = ask_lightning("search", "plain.safetensors", *query, "--ckpt_path", folder)
+        assert [hit.row for hit in by_model] == [hit.row for hit in by_file]
+        for one, two in zip(by_model, by_file, strict=True):
+            assert one.score == pytest.approx(two.score, abs=1e-3)
+            assert one.score != one.cosine
+        raw = ask_lightning("search", "plain.safetensors", *query, "--ckpt_path", folder, "--raw")
+        assert raw == ask_lightning("search", "plain.safetensors", *query)
+    model = from_pretrained(folder)
+    next(iter(model.parameters())).data.view(-1)[0] += 1
+    save_pretrained(model, Path("other"))
+    message = refusal(capsys, "search", "plain.safetensors", "--text", "rain", "--ckpt_path", "other")
+    assert message.startswith("other holds other weights than those that encoded the file")
+
+    # The calibration of other weights stays where it is.
+    shutil.copytree(run, "retrained")
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["state_dict"]["audio_head.0.bias"] += 1
+    torch.save(content, Path("retrained/checkpoints/best.ckpt"))
+    without = ask_lightning("export", "retrained", "--output", "without")
+    assert load_calibration(without) is None
+    assert "load_calibration" not in (without / "README.md").read_text()
 
 
 def test_results_of_other_weights_are_left_out(run, tmp_path, capsys):
@@ -183,7 +247,7 @@ def test_a_model_is_pushed(run, tmp_path, monkeypatch):
     ask_lightning("export", run, "--output", tmp_path / "model", "--push", "me/sounds", "--private")
     assert hub.calls == [
         ("create", "me/sounds", True, True),
-        ("upload", "me/sounds", ["README.md", "config.json", "model.safetensors", "results.json"]),
+        ("upload", "me/sounds", EXPORTED),
     ]
     card = (tmp_path / "model" / "README.md").read_text()
     assert 'from_pretrained("me/sounds")' in card

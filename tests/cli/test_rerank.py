@@ -176,3 +176,33 @@ def test_words_that_are_no_numbers_are_refused(pairs, encoded, capsys, monkeypat
     assert message.startswith("The model makes NaN or infinity of 1 of the 4 pairs of a batch, which")
     message = refusal(capsys, "search", "a.safetensors", "--text", "rain")
     assert message.startswith("The model makes NaN or infinity of the query")
+
+
+def test_the_page_sorts_by_tokens_as_the_command_does(pairs):
+    pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
+    from ask_lightning.cli.serve import make_collection
+    from ask_lightning.page.collection import answer_query
+
+    model = load_model(pairs)
+    collection = make_collection(model, pairs, Path(), "a.safetensors", rerank=3)
+    assert collection.refinement.explanation.startswith("The 3 best clips by cosine, sorted by ")
+    caption, sound = pairs.captions[0], Path(pairs.names[0].removeprefix("file:"))
+    answer = answer_query(collection, caption, refined=True)
+    hits = find_clips(model, pairs, caption, 3, rerank=3)
+    assert [(match.row, match.score, match.cosine) for match in answer.matches] == [
+        (hit.row, hit.score, hit.cosine) for hit in hits
+    ]
+    answer = answer_query(collection, sound, refined=True)
+    assert [match.caption for match in answer.matches] == [
+        hit.caption for hit in find_captions(model, pairs, sound, 3, rerank=3)
+    ]
+    # What a filter lets pass is compared, not what is left of the three.
+    answer = answer_query(collection, caption, refined=True, words="again")
+    assert len(answer.matches) == min(3, sum("again" in text for text in pairs.captions))
+    assert all("again" in match.caption for match in answer.matches)
+    # Without the refinement all clips are sorted by cosine.
+    answer = answer_query(collection, caption, refined=False)
+    assert [match.row for match in answer.matches] == [
+        hit.row for hit in find_clips(model, pairs, caption, 8, rerank=0)
+    ]
+    assert make_collection(model, pairs, Path(), "a.safetensors").refinement is None

@@ -24,14 +24,14 @@ def test_an_encoded_file_as_a_collection(demo, trained, capsys):
     assert collection.captions[1] == pairs.captions[5:10]
     for flags, calibrated in (([], True), (["--raw"], False)):
         hits = ask_lightning("search", "a.safetensors", "--text", "rain", *flags)
-        found = collection.by_text("rain", calibrated)
+        found = collection.by_text("rain", calibrated, "")
         assert [pairs.names[match.row] for match in found] == [hit.clip for hit in hits]
         assert [match.score for match in found] == [hit.score for hit in hits]
         hits = ask_lightning("search", "a.safetensors", "--audio", collection.files[2], "--top", 30, *flags)
-        found = collection.by_sound(collection.files[2], calibrated)
+        found = collection.by_sound(collection.files[2], calibrated, "")
         assert [match.caption for match in found] == [hit.caption for hit in hits]
     with pytest.raises(QueryError, match="has to hold words"):
-        collection.by_text("?!", False)
+        collection.by_text("?!", False, "")
 
     Path("empty").mkdir()
     message = refusal(capsys, "serve", "a.safetensors", "--audio", "empty")

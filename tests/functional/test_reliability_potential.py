@@ -74,3 +74,25 @@ def test_neighbor_that_agrees_with_the_own_ones_weighs_more():
 
 def test_gradcheck():
     assert torch.autograd.gradcheck(reliability_potential, [x.requires_grad_() for x in sample(0, own=2)])
+
+
+def test_mean_of_the_own_neighbors_is_all_that_counts_of_them():
+    embeddings, crossed, own = sample(0)
+    expected = reliability_potential(embeddings, crossed, own)
+    assert torch.equal(reliability_potential(embeddings, crossed, own.mean(dim=1)), expected)
+
+
+def test_gradient_is_that_with_neighbors_in_the_graph():
+    embeddings, crossed, own = sample(0)
+    embeddings.requires_grad_()
+    alone, with_neighbors = (
+        torch.autograd.grad(reliability_potential(embeddings, neighbors, own).log().sum(), embeddings)[0]
+        for neighbors in (crossed, crossed.clone().requires_grad_())
+    )
+    torch.testing.assert_close(alone, with_neighbors)
+
+
+def test_gradient_of_the_gradient():
+    embeddings, crossed, own = sample(0)
+    embeddings.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda u: reliability_potential(u, crossed, own), embeddings)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from ask_lightning.functional import sinkhorn_plan, unit_length
+from ask_lightning.functional import sinkhorn_plan, transport, unit_length
 from tests.helpers import reference
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
@@ -245,6 +245,60 @@ class TestProperties:
         plan = sinkhorn_plan(similarity, epsilon)
         assert plan.isfinite().all()
         assert plan.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+class TestWays:
+    """The ways by which sizes and devices are served give the same plan."""
+
+    @pytest.mark.parametrize("shape", [(9, 9), (9, 7), (7, 9)])
+    @pytest.mark.parametrize("iterations", [1, 50])
+    def test_matrix_too_large_for_the_cache(self, iterations, shape, monkeypatch):
+        similarity = cosines(0, *shape)
+        expected = sinkhorn_plan(similarity, iterations=iterations)
+        monkeypatch.setattr(transport, "_LARGEST_UNBLOCKED_BYTES", 0)
+        monkeypatch.setattr(
+            transport, "_BLOCK_BYTES", 2 * 8 * shape[1]
+        )  # blocks of two rows, the last of one
+        blocked = sinkhorn_plan(similarity, iterations=iterations)
+        torch.testing.assert_close(blocked, expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("shape", [(8, 8), (3, 5), (2, 4, 4), (2, 1, 3, 5)])
+    def test_exponential_domain_of_a_gpu(self, shape):
+        similarity = cosines(0, 24, 25).flatten()[: torch.Size(shape).numel()].reshape(shape)
+        plan = transport._exponential_domain(similarity, 0.1, 50)
+        torch.testing.assert_close(plan, sinkhorn_plan(similarity), rtol=1e-11, atol=0)
+
+    @pytest.mark.parametrize(("epsilon", "bounded"), DOMAINS)
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_several_problems_at_once(self, requires_grad, epsilon, bounded):
+        problems = torch.stack([cosines(seed, 4, 5) for seed in range(6)]).reshape(2, 3, 4, 5)
+        plans = sinkhorn_plan(problems.requires_grad_(requires_grad), epsilon, bounded=bounded)
+        for row, of_row in zip(problems, plans, strict=True):
+            for problem, plan in zip(row, of_row, strict=True):
+                torch.testing.assert_close(plan, sinkhorn_plan(problem, epsilon, bounded=bounded))
+
+    def test_transposed_matrix(self):
+        similarity = cosines(0, 6, 8, dtype=torch.float32)
+        torch.testing.assert_close(sinkhorn_plan(similarity.T), sinkhorn_plan(similarity.T.contiguous()))
+
+    @pytest.mark.parametrize("make", [cosines, trained, uniform])
+    def test_domains_agree_at_their_border(self, make):
+        similarity = make(0, 32).float()
+        border = transport._SMALLEST_EXPONENTIAL_EPSILON
+        exponential, log = (sinkhorn_plan(similarity, border * share) for share in (1, 1 - 1e-6))
+        by_choice = sinkhorn_plan(similarity, border, bounded=False)
+        for plan in (log, by_choice):
+            assert_close_to_largest(plan, exponential.double().numpy(), 1e-4)
+
+    def test_gradients_agree_at_the_border(self):
+        similarity = cosines(0, 8).requires_grad_()
+        border = transport._SMALLEST_EXPONENTIAL_EPSILON
+        gradients = []
+        for epsilon, bounded in ((border, True), (border * (1 - 1e-6), True), (border, False)):
+            plan = sinkhorn_plan(similarity, epsilon, bounded=bounded)
+            gradients += torch.autograd.grad(plan.square().sum(), similarity)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-8)
+        torch.testing.assert_close(gradients[2], gradients[0])
 
 
 class TestPrecision:

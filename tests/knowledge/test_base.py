@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ask_lightning.knowledge import KnowledgeBase, StoredPairs
+from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.knowledge.prototypes import PAIRINGS, build_prototypes
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
 from tests.helpers import reference
 from tests.helpers.vectors import directions, generator, needs_gpu, tensors_in, tensors_of
 
@@ -149,10 +150,10 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             make(prototype_pairing=pairing)
 
-    @pytest.mark.parametrize("number", [0, -1])
+    @pytest.mark.parametrize("number", [-2, -1])
     def test_number_of_prototypes(self, number):
         with pytest.raises(
-            ValueError, match=rf"`num_prototypes` has to be an integer of at least 1, but got {number}\."
+            ValueError, match=rf"`num_prototypes` has to be an integer of at least 0, but got {number}\."
         ):
             make(num_prototypes=number)
 

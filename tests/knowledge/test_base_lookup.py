@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ask_lightning.knowledge import KnowledgeBase, Neighborhood, StoredPairs, search
+from ask_lightning.knowledge import KnowledgeBase, Neighborhood, StoredPairs, exact_search
 from tests.helpers import reference
 from tests.helpers.vectors import directions, generator, tensors_in, whole_numbers
 
@@ -53,8 +53,8 @@ def check(found: Neighborhood, expected: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("blocks", [None, (40, 3)])
 def test_agrees_with_loops(monkeypatch, blocks, normalize, k):
     if blocks:
-        monkeypatch.setattr(search, "_SCORES_PER_BLOCK", blocks[0])
-        monkeypatch.setattr(search, "_QUERIES_PER_BLOCK", blocks[1])
+        monkeypatch.setattr(exact_search, "_SCORES_PER_BLOCK", blocks[0])
+        monkeypatch.setattr(exact_search, "_QUERIES_PER_BLOCK", blocks[1])
     base, (audio, text) = make(normalize_prototypes=normalize), query()
     found = base.lookup(audio, text, k)
     assert list(found) == ["fine", "coarse"]
@@ -139,7 +139,7 @@ def test_own_rows_are_left_out_whatever_the_ids(data):
     own = np.array(data.draw(st.lists(st.integers(0, 9), min_size=4, max_size=4)))
     queries = whole_numbers(4, 2, 2, 1), whole_numbers(4, 2, 3, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SCORES_PER_BLOCK", data.draw(st.sampled_from([1, 20, 1 << 20])))
+        patch.setattr(exact_search, "_SCORES_PER_BLOCK", data.draw(st.sampled_from([1, 20, 1 << 20])))
         found = base.lookup(*queries, k, exclude_ids=torch.from_numpy(own))["fine"]
     check(found, expected_neighborhood(base.fine, *queries, k, own, np.array(ids)))
 
@@ -357,3 +357,15 @@ class TestRefused:
     def test_ids_that_are_no_identifiers(self, ids):
         with pytest.raises(ValueError, match=r"`exclude_ids` has to .* integers"):
             make().lookup(*query(), 3, exclude_ids=ids)
+
+
+def test_a_base_without_prototypes(tmp_path):
+    audio, text = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=0)
+    base.save(tmp_path / "base.safetensors")
+    for one in (base, KnowledgeBase.load(tmp_path / "base.safetensors")):
+        assert len(one.coarse) == 0
+        assert one.fingerprint == base.fingerprint
+        assert list(one.lookup(audio, text, 2, granularities=("fine",))) == ["fine"]
+        with pytest.raises(ValueError, match=r"built without prototypes.*needs_prototypes"):
+            one.lookup(audio, text, 2)

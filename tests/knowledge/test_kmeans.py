@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ask_lightning.knowledge import kmeans as kmeans_module
 from ask_lightning.knowledge.kmeans import assign_clusters, fit_centroids, kmeans
-from ask_lightning.knowledge.row_shard import ShardedRows
+from ask_lightning.knowledge.row_files import PairWriter
+from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
 from ask_lightning.utilities.faiss_import import faiss_is_available
 from tests.helpers.vectors import cluster, directions, faiss_as, needs_gpu, planted, same_partition
 
@@ -268,3 +269,43 @@ class TestEuclidean:
         vectors = directions(distinct, 4)[torch.arange(40) % distinct]
         rows = ShardedRows.unsharded(vectors)
         check_partition(kmeans(rows, num_clusters, 0, "euclidean"), 40, num_clusters)
+
+
+class TestManyRows:
+    """Beyond a number of rows, centroids are found on samples before a last iteration over all rows."""
+
+    @pytest.fixture(autouse=True)
+    def _few_are_many(self, monkeypatch):
+        monkeypatch.setattr(kmeans_module, "_ROWS_FITTED_WHOLE", 1000)
+        monkeypatch.setattr(kmeans_module, "_SAMPLES", ((32, 256, 12), (128, 1024, 6)))
+
+    @staticmethod
+    def rows(count: int = 6000, width: int = 12) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        centers = torch.randn(40, width, generator=generator)
+        group = torch.randint(40, (count,), generator=generator)
+        noise = torch.randn(count, width, generator=generator)
+        return torch.nn.functional.normalize(centers[group] + 0.6 * noise, dim=1)
+
+    @staticmethod
+    def objective(rows: torch.Tensor, assignment: torch.Tensor, clusters: int) -> float:
+        sums = torch.zeros(clusters, rows.shape[1], dtype=torch.float64)
+        sums.index_add_(0, assignment, rows.double())
+        return float(sums.norm(dim=1).sum() / len(rows))
+
+    def test_the_objective_is_nearly_that_of_all_rows(self, monkeypatch):
+        rows = self.rows()
+        sampled = kmeans(ShardedRows.unsharded(rows), 16)
+        monkeypatch.setattr(kmeans_module, "_ROWS_FITTED_WHOLE", len(rows))
+        whole = kmeans(ShardedRows.unsharded(rows), 16)
+        assert len(sampled) == len(rows)
+        assert sampled.unique().tolist() == list(range(16))
+        assert self.objective(rows, sampled, 16) > 0.995 * self.objective(rows, whole, 16)
+
+    def test_rows_in_a_file_make_the_same_clusters(self, tmp_path):
+        rows = self.rows(2000).half()
+        writer = PairWriter(tmp_path)
+        writer.append_stored(rows, rows)
+        files = writer.finish()
+        table = ShardedRows(files.audio.mapped, RowShard.unsharded(len(rows)), files.audio)
+        assert torch.equal(kmeans(table, 16), kmeans(ShardedRows.unsharded(rows.float()), 16))

@@ -49,7 +49,7 @@ def test_max_pool_agrees_with_a_loop(dtype, rows, num_clusters, seed):
     drawn = torch.randint(num_clusters, (rows,), generator=generator(seed))
     assignment = torch.cat([torch.arange(num_clusters), drawn])[:rows]
     vectors = -directions(rows, 5, seed, dtype).abs()  # a maximum that began at zero would show
-    pooled = max_pool(vectors, assignment, num_clusters)
+    pooled = max_pool(ShardedRows.unsharded(vectors), assignment, num_clusters)
     assert pooled.dtype == dtype
     np.testing.assert_array_equal(pooled.double().numpy(), pool_by_loop(vectors, assignment, num_clusters))
 

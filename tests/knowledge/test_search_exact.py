@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ask_lightning.knowledge import search
-from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search, stable_topk
+from ask_lightning.knowledge import exact_search
+from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch, stable_topk
+from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
@@ -16,9 +17,9 @@ PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 
 def use_blocks(patch: pytest.MonkeyPatch, scores: int | None, queries: int | None) -> None:
     if scores is not None:
-        patch.setattr(search, "_SCORES_PER_BLOCK", scores)
+        patch.setattr(exact_search, "_SCORES_PER_BLOCK", scores)
     if queries is not None:
-        patch.setattr(search, "_QUERIES_PER_BLOCK", queries)
+        patch.setattr(exact_search, "_QUERIES_PER_BLOCK", queries)
 
 
 def check(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> None:
@@ -150,7 +151,7 @@ def test_memory_is_bounded_by_a_block_of_scores(batch, rows, tie):
         vectors[rows // 2 :] = vectors[: rows // 2]
     with LargestNewTensor(vectors, queries) as memory:
         ExactSearch(vectors)(queries, 10)
-    assert 100_000 < memory.elements <= search._SCORES_PER_BLOCK
+    assert 100_000 < memory.elements <= exact_search._SCORES_PER_BLOCK
 
 
 class OnGPU(torch.Tensor):

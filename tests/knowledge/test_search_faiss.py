@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from ask_lightning.knowledge import KnowledgeBase
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, build_search
+from ask_lightning.knowledge import KnowledgeBase, faiss_search
+from ask_lightning.knowledge.exact_search import ExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
+from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,83 @@ def test_a_base_with_such_an_index_fails_when_made(index, message):
         )
 
 
+@pytest.mark.parametrize(
+    "index", ["IVF8,Flat;nprobe=8", "IVF8,PQ4x4fs;nprobe=8", "PQ4x4", "OPQ4,IVF8,PQ4x4", "IVF8_HNSW8,Flat"]
+)
+class TestLearnt:
+    """What an index has learnt is used again as long as it describes the rows."""
+
+    def test_by_rows_that_moved_a_little(self, vectors, queries, index, monkeypatch):
+        first = FaissSearch(vectors, index)
+        moved = torch.nn.functional.normalize(vectors + 0.01 * directions(2000, 16, 5), dim=1)
+        monkeypatch.setattr(faiss_search, "train", lambda *_: pytest.fail("learns again"))
+        second = FaissSearch(moved, index, first.trained)
+        assert second.trained is first.trained
+        assert second._index.ntotal == first._index.ntotal == 2000
+        if index.endswith("nprobe=8") and "Flat" in index:
+            np.testing.assert_array_equal(second(queries, 5)[1], sorted_search(moved, queries, 5)[1])
+
+    def test_not_by_rows_that_it_describes_badly(self, vectors, index):
+        near = torch.nn.functional.normalize(vectors[:1] + 0.1 * vectors, dim=1)
+        first = FaissSearch(near, index)
+        second = FaissSearch(vectors, index, first.trained)
+        assert second.trained is not first.trained
+        before, now = (faiss_search.quantization_errors(one._index, vectors) for one in (first, second))
+        assert now[0] < 0.9 * before[0]
+
+    def test_not_by_an_index_of_another_kind_or_width(self, vectors, index):
+        learnt = FaissSearch(vectors, index).trained
+        assert learnt is not None
+        assert not learnt.suits("IVF4,Flat", vectors)
+        assert not learnt.suits(learnt.factory, vectors[:, :8])
+
+
+def test_the_errors_are_mean_squared_distances(vectors):
+    found = FaissSearch(vectors, "IVF8,PQ4")
+    inner = faiss.extract_index_ivf(found._index)
+    centroids = torch.from_numpy(inner.quantizer.reconstruct_n(0, 8)).double()
+    nearest = (vectors.double() @ centroids.T).argmax(dim=1)
+    expected = (vectors.double() - centroids[nearest]).square().sum(dim=1).mean()
+    to_list, to_code = faiss_search.quantization_errors(found._index, vectors)
+    assert to_list == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < to_code < to_list
+
+
+def test_a_base_hands_on_what_its_indexes_have_learnt():
+    settings = {"num_prototypes": 3, "index": "IVF4,Flat"}
+    first = KnowledgeBase.from_embeddings(directions(300, 8, 0), directions(300, 8, 1), **settings)
+    second = KnowledgeBase.from_embeddings(
+        directions(300, 8, 0), directions(300, 8, 2), previous=first, **settings
+    )
+    assert second.fine.search_audio.trained is first.fine.search_audio.trained
+    assert first.fine.search_audio.trained is not None
+    third = KnowledgeBase.from_embeddings(
+        directions(300, 8, 0), directions(300, 8, 2), previous=second.to("cpu"), **settings
+    )
+    assert third.fine.search_text.trained is second.fine.search_text.trained
+
+
+@pytest.mark.parametrize("storage", ["float32", "memmap"])
+def test_a_snapshot_keeps_what_indexes_have_learnt(tmp_path, storage):
+    """Otherwise a resumed run would learn anew and find other neighbours."""
+    options = {"directory": tmp_path / "rows"} if storage == "memmap" else {}
+    settings = {"num_prototypes": 3, "index": "IVF16,Flat;nprobe=1", "storage": storage, **options}
+    first = KnowledgeBase.from_embeddings(directions(900, 8, 0), directions(900, 8, 1), **settings)
+    base = KnowledgeBase.from_embeddings(
+        directions(900, 8, 5), directions(900, 8, 6), previous=first, **settings
+    )
+    base.save(tmp_path / "base.safetensors")
+    loaded = KnowledgeBase.load(tmp_path / "base.safetensors")
+    queries = directions(40, 8, 7)
+    assert loaded.fingerprint == base.fingerprint
+    assert torch.equal(loaded.fine.search_audio(queries, 5)[1], base.fine.search_audio(queries, 5)[1])
+    own, kept = base.fine.search_audio.trained, loaded.fine.search_audio.trained
+    assert own is first.fine.search_audio.trained
+    assert (kept.factory, kept.errors) == (own.factory, own.errors)
+    anew = KnowledgeBase.from_embeddings(directions(900, 8, 5), directions(900, 8, 6), **settings)
+    assert not torch.equal(anew.fine.search_audio(queries, 5)[1], base.fine.search_audio(queries, 5)[1])
+
+
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
 class TestGPU:
     @pytest.mark.parametrize("index", ["auto", "Flat", "IVF32,Flat;nprobe=32", "HNSW32;efSearch=256"])
@@ -163,3 +242,32 @@ class TestGPU:
         _, rows = FaissSearch(vectors.to(device), "IVF64,Flat;nprobe=1")(queries.to(device), 300)
         assert bool((rows >= 0).all())
         assert all(len(set(row)) == 300 for row in rows.tolist())
+
+
+@pytest.mark.parametrize(
+    "index", ["Flat", "IVF8,Flat;nprobe=3", "IVF8,SQ8;nprobe=8", "HNSW16,SQ8;efSearch=64"]
+)
+def test_an_index_in_a_file_finds_the_same(vectors, queries, index, tmp_path):
+    taken = []
+    built = FaissSearch(vectors, index, advance=taken.append)
+    assert sum(taken) == len(vectors)
+    built.save(tmp_path / "index")
+    loaded = FaissSearch.load(tmp_path / "index", vectors, index)
+    for one, two in zip(built(queries, 20), loaded(queries, 20), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(OSError, match="an index of 2000 rows of width 16"):
+        FaissSearch.load(tmp_path / "index", vectors[:-1], index)
+    with pytest.raises(OSError, match="cannot be read"):
+        FaissSearch.load(tmp_path / "none", vectors, index)
+    with pytest.raises(OSError, match="cannot be written"):
+        built.save(tmp_path / "no folder" / "index")
+
+
+def test_rows_in_half_precision_and_in_blocks(vectors, queries, monkeypatch):
+    monkeypatch.setattr("ask_lightning.knowledge.search._ROWS_PER_ADDITION", 300)
+    monkeypatch.setattr("ask_lightning.knowledge.search._TRAINING_ROWS", 1000)
+    half = vectors.half()
+    found = FaissSearch(half, "IVF8,Flat;nprobe=8")(queries, 10)
+    expected_scores, expected_rows = sorted_search(half.float(), queries, 10)
+    np.testing.assert_allclose(found[0].numpy(), expected_scores, atol=1e-6)
+    assert (found[1].numpy() == expected_rows).mean() > 0.99

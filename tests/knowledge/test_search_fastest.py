@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ask_lightning.knowledge.search import ExactSearch, FastestExactSearch, build_search
+from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch
+from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import faiss_as
 
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from ask_lightning.knowledge import KnowledgeBase, snapshot_file
-from ask_lightning.knowledge.search import ExactSearch, FaissSearch, FastestExactSearch
+from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch
+from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.knowledge.snapshot_file import SnapshotError, read_snapshot, write_snapshot
 from tests.helpers.vectors import directions, tensors_in, tensors_of
 

@@ -1,5 +1,7 @@
 """What `ASKModule` cannot do, it says before training, with the way out."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import pytorch_lightning as other_pl
@@ -16,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 import ask_lightning.module
 from ask_lightning import ASKModule, KnowledgeRefreshCallback, ReliabilityOTLoss
-from ask_lightning.losses import NTXentLoss
+from ask_lightning.encoding.compatibility import check_sharding
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters
+from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
     PlainTowers,
     SelfContained,
@@ -165,9 +169,7 @@ def test_manual_optimisation():
 
 
 def unsupported_strategies():
-    yield FSDPStrategy(), r"`strategy=\"auto\"`"
-    yield ModelParallelStrategy(), r"`strategy=\"auto\"`"
-    # The constructors of the others need packages.
+    # Their constructors need packages.
     yield DeepSpeedStrategy.__new__(DeepSpeedStrategy), r"`strategy=\"auto\"`"
     yield XLAStrategy.__new__(XLAStrategy), r"`accelerator=\"gpu\"`"
     yield SingleDeviceXLAStrategy.__new__(SingleDeviceXLAStrategy), r"`accelerator=\"gpu\"`"
@@ -190,6 +192,44 @@ def test_unsupported_strategies(strategy, remedy, ask, monkeypatch):
         monkeypatch.setattr(pl.LightningModule, "trainer", run)
         with pytest.raises(RuntimeError, match=text):
             module.setup("fit")
+
+
+def test_tensor_parallelism(monkeypatch):
+    run, strategy = make_trainer(callbacks=[make_refresh()]), ModelParallelStrategy(2, 4)
+    sizes = {"data_parallel": 2, "tensor_parallel": 4}
+    strategy._device_mesh = {
+        name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()
+    }
+    monkeypatch.setattr(pl.Trainer, "strategy", strategy)
+    text = r"tensor_parallel_size of 4.*their own negatives.*data_parallel_size=8, tensor_parallel_size=1"
+    with pytest.raises(RuntimeError, match=text):
+        run.callbacks[0].setup(run, wrap(PlainTowers()), "fit")
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy(1, 1)], ids=["fsdp", "fsdp2"])
+def test_what_needs_whole_parameters(strategy, monkeypatch):
+    run, name = make_trainer(), type(strategy).__name__
+    monkeypatch.setattr(pl.Trainer, "strategy", strategy)
+    check_sharding(run, ReliabilityOTLoss(), None)
+    with pytest.raises(RuntimeError, match=rf"`chunk_size`.*{name}, which frees.*activation checkpointing"):
+        check_sharding(run, ReliabilityOTLoss(), 4)
+    with pytest.raises(RuntimeError, match=rf"MomentumContrastLoss.*{name}.*CrossBatchMemoryLoss"):
+        check_sharding(run, MomentumContrastLoss(), None)
+
+
+def test_a_parameter_that_is_another_one_by_now(monkeypatch):
+    model = PlainTowers()
+    model.tau = nn.Parameter(torch.tensor(0.1))
+    loss = ReliabilityOTLoss(temperature=model.tau)
+    module, run = ASKModule(model, loss), make_trainer()
+    check_borrowed_parameters(run, module, loss)
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "strategy", FSDPStrategy())
+        with pytest.raises(RuntimeError, match=r"`temperature` of ReliabilityOTLoss.*FSDPStrategy divides"):
+            check_borrowed_parameters(run, module, loss)
+    model.tau = nn.Parameter(torch.tensor(0.1))  # as `fully_shard` does
+    with pytest.raises(RuntimeError, match=r'no longer has.*temperature="\.\.\."'):
+        check_borrowed_parameters(run, module, loss)
 
 
 @pytest.mark.parametrize("ask", [True, False])

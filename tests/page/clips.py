@@ -7,11 +7,13 @@ import soundfile
 import torch
 
 from ask_lightning.data.audio.decoding import open_audio
-from ask_lightning.page import Collection, Match, QueryError
+from ask_lightning.page import Collection, Match, QueryError, Refinement
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"> & ${1+1} {{x}}"
 CAPTIONS = [["a low tone", "humming"], ["a high tone"], ["noise"], [HOSTILE]]
 RATE = 16000
+CALIBRATION = Refinement("Calibrated scores", "softmax", "calibrated score")
+TOKENS = Refinement("Compare frames and words", "The 2 best clips", "score of Late", finds_all=False)
 
 
 def write_sounds(folder: Path) -> list[Path]:
@@ -27,19 +29,23 @@ def write_sounds(folder: Path) -> list[Path]:
     return [folder / name for name in sounds]
 
 
-def make_collection(files: list[Path | None], calibration: str = "") -> Collection:
+def make_collection(files: list[Path | None], refinement: Refinement | None = None) -> Collection:
     """Clips that are found by shared words; a sound finds the clips in reverse."""
 
-    def by_text(text: str, calibrated: bool) -> list[Match]:
+    def by_text(text: str, refined: bool, words: str) -> list[Match]:
         if text == "?!":
             raise QueryError("No words.")
         wanted = set(text.split())
         scores = [len(wanted & set(" ".join(texts).split())) / len(wanted) for texts in CAPTIONS]
         order = sorted(range(len(CAPTIONS)), key=lambda row: -scores[row])
-        shift = 0.5 if calibrated else 0.0
-        return [Match(row, scores[row] - shift, scores[row], CAPTIONS[row][0]) for row in order]
+        shift = 0.5 if refined else 0.0
+        return [
+            Match(row, scores[row] - shift, scores[row], CAPTIONS[row][0])
+            for row in order
+            if words in " ".join(CAPTIONS[row])
+        ]
 
-    def by_sound(path: Path, calibrated: bool) -> list[Match]:
+    def by_sound(path: Path, refined: bool, words: str) -> list[Match]:
         with open_audio(str(path), path):
             pass
         pairs = [(row, text) for row, texts in enumerate(CAPTIONS) for text in texts][::-1]
@@ -53,5 +59,5 @@ def make_collection(files: list[Path | None], calibration: str = "") -> Collecti
         embeddings=torch.eye(4),
         by_text=by_text,
         by_sound=by_sound,
-        calibration=calibration,
+        refinement=refinement,
     )

@@ -6,18 +6,40 @@ import pytest
 
 from ask_lightning.data import AudioFileError
 from ask_lightning.page.collection import answer_query, contains, filter_matches
-from tests.page.clips import make_collection, write_sounds
+from tests.page.clips import CALIBRATION, TOKENS, make_collection, write_sounds
 
 
 def test_a_text_ranks_all_clips(tmp_path):
-    collection = make_collection([None] * 4, calibration="softmax")
+    collection = make_collection([None] * 4, CALIBRATION)
     answer = answer_query(collection, "high tone")
     assert [match.row for match in answer.matches] == [1, 0, 2, 3]
-    assert (answer.matches[0].score, answer.calibrated) == (1.0, False)
-    answer = answer_query(collection, "high tone", calibrated=True)
-    assert (answer.matches[0].score, answer.matches[0].cosine, answer.calibrated) == (0.5, 1.0, True)
+    assert (answer.matches[0].score, answer.refinement) == (1.0, None)
+    answer = answer_query(collection, "high tone", refined=True)
+    assert (answer.matches[0].score, answer.matches[0].cosine) == (0.5, 1.0)
+    assert answer.refinement is CALIBRATION
     plain = make_collection([None] * 4)
-    assert not answer_query(plain, "high tone", calibrated=True).calibrated
+    assert answer_query(plain, "high tone", refined=True).refinement is None
+
+
+def test_words_are_told_to_a_search_that_does_not_find_all():
+    for refinement, refined, rows in (
+        (TOKENS, True, [0]),
+        (TOKENS, False, [1, 0, 2, 3]),
+        (CALIBRATION, True, [1, 0, 2, 3]),
+    ):
+        collection = make_collection([None] * 4, refinement)
+        answer = answer_query(collection, "high tone", refined, "humming")
+        assert [match.row for match in answer.matches] == rows
+
+
+def test_a_missing_package_is_a_problem():
+    collection = make_collection([None] * 4)
+
+    def lacks(path: Path, refined: bool, words: str):
+        raise ImportError("PyAV is missing")
+
+    object.__setattr__(collection, "by_sound", lacks)
+    assert answer_query(collection, Path("a.m4a")).problem == "PyAV is missing"
 
 
 def test_a_sound_finds_each_clip_once_by_its_best_caption(tmp_path):
@@ -38,7 +60,7 @@ def test_problems_name_the_file_that_the_user_gave(monkeypatch):
     collection = make_collection([None] * 4)
     assert answer_query(collection, "?!").problem == "No words."
 
-    def broken(path: Path, calibrated: bool):
+    def broken(path: Path, refined: bool, words: str):
         raise AudioFileError(f"{path}: the file is empty.")
 
     object.__setattr__(collection, "by_sound", broken)

@@ -2,8 +2,11 @@
 
 import shutil
 import threading
+from contextlib import contextmanager
+from itertools import pairwise
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
@@ -15,7 +18,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from ask_lightning.page.server import listen, make_app
-from tests.page.clips import HOSTILE, make_collection, write_sounds
+from tests.helpers.media_files import write_media
+from tests.page.clips import HOSTILE, TOKENS, make_collection, write_sounds
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -23,6 +27,50 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver is installed"),
 ]
+
+
+class AccessibleParts:
+    """The parts of a page that are there for screen readers, in their order."""
+
+    def __init__(self, nodes) -> None:
+        self._by_id = {node["nodeId"]: node for node in nodes}
+        self._nodes = [node for node in nodes if not node.get("ignored")]
+
+    def of_role(self, role):
+        return [node for node in self._nodes if self.role(node) == role]
+
+    def inside(self, node):
+        """The parts below a part."""
+        for child in map(self._by_id.get, node.get("childIds", ())):
+            if child is not None:
+                yield child
+                yield from self.inside(child)
+
+    def text(self, node):
+        return " ".join(self.name(part) for part in self.inside(node) if self.role(part) == "StaticText")
+
+    @staticmethod
+    def role(node):
+        return node.get("role", {}).get("value")
+
+    @staticmethod
+    def name(node):
+        return node.get("name", {}).get("value", "").strip()
+
+    @staticmethod
+    def properties(node):
+        return {each["name"]: each["value"].get("value") for each in node.get("properties", ())}
+
+    def focusable(self):
+        """Role and name of what the keyboard reaches, but for the parts of the browser's own players."""
+        players = [id(part) for player in self.of_role("Audio") for part in self.inside(player)]
+        return [
+            (self.role(node), self.name(node))
+            for node in self._nodes
+            if self.properties(node).get("focusable")
+            and id(node) not in players
+            and self.role(node) != "RootWebArea"
+        ]
 
 
 class Page:
@@ -46,21 +94,44 @@ class Page:
 
         self.wait(has_text)
 
+    def accessible(self):
+        """The accessibility tree: what a screen reader is told of the page."""
+        return AccessibleParts(self.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"])
+
+    def press(self, *keys):
+        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
+
+    def go_to(self, text, *, backwards=False):
+        """Press Tab, or Shift and Tab, until a part with this text has the focus."""
+        for _ in range(60):
+            step = webdriver.ActionChains(self.driver)
+            if backwards:
+                step.key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+            else:
+                step.send_keys(Keys.TAB).perform()
+            if self.focused.text == text:
+                return
+        raise AssertionError(f"Nothing that is reached by the keyboard reads {text!r}.")
+
+    @property
+    def focused(self):
+        return self.driver.switch_to.active_element
+
     def upload(self, path):
         self.one("#sound input[type=file]").send_keys(str(path))
 
 
-@pytest.fixture(name="page")
-def page_fixture(tmp_path, monkeypatch):
+@contextmanager
+def opened(tmp_path, monkeypatch, refinement=None):
+    """A browser that has opened the page of four clips."""
     uploads, folder = tmp_path / "uploads", tmp_path / "audio"
     uploads.mkdir()
     folder.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
     low, high, _ = write_sounds(folder)
     (folder / "broken.wav").write_text("no sound")
-    app = make_app(
-        make_collection([low, high, None, folder / "broken.wav"]), uploads, ["127.0.0.1", "localhost"]
-    )
+    collection = make_collection([low, high, None, folder / "broken.wav"], refinement)
+    app = make_app(collection, uploads, ["127.0.0.1", "localhost"])
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
@@ -79,6 +150,18 @@ def page_fixture(tmp_path, monkeypatch):
             driver.quit()
             server.should_exit = True
             thread.join(timeout=20)
+
+
+@pytest.fixture(name="page")
+def page_fixture(tmp_path, monkeypatch):
+    with opened(tmp_path, monkeypatch) as page:
+        yield page
+
+
+@pytest.fixture
+def page_of_tokens(tmp_path, monkeypatch):
+    with opened(tmp_path, monkeypatch, TOKENS) as page:
+        yield page
 
 
 def test_the_page_in_a_browser(page):
@@ -130,6 +213,14 @@ def test_the_page_in_a_browser(page):
     assert not logged
 
 
+def test_a_sound_track_is_taken_as_a_query(page):
+    pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
+    write_media(page.folder / "tone.m4a", 0.5 * np.sin(np.arange(16000) / 5), 16000, "aac")
+    page.one("#sound")
+    page.upload(page.folder / "tone.m4a")
+    page.wait_for_text("#answer .status", "for the sound tone.m4a")
+
+
 @pytest.mark.parametrize(
     ("size", "said"), [(100, "not an audio file"), (65 * 1024**2, "maximum allowed size")]
 )
@@ -139,3 +230,99 @@ def test_uploads_that_cannot_be_used(page, size, said):
     page.one("#sound")
     page.upload(path)
     page.wait(lambda: said in page.one("body").text)
+
+
+def test_what_a_screen_reader_is_told(page):
+    page.one("#text textarea, #text input")
+    page.wait(lambda: "Reset: Clips to show" in [name for _, name in page.accessible().focusable()])
+    parts = page.accessible()
+    assert page.driver.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+    focusable = parts.focusable()
+    assert all(name for _, name in focusable), focusable
+    assert len(set(focusable)) == len(focusable), focusable
+    assert focusable[0] == ("link", "Skip to the results")
+    (shown, other) = parts.of_role("tab")
+    assert (parts.name(shown), parts.name(other)) == ("Search", "Map")
+    assert [bool(parts.properties(tab).get("selected")) for tab in (shown, other)] == [True, False]
+    assert [parts.name(panel) for panel in parts.of_role("tabpanel")] == ["Search"]
+    (filters,) = [node for node in parts.of_role("button") if parts.name(node) == "Filters"]
+    assert parts.properties(filters)["expanded"] is True
+    assert "Or give a sound" in [parts.name(node) for node in parts.of_role("group")]
+
+    def said():
+        """The text of the region whose changes are read aloud, and which element it is."""
+        region = page.one("#said")
+        return region.get_attribute("textContent"), region.id
+
+    before, region = said()
+    assert before == ""
+    page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+    page.wait(lambda: "4 of 4 clips for “high tone”" in said()[0])
+    assert said()[1] == region  # a region that is new would not be read
+    parts = page.accessible()
+    live = [node for node in parts.of_role("status") if "4 of 4 clips" in parts.text(node)]
+    assert [parts.properties(node)["live"] for node in live] == ["polite"]
+
+    levels = [parts.properties(node)["level"] for node in parts.of_role("heading")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels)), levels
+    (clips,) = [node for node in parts.of_role("list") if "best first" in parts.name(node)]
+    found = [parts.name(node) for node in parts.inside(clips) if parts.role(node) == "article"]
+    assert found == ["a high tone", "a low tone", "noise", HOSTILE]
+    assert len([node for node in parts.inside(clips) if parts.role(node) == "listitem"]) == 4
+    named = [name for role, name in parts.focusable() if role == "Audio"]
+    assert named[:2] == ["Sound of high.flac: a high tone", "Sound of low.wav: a low tone"]
+    pictures = [parts.name(node) for node in parts.inside(clips) if parts.role(node) == "image"]
+    assert pictures[:2] == ["Spectrogram of high.flac: a high tone", "Spectrogram of low.wav: a low tone"]
+
+    page.one("#filters button.label-wrap").send_keys(Keys.ENTER)
+
+    def is_closed():
+        parts = page.accessible()
+        (filters,) = [node for node in parts.of_role("button") if parts.name(node) == "Filters"]
+        return parts.properties(filters)["expanded"] is False
+
+    page.wait(is_closed)
+
+
+def test_by_keyboard_from_the_first_link_to_a_sound_and_the_map(page):
+    field = page.one("#text textarea, #text input")
+    field.send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+    page.driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    page.go_to("Skip to the results")
+    assert page.focused.location["x"] >= 0
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.focused.get_attribute("id") == "results")
+    page.press(Keys.TAB)
+    sound = page.focused
+    assert sound.get_attribute("aria-label") == "Sound of high.flac: a high tone"
+    page.press(Keys.SPACE)
+    page.wait(lambda: page.driver.execute_script("return arguments[0].currentTime > 0", sound))
+
+    # Backwards to the tabs, and on the map by the same link.
+    page.go_to("Map", backwards=True)
+    page.press(Keys.ENTER)
+    page.one(".map .point")
+    page.go_to("Skip to the results", backwards=True)
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.focused.get_attribute("class").split()[:1] == ["point"])
+    label = page.focused.get_attribute("aria-label")
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.one("#said").get_attribute("textContent") == f"Opened: {label}")
+    parts = page.accessible()
+    (opened,) = [node for node in parts.of_role("region") if parts.name(node) == "Opened clip"]
+    assert [parts.name(node) for node in parts.inside(opened) if parts.role(node) == "article"]
+    assert all(name for _, name in parts.focusable()), parts.focusable()
+
+
+def test_a_switch_that_searches_within_the_words(page_of_tokens):
+    page = page_of_tokens
+    page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips for “high tone”, best first by score of Late")
+    page.one("#words textarea, #words input").send_keys("humming")
+    page.wait_for_text("#answer .status", "1 of 1 clip for “high tone”, best first by score of Late")
+    page.one("#refined input").click()
+    page.wait_for_text("#answer .status", "1 of 4 clips for “high tone”, best first by cosine")

@@ -15,7 +15,7 @@ from ask_lightning.page.clip_cards import answer_html, clip_card
 from ask_lightning.page.clip_map import HEIGHT, WIDTH, choose_rows, map_html, place_points
 from ask_lightning.page.collection import Answer, answer_query, filter_matches
 from ask_lightning.page.pictures import draw_spectrogram, spectrogram_pixels
-from tests.page.clips import make_collection, write_sounds
+from tests.page.clips import CALIBRATION, make_collection, write_sounds
 
 
 class Tags(HTMLParser):
@@ -70,8 +70,8 @@ def test_a_card_has_a_player_with_a_name_and_a_picture_with_a_text():
 
 
 def test_answers_say_what_they_show_and_escape_what_they_hold():
-    collection = make_collection([None, None, None, Path('"><b>.wav')], calibration="softmax")
-    answer = answer_query(collection, "<i>tone</i>", calibrated=True)
+    collection = make_collection([None, None, None, Path('"><b>.wav')], refinement=CALIBRATION)
+    answer = answer_query(collection, "<i>tone</i>", refined=True)
     html = answer_html(collection, answer, filter_matches(collection, answer.matches, count=4))
     tags = Tags(html)
     assert "4 of 4 clips for “&lt;i&gt;tone&lt;/i&gt;”, best first by calibrated score." in html

@@ -1,12 +1,17 @@
 """Which requests are answered, and with what."""
 
+import io
 import os
+import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
 from fastapi.testclient import TestClient
 
+from ask_lightning.page.collection import answer_query
 from ask_lightning.page.server import is_served, listen, make_app
 from tests.page.clips import make_collection, write_sounds
 
@@ -110,3 +115,28 @@ def test_a_taken_port_is_an_error():
         listen("127.0.0.1", first.getsockname()[1]),
     ):
         pass
+
+
+def test_m4a_is_played_where_pyav_is_installed(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
+    from tests.helpers.media_files import write_media
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    tone = write_media(tmp_path / "tone.m4a", 0.5 * np.sin(np.arange(16000) / 5), 16000, "aac")
+    collection = make_collection([None, None, None, tone])
+    with TestClient(make_app(collection, tmp_path, ["127.0.0.1"]), base_url="http://127.0.0.1") as client:
+        heard = client.get("/clip/3")
+        assert (heard.status_code, heard.headers["content-type"]) == (200, "audio/wav")
+        samples, rate = soundfile.read(io.BytesIO(heard.content))
+        assert (rate, len(samples)) == (16000, pytest.approx(16000, abs=2048))
+        assert abs(samples).max() == pytest.approx(0.5, abs=0.1)
+        assert client.get("/clip/3/spectrogram.png").content.startswith(b"\x89PNG")
+        assert answer_query(collection, tone).matches
+    # Without it the page goes on, and says what to install.
+    monkeypatch.setitem(sys.modules, "av", None)
+    with TestClient(make_app(collection, tmp_path, ["127.0.0.1"]), base_url="http://127.0.0.1") as client:
+        for path in ("/clip/3", "/clip/3/spectrogram.png"):
+            refused = client.get(path)
+            assert refused.status_code == 422
+            assert 'pip install "ask-lightning[media]"' in refused.text
+        assert 'pip install "ask-lightning[media]"' in answer_query(collection, tone).problem

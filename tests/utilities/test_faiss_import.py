@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ask_lightning.knowledge import KnowledgeBase
-from ask_lightning.knowledge.search import ExactSearch, build_search
+from ask_lightning.knowledge.exact_search import ExactSearch
+from ask_lightning.knowledge.search import build_search
 from ask_lightning.utilities import faiss_import
 from tests.helpers.vectors import directions, faiss_as
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ask_lightning.encoding.background import BackgroundEncoder
 from ask_lightning.encoding.encode import Encoded, assemble, require_equal_weights
 from ask_lightning.encoding.row_limit import RowLimit
+from ask_lightning.encoding.sharding import is_sharded
 from ask_lightning.encoding.training_copy import TrainingCopy
 from ask_lightning.utilities.distributed import Ranks
-
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 class BackgroundRefresh:
@@ -71,7 +69,7 @@ class BackgroundRefresh:
 
     def _make_encoder(self) -> BackgroundEncoder:
         """What encodes, with its first batches behind it; collective."""
-        require_equal_weights(self._encoders.module, self.loaders[0], self._ranks)
+        require_equal_weights(self._encoders.trainer, self._encoders.module, self.loaders[0], self._ranks)
         with self._ranks.all_or_none("starting to encode its part of the knowledge source"):
             return BackgroundEncoder(self._encoders, self.loaders, self._limits)
 
@@ -143,7 +141,7 @@ def check_background(trainer: pl.Trainer) -> None:
         RuntimeError: The strategy divides the weights among processes, or the precision changes the default
             dtype, which threads share.
     """
-    if isinstance(trainer.strategy, _SHARDING):
+    if is_sharded(trainer):
         raise RuntimeError(
             "KnowledgeRefreshCallback(in_background=True) encodes by a copy of the encoders, but with "
             f"{type(trainer.strategy).__name__} no process has all of their weights, and a forward pass is "

@@ -140,14 +140,14 @@ class LoaderStateCallback(Callback):
                 self._begin_epoch(trainer)
             self._note_place(trainer)
 
-        vars(epoch_loop)["_on_after_fetch"] = note_after_fetch
+        epoch_loop.__dict__["_on_after_fetch"] = note_after_fetch
 
     def _begin_epoch(self, trainer: pl.Trainer) -> None:
         self._epoch, self._surplus = trainer.current_epoch, [0] * len(self._surplus)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
-        vars(trainer.fit_loop.epoch_loop).pop("_on_after_fetch", None)
+        trainer.fit_loop.epoch_loop.__dict__.pop("_on_after_fetch", None)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 from ask_lightning.encoding.encode import Embed, encode_source
 from ask_lightning.encoding.source_loader import num_items, source_loader
 from ask_lightning.functional.injection import unit_length
-from ask_lightning.knowledge.base import KnowledgeBase, check_embeddings
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.embedding_checks import check_embeddings
 from ask_lightning.knowledge.mapping import RowMap, choose_held_out, fit_row_map
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.distributed import Ranks

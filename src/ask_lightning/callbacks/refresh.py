@@ -12,11 +12,12 @@ from typing import Any, Literal, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
+from ask_lightning.callbacks.knowledge_files import mix_files, rows_directory
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.partial_refresh import (
@@ -52,18 +53,15 @@ from ask_lightning.encoding.compatibility import (
     warn_of_uneven_streams,
 )
 from ask_lightning.encoding.encode import Encoded, encode_source
+from ask_lightning.encoding.loss_binding import check_borrowed_parameters
+from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import Source, has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.functional import unit_length
-from ask_lightning.knowledge.base import (
-    PLACEMENTS,
-    STORAGES,
-    KnowledgeBase,
-    Placement,
-    Storage,
-    check_embeddings,
-)
+from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.base_settings import PLACEMENTS, STORAGES, Placement, Storage, check_memmap
+from ask_lightning.knowledge.embedding_checks import check_embeddings
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.mapping import MappedRefresh
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
@@ -126,18 +124,25 @@ class KnowledgeRefreshCallback(Callback):
             takes clip ids, and a lookup of the batch's own rows in each step.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
             callable that returns one. Datasets with a method `without_random_crops` are read through it.
-        num_prototypes: M, the number of coarse prototypes, at least 1.
+        num_prototypes: M, the number of coarse prototypes, at least 1. None is made for a loss that does not
+            look them up (`needs_prototypes`).
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
             `"text"` or `"index"`, see `ask_lightning.knowledge.prototypes.build_prototypes`.
         normalize_prototypes: Whether to bring max-pooled prototypes back to unit length. The paper's Eq. 8
             does not; without it they are longer than one, and the modulation factor may fall to 0.
         clustering: The kind of K-means that makes the prototypes: `"spherical"`, or `"euclidean"` as
             `faiss.Kmeans` does it, see `ask_lightning.knowledge.kmeans.kmeans`.
-        index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string.
+        index: The kind of search: `"auto"`, `"exact"` or a Faiss factory string. `"auto"` is exact in memory
+            and suits the number of rows in files; the log says what it has become.
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
         storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
-            scores are float32 in any case.
+            scores are float32 in any case. Or `"memmap"`: the embeddings are in files, for knowledge larger
+            than memory, which holds an index alone. On several ranks each has the files of its shard, with
+            `placement="sharded"`.
+        storage_directory: The directory for the files of `storage="memmap"`, on a local disk with room for
+            two bases: 4 d bytes for each pair and base. They are removed with the base, except those that a
+            checkpoint's snapshot shares. Default: `knowledge_rows` in the run's own directory.
         momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
             unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
             0 the source needs an index.
@@ -192,6 +197,7 @@ class KnowledgeRefreshCallback(Callback):
         index: str = "auto",
         placement: Placement = "replicated",
         storage: Storage = "float32",
+        storage_directory: str | Path | None = None,
         momentum: float = 0.0,
         mode: Mode | MappedRefresh = "full",
         write_back: bool = False,
@@ -232,6 +238,7 @@ class KnowledgeRefreshCallback(Callback):
         self.index = index
         self.placement: Placement = placement
         self.storage: Storage = storage
+        self.storage_directory = storage_directory
         self.momentum = float(momentum)
         self.mode: Literal["full", "rolling"] | MappedRefresh = MappedRefresh() if mode == "mapped" else mode
         self.write_back = write_back
@@ -245,6 +252,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots = SnapshotRecord()
         self._collector = SnapshotCollector(self._snapshots)
         self._warned_of_collapse = False
+        self._told_search: str | None = None
         self._checked_gradients = False
         self._to_restore: dict[str, Any] | None = None
         self._source_key: dict[str, Any] | None = None  # of the base in use
@@ -279,6 +287,23 @@ class KnowledgeRefreshCallback(Callback):
                 'Arguments `mode="mapped"` and `write_back=True` exclude each other: one map cannot follow '
                 "rows that were encoded at different times. Leave one of them out."
             )
+        if self.storage == "memmap":
+            check_memmap(self.prototype_pairing, self.placement, 1)
+            if self.refine is not None:
+                raise ValueError(
+                    'Argument `refine` compares every pair with every other, for which storage="memmap" is '
+                    "meant to be too large. Leave it out."
+                )
+            if self.mode != "full":
+                raise ValueError(
+                    f'Arguments `{self._mode_option}` and `storage="memmap"` exclude each other: rows in '
+                    "files are renewed all at once, or by write_back=True. Leave one of them out."
+                )
+        elif self.storage_directory is not None:
+            raise ValueError(
+                'Argument `storage_directory` is for storage="memmap" alone, '
+                f"but got {str(self.storage_directory)!r} with storage={self.storage!r}. Leave it out."
+            )
         mixed = "momentum" if self.momentum else "refine" if self.refine is not None else None
         partly = "write_back=True" if self.write_back else self._mode_option
         if mixed and (self.write_back or self.mode != "full"):
@@ -296,11 +321,22 @@ class KnowledgeRefreshCallback(Callback):
                 f"Arguments `in_background=True` and `{partly}` exclude each other: rows that are renewed "
                 "while a refresh encodes in the background would become older by it. Leave one of them out."
             )
+        if self.in_background and self.storage == "memmap":
+            raise ValueError(
+                'Arguments `in_background=True` and `storage="memmap"` exclude each other: what is encoded '
+                "in the background stays in memory until it is used, and memory is what the files are to "
+                "save. Leave one of them out."
+            )
         if self.in_background and is_auto:
             raise ValueError(
                 'Arguments `in_background=True` and `T="auto"` exclude each other: the drift of an epoch in '
                 "which a refresh is in flight would ask for another one. Pass a number for `T`."
             )
+
+    @property
+    def _keeps_ages(self) -> bool:
+        """Whether rows may be of different ages."""
+        return self.write_back or self.mode != "full"
 
     @property
     def _mode_option(self) -> str:
@@ -329,6 +365,8 @@ class KnowledgeRefreshCallback(Callback):
             check_background(trainer)
         if self.index not in ("auto", "exact"):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
+        if self.storage == "memmap":
+            check_memmap(self.prototype_pairing, self.placement, trainer.world_size)
         self._target = find_target(pl_module)
         if not self.target.loss.needs_knowledge:
             rank_zero_warn(
@@ -341,7 +379,7 @@ class KnowledgeRefreshCallback(Callback):
             self._snapshots = SnapshotRecord()
             self._collector = SnapshotCollector(self._snapshots)
             self._warned_of_collapse = self._checked_gradients = False
-            self._source_key = self._dataset = None
+            self._source_key = self._dataset = self._told_search = None
             self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
             self._ages = self._decided_at = self._background = self._in_flight = None
             self._num_written = self._num_steps = self.num_encoded = 0
@@ -365,6 +403,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        check_borrowed_parameters(trainer, pl_module, self.target.loss)
         warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
@@ -407,9 +446,17 @@ class KnowledgeRefreshCallback(Callback):
         directory = Path(trainer.ckpt_path).absolute().parent if trainer.ckpt_path else None
         try:
             restorer = SnapshotRestorer(self._snapshots)
-            base = restorer.restore(state, directory, ranks, sharded=self.placement == "sharded")
+            base = restorer.restore(
+                state,
+                directory,
+                ranks,
+                sharded=self.placement == "sharded",
+                rows_directory=self._rows_directory(trainer),
+            )
             if self._needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
+            if self.target.loss.needs_prototypes and len(base.coarse) == 0:
+                raise SnapshotError("It lacks prototypes, which the loss looks up.")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = self._in_flight = None
@@ -423,8 +470,10 @@ class KnowledgeRefreshCallback(Callback):
         self._source_key = state.get("source")
         self._decided_at = state.get("decided_at")
         self._in_flight = state.get("in_flight")
-        if (encoded_at := state.get("encoded_at")) is not None:
-            self._ages = RowAges.from_state(encoded_at)
+        if self._keeps_ages:
+            encoded_at = state.get("encoded_at")  # a run without such options has none
+            one_age = RowAges(len(base.fine), state["built_at"])
+            self._ages = one_age if encoded_at is None else RowAges.from_state(encoded_at)
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state(state["schedule"], ranks)
         settings, stored = self._settings(), state.get("settings", {})
@@ -544,7 +593,7 @@ class KnowledgeRefreshCallback(Callback):
         (encoded, *of_training), seconds, self._report = refresh.finish(trainer.global_step)
         started = time.perf_counter()
         loader, old = refresh.loaders[0], self.target.loss.knowledge
-        renewal = self._renewal_of(trainer, loader, old, encoded, of_training)
+        renewal = self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
         self._background = None
         building = time.perf_counter() - started
         self._report["refresh_wait_seconds"] += building
@@ -571,6 +620,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
+        average_whole_gradients(trainer, pl_module)
         if not self._checked_gradients:
             self._checked_gradients = check_gradients(trainer, pl_module)
 
@@ -579,7 +629,8 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
         self._refresh_if_due(trainer, pl_module)
-        self.target.loss.check_temperature(batch_idx)
+        if not is_sharded(trainer):  # there is no value outside of the forward pass
+            self.target.loss.check_temperature(batch_idx)
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -661,6 +712,7 @@ class KnowledgeRefreshCallback(Callback):
         """Puts new knowledge, by the encoders of an epoch, in place of the old, and reports on it."""
         base, old = renewal.base, self.target.loss.knowledge
         self.target.loss.check_knowledge(base)
+        self._tell_search(base)
         self.target.loss.knowledge = base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = epoch
@@ -668,7 +720,7 @@ class KnowledgeRefreshCallback(Callback):
         if renewal.rows is not None:
             assert self._ages is not None
             self._ages.renew(renewal.rows, epoch)
-        elif self.write_back or self.mode != "full":
+        elif self._keeps_ages:
             self._ages = RowAges(len(base.fine), epoch)
         if self.schedule is not None:
             self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
@@ -700,10 +752,19 @@ class KnowledgeRefreshCallback(Callback):
         with progress_bar(trainer, "Refreshing knowledge", num_batches(loaders)) as advance:
             limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
             encoded, *of_training = (
-                encode_source(trainer, pl_module, each, self.target.embed, advance, ranks=ranks, limit=limit)
+                encode_source(
+                    trainer,
+                    pl_module,
+                    each,
+                    self.target.embed,
+                    advance,
+                    ranks=ranks,
+                    limit=limit,
+                    directory=self._rows_directory(trainer) if each is loader else None,
+                )
                 for each, limit in zip(loaders, limits, strict=True)
             )
-        return self._renewal_of(trainer, loader, old, encoded, of_training)
+        return self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
 
     def _open_all(self, trainer: pl.Trainer, loader: Iterable[Any]) -> list[Iterable[Any]]:
         """The loader of the source and, where the loss learns from them, one of the training clips."""
@@ -724,6 +785,7 @@ class KnowledgeRefreshCallback(Callback):
     def _renewal_of(
         self,
         trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
         loader: Iterable[Any],
         old: KnowledgeBase | None,
         encoded: Encoded,
@@ -734,12 +796,15 @@ class KnowledgeRefreshCallback(Callback):
         if self._reader.source is None and encoded.shard.ranks.size > 1 and not has_index(loader):
             warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
-        audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
-        if self.refine is not None:
-            check_embeddings(audio, text, encoded.shard)
-            audio, text = self.refine(audio, text, encoded.shard)
         clips = self._training_clips(*of_training)
-        base = self._build(audio, text, encoded.ids, encoded.shard, clips)
+        if encoded.files is not None:
+            base = self._build_from_files(trainer, pl_module, encoded, clips, is_same_source=is_same_source)
+        else:
+            audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
+            if self.refine is not None:
+                check_embeddings(audio, text, encoded.shard)
+                audio, text = self.refine(audio, text, encoded.shard)
+            base = self._build(audio, text, encoded.ids, encoded.shard, clips)
         has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
         if has_same_rows and old is not None:
             has_same_rows = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
@@ -830,20 +895,58 @@ class KnowledgeRefreshCallback(Callback):
     ) -> KnowledgeBase:
         """The base of this rank's rows `(n, d)`, with prototypes; collective."""
         return KnowledgeBase.from_embeddings(
-            audio,
-            text,
-            ids=ids,
-            num_prototypes=self.num_prototypes,
-            prototype_pairing=self.prototype_pairing,
-            normalize_prototypes=self.normalize_prototypes,
-            clustering=self.clustering,
-            index=self.index,
-            seed=self.seed,
-            storage=self.storage,
-            placement=self.placement,
-            shard=shard,
-            training_clips=training_clips,
+            audio, text, storage=self.storage, **self._build_settings(ids, shard, training_clips)
         )
+
+    def _build_from_files(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        encoded: Encoded,
+        training_clips: StoredClips | None,
+        *,
+        is_same_source: bool,
+    ) -> KnowledgeBase:
+        """The base of rows that were written to files; collective."""
+        directory, files, old = self._rows_directory(trainer), encoded.files, self.target.loss.knowledge
+        assert directory is not None
+        assert files is not None
+        if old is not None and self._mixes_with_old(encoded, is_same_source=is_same_source):
+            files = mix_files(files, old, encoded.shard, directory, self._mix)
+        settings = self._build_settings(encoded.ids, encoded.shard, training_clips)
+        return KnowledgeBase.from_files(files, directory, device=pl_module.device, **settings)
+
+    def _build_settings(
+        self, ids: torch.Tensor | None, shard: RowShard, training_clips: StoredClips | None
+    ) -> dict[str, Any]:
+        """What a base is built with, whether its rows are in memory or in files."""
+        return {
+            "ids": ids,
+            "num_prototypes": self.num_prototypes if self.target.loss.needs_prototypes else 0,
+            "prototype_pairing": self.prototype_pairing,
+            "normalize_prototypes": self.normalize_prototypes,
+            "clustering": self.clustering,
+            "index": self.index,
+            "seed": self.seed,
+            "placement": self.placement,
+            "shard": shard,
+            "training_clips": training_clips,
+            "previous": self.target.loss.knowledge,
+        }
+
+    def _tell_search(self, base: KnowledgeBase) -> None:
+        """Say which search `index="auto"` has become, when it is another than before."""
+        kind = base.fine.search_audio.kind
+        if self.index == "auto" and kind != self._told_search:
+            self._told_search = kind
+            rank_zero_info(
+                f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
+                'index="auto".'
+            )
+
+    def _rows_directory(self, trainer: pl.Trainer) -> Path | None:
+        """Where the files of `storage="memmap"` go; `None` for other storages."""
+        return rows_directory(trainer, self.storage_directory) if self.storage == "memmap" else None
 
     def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
@@ -860,8 +963,21 @@ class KnowledgeRefreshCallback(Callback):
         """
         new = encoded.audio, encoded.text
         old = self.target.loss.knowledge
-        if old is None or not self.momentum:
+        if old is None or not self._mixes_with_old(encoded, is_same_source=is_same_source):
             return new
+        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
+        audio, text = (self._mix(before, now) for before, now in zip(stored, new, strict=True))
+        return audio, text
+
+    def _mix(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+        """Stored embeddings `(n, d)` and the new ones of the same rows, mixed by the momentum."""
+        return self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
+
+    def _mixes_with_old(self, encoded: Encoded, *, is_same_source: bool) -> bool:
+        """Whether a momentum mixes new embeddings with old ones, which have to be of the same rows."""
+        old = self.target.loss.knowledge
+        if old is None or not self.momentum:
+            return False
         same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
         if encoded.ids is None:
             same_rows = same_rows and is_same_source
@@ -875,13 +991,7 @@ class KnowledgeRefreshCallback(Callback):
                 "a new dataset of the same pairs, pass their clip ids, by which they are known again: "
                 "ASKModule(..., ids=...)."
             )
-            return new
-        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
-        audio, text = (
-            self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
-            for before, now in zip(stored, new, strict=True)
-        )
-        return audio, text
+        return bool(same_rows)
 
     def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
         """Warn if the embeddings of both modalities have collapsed; whether they have."""

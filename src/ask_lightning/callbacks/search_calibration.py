@@ -46,6 +46,7 @@ class SearchCalibration(Callback):
 
     Attributes:
         calibration: Kind and parameters that the last test used, or None.
+        bank: The training pairs by which the last test was calibrated, or None.
 
     Examples:
         >>> SearchCalibration().calibration is None
@@ -59,6 +60,7 @@ class SearchCalibration(Callback):
         self.validation = validation
         self.ids = ids
         self.calibration: Calibration | None = None
+        self.bank: QueryBank | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the bank and the validation pairs, chooses, and tells the metrics."""
@@ -89,7 +91,7 @@ class SearchCalibration(Callback):
             training, validation = (
                 encode_source(trainer, pl_module, loader, embed, advance, ranks=ranks) for loader in loaders
             )
-        bank = QueryBank.from_pairs(*_of_all_ranks(training))
+        self.bank = bank = QueryBank.from_pairs(*_of_all_ranks(training))
         chosen = choose_calibration(*_of_all_ranks(validation), bank)
         # The first rank decides, should another device round otherwise.
         (self.calibration, *_) = ranks.all_gather_object(chosen)

@@ -18,11 +18,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.snapshot_file import SnapshotError, find_snapshot, snapshot_paths
+from ask_lightning.knowledge.row_files import paths_of
+from ask_lightning.knowledge.snapshot_file import (
+    SnapshotError,
+    files_of_snapshot,
+    find_snapshot,
+    rows_stem,
+    snapshot_paths,
+)
 from ask_lightning.utilities.atomic_files import TEMPORARY
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
+# File with all but weights and optimisers in a checkpoint that is a directory (FSDP2, FSDP).
+_OF_ALL_RANKS = "meta.pt"
 # A temporary file that has not been written to for so long was left by a process that was killed.
 _ABANDONED_SECONDS = 3600.0
 # So many superseded snapshots are worth a word where nothing removes them.
@@ -133,7 +142,9 @@ class SnapshotWriter:
             failure = next((text for text in ranks.all_gather_object(failure) if text is not None), None)
             if failure is not None and path not in self.record.written:
                 with suppress(OSError):  # a shard of a snapshot that is not whole is of no use
-                    snapshot_paths(path, ranks.size)[ranks.rank].unlink(missing_ok=True)
+                    own = snapshot_paths(path, ranks.size)[ranks.rank]
+                    for file in (own, *paths_of(rows_stem(own))):
+                        file.unlink(missing_ok=True)
         return failure
 
 
@@ -148,7 +159,13 @@ class SnapshotRestorer:
         self.record = record
 
     def restore(
-        self, state: Mapping[str, Any], checkpoint_directory: Path | None, ranks: Ranks, *, sharded: bool
+        self,
+        state: Mapping[str, Any],
+        checkpoint_directory: Path | None,
+        ranks: Ranks,
+        *,
+        sharded: bool,
+        rows_directory: Path | None = None,
     ) -> KnowledgeBase:
         """Read the knowledge that a checkpoint names; collective.
 
@@ -159,6 +176,7 @@ class SnapshotRestorer:
                 together with it.
             ranks: The processes of this run; there may be more or fewer than wrote the snapshot.
             sharded: Whether each rank shall hold a shard.
+            rows_directory: The directory of the run for the rows of `storage="memmap"`.
 
         Returns:
             The base, on the CPU.
@@ -171,8 +189,8 @@ class SnapshotRestorer:
         path = _present_location(Path(state["snapshot"]), checkpoint_directory)
         base, failure = None, None
         try:
-            base = KnowledgeBase.load(path, ranks=ranks if sharded else None)
-        except SnapshotError as error:
+            base = KnowledgeBase.load(path, ranks=ranks if sharded else None, directory=rows_directory)
+        except (SnapshotError, OSError) as error:
             failure = str(error)
         _raise_first(ranks.all_gather_object(failure))
         assert base is not None
@@ -227,7 +245,7 @@ class SnapshotCollector:
             if any(path.name.encode() in content for content in contents):
                 continue
             try:
-                files = find_snapshot(path)
+                files = files_of_snapshot(path)
                 # A checkpoint that cannot be read may need any snapshot that was there when it was written.
                 if any(file.stat().st_mtime <= unreadable_since for file in files):
                     continue
@@ -241,7 +259,7 @@ class SnapshotCollector:
         """Say once that snapshots are never removed here, when there are several."""
         if len(superseded) >= _PILE and not self._warned_of_pile and Ranks.current().rank == 0:
             self._warned_of_pile = True
-            size = sum(file.stat().st_size for path in superseded for file in find_snapshot(path))
+            size = sum(file.stat().st_size for path in superseded for file in files_of_snapshot(path))
             warn(
                 f"{len(superseded)} snapshots of superseded knowledge ({size / 2**20:.0f} MiB) lie "
                 f"in {superseded[0].parent}, and none is removed, because the trainer has no "
@@ -265,7 +283,11 @@ class SnapshotCollector:
                 with suppress(FileNotFoundError):
                     unreadable_since = max(unreadable_since, file.stat().st_mtime)
                 self._warn_of_unreadable(file, error)
-        self._contents = {key: content for key, content in self._contents.items() if key[0] in files}
+        self._contents = {
+            key: content
+            for key, content in self._contents.items()
+            if key[0] in files or key[0].parent in files
+        }
         return contents, unreadable_since
 
     def _warn_of_unreadable(self, checkpoint: Path, error: Exception) -> None:
@@ -280,6 +302,8 @@ class SnapshotCollector:
 
     def _content(self, checkpoint: Path) -> bytes:
         """The bytes of a checkpoint in which snapshot names can occur; nothing in it is unpickled."""
+        if checkpoint.is_dir():  # each rank has written its part of the model, and one of them the rest
+            checkpoint = checkpoint / _OF_ALL_RANKS
         state = checkpoint.stat()
         key = (checkpoint, state.st_mtime_ns, state.st_size)
         if key not in self._contents:

@@ -15,6 +15,7 @@ from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.cli.run_options import RunOptions, repeated_flags
 from ask_lightning.data import FolderData
 from ask_lightning.data.clips import Clip
+from ask_lightning.models.stored_calibration import save_calibration
 
 
 def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
@@ -91,7 +92,13 @@ def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str
         excluded_from_training=(data.get("init_args") or {}).get("exclude"),
         command=command,
     )
-    path = write_results(Path(trainer.default_root_dir), results)
+    run = Path(trainer.default_root_dir)
+    path = write_results(run, results)
+    if trainer.log_dir is not None and Path(trainer.log_dir) != run:
+        write_results(Path(trainer.log_dir), results)  # which the next test leaves there
+    if trainer.calibration is not None and trainer.calibration_bank is not None:
+        fingerprint = results["model"]["fingerprint"]
+        save_calibration(run, trainer.calibration_bank, trainer.calibration, fingerprint)
     print(f"The results are in {path}.", file=sys.stderr)
 
 

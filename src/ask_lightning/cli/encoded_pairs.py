@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +13,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ask_lightning.cli.encoded_parts import text_tensor, texts_of
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.stored_texts import StoredTexts
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.interaction import TokenEmbeddings, with_padding
+from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibration, QueryBank
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 
-_FORMAT = "ask-lightning pairs 4"
+_FORMAT = "ask-lightning pairs 5"
 _TENSORS = (
     *("audio", "text", "clip_ids", "clip_of"),
     *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
 )
 _TEXTS = ("names", "captions", "files")  # one for each clip or caption
+_SIDES = ("audio", "text")
 _METADATA = ("model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
@@ -52,23 +56,43 @@ class EncodedPairs:
         text_lengths: Number of words of each caption, `(P,)` int64, or None.
         files: Names of the N clips' audio files as their dataset writes them, most often relative paths; of
             takes of one recording that of the first. A name is empty where the dataset has none.
+        checksums: Checksum of the embeddings of each side, `"audio"` and `"text"`, as the file says. Empty
+            where the pairs are of no file.
     """
 
     audio: Tensor
     text: Tensor
     clip_ids: Tensor
     clip_of: Tensor
-    names: list[str]
-    captions: list[str]
+    names: Sequence[str]
+    captions: Sequence[str]
     model: dict[str, str | None] = field(default_factory=dict)
     caption_style: CaptionStyle = "raw"
     sample_rate: int | None = None
     calibration: HubCalibration | None = None
-    files: list[str] = field(default_factory=list)
+    files: Sequence[str] = ()
     audio_tokens: Tensor | None = None
     audio_lengths: Tensor | None = None
     text_tokens: Tensor | None = None
     text_lengths: Tensor | None = None
+    checksums: dict[str, int] = field(default_factory=dict)
+
+    def captions_of(self, row: int) -> list[int]:
+        """The rows of a clip's captions, rising.
+
+        Args:
+            row: Row of the clip.
+        """
+        order, ends = self._captions_by_clip
+        start = int(ends[row - 1]) if row else 0
+        found: list[int] = order[start : int(ends[row])].tolist()
+        return found
+
+    @cached_property
+    def _captions_by_clip(self) -> tuple[Tensor, Tensor]:
+        """The rows of the captions `(P,)` clip by clip, and where those of each clip end, `(N,)`."""
+        order = self.clip_of.argsort(stable=True)
+        return order, self.clip_of.bincount(minlength=len(self.names)).cumsum(0)
 
     @property
     def has_tokens(self) -> bool:
@@ -125,8 +149,11 @@ class EncodedPairs:
         """
         check_output(path)
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        tensors |= {name: text_tensor(getattr(self, name)) for name in _TEXTS}
+        for name in _TEXTS:
+            texts = StoredTexts.of(getattr(self, name))
+            tensors |= {name: texts.content, f"{name}_ends": texts.ends}
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
+        metadata["checksums"] = json.dumps({side: checksum(getattr(self, side)) for side in _SIDES})
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
             for name, values in self.calibration.tensors.items():
@@ -143,7 +170,7 @@ class EncodedPairs:
 
     @classmethod
     def load(cls, path: Path) -> "EncodedPairs":
-        """Read the pairs from a file.
+        """Read the pairs from a file, which is mapped into memory: its parts are read when they are used.
 
         Args:
             path: Path of the file.
@@ -167,8 +194,13 @@ class EncodedPairs:
                 f"{path} holds no encoded pairs: its format is {metadata.get('format')!r}, not {_FORMAT!r}. "
                 f"{_REMEDY}"
             )
-        texts: dict[str, Any] = {name: texts_of(tensors.pop(name)) for name in _TEXTS}
-        settings = {name: json.loads(metadata[name]) for name in _METADATA}
+        try:
+            texts: dict[str, Any] = {
+                name: StoredTexts(tensors.pop(name), tensors.pop(f"{name}_ends")) for name in _TEXTS
+            }
+        except ValueError as error:
+            raise UsageError(f"{path} is damaged ({error}). {_REMEDY}") from error
+        settings = {name: json.loads(metadata[name]) for name in (*_METADATA, "checksums")}
         calibration = None
         if "calibration" in metadata:
             biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}

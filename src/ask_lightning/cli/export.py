@@ -16,10 +16,12 @@ import yaml
 
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.model_card import model_card
-from ask_lightning.cli.results import RESULTS_FILE, public_results, read_results
+from ask_lightning.cli.results import RESULTS_FILE, find_results, public_results, read_results
 from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.models import from_pretrained, save_pretrained
+from ask_lightning.models.exported import CALIBRATION_FILE
+from ask_lightning.models.stored_calibration import calibration_fingerprint
 from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.weights import weights_fingerprint
 
@@ -52,7 +54,12 @@ def export(arguments: Sequence[str]) -> Path:
     parser.add_argument(
         "--class", dest="kind", help="the model's class, if there is no config beside the run"
     )
-    parser.add_argument("--results", type=Path, help="results of a test (default: results.json of the run)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        help="results of tests (default: all results.json of the run that are of these weights)",
+    )
     parser.add_argument("--push", metavar="REPO", help="upload it to this repository of the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="make that repository a private one")
     options = parser.parse_args(arguments)
@@ -64,11 +71,17 @@ def export(arguments: Sequence[str]) -> Path:
     model = _load(checkpoint, options.kind or (config.get("model") or {}).get("class_path"))
     results = _matching_results(model, options.results, run)
     name = options.push or options.output.absolute().name
+    calibration = _matching_calibration(model, run)
     with usage_errors():
         card = model_card(
-            model, name.rpartition("/")[2], config=config, results=results, source=options.push or str(name)
+            model,
+            name.rpartition("/")[2],
+            config=config,
+            results=results,
+            source=options.push or str(name),
+            is_calibrated=calibration is not None,
         )
-        _write(model, options.output, card, results)
+        _write(model, options.output, card, results, calibration)
     print(f"The model is in {options.output}: ask_lightning.models.from_pretrained({str(options.output)!r})")
     if options.push is not None:
         _push(options.output, options.push, private=options.private)
@@ -138,33 +151,71 @@ def _load(checkpoint: Path, class_path: str | None) -> pl.LightningModule:
         ) from error
 
 
-def _matching_results(model: pl.LightningModule, path: Path | None, run: Path) -> dict[str, Any] | None:
-    """The results of a test of these very weights, without paths."""
-    results = read_results(path or run / RESULTS_FILE)
-    if path is not None and results is None:
-        raise UsageError(f"{path} holds no results. `ask-lightning test` writes {RESULTS_FILE} into its run.")
-    if results is not None and results["model"]["fingerprint"] == weights_fingerprint(model):
-        return public_results(results)
-    if path is not None:
-        raise UsageError(f"{path} holds the results of other weights. Test this checkpoint first.")
-    print(
-        "There are no results of a test of this checkpoint, so the model card has none: "
-        "`ask-lightning test … --ckpt_path best` before the export writes them.",
-        file=sys.stderr,
-    )
-    return None
+def _matching_results(
+    model: pl.LightningModule, paths: Sequence[Path] | None, run: Path
+) -> list[dict[str, Any]]:
+    """The results of tests of these very weights, without paths, the latest first."""
+    fingerprint = weights_fingerprint(model)
+    if paths is None:
+        found = [one for one in find_results(run) if one["model"]["fingerprint"] == fingerprint]
+        if not found:
+            print(
+                "There are no results of a test of this checkpoint, so the model card has none: "
+                "`ask-lightning test … --ckpt_path best` before the export writes them.",
+                file=sys.stderr,
+            )
+        return [public_results(one) for one in found]
+    given = []
+    for path in paths:
+        results = read_results(path)
+        if results is None:
+            raise UsageError(
+                f"{path} holds no results. `ask-lightning test` writes {RESULTS_FILE} into its run."
+            )
+        if results["model"]["fingerprint"] != fingerprint:
+            raise UsageError(f"{path} holds the results of other weights. Test this checkpoint first.")
+        given.append(public_results(results))
+    return given
 
 
-def _write(model: pl.LightningModule, output: Path, card: str, results: Mapping[str, Any] | None) -> None:
+def _matching_calibration(model: pl.LightningModule, run: Path) -> Path | None:
+    """The calibration that a test of these very weights has chosen."""
+    if calibration_fingerprint(run) != weights_fingerprint(model):
+        return None
+    return run / CALIBRATION_FILE
+
+
+def results_name(number: int) -> str:
+    """Name of the file with some of the results of an exported model.
+
+    Args:
+        number: Number of the results, from 1 for the latest.
+
+    Examples:
+        >>> results_name(1), results_name(2)
+        ('results.json', 'results-2.json')
+    """
+    return RESULTS_FILE if number == 1 else f"{Path(RESULTS_FILE).stem}-{number}.json"
+
+
+def _write(
+    model: pl.LightningModule,
+    output: Path,
+    card: str,
+    results: Sequence[Mapping[str, Any]],
+    calibration: Path | None,
+) -> None:
     """Write the folder as a whole or not at all, and make sure that it loads."""
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
     try:
         save_pretrained(model, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        if results is not None:
-            text = json.dumps(results, indent=2) + "\n"
-            (temporary / RESULTS_FILE).write_text(text, encoding="utf-8")
+        for number, one in enumerate(results, start=1):
+            text = json.dumps(one, indent=2) + "\n"
+            (temporary / results_name(number)).write_text(text, encoding="utf-8")
+        if calibration is not None:
+            shutil.copyfile(calibration, temporary / CALIBRATION_FILE)
         try:
             loaded = from_pretrained(temporary, type(model))
         except (RuntimeError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +18,11 @@ from ask_lightning.utilities.text_tables import Cell, markdown_table
 _TASK = "audio-text-retrieval"
 _SHIPPED = "ask_lightning.models"
 _RAW, _CALIBRATED = "by cosine", "calibrated"
+_EXPLANATION = (
+    "A2T is audio-to-text, T2A text-to-audio retrieval; R@k is the share of queries with a hit among the "
+    "first k, mAP@10 the mean average precision cut at 10. Of ties {ties}. `results.json` and its like have "
+    "all metrics and the versions of the packages."
+)
 
 
 def model_card(
@@ -25,8 +30,9 @@ def model_card(
     name: str,
     *,
     config: Mapping[str, Any] | None = None,
-    results: Mapping[str, Any] | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
     source: str | None = None,
+    is_calibrated: bool = False,
 ) -> str:
     """Write the model card of a model.
 
@@ -34,8 +40,9 @@ def model_card(
         model: The model.
         name: Name of the model, or of its repository.
         config: The config of the training. None: it is not known.
-        results: The results of a test of these weights, without paths. None: there are none.
+        results: The results of tests of these weights, without paths, the latest first.
         source: What loads it, as the argument of `from_pretrained`. None: the name.
+        is_calibrated: Whether a calibration of search lies beside the model.
 
     Returns:
         Markdown with a head in YAML.
@@ -52,7 +59,7 @@ def model_card(
         datasets=None if dataset is None else [dataset.lower()],
         metrics=["recall", "map"],
         model_name=name,
-        eval_results=_eval_results(hub, results) or None,
+        eval_results=[entry for one in results for entry in _eval_results(hub, one)] or None,
     )
     sections = [
         f"# {name}",
@@ -60,9 +67,10 @@ def model_card(
         "## Training",
         _training(model, config, loss, dataset),
         "## Results",
-        _results(results),
+        *(map(_results, results) if results else ["This checkpoint has not been tested."]),
+        *([_EXPLANATION.format(ties=results[0]["protocol"]["ties"])] if results else []),
         "## Use",
-        _use(model, source or name, (data.get("init_args") or {}).get("caption_style")),
+        _use(model, source or name, (data.get("init_args") or {}).get("caption_style"), is_calibrated),
         "## Limits",
         _limits(model),
     ]
@@ -119,10 +127,8 @@ def _training(
     return "\n\n".join(parts)
 
 
-def _results(results: Mapping[str, Any] | None) -> str:
-    """The table of results, and the protocol."""
-    if results is None:
-        return "This checkpoint has not been tested."
+def _results(results: Mapping[str, Any]) -> str:
+    """The table of the results of a test, and the protocol."""
     scores = _percent(results)
     columns, cells = score_table(scores, "%")
     protocol = results["protocol"]
@@ -131,14 +137,12 @@ def _results(results: Mapping[str, Any] | None) -> str:
     text = [f"On {where}" + (f" ({', '.join(counts)})" if counts else "") + ":"]
     shown = [[f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row] for row in cells]
     text.append(markdown_table(columns, shown))
-    ties = protocol["ties"]
-    text.append(
-        "A2T is audio-to-text, T2A text-to-audio retrieval; R@k is the share of queries with a hit among the "
-        f"first k, mAP@10 the mean average precision cut at 10. Of ties {ties}. `results.json` has all "
-        "metrics and the versions of the packages."
-    )
     if _CALIBRATED in scores:
-        text.append("Calibrated search subtracts from each score how near the candidate is to all queries.")
+        parameters = ", ".join(_named(results["calibration"]))
+        text.append(
+            "Calibrated search subtracts from each score how near the candidate is to the queries of the "
+            f"training split ({parameters}, chosen on the validation split)."
+        )
     if protocol["limited_to_batches"] is not None:
         text.append(
             f"Only the first {protocol['limited_to_batches']} batches were tested: no result to report."
@@ -148,7 +152,13 @@ def _results(results: Mapping[str, Any] | None) -> str:
     return "\n\n".join(text)
 
 
-def _use(model: pl.LightningModule, source: str, caption_style: str | None) -> str:
+def _named(parameters: Mapping[str, Any] | None) -> list[str]:
+    """Kind and parameters of a calibration as words."""
+    kind, *others = (parameters or {"kind": "of an unknown kind"}).items()
+    return [str(kind[1]), *(f"{name}={value}" for name, value in others)]
+
+
+def _use(model: pl.LightningModule, source: str, caption_style: str | None, is_calibrated: bool) -> str:
     """How the model is loaded and called."""
     kind = type(model)
     rate = dict(model.hparams).get("sample_rate")
@@ -165,6 +175,17 @@ def _use(model: pl.LightningModule, source: str, caption_style: str | None) -> s
         compared = getattr(model, "interaction", None) is not None
         similarity = "model.interaction(text, audio).to_audio" if compared else "text @ audio.T"
         lines.append(f"    similarity = {similarity}")
+        if is_calibrated and not compared:
+            lines[2:3] = [
+                "from ask_lightning.metrics import HubCalibration",
+                f"from ask_lightning.models import {loader}, load_calibration",
+            ]
+            lines += [
+                "",
+                f'bank, calibration = load_calibration("{source}")',
+                "hubs = HubCalibration.from_bank(bank, audio, text, calibration)",
+                'calibrated = hubs.calibrate(similarity, "audio")',
+            ]
     lines.append("```")
     said = [f'`pip install "ask-lightning[audio]"`, then:\n\n{chr(10).join(lines)}']
     if rate is not None:
@@ -202,9 +223,9 @@ def _limits(model: pl.LightningModule) -> str:
     return "\n".join(lines)
 
 
-def _eval_results(hub: Any, results: Mapping[str, Any] | None) -> list[Any]:
+def _eval_results(hub: Any, results: Mapping[str, Any]) -> list[Any]:
     """The results for the head of the card. Those of a part of a split are none."""
-    if results is None or results["protocol"]["limited_to_batches"] is not None:
+    if results["protocol"]["limited_to_batches"] is not None:
         return []
     protocol = results["protocol"]
     name = str(protocol["dataset"] or protocol["data"])

@@ -41,7 +41,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: The command line cannot be used.
     """
-    options, own = _parse(arguments)
+    options, own = parse_flags(arguments)
     with usage_errors():
         task = TASKS[options.data](**own)
         protocol = task.protocol()
@@ -80,8 +80,18 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
     return texts
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The command's own options, and the arguments of the task."""
+def parse_flags(arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Parse the command line of `reproduce`.
+
+    Args:
+        arguments: What follows `reproduce` on the command line.
+
+    Returns:
+        The command's own options, and the arguments of the task by name.
+
+    Raises:
+        UsageError: The command line cannot be used.
+    """
     names = "\n".join(f"  {artifact.name:<13} {artifact.title}" for artifact in ARTIFACTS.values())
     parser = FlagParser(
         usage="ask-lightning reproduce NAME [NAME ...] --data NAME [flags]",

@@ -118,6 +118,25 @@ def read_results(path: Path) -> dict[str, Any] | None:
     return results if is_known else None
 
 
+def find_results(run: Path) -> list[dict[str, Any]]:
+    """The results of all tests of a run, of which each leaves its own in the folder of its logs.
+
+    Args:
+        run: Folder of the run.
+
+    Returns:
+        The results, the latest first. Of tests of the same weights by the same protocol the latest counts.
+    """
+    paths = [run / RESULTS_FILE, *run.glob(f"logs/version_*/{RESULTS_FILE}")]
+    found = [results for path in paths if (results := read_results(path)) is not None]
+    found.sort(key=lambda results: str(results["created"]), reverse=True)
+    by_protocol: dict[str, dict[str, Any]] = {}
+    for results in found:
+        tested = {"protocol": results["protocol"], "fingerprint": results["model"]["fingerprint"]}
+        by_protocol.setdefault(json.dumps(tested, sort_keys=True), results)
+    return list(by_protocol.values())
+
+
 def public_results(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results without paths of this machine.
 

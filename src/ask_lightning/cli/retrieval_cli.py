@@ -41,7 +41,7 @@ from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
 from ask_lightning.encoding.encoders import find_interaction
-from ask_lightning.metrics import AudioTextRetrieval, Calibration
+from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
@@ -87,10 +87,12 @@ class RetrievalTrainer(pl.Trainer):
         model_section: Class and arguments of the model as the config builds it, before any checkpoint. The
             command line sets it.
         calibration: Kind and parameters of calibrated search in the last test, or None.
+        calibration_bank: The training pairs that calibrated it, or None.
     """
 
     model_section: dict[str, Any] | None = None
     calibration: Calibration | None = None
+    calibration_bank: QueryBank | None = None
 
     def test(  # type: ignore[override]  # which has more arguments by position
         self,
@@ -179,7 +181,7 @@ class RetrievalTrainer(pl.Trainer):
         try:
             return super().test(model, datamodule=datamodule, **options)
         finally:
-            self.calibration = calibration.calibration
+            self.calibration, self.calibration_bank = calibration.calibration, calibration.bank
             if calibration in callbacks:
                 callbacks.remove(calibration)
 

@@ -3,10 +3,10 @@
 import json
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,12 +14,18 @@ import torch
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.retrieval_cli import load_class, make_model
+from ask_lightning.cli.row_search import best_rows
 from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
+from ask_lightning.cli.search_index import Side, choose_index
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled, unit_embeddings
+from ask_lightning.knowledge.exact_search import Search
+from ask_lightning.metrics import HubCalibration
+from ask_lightning.models import from_pretrained, load_calibration
+from ask_lightning.models.stored_calibration import calibration_fingerprint
 from ask_lightning.utilities.text_tables import Cell, print_table
 from ask_lightning.utilities.weights import weights_fingerprint
 
@@ -65,11 +71,23 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         pairs.calibration = None
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
-    rerank = _num_reranked(model, pairs, 0 if options.raw else options.rerank)
+        if not options.raw:
+            calibrate_by_model(pairs, model, options.ckpt_path)
+    rerank = num_reranked(model, pairs, 0 if options.raw else options.rerank)
+    chosen = choose_index(
+        options.encoded, pairs, "audio" if options.text is not None else "text", options.index
+    )
+    wanted = {
+        "rerank": rerank,
+        "index": chosen.search,
+        "contains": options.contains,
+        "lowest": options.lowest,
+    }
     if options.text is not None:
-        hits = find_clips(model, pairs, options.text, options.top, rerank=rerank)
+        hits = find_clips(model, pairs, options.text, options.top, **wanted)
     else:
-        hits = find_captions(model, pairs, options.audio, options.top, rerank=rerank)
+        hits = find_captions(model, pairs, options.audio, options.top, **wanted)
+    print(chosen.said, file=sys.stderr)
     if options.json:
         print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
     else:
@@ -77,8 +95,20 @@ def search(arguments: Sequence[str]) -> list[Hit]:
     return hits
 
 
-def _num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
-    """How many hits are sorted by the model's interaction; 0 without one, or without tokens in the file."""
+def num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
+    """How many hits are sorted by the model's interaction; says on the standard error why there are none.
+
+    Args:
+        model: The model.
+        pairs: The content of an encoded file.
+        wanted: The number that was asked for. None: the default.
+
+    Returns:
+        The number; 0 where the model has no interaction or the file no tokens.
+
+    Raises:
+        UsageError: A number was asked for where there can be none.
+    """
     obstacle = None
     if find_interaction(model) is None:
         obstacle = f"{type(model).__name__} compares pooled embeddings"
@@ -114,7 +144,8 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
 
     Args:
         pairs: The content of the file.
-        checkpoint: Path of the checkpoint; None for the path that the file names.
+        checkpoint: Path of the checkpoint, or of the folder of an exported model; None for the path that the
+            file names.
 
     Returns:
         The model, on the CPU.
@@ -128,6 +159,10 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
         return _published_model(pairs)
     if path is None:
         raise UsageError("The file was encoded without a checkpoint. Pass `--ckpt_path`.")
+    if Path(path).is_dir():
+        model: pl.LightningModule = from_pretrained(path)
+        _check_fingerprint(model, pairs, path)
+        return model
     if not Path(path).is_file():
         raise UsageError(
             f"There is no checkpoint {path!r}, with which the file was encoded. Pass `--ckpt_path`."
@@ -142,13 +177,37 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
             f"{path} is no checkpoint of {pairs.model['class_path']}, which encoded the file. Pass the "
             "checkpoint that it was encoded with."
         ) from error
+    _check_fingerprint(model, pairs, path)
+    return model
+
+
+def _check_fingerprint(model: pl.LightningModule, pairs: EncodedPairs, path: str) -> None:
+    """Refuse a model with other weights than those that encoded a file."""
     if weights_fingerprint(model) != pairs.model["fingerprint"]:
         raise UsageError(
             f"{path} holds other weights than those that encoded the file: a later run or epoch has replaced "
             "them, and their embeddings cannot be compared. Encode the split anew, or pass as `--ckpt_path` "
             "a copy of the checkpoint that encoded the file."
         )
-    return model
+
+
+def calibrate_by_model(pairs: EncodedPairs, model: pl.LightningModule, source: str | None) -> None:
+    """Calibrate clips and captions by the calibration of an exported model, where there is one.
+
+    Args:
+        pairs: The encoded clips and captions; those that are calibrated already are left as they are.
+        model: The model, which has been checked to be that of the pairs.
+        source: The folder of the exported model; another path has no calibration.
+    """
+    if source is None or pairs.calibration is not None or find_interaction(model) is not None:
+        return
+    folder = Path(source)
+    if not folder.is_dir() or calibration_fingerprint(folder) != pairs.model["fingerprint"]:
+        return
+    stored = load_calibration(folder)
+    if stored is not None:
+        bank, calibration = stored
+        pairs.calibration = HubCalibration.from_bank(bank, pairs.audio, pairs.text, calibration)
 
 
 def _published_model(pairs: EncodedPairs) -> pl.LightningModule:
@@ -167,7 +226,17 @@ def _published_model(pairs: EncodedPairs) -> pl.LightningModule:
 
 
 @torch.inference_mode()
-def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int, *, rerank: int = RERANKED) -> list[Hit]:
+def find_clips(
+    model: Any,
+    pairs: EncodedPairs,
+    text: str,
+    top: int,
+    *,
+    rerank: int = RERANKED,
+    index: Search | None = None,
+    contains: str = "",
+    lowest: float | None = None,
+) -> list[Hit]:
     """Find the clips that match a text best.
 
     Args:
@@ -177,6 +246,9 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int, *, rerank: 
         top: Number of clips to return.
         rerank: Number of best clips by cosine, at least `top`, that are sorted by the model's interaction, if
             it has one and there are tokens. 0: none.
+        index: Search of the clips by an index. None: all clips are compared.
+        contains: Text that the name, the file name or a caption of a clip has to contain, in any case.
+        lowest: Lowest score that is returned. None: all are.
 
     Returns:
         The clips, best first.
@@ -188,18 +260,32 @@ def find_clips(model: Any, pairs: EncodedPairs, text: str, top: int, *, rerank: 
     if not styled.strip():
         raise UsageError(f"Argument `--text` has to hold words, but got {text!r}.")
     query = _encode_query(model, 1, {"caption": [styled]})
-    first_caption: dict[int, str] = {}
-    for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
-        first_caption.setdefault(row, caption)
-    return [
-        Hit(score, cosine, pairs.names[row], first_caption[row], row)
-        for score, cosine, row in _best_hits(model, pairs, "audio", query, top, rerank)
-    ]
+    wanted = contains.strip().casefold()
+
+    def passes(row: int) -> bool:
+        return any(wanted in words.casefold() for words in _words_of_clip(pairs, row))
+
+    best = _best_hits(model, pairs, "audio", query, top, rerank, index, passes if wanted else None)
+    hits = []
+    for score, cosine, row in best:
+        if lowest is None or score >= lowest:
+            captions = pairs.captions_of(row)
+            caption = pairs.captions[captions[0]] if captions else ""
+            hits.append(Hit(score, cosine, pairs.names[row], caption, row))
+    return hits
 
 
 @torch.inference_mode()
 def find_captions(
-    model: Any, pairs: EncodedPairs, path: Path, top: int, *, rerank: int = RERANKED
+    model: Any,
+    pairs: EncodedPairs,
+    path: Path,
+    top: int,
+    *,
+    rerank: int = RERANKED,
+    index: Search | None = None,
+    contains: str = "",
+    lowest: float | None = None,
 ) -> list[Hit]:
     """Find the captions that match an audio file best.
 
@@ -210,6 +296,9 @@ def find_captions(
         top: Number of captions to return.
         rerank: Number of best captions by cosine, at least `top`, that are sorted by the model's interaction,
             if it has one and there are tokens. 0: none.
+        index: Search of the captions by an index. None: all captions are compared.
+        contains: Text that a caption, or the name or file name of its clip, has to contain, in any case.
+        lowest: Lowest score that is returned. None: all are.
 
     Returns:
         The captions, best first.
@@ -229,11 +318,28 @@ def find_captions(
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
     batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
     query = _encode_query(model, 0, batch)
-    clip_of = pairs.clip_of.tolist()
+    wanted = contains.strip().casefold()
+
+    def passes(row: int) -> bool:
+        clip = int(pairs.clip_of[row])
+        texts = (pairs.captions[row], pairs.names[clip], *pairs.files[clip : clip + 1])
+        return any(wanted in words.casefold() for words in texts)
+
+    best = _best_hits(model, pairs, "text", query, top, rerank, index, passes if wanted else None)
     return [
-        Hit(score, cosine, pairs.names[clip_of[row]], pairs.captions[row], clip_of[row])
-        for score, cosine, row in _best_hits(model, pairs, "text", query, top, rerank)
+        Hit(score, cosine, pairs.names[clip], pairs.captions[row], clip)
+        for score, cosine, row in best
+        if lowest is None or score >= lowest
+        for clip in [int(pairs.clip_of[row])]
     ]
+
+
+def _words_of_clip(pairs: EncodedPairs, row: int) -> Iterator[str]:
+    """Name, file name and captions of a clip."""
+    yield pairs.names[row]
+    yield from pairs.files[row : row + 1]
+    for caption in pairs.captions_of(row):
+        yield pairs.captions[caption]
 
 
 def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> Embeddings:
@@ -249,35 +355,37 @@ def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> Embeddings:
 
 
 def _best_hits(
-    model: Any, pairs: EncodedPairs, side: Literal["audio", "text"], query: Embeddings, top: int, rerank: int
+    model: Any,
+    pairs: EncodedPairs,
+    side: Side,
+    query: Embeddings,
+    top: int,
+    rerank: int,
+    index: Search | None,
+    passes: Callable[[int], bool] | None,
 ) -> list[tuple[float, float, int]]:
     """Score, cosine and number of the rows of a side with the highest scores, best first."""
-    rows = pairs.audio if side == "audio" else pairs.text
+    rows = getattr(pairs, side)
     vector = pooled(query)[0]  # (d,)
     if rows.shape[1] != len(vector):
         raise UsageError(
             f"The encoded file has embeddings of width {rows.shape[1]}, but the checkpoint makes "
             f"{len(vector)}. Pass the checkpoint that it was encoded with."
         )
-    scores = cosines = rows @ vector
-    if pairs.calibration is not None:
-        scores = pairs.calibration.calibrate(cosines[None], side)[0]
-    # The sort is stable, so that rows with equal scores keep their order.
-    order = torch.argsort(scores, descending=True, stable=True)
-    interaction = find_interaction(model)
-    if rerank and interaction is not None and pairs.has_tokens:
-        order = order[: max(rerank, top)]
-        scores = scores.index_put((order,), _interaction_scores(interaction, query, pairs, side, order))
-        order = order[torch.argsort(scores[order], descending=True, stable=True)]
-    order = order[:top]
-    return list(zip(scores[order].tolist(), cosines[order].tolist(), order.tolist(), strict=True))
+    interaction = find_interaction(model) if rerank and pairs.has_tokens else None
+    count = top if interaction is None else max(rerank, top)
+    ranked = best_rows(pairs, side, vector, count, index=index, passes=passes)
+    if interaction is not None and len(ranked.rows):
+        scores = _interaction_scores(interaction, query, pairs, side, ranked.rows)
+        ranked = ranked._replace(scores=scores).take(scores.argsort(descending=True, stable=True))
+    return list(zip(*(each[:top].tolist() for each in ranked), strict=True))
 
 
 def _interaction_scores(
     interaction: Interaction,
     query: Embeddings,
     pairs: EncodedPairs,
-    side: Literal["audio", "text"],
+    side: Side,
     rows: torch.Tensor,
 ) -> torch.Tensor:
     """The scores `(n,)` of some rows of a side for a query, by an interaction."""

@@ -42,20 +42,42 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--raw", action="store_true", help="sort by cosine, even if the file is calibrated or holds tokens"
     )
+    _add_rerank(parser, ", at least --top")
+    parser.add_argument(
+        "--index",
+        default="auto",
+        help="what finds the hits: exact compares all; ivf, hnsw or a Faiss factory string is an index, "
+        "built once and kept beside the file, that may miss some; auto (default) compares all unless there "
+        "are millions or an index is there",
+    )
+    parser.add_argument(
+        "--contains", default="", metavar="TEXT", help="only hits whose caption, name or file contains this"
+    )
+    parser.add_argument("--lowest", type=float, metavar="SCORE", help="only hits with this score or more")
+    parser.add_argument("--json", action="store_true", help="print the hits as JSON alone")
+    parser.add_argument(
+        "--ckpt_path",
+        help="the checkpoint that encoded the file, if it has moved, or the exported model of it",
+    )
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
+    _check_rerank(options)
+    return options
+
+
+def _add_rerank(parser: FlagParser, at_least: str) -> None:
     parser.add_argument(
         "--rerank",
         type=int,
         help="number of best hits by cosine that a model with an interaction compares by tokens and sorts "
-        f"anew (default: {RERANKED}, at least --top); 0: sort by cosine",
+        f"anew (default: {RERANKED}{at_least}); 0: sort by cosine",
     )
-    parser.add_argument("--json", action="store_true", help="print the hits as JSON alone")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
+
+
+def _check_rerank(options: Namespace) -> None:
     if options.rerank is not None and options.rerank < 0:
         raise UsageError(f"Argument `--rerank` has to be at least 0, but got {options.rerank}.")
-    return options
 
 
 def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
@@ -81,10 +103,15 @@ def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
     )
     parser.add_argument("encoded", type=Path, help="a file that `ask-lightning encode` wrote")
     parser.add_argument("--audio", type=Path, required=True, help="folder of the clips' audio files")
+    _add_rerank(parser, "")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    parser.add_argument("--ckpt_path", help="the checkpoint that encoded the file, if it has moved")
+    parser.add_argument(
+        "--ckpt_path",
+        help="the checkpoint that encoded the file, if it has moved, or the exported model of it",
+    )
     options = parser.parse_args(arguments)
+    _check_rerank(options)
     if not 0 <= options.port <= _HIGHEST_PORT:
         raise UsageError(
             f"Argument `--port` has to be from 0 to {_HIGHEST_PORT}, but got {options.port}. Leave it out "

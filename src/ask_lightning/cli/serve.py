@@ -7,14 +7,23 @@ from typing import Any
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
-from ask_lightning.cli.search import Hit, find_captions, find_clips, load_model
+from ask_lightning.cli.search import (
+    Hit,
+    calibrate_by_model,
+    find_captions,
+    find_clips,
+    load_model,
+    num_reranked,
+)
 from ask_lightning.cli.search_flags import parse_serve_flags
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.data.clips import abbreviate
+from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.page import (
     Collection,
     Match,
     QueryError,
+    Refinement,
     find_audio_files,
     is_loopback,
     listen,
@@ -42,7 +51,9 @@ def serve(arguments: Sequence[str]) -> None:
     pairs = EncodedPairs.load(options.encoded)
     with usage_errors():
         model = load_model(pairs, options.ckpt_path)
-        collection = make_collection(model, pairs, options.audio, options.encoded.name)
+        calibrate_by_model(pairs, model, options.ckpt_path)
+        rerank = num_reranked(model, pairs, options.rerank)
+        collection = make_collection(model, pairs, options.audio, options.encoded.name, rerank=rerank)
     try:
         with listen(options.host, options.port) as listening:
             host, port = listening.getsockname()[:2]
@@ -58,7 +69,9 @@ def serve(arguments: Sequence[str]) -> None:
         ) from error
 
 
-def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -> Collection:
+def make_collection(
+    model: Any, pairs: EncodedPairs, folder: Path, title: str, *, rerank: int = 0
+) -> Collection:
     """Make what the page shows of an encoded file; says which clips cannot be heard.
 
     Args:
@@ -66,6 +79,8 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
         pairs: The content of the file.
         folder: Folder of the clips' audio files.
         title: Name of the file.
+        rerank: Number of best clips by cosine that are sorted by the model's interaction, if it has one and
+            there are tokens. 0: none.
 
     Returns:
         The clips, with searches by the model.
@@ -87,26 +102,35 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
             f"{len(missing)} of {len(pairs.names)} clips have no file of their own in {folder} and cannot be "
             f"heard{several}: {abbreviate(missing)}."
         )
-    if pairs.has_tokens:
-        print("The page sorts by pooled embeddings; `ask-lightning search` sorts the best hits by tokens.")
     captions: list[list[str]] = [[] for _ in pairs.names]
     for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
         captions[row].append(caption)
     by_cosine = replace(pairs, calibration=None)
+    # Captions that are compared with a sound: those of as many clips as are compared with a text.
+    captions_compared = -(-rerank * len(pairs.captions) // len(pairs.names))
 
-    def by_text(text: str, calibrated: bool) -> list[Match]:
+    def by_text(text: str, refined: bool, words: str) -> list[Match]:
         if not style_caption(text, pairs.caption_style).strip():
             raise QueryError(f"A query has to hold words, but “{text}” has none.")
-        return answered(lambda given: find_clips(model, given, text, len(pairs.names), rerank=0), calibrated)
+        return answered(find_clips, text, refined, words, len(pairs.names), rerank)
 
-    def by_sound(path: Path, calibrated: bool) -> list[Match]:
-        return answered(
-            lambda given: find_captions(model, given, path, len(pairs.captions), rerank=0), calibrated
-        )
+    def by_sound(path: Path, refined: bool, words: str) -> list[Match]:
+        return answered(find_captions, path, refined, words, len(pairs.captions), captions_compared)
 
-    def answered(search: Any, calibrated: bool) -> list[Match]:
+    def answered(
+        search: Any, query: Any, refined: bool, words: str, total: int, compared: int
+    ) -> list[Match]:
+        # What is not among the best by cosine is not compared by tokens, and has no such score.
+        compared = compared if refined else 0
         try:
-            hits: list[Hit] = search(pairs if calibrated else by_cosine)
+            hits: list[Hit] = search(
+                model,
+                pairs if refined else by_cosine,
+                query,
+                compared or total,
+                rerank=compared,
+                contains=words,
+            )
         except UsageError as error:
             raise QueryError(str(error)) from error
         return [Match(hit.row, hit.score, hit.cosine, hit.caption) for hit in hits]
@@ -120,5 +144,16 @@ def make_collection(model: Any, pairs: EncodedPairs, folder: Path, title: str) -
         embeddings=pairs.audio,
         by_text=by_text,
         by_sound=by_sound,
-        calibration="" if pairs.calibration is None else str(pairs.calibration.calibration),
+        refinement=_refinement(model, pairs, rerank),
     )
+
+
+def _refinement(model: Any, pairs: EncodedPairs, rerank: int) -> Refinement | None:
+    """What sorts the clips better than the cosine: frames and words, or a calibration."""
+    if rerank:
+        interaction = type(find_interaction(model)).__name__
+        explanation = f"The {rerank} best clips by cosine, sorted by {interaction}"
+        return Refinement("Compare frames and words", explanation, f"score of {interaction}", finds_all=False)
+    if pairs.calibration is not None:
+        return Refinement("Calibrated scores", str(pairs.calibration.calibration), "calibrated score")
+    return None

@@ -5,12 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-)
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -18,10 +13,11 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
+from ask_lightning.encoding.sharding import SHARDING_STRATEGIES, is_sharded
 from ask_lightning.encoding.source_loader import batch_size_of
 from ask_lightning.encoding.webdataset_source import has_epoch_of_its_own
+from ask_lightning.losses.base import RetrievalLoss
 
-_SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
 _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
 
@@ -63,8 +59,8 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
     Raises:
         TypeError: The trainer is one of the `pytorch_lightning` package.
-        RuntimeError: The model optimises manually, the strategy shards the model or is not DDP for several
-            processes, or the device is an XLA device.
+        RuntimeError: The model optimises manually, the strategy is DeepSpeed, divides tensors or is none of
+            DDP, FSDP2 and FSDP for several processes, or the device is an XLA device.
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
@@ -76,20 +72,64 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
             "ASK does not support manual optimization, in which the model calls `backward` on its own loss. "
             "Set `automatic_optimization = True`, or call a ReliabilityOTLoss in your own `training_step`."
         )
-    if isinstance(trainer.strategy, _SHARDING):
+    if isinstance(trainer.strategy, DeepSpeedStrategy):
         raise RuntimeError(
-            f"ASK does not support {type(trainer.strategy).__name__}, under which no process holds the "
-            'whole encoder at a refresh. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
+            "ASK does not support DeepSpeedStrategy: it has never run with it. Use FSDP2, `strategy="
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`, or FSDP, "
+            '`strategy="fsdp"`, to divide a model, else `strategy="ddp"`, or `strategy="auto"` on one device.'
         )
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        _check_mesh(trainer.strategy)
     if isinstance(trainer.strategy, _XLA):
         raise RuntimeError(
             f"ASK does not support {type(trainer.strategy).__name__}: it has never run on an XLA device. "
             'Use `accelerator="gpu"` or `accelerator="cpu"`.'
         )
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, (DDPStrategy, *SHARDING_STRATEGIES)):
         raise RuntimeError(
             f"ASK is not tested with {type(trainer.strategy).__name__}, which may not keep the same weights "
             'on every process. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
+        )
+
+
+def _check_mesh(strategy: ModelParallelStrategy) -> None:
+    """Refuse tensor parallelism, under which several ranks train on the same pairs."""
+    size = strategy.device_mesh["tensor_parallel"].size()
+    if size > 1:
+        raise RuntimeError(
+            f"ASK does not support tensor parallelism, but got ModelParallelStrategy with a "
+            f"tensor_parallel_size of {size}: ranks that share a tensor train on the same pairs, which would "
+            "be their own negatives. Divide the model by FSDP2 alone: ModelParallelStrategy("
+            f"data_parallel_size={size * strategy.device_mesh['data_parallel'].size()}, "
+            "tensor_parallel_size=1)."
+        )
+
+
+def check_sharding(trainer: pl.Trainer, loss: RetrievalLoss, chunk_size: int | None) -> None:
+    """Refuse, for a model whose parameters are divided among ranks, what needs them whole.
+
+    Args:
+        trainer: Trainer at the start of `fit`.
+        loss: Loss that the model is trained with.
+        chunk_size: Argument `chunk_size` of `ASKModule`.
+
+    Raises:
+        RuntimeError: The encoders get batches in chunks, or the loss keeps a copy of the model.
+    """
+    if not is_sharded(trainer):
+        return
+    strategy = type(trainer.strategy).__name__
+    if chunk_size is not None:
+        raise RuntimeError(
+            f"`chunk_size` cannot be combined with {strategy}, which frees the parameters between the two "
+            "passes over a chunk. Leave it out and save memory by activation checkpointing, or train with "
+            '`strategy="ddp"`.'
+        )
+    if loss.needs_keys:
+        raise RuntimeError(
+            f"{type(loss).__name__} cannot be combined with {strategy}, because it keeps a moving average of "
+            "the model, and a model that is divided cannot be copied. Use CrossBatchMemoryLoss, whose "
+            'negatives come from earlier batches too, or `strategy="ddp"`.'
         )
 
 
@@ -112,9 +152,10 @@ def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         return False
     ignored: Any = () if ddp is None else ddp.parameters_to_ignore
     idle = [
-        name
+        name.replace("_fsdp_wrapped_module.", "")
         for name, weight in module.named_parameters()
-        if weight.requires_grad and weight.grad is None and name not in ignored
+        # Under FSDP a rank may have no part of a parameter.
+        if weight.requires_grad and weight.grad is None and weight.numel() and name not in ignored
     ]
     if not idle:
         return True

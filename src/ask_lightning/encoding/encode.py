@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,11 +14,19 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ask_lightning.encoding.isolation import isolated_from_training, preserved_dataset
+from ask_lightning.encoding.lockstep import Lockstep
 from ask_lightning.encoding.row_limit import RowLimit
+from ask_lightning.encoding.sharding import (
+    is_sharded,
+    release_parameters,
+    through_strategy,
+    whole_parameters,
+)
 from ask_lightning.encoding.source_loader import has_index, items_per_batch, num_items, open_batches
 from ask_lightning.functional import unit_length
 from ask_lightning.interaction import pooled
 from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.row_files import ROWS_PER_BLOCK, PairFiles, PairWriter
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
@@ -35,16 +45,18 @@ class Encoded:
     """What this rank encoded of a source.
 
     Attributes:
-        audio: `(n, d)` float32, on the module's device.
-        text: `(n, d)` float32, on the module's device.
+        audio: `(n, d)` float32, on the module's device; with `files` float16 unit vectors, mapped from there.
+        text: `(n, d)`, the same of the text.
         ids: `(n,)` int64, the clip of each pair, or `None`.
         shard: Which rows of the source these are.
+        files: The files that the rows were written to, if they were.
     """
 
     audio: Tensor
     text: Tensor
     ids: Tensor | None
     shard: RowShard
+    files: PairFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ def encode_source(
     *,
     ranks: Ranks | None = None,
     limit: RowLimit | None = None,
+    directory: Path | None = None,
 ) -> Encoded:
     """Embed every pair of a source, by the current encoders in evaluation mode.
 
@@ -91,28 +104,41 @@ def encode_source(
         ranks: The processes among which the source is divided, as for `source_loader`; then this is
             collective.
         limit: Number of rows to read on this rank at most, and when a stream counts as endless.
+        directory: A directory into whose files each batch is written at once, so that memory never holds the
+            source. Default: the embeddings stay in memory.
 
     Returns:
         This rank's embeddings, and which rows of the source they are.
 
     Raises:
         ValueError: The source yields no batch, or embeddings are not two equal `(B, d)`.
+        OSError: The directory cannot be written to, or the disk is full.
         RuntimeError: Another rank failed, an iterable source yielded two ranks the same pairs, or a stream
             does not end.
     """
     ranks = ranks or Ranks()
-    require_equal_weights(module, loader, ranks)
-    with ranks.all_or_none("encoding its part of the knowledge source"):
-        batches = _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit())
-        if not batches.audio and ranks.size == 1:
+    require_equal_weights(trainer, module, loader, ranks)
+    # A rank that fails in a forward pass that needs all ranks cannot wait for the others, which wait for it.
+    together = ranks if is_sharded(trainer) else Ranks()
+    failing = (
+        nullcontext() if together.size > 1 else ranks.all_or_none("encoding its part of the knowledge source")
+    )
+    with failing:
+        writer = None if directory is None else PairWriter(directory, _own_items(loader))
+        batches = EncodedBatches(writer)
+        _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
+        if not batches.sizes and ranks.size == 1:
             raise ValueError(_EMPTY)
     return assemble(batches, loader, module.device, ranks)
 
 
-def require_equal_weights(module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks) -> None:
+def require_equal_weights(
+    trainer: pl.Trainer, module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks
+) -> None:
     """Refuse ranks that would encode by different weights, or sources of different lengths; collective.
 
     Args:
+        trainer: The running trainer.
         module: The module that encodes.
         loader: Loader of this rank's items of the source.
         ranks: The processes among which the source is divided.
@@ -122,48 +148,13 @@ def require_equal_weights(module: pl.LightningModule, loader: Iterable[Any], ran
     """
     if ranks.size == 1:
         return
-    weights = sum(checksum(weight) for weight in module.parameters()) % 2**64
+    release_parameters(module)  # those that a validation has left together
+    whole = whole_parameters(trainer, module).values()
+    weights = sum(checksum(weight) for weight in whole) % 2**64
     ranks.require_equal(
         (f"weights {weights:016x}", num_items(loader)),
         "the weights and the length of the knowledge source",
     )
-
-
-@dataclass
-class EncodedBatches:
-    """What has been encoded of a source on this rank.
-
-    Attributes:
-        audio: Audio embeddings of each batch, `(B, d)` float32.
-        text: Text embeddings of each batch, `(B, d)` float32.
-        ids: Clip ids of each batch that has some, `(B,)` int64 on the CPU.
-    """
-
-    audio: list[Tensor] = field(default_factory=list)
-    text: list[Tensor] = field(default_factory=list)
-    ids: list[Tensor] = field(default_factory=list)
-
-    def add(self, embedded: tuple[Any, Any, Any], loader: Iterable[Any], limit: RowLimit) -> None:
-        """Add a batch, or as much of it as is wanted.
-
-        Args:
-            embedded: Audio embeddings, text embeddings and clip ids or `None`, as encoders return them.
-            loader: The loader that the batch is from.
-            limit: Number of rows to read at most, which counts these.
-
-        Raises:
-            ValueError: The embeddings are not two equal `(B, d)`, or the ids are of another number.
-            RuntimeError: The source is a stream that does not end.
-        """
-        audio, text, ids = pooled(embedded[0]), pooled(embedded[1]), embedded[2]
-        _check_batch(audio, text, ids)
-        wanted = limit.add(len(audio), has_length=_has_length(loader))
-        audio, text = audio[:wanted], text[:wanted]
-        # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
-        self.audio.append(audio.detach().to(torch.float32, copy=True))  # (B, d)
-        self.text.append(text.detach().to(torch.float32, copy=True))  # (B, d)
-        if ids is not None:
-            self.ids.append(integer_ids(ids)[:wanted].cpu())
 
 
 def embed_source_batch(
@@ -194,21 +185,88 @@ def _encode_batches(
     embed: Embed,
     on_batch: Callable[[], object],
     limit: RowLimit,
-) -> EncodedBatches:
-    """All batches of a loader."""
-    encoded = EncodedBatches()
+    encoded: EncodedBatches,
+    together: Ranks,
+) -> None:
+    """Encode the source batch by batch; `together` are ranks in lockstep."""
+    embed = through_strategy(trainer, module, embed)
     with (
         isolated_from_training(trainer, module),
         preserved_dataset(getattr(loader, "dataset", loader)),
         torch.no_grad(),
         open_batches(loader) as batches,
     ):
-        for batch in batches:
-            encoded.add(embed_source_batch(trainer, module, batch, embed), loader, limit)
+        steps = Lockstep(batches, together)
+        for batch in steps:
+            embedded = embed_source_batch(trainer, module, batch, embed)
+            if not steps.is_own:
+                continue
+            encoded.add(embedded, loader, limit)
             on_batch()
             if limit.is_reached:
-                break
-    return encoded
+                steps.finish()
+        release_parameters(module)
+
+
+class EncodedBatches:
+    """The batches that a rank has encoded, in memory or in files.
+
+    Args:
+        writer: The files; None: they stay in memory.
+    """
+
+    def __init__(self, writer: PairWriter | None = None) -> None:
+        self.writer = writer
+        self.audio: list[Tensor] = []
+        self.text: list[Tensor] = []
+        self.ids: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.width: int | None = None
+
+    def add(self, embedded: tuple[Any, Any, Any], loader: Iterable[Any], limit: RowLimit) -> None:
+        """Take a batch, or as much of it as is wanted.
+
+        Args:
+            embedded: Audio embeddings, text embeddings and clip ids or `None`, as encoders return them.
+            loader: The loader that the batch is from.
+            limit: Number of rows to read at most, which counts these.
+
+        Raises:
+            ValueError: The embeddings are not two equal `(B, d)`, or the ids are of another number.
+            RuntimeError: The source is a stream that does not end.
+        """
+        audio, text, ids = pooled(embedded[0]), pooled(embedded[1]), embedded[2]
+        _check_batch(audio, text, ids)
+        wanted = limit.add(len(audio), has_length=_has_length(loader))
+        audio, text = audio[:wanted], text[:wanted]
+        if ids is not None:
+            self.ids.append(integer_ids(ids)[:wanted].cpu())
+        self.sizes.append(len(audio))
+        self.width = audio.shape[1]
+        if self.writer is not None:
+            self.writer.append(audio, text)
+            return
+        # Copies, because a model may write its next outputs into the same memory (CUDA graphs, TensorRT).
+        self.audio.append(audio.detach().to(torch.float32, copy=True))
+        self.text.append(text.detach().to(torch.float32, copy=True))
+
+    def finish(self, width: int, device: torch.device) -> tuple[Tensor, Tensor, PairFiles | None]:
+        """All audio embeddings, all text embeddings, and their files; there may be no batch."""
+        if self.writer is not None:
+            files = self.writer.finish(width)
+            return files.audio.mapped, files.text.mapped, files
+        if self.audio:
+            return torch.cat(self.audio), torch.cat(self.text), None
+        audio, text = torch.empty(2, 0, width, device=device)
+        return audio, text, None
+
+
+def _own_items(loader: Iterable[Any]) -> int | None:
+    """Number of items that a loader reads on this rank, if that is known."""
+    try:
+        return len(getattr(loader, "sampler", None) or ()) or None
+    except TypeError:
+        return None
 
 
 def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.device, ranks: Ranks) -> Encoded:
@@ -227,12 +285,11 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
         ValueError: No rank has any row.
         RuntimeError: An iterable source yielded two ranks the same pairs.
     """
-    audio, text, ids = batches.audio, batches.text, batches.ids
-    batch_rows, batch_items = [len(batch) for batch in audio], items_per_batch(loader)
+    batch_rows, batch_items, ids = batches.sizes, items_per_batch(loader), batches.ids
     own_ids = torch.cat(ids) if ids else None
     own = _RankSummary(
         num_rows=sum(batch_rows),
-        width=audio[0].shape[1] if audio else None,
+        width=batches.width,
         has_ids=own_ids is not None,
         num_items=sum(batch_items),
         rows_per_item=_rows_per_item(batch_rows, batch_items, own_ids) if batch_items else None,
@@ -240,17 +297,16 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
     summaries: list[_RankSummary] = ranks.all_gather_object(own)
     if not any(summary.num_rows for summary in summaries):
         raise ValueError(_EMPTY)
-    if audio:
-        own_audio, own_text = torch.cat(audio), torch.cat(text)
-    else:  # fewer rows than ranks
-        width = next(summary.width for summary in summaries if summary.width is not None)
-        own_audio, own_text = torch.empty(2, 0, width, device=device)
-        own_ids = torch.empty(0, dtype=torch.int64) if any(one.has_ids for one in summaries) else None
+    width = next(summary.width for summary in summaries if summary.width is not None)
+    with ranks.all_or_none("writing its part of the knowledge"):
+        own_audio, own_text, files = batches.finish(width, device)
+    if not batch_rows and any(one.has_ids for one in summaries):  # fewer rows than ranks
+        own_ids = torch.empty(0, dtype=torch.int64)
     if ranks.size > 1 and not has_index(loader):
         _check_ranks_differ(own_audio, own_text, own_ids, ranks)
         if own_ids is not None:
             _warn_of_shared_pairs(own_audio, own_text, own_ids, ranks)
-    return Encoded(own_audio, own_text, own_ids, _shard_of(summaries, ranks))
+    return Encoded(own_audio, own_text, own_ids, _shard_of(summaries, ranks), files)
 
 
 def _shard_of(summaries: list[_RankSummary], ranks: Ranks) -> RowShard:
@@ -293,8 +349,14 @@ def _warn_of_shared_pairs(audio: Tensor, text: Tensor, ids: Tensor, ranks: Ranks
     """Warn of pairs with one id and the same embeddings that several ranks read."""
     # A few numbers of each row tell rows apart; captions of one clip differ in their texts.
     generator = torch.Generator().manual_seed(0)
-    line = torch.randn(audio.shape[1], generator=generator).to(audio)
-    marks = torch.stack([unit_length(audio) @ line, unit_length(text) @ line]).cpu()  # (2, n)
+    line = torch.randn(audio.shape[1], generator=generator).to(audio.device)
+    # Block by block: rows in files may be more than memory holds.
+    marks = torch.stack(
+        [
+            torch.cat([unit_length(block.float()) @ line for block in side.split(ROWS_PER_BLOCK)])
+            for side in (audio, text)
+        ]
+    ).cpu()  # (2, n)
     parts = ranks.all_gather_object((ids, marks))
     all_ids, all_marks = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1)
     readers = torch.cat([torch.full((len(part[0]),), rank) for rank, part in enumerate(parts)])

@@ -50,9 +50,11 @@ def nt_xent(
     if targets is None:
         pairs = torch.arange(len(similarity), device=similarity.device)
         return F.cross_entropy(logits, pairs, reduction=reduction)
-    # What is ignored is nobody's target, and 0 times minus infinity would be no number.
-    log_probabilities = logits.log_softmax(dim=1).masked_fill(targets == 0, 0)
-    losses = -(targets * log_probabilities).sum(dim=1)  # (B,)
+    log_probabilities = logits.log_softmax(dim=1)
+    if ignore is not None:
+        # What is ignored is nobody's target, and 0 times minus infinity would be no number.
+        log_probabilities = log_probabilities.masked_fill(targets == 0, 0)
+    losses = (targets * log_probabilities).sum(dim=1).neg()  # (B,)
     return losses.mean() if reduction == "mean" else losses
 
 

@@ -57,23 +57,19 @@ def teacher_targets(
                 [0.3498, 0.6502]])
     """
     similarity = text @ audio.T  # (B texts, B audios)
-    identity = torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
-    pair = identity.bool()
-    allowed = known[:, None] & known  # (B, B)
+    refused = ~(known[:, None] & known)  # (B, B)
     if ignore is not None:
-        allowed = allowed & ~ignore
-    allowed = allowed | pair
+        refused |= ignore
+    refused.fill_diagonal_(False)
+    # A pair that is refused gets no mass; the diagonal never is, so that there is a softmax and a plan.
+    similarity = similarity.masked_fill(refused, -torch.inf)
     if teacher == "softmax":
-        to_audio, to_text = (
-            (scores / teacher_temperature).masked_fill(~permitted, -torch.inf).softmax(dim=1)
-            for scores, permitted in ((similarity, allowed), (similarity.T, allowed.T))
-        )
+        logits = similarity / teacher_temperature
+        to_audio, to_text = logits.softmax(dim=1), logits.T.softmax(dim=1)
     else:
-        # A pair that is not allowed gets no mass; the diagonal always is, so that there is a plan.
-        plan = sinkhorn_plan(
-            similarity.masked_fill(~allowed, -torch.inf), teacher_temperature, bounded=False
-        ) * len(similarity)
+        plan = sinkhorn_plan(similarity, teacher_temperature, bounded=False) * len(similarity)
         to_audio, to_text = plan, plan.T
-    return tuple(  # type: ignore[return-value]
-        (1 - distillation_weight) * identity + distillation_weight * side for side in (to_audio, to_text)
-    )
+    targets = distillation_weight * to_audio, distillation_weight * to_text
+    for side in targets:
+        side.diagonal().add_(1 - distillation_weight)
+    return targets

@@ -42,7 +42,8 @@ def inject_knowledge(
 
     Args:
         embeddings: `(B, d)`, the batch's embeddings of one modality, or `(B, L, d)`, those of its tokens.
-        neighbors: `(B, K, d)`, the knowledge that each embedding retrieved in its own modality.
+        neighbors: `(B, K, d)`, the knowledge that each embedding retrieved in its own modality, or `(B, d)`,
+            its mean over K.
         injection_ratio: ρ in [0, 1], the share of knowledge. At 0 the embeddings come back unchanged.
         renormalize: Whether to bring the result back to unit length. The paper does not.
 
@@ -55,8 +56,8 @@ def inject_knowledge(
     """
     if injection_ratio == 0:
         return embeddings
-    knowledge = neighbors.mean(dim=1)  # (B, d)
+    knowledge = neighbors.mean(dim=1) if neighbors.ndim == 3 else neighbors  # (B, d)
     if embeddings.ndim == 3:
         knowledge = knowledge[:, None]  # (B, 1, d)
-    mixed = (1 - injection_ratio) * embeddings + injection_ratio * knowledge  # (B, d) or (B, L, d)
+    mixed = torch.add((1 - injection_ratio) * embeddings, knowledge, alpha=injection_ratio)  # as embeddings
     return unit_length(mixed) if renormalize else mixed

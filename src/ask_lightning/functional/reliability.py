@@ -6,7 +6,7 @@ Axes: `B` batch, `K` neighbours, `d` width.
 from collections.abc import Iterable
 from functools import reduce
 from operator import add
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ def reliability_potential(embeddings: Tensor, crossed: Tensor, own: Tensor) -> T
     Args:
         embeddings: `(B, d)`, the raw (not injected) embeddings u.
         crossed: `(B, K, d)`, the neighbours X retrieved through the other modality.
-        own: `(B, K', d)`, the neighbours U[R_a] retrieved by the embeddings themselves.
+        own: `(B, K', d)`, the neighbours U[R_a] retrieved by the embeddings themselves, or `(B, d)`, their
+            mean over K', which is all that counts of them.
 
     Returns:
         `(B,)`, Ψ of each sample. The weights w depend on the knowledge only.
@@ -39,10 +40,38 @@ def reliability_potential(embeddings: Tensor, crossed: Tensor, own: Tensor) -> T
         >>> reliability_potential(u, agreeing, agreeing)  # e
         tensor([2.7183])
     """
-    consensus = own.mean(dim=1)  # (B, d)
-    weights = torch.softmax(torch.einsum("bkd,bd->bk", crossed, consensus), dim=1)  # (B, K)
-    affinity = torch.einsum("bkd,bd->bk", crossed, embeddings)  # (B, K)
-    return (weights * affinity.exp()).sum(dim=1)  # (B,)
+    consensus = own.mean(dim=1) if own.ndim == 3 else own  # (B, d)
+    if crossed.requires_grad or consensus.requires_grad:
+        return _weighted_affinities(embeddings, crossed, consensus).sum(dim=1)  # (B,)
+    potential: Tensor = _PotentialOfEmbeddings.apply(embeddings, crossed, consensus)  # type: ignore[no-untyped-call]
+    return potential
+
+
+def _weighted_affinities(embeddings: Tensor, crossed: Tensor, consensus: Tensor) -> Tensor:
+    """The terms `w_j exp(u · X_j)` of Ψ, `(B, K)`."""
+    # One product reads the neighbours once. In this layout it runs several times faster on a CPU than two.
+    both = torch.bmm(crossed, torch.stack([consensus, embeddings], dim=1).mT)  # (B, K, 2)
+    agreement, affinity = both.unbind(dim=2)  # (B, K) each
+    return torch.softmax(agreement, dim=1) * affinity.exp()
+
+
+class _PotentialOfEmbeddings(torch.autograd.Function):
+    """Ψ with a gradient to the embeddings alone, `Σ_j w_j exp(u · X_j) X_j`, and none to what is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, crossed: Tensor, consensus: Tensor) -> Tensor:
+        weighted = _weighted_affinities(embeddings, crossed, consensus)  # (B, K)
+        ctx.save_for_backward(embeddings, crossed, consensus, weighted)
+        return weighted.sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        *inputs, weighted = ctx.saved_tensors
+        crossed = inputs[1]
+        if torch.is_grad_enabled():  # for gradients of this gradient
+            weighted = _weighted_affinities(*inputs)
+        of_neighbors = (gradient[:, None] * weighted)[:, None]  # (B, 1, K)
+        return torch.bmm(of_neighbors, crossed.to(of_neighbors.dtype)).squeeze(1), None, None
 
 
 def disagreement(potential: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""Optimal transport between the batch's texts and audios, Eq. 15 and 36. Axes: `B` batch."""
+"""Optimal transport between the batch's texts and audios, Eq. 15 and 36.
+
+Axes: `B` rows, `C` columns, of which there are as many in a batch; `G` problems of the same size.
+"""
 
 import math
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +22,13 @@ A2TRealignment = Literal["transposed_plan", "transposed_result", "same_plan"]
 
 # Below this ε the exponentials of similarities in [-1, 1] leave float32's comfortable range.
 _SMALLEST_EXPONENTIAL_EPSILON = 0.03
+# On a GPU an iteration of a small problem takes as long as the launching of its kernels: two in the log
+# domain, four in the exponential one. From here on the reading and writing of the matrix counts.
+_SMALLEST_EXPONENTIAL_GPU_ROWS = 1024
+# A matrix that does not fit into the last cache is read once an iteration, in blocks that fit into the cache
+# of a core; smaller ones have nothing to gain from blocks (benchmarks/sinkhorn.py).
+_LARGEST_UNBLOCKED_BYTES = 2**23
+_BLOCK_BYTES = 2**20
 
 
 def sinkhorn_plan(
@@ -30,20 +41,21 @@ def sinkhorn_plan(
         Q* = argmax_Q ⟨Q, S⟩ + ε H(Q)   subject to   Q 1 = 1/B,   Qᵀ 1 = 1/C
 
     by Sinkhorn–Knopp with a fixed number of iterations: no stopping test, so no synchronisation with
-    the host. The last update is of the columns: column sums are exact, row sums converge.
+    the host. The last update is of the columns: column sums are exact, row sums converge. Leading axes hold
+    problems of their own, which a GPU solves together.
 
     Computed in float32 (float64 for float64 input) whatever autocast is active. Differentiable through
     the iterations if `similarity` requires a gradient.
 
     Args:
-        similarity: `(B, C)`, rows and columns any two sets; usually square.
+        similarity: `(..., B, C)`, rows and columns any two sets; usually one square matrix.
         epsilon: ε > 0, the weight of the entropy. Large: uniform; small: a permutation.
         iterations: Number of row-and-column updates, at least 1.
-        bounded: Whether all similarities lie in [-1, 1], as cosines do. Then ε ≥ 0.03 runs in the
-            exponential domain, which is several times faster; otherwise the log domain is used.
+        bounded: Whether all similarities lie in [-1, 1], as cosines do. Then ε ≥ 0.03 may run in the
+            exponential domain, which is several times faster on a CPU; otherwise the log domain is used.
 
     Returns:
-        `(B, C)`, non-negative, total mass 1, in float32 or float64.
+        `(..., B, C)`, non-negative, each matrix of total mass 1, in float32 or float64.
 
     Raises:
         ValueError: `epsilon` is not positive or `iterations` is below 1.
@@ -55,13 +67,17 @@ def sinkhorn_plan(
     """
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)
-    with torch.autocast(similarity.device.type, enabled=False):
-        similarity = similarity.to(computation_dtype(similarity))  # (B, C)
-        differentiated = torch.is_grad_enabled() and similarity.requires_grad
-        # The exponential domain's gradient squares scalings that may themselves be near float32's limit.
-        if differentiated or not bounded or epsilon < _SMALLEST_EXPONENTIAL_EPSILON:
-            return _log_domain(similarity / epsilon, iterations)
-        return _exponential_domain(similarity.detach(), epsilon, iterations)
+    similarity = similarity.to(computation_dtype(similarity))  # (..., B, C)
+    differentiated = torch.is_grad_enabled() and similarity.requires_grad
+    # The exponential domain's gradient squares scalings that may themselves be near float32's limit.
+    if differentiated or not bounded or epsilon < _SMALLEST_EXPONENTIAL_EPSILON:
+        return _log_domain(similarity / epsilon, iterations)
+    if similarity.is_cpu:
+        solve = _outside_of_graphs if torch.compiler.is_compiling() else _exponential_domain_on_cpu
+        return solve(similarity.detach(), epsilon, iterations)
+    if similarity.shape[-2] < _SMALLEST_EXPONENTIAL_GPU_ROWS:
+        return _log_domain(similarity.detach() / epsilon, iterations)
+    return _exponential_domain(similarity.detach(), epsilon, iterations)
 
 
 def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) -> Tensor:
@@ -91,8 +107,10 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
     """
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)
-    rows, columns = _log_scalings(scores.detach() / epsilon, iterations)  # (B,), (C,)
-    return scores + epsilon * (rows[:, None] + columns)
+    constant = scores.detach()
+    num_rows, num_columns = scores.shape
+    balanced = _log_scaled(constant / epsilon, iterations) + math.log(num_rows / num_columns)  # (B, C)
+    return scores + (epsilon * balanced - constant)
 
 
 def realign_similarity(
@@ -131,7 +149,7 @@ def realign_similarity(
     if ot_factor == 0:
         return similarity
     scale = len(plan) if plan_scaling == "row" else 1
-    return (1 - ot_factor) * similarity + (ot_factor * scale) * (plan @ similarity)
+    return torch.addmm(similarity, plan, similarity, beta=1 - ot_factor, alpha=ot_factor * scale)
 
 
 def realign_both_directions(
@@ -178,37 +196,112 @@ def realign_both_directions(
     return t2a, realign_similarity(similarity.T, own_plan, ot_factor, plan_scaling=plan_scaling)
 
 
+def _log_domain(scaled: Tensor, iterations: int) -> Tensor:
+    """The plan on logarithms: for any ε, any similarities, and for gradients."""
+    return _log_scaled(scaled, iterations).exp() / scaled.shape[-1]
+
+
+def _log_scaled(scaled: Tensor, iterations: int) -> Tensor:
+    """Logarithms shifted by row and by column so that the exponentials of each row, then column, sum to 1."""
+    for _ in range(iterations):
+        scaled = scaled.log_softmax(dim=-1).log_softmax(dim=-2)
+    return scaled
+
+
+def _kernel(similarity: Tensor, epsilon: float) -> Tensor:
+    """The logarithm of a kernel whose scaled form is the plan, with entries of at most 0."""
+    # The shift scales whole rows, which the first row update undoes.
+    shift = similarity.amax(dim=-1, keepdim=True).div_(-epsilon)  # (..., B, 1)
+    return torch.add(shift, similarity, alpha=1 / epsilon)
+
+
 def _exponential_domain(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Scale rows to sum to 1 and columns to B/C in turn, without a graph.
-
-    Each round is two matrix–vector products into buffers that are reused: at these sizes allocating new ones
-    would take half the time.
-    """
-    # The shift scales whole rows, which the first row update undoes; it keeps entries in (0, 1].
-    shift = similarity.amax(dim=1, keepdim=True).div_(-epsilon)  # (B, 1)
-    kernel = torch.add(shift, similarity, alpha=1 / epsilon).exp_()  # (B, C)
-    rows, columns = kernel.new_empty(kernel.shape[0]), kernel.new_ones(kernel.shape[1])
-    if kernel.is_cpu:
-        _scale_on_cpu(kernel.numpy(), rows.numpy(), columns.numpy(), iterations)
-    else:
-        ratio = kernel.shape[1] / kernel.shape[0]
+    """Scale rows to sum to 1 and columns to B/C in turn, without a graph."""
+    num_rows, num_columns = similarity.shape[-2:]
+    kernel = _kernel(similarity, epsilon).exp_().reshape(-1, num_rows, num_columns)  # (G, B, C)
+    rows, columns = kernel.new_empty(len(kernel), num_rows, 1), kernel.new_ones(len(kernel), num_columns, 1)
+    with torch.autocast(kernel.device.type, enabled=False):
         for _ in range(iterations):
-            torch.mv(kernel, columns, out=rows).reciprocal_()
-            torch.addmv(columns, kernel.T, rows, beta=0, alpha=ratio, out=columns).reciprocal_()
-    return kernel.mul_(rows[:, None]).mul_(columns.div_(len(kernel)))
+            torch.bmm(kernel, columns, out=rows).reciprocal_()
+            torch.bmm(kernel.mT, rows, out=columns).reciprocal_().mul_(num_rows / num_columns)
+    return kernel.mul_(rows).mul_(columns.mT / num_rows).reshape(similarity.shape)
 
 
-def _scale_on_cpu(kernel: Array, rows: Array, columns: Array, iterations: int) -> None:
-    """Run the loop in NumPy, whose matrix–vector products have half the overhead of torch's.
+def _exponential_domain_on_cpu(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The same in NumPy, whose calls have a fraction of the overhead of torch's: at B = 32 that is all."""
+    num_rows, num_columns = similarity.shape[-2:]
+    kernel = _kernel(similarity, epsilon).reshape(-1, num_rows, num_columns)  # (G, B, C)
+    # What is no number stays none in the plan, without a warning beside it.
+    with _one_blas_thread(), np.errstate(all="ignore"):
+        for scaled in kernel:
+            matrix = scaled.numpy()
+            np.exp(matrix, matrix)
+            scale = _scale_in_blocks if matrix.nbytes > _LARGEST_UNBLOCKED_BYTES else _scale
+            rows, columns = scale(matrix, iterations)
+            columns *= 1 / num_rows
+            scaled.mul_(torch.from_numpy(rows)[:, None]).mul_(torch.from_numpy(columns))
+    return kernel.reshape(similarity.shape)
 
-    One thread is used: products this small gain less from a second thread than they wait for it while torch's
-    own threads are running (benchmarks/step.py).
+
+def _outside_of_graphs(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The same where `torch.compile` traces, which would make slow torch of the NumPy."""
+    solve = torch.compiler.disable(_exponential_domain_on_cpu)
+    plan: Tensor = solve(similarity, epsilon, iterations)
+    return plan
+
+
+def _scale(kernel: Array, iterations: int) -> tuple[Array, Array]:
+    """Find the factors of the rows and of the columns of a kernel `(B, C)`."""
+    rows, columns = _unscaled(kernel)
+    row_sums, column_sums = kernel.dot, kernel.T.dot
+    invert, invert_columns = np.reciprocal, _inverse(kernel)
+    for _ in range(iterations):
+        invert(row_sums(columns, rows), rows)
+        invert_columns(column_sums(rows, columns), columns)
+    return rows, columns
+
+
+def _scale_in_blocks(kernel: Array, iterations: int) -> tuple[Array, Array]:
+    """The same in one reading of the kernel an iteration: blocks of rows are cached for their column sums."""
+    rows, columns = _unscaled(kernel)
+    height = max(1, _BLOCK_BYTES // (kernel.shape[1] * kernel.itemsize))
+    starts = range(0, len(kernel), height)
+    blocks = [(kernel[start : start + height], rows[start : start + height]) for start in starts]
+    total, of_block = np.empty_like(columns), np.empty_like(columns)
+    invert, invert_columns = np.reciprocal, _inverse(kernel)
+    for _ in range(iterations):
+        total.fill(0)
+        for block, factors in blocks:
+            invert(block.dot(columns, factors), factors)
+            np.add(total, block.T.dot(factors, of_block), total)
+        invert_columns(total, columns)
+    return rows, columns
+
+
+def _unscaled(kernel: Array) -> tuple[Array, Array]:
+    """Memory for the factors of rows, and factors of 1 of the columns."""
+    num_rows, num_columns = kernel.shape
+    return np.empty(num_rows, kernel.dtype), np.ones(num_columns, kernel.dtype)
+
+
+def _inverse(kernel: Array) -> Any:
+    """The function `(sums, out)` that makes factors of the column sums of a kernel `(B, C)`."""
+    num_rows, num_columns = kernel.shape
+    return np.reciprocal if num_rows == num_columns else partial(np.divide, num_rows / num_columns)
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    """A context that keeps NumPy to one thread.
+
+    Products this small gain less from a second thread than they wait for it while torch's own threads are
+    running (benchmarks/sinkhorn.py).
     """
-    column_sum = kernel.shape[0] / kernel.shape[1]
-    with _blas_threads().limit(limits=1):
-        for _ in range(iterations):
-            np.reciprocal(np.dot(kernel, columns, out=rows), out=rows)
-            np.divide(column_sum, np.dot(kernel.T, rows, out=columns), out=columns)
+    threads = _blas_threads()
+    # Setting the number takes as long as several iterations, asking for it does not.
+    if all(library.num_threads == 1 for library in threads.lib_controllers):
+        return nullcontext()
+    limit: AbstractContextManager[object] = threads.limit(limits=1)
+    return limit
 
 
 @cache
@@ -216,19 +309,3 @@ def _blas_threads() -> ThreadpoolController:
     """The controller of NumPy's BLAS threads."""
     # Finding the libraries takes milliseconds, so once; limiting them takes microseconds.
     return ThreadpoolController().select(user_api="blas")
-
-
-def _log_domain(scaled: Tensor, iterations: int) -> Tensor:
-    """Scale rows and columns in turn, on logarithms: for any ε, any similarities, and for gradients."""
-    rows, columns = _log_scalings(scaled, iterations)
-    return (scaled + rows[:, None] + columns).exp() / len(scaled)
-
-
-def _log_scalings(scaled: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """The logarithms of the factors of rows and columns that make sums of 1 and B/C."""
-    num_rows, num_columns = scaled.shape
-    columns = scaled.new_zeros(num_columns)
-    for _ in range(iterations):
-        rows = -torch.logsumexp(scaled + columns, dim=1)
-        columns = math.log(num_rows / num_columns) - torch.logsumexp(scaled + rows[:, None], dim=0)
-    return rows, columns

@@ -32,13 +32,13 @@ class TransportSolver(Protocol):
         """Solve the problem.
 
         Args:
-            similarity: `(B, B)`, rows text, columns audio.
+            similarity: `(..., B, B)`, rows text, columns audio; leading axes hold problems of their own.
             epsilon: ε > 0, the weight of the entropy.
             iterations: Largest number of iterations.
             bounded: Whether all similarities lie in [-1, 1].
 
         Returns:
-            `(B, B)`, non-negative, total mass at most 1.
+            `(..., B, B)`, non-negative, each matrix of total mass at most 1.
         """
         ...
 
@@ -120,14 +120,16 @@ class PotSolver:
         Raises:
             RuntimeError: The plan holds NaN or Inf.
         """
-        cost = 1 - similarity.detach().cpu().double().numpy()  # (B, B)
-        plan = self._solve(cost, epsilon, iterations)
+        cost = 1 - similarity.detach().cpu().double().numpy()  # (..., B, B)
+        problems = cost.reshape(-1, *cost.shape[-2:])
+        plan = np.stack([self._solve(problem, epsilon, iterations) for problem in problems])
         if not np.isfinite(plan).all():
             raise RuntimeError(
                 f"POT's `{self.function}` returned a plan with NaN or Inf for an ε of {epsilon}. Raise "
                 '`sinkhorn_epsilon`, or take a solver on logarithms such as "pot:sinkhorn_log".'
             )
-        return torch.as_tensor(plan).to(similarity.device, computation_dtype(similarity))
+        plans = torch.as_tensor(plan).reshape(similarity.shape)
+        return plans.to(similarity.device, computation_dtype(similarity))
 
     def _solve(self, cost: Any, epsilon: float, iterations: int) -> Any:
         """The plan `(B, B)` of a cost `(B, B)`, in NumPy."""

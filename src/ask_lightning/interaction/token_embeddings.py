@@ -93,7 +93,8 @@ class TokenEmbeddings:
         that the frame that fits a word best stays the same as long as the words are not injected as well.
 
         Args:
-            neighbors: `(B, K, d)`, the knowledge that each row retrieved in its own modality.
+            neighbors: `(B, K, d)`, the knowledge that each row retrieved in its own modality, or `(B, d)`,
+                its mean over K.
             ratio: ρ in [0, 1], the share of knowledge.
             renormalize: Whether to bring the result back to unit length.
         """

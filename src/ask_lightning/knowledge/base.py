@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
-from warnings import warn
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
+from ask_lightning.knowledge.base_file import REPLICATED, SHARDED, BaseParts, read_base, write_base
+from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, Storage, row_ids_of
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
+from ask_lightning.knowledge.clip_rows import ClipRows
+from ask_lightning.knowledge.embedding_checks import check_embeddings, check_rows
+from ask_lightning.knowledge.exact_search import Search
+from ask_lightning.knowledge.kmeans import Clustering
+from ask_lightning.knowledge.mapped_pairs import MappedPairs
 from ask_lightning.knowledge.pairs import (
     Neighborhood,
     PairStore,
@@ -25,36 +30,21 @@ from ask_lightning.knowledge.pairs import (
     forget_cached,
     read_neighborhood,
 )
-from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing, build_prototypes
+from ask_lightning.knowledge.prototypes import PrototypePairing, build_prototypes
+from ask_lightning.knowledge.row_files import PairFiles, PairWriter
 from ask_lightning.knowledge.row_shard import RowShard
-from ask_lightning.knowledge.search import Search
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
-from ask_lightning.knowledge.snapshot_file import (
-    SnapshotError,
-    find_complete_snapshot,
-    read_snapshot,
-    snapshot_paths,
-    write_snapshot,
-)
 from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips
-from ask_lightning.utilities.arguments import check_choice, check_count
+from ask_lightning.utilities.arguments import check_choice
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
-from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 GranularityName = Literal["fine", "coarse"]
-Placement = Literal["replicated", "sharded"]
-Storage = Literal["float32", "float16", "bfloat16"]
 GRANULARITIES: tuple[GranularityName, ...] = ("fine", "coarse")
-PLACEMENTS: tuple[str, ...] = get_args(Placement)
-STORAGES: tuple[str, ...] = get_args(Storage)
 
-_ROWS_NAMED_IN_AN_ERROR = 5
-# Tensors of a snapshot that each shard file holds some rows of, and those that the first file alone holds.
-_SHARDED, _REPLICATED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text", "ids")
-# Tensors of a snapshot that its first file holds if the training clips are not those of the pairs.
-_CLIPS = ("clip_ids", "clip_sums")
+# Rows of a tensor that are written to files at a time.
+_ROWS_PER_BLOCK = 1 << 16
 
 
 class KnowledgeBase:
@@ -108,7 +98,7 @@ class KnowledgeBase:
     @property
     def device(self) -> torch.device:
         """The device of the base; queries have to be on it, too."""
-        return self.fine.local.audio.device
+        return self.fine.local.device
 
     @property
     def is_sharded(self) -> bool:
@@ -118,9 +108,7 @@ class KnowledgeBase:
     @property
     def num_bytes(self) -> int:
         """Memory that the embeddings take on this rank, indexes not counted."""
-        return sum(
-            side.nbytes for pairs in (self.fine.local, self.coarse) for side in (pairs.audio, pairs.text)
-        )
+        return self.fine.local.num_bytes + self.coarse.num_bytes
 
     @classmethod
     def from_embeddings(
@@ -139,6 +127,8 @@ class KnowledgeBase:
         placement: Placement = "replicated",
         shard: RowShard | None = None,
         training_clips: StoredClips | None = None,
+        directory: str | Path | None = None,
+        previous: KnowledgeBase | None = None,
     ) -> KnowledgeBase:
         """Build the base from the embeddings of all source pairs.
 
@@ -146,7 +136,8 @@ class KnowledgeBase:
             audio: `(N, d)`, audio embeddings; normalised here.
             text: `(N, d)`, text embeddings; row j of both is pair j.
             ids: N clip identifiers, integers or strings. Default: the row numbers.
-            num_prototypes: M, the number of prototypes, at least 1. More than N becomes N with a warning.
+            num_prototypes: M, the number of prototypes. More than N becomes N with a warning. 0 makes a base
+                whose coarse knowledge cannot be looked up.
             prototype_pairing: How audio and text clusters become pairs, see
                 `ask_lightning.knowledge.prototypes.build_prototypes`.
             normalize_prototypes: Whether to bring the max-pooled prototypes back to unit length.
@@ -157,7 +148,8 @@ class KnowledgeBase:
                 several ranks `"auto"` is `"exact"`.
             seed: Seed of the K-means initialisation.
             storage: The dtype in which embeddings are kept; half precision halves the memory. Scores are
-                float32 in any case.
+                float32 in any case. `"memmap"` keeps them in float16 files in `directory`, of which memory
+                holds the index alone, see `ask_lightning.knowledge.file_search.FileSearch`.
             placement: `"replicated"`: every rank holds all pairs. `"sharded"`: every rank holds its shard,
                 searches it for the queries of all ranks, and fetches what it needs from the others.
                 Prototypes are replicated.
@@ -165,6 +157,9 @@ class KnowledgeBase:
                 Default: all of them.
             training_clips: The training clips for `find_clips`, where the pairs are those of another source.
                 Default: the clips of the pairs.
+            directory: The directory for the files of `storage="memmap"`; they are removed with the base.
+            previous: The base before this one. What its Faiss indexes have learnt is used again where it
+                describes the new embeddings well.
 
         Returns:
             The base, on the device of `audio`, float32 unless `storage` says otherwise (float64 for
@@ -175,48 +170,122 @@ class KnowledgeBase:
                 of another number, an unknown pairing, clustering, storage or placement.
         """
         shard = shard or RowShard.unsharded(audio.shape[0] if audio.ndim else 0)
-        check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
-        check_choice("clustering", clustering, CLUSTERINGS)
         check_choice("storage", storage, STORAGES)
-        check_choice("placement", placement, PLACEMENTS)
-        check_count("num_prototypes", num_prototypes)
+        settings = BaseSettings(
+            num_prototypes, prototype_pairing, normalize_prototypes, clustering, seed, placement
+        )
+        settings.check(shard, is_in_files=storage == "memmap")
         check_embeddings(audio, text, shard)
-        row_ids = shard.global_rows() if ids is None else integer_ids(ids)
-        if row_ids.shape != (len(audio),):
-            raise ValueError(
-                f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, "
-                f"but got {tuple(row_ids.shape)}."
-            )
-        if num_prototypes > shard.num_rows:
-            if shard.ranks.rank == 0:
-                warn(
-                    f"There are fewer pairs ({shard.num_rows}) than prototypes asked for "
-                    f"({num_prototypes}): `num_prototypes` becomes {shard.num_rows}.",
-                    stacklevel=2,
+        row_ids = row_ids_of(ids, shard)
+        learnt = (None, None) if previous is None else previous.fine.local.learnt
+        if storage == "memmap":
+            if directory is None:
+                raise ValueError(
+                    'Argument `directory` has to name a directory for the files of storage="memmap", '
+                    "but got None."
                 )
-            num_prototypes = shard.num_rows
+            with shard.ranks.all_or_none("writing its rows"):
+                writer = PairWriter(Path(directory), len(audio))
+                for sides in zip(audio.split(_ROWS_PER_BLOCK), text.split(_ROWS_PER_BLOCK), strict=True):
+                    writer.append(*sides)
+                files = writer.finish()
+            local: StoredPairs = MappedPairs.of_files(files, index, Path(directory), learnt=learnt).to(
+                audio.device
+            )
+            return cls._of_pairs(local, row_ids, shard, settings, training_clips)
         if index == "auto" and shard.ranks.size > 1:
             index = "exact"  # whose scores, unlike Faiss's, do not depend on who searches how many rows
         dtype = computation_dtype(audio)
         audio, text = (unit_length(side.detach().to(dtype)) for side in (audio, text.to(audio.device)))
-        local = StoredPairs(audio, text, index)
-        coarse = build_prototypes(
-            ShardedPairs(local, shard),
-            num_prototypes,
-            pairing=prototype_pairing,
-            normalize=normalize_prototypes,
-            clustering=clustering,
-            seed=seed,
-        )
+        local = StoredPairs(audio, text, index, learnt)
         stored_dtype = getattr(torch, storage) if storage != "float32" else dtype
-        sharded = ShardedPairs(local.astype(stored_dtype), shard)
-        keeps_shards = placement == "sharded" and shard.ranks.size > 1
-        fine: PairStore = sharded if keeps_shards else sharded.replicated()
-        if index not in ("auto", "exact"):
+        return cls._of_pairs(local, row_ids, shard, settings, training_clips, stored_dtype)
+
+    @classmethod
+    def from_files(
+        cls,
+        files: PairFiles,
+        directory: str | Path,
+        *,
+        ids: Tensor | Sequence[int] | Sequence[str] | None = None,
+        num_prototypes: int = 512,
+        prototype_pairing: PrototypePairing = "matched",
+        normalize_prototypes: bool = True,
+        clustering: Clustering = "spherical",
+        index: str = "auto",
+        seed: int = 0,
+        placement: Placement = "replicated",
+        shard: RowShard | None = None,
+        training_clips: StoredClips | None = None,
+        previous: KnowledgeBase | None = None,
+        device: torch.device | str = "cpu",
+    ) -> KnowledgeBase:
+        """Build the base of `storage="memmap"` from embeddings that are in files already.
+
+        Args:
+            files: The pairs, as `ask_lightning.knowledge.row_files.PairWriter` writes them.
+            directory: The directory for files that take the place of these.
+            ids: N clip identifiers, see `from_embeddings`.
+            num_prototypes: M, see `from_embeddings`.
+            prototype_pairing: How audio and text clusters become pairs; not `"joint"`.
+            normalize_prototypes: Whether to bring the max-pooled prototypes back to unit length.
+            clustering: The kind of K-means.
+            index: The kind of search, see `ask_lightning.knowledge.file_search.FileSearch`.
+            seed: Seed of the K-means initialisation.
+            placement: `"sharded"` on several ranks: each has the files of its shard.
+            shard: Which of the N pairs these are, see `from_embeddings`.
+            training_clips: The training clips, see `from_embeddings`.
+            previous: The base before this one, see `from_embeddings`.
+            device: The device of queries and results.
+
+        Returns:
+            The base.
+
+        Raises:
+            ValueError: As `from_embeddings`.
+        """
+        shard = shard or RowShard.unsharded(len(files.audio))
+        settings = BaseSettings(
+            num_prototypes, prototype_pairing, normalize_prototypes, clustering, seed, placement
+        )
+        settings.check(shard, is_in_files=True)
+        learnt = (None, None) if previous is None else previous.fine.local.learnt
+        local = MappedPairs.of_files(files, index, Path(directory), learnt=learnt).to(device)
+        check_rows(*local.tables(shard))
+        return cls._of_pairs(local, row_ids_of(ids, shard), shard, settings, training_clips)
+
+    @classmethod
+    def _of_pairs(
+        cls,
+        local: StoredPairs,
+        row_ids: Tensor,
+        shard: RowShard,
+        settings: BaseSettings,
+        training_clips: StoredClips | None,
+        stored_dtype: torch.dtype | None = None,
+    ) -> KnowledgeBase:
+        """Build the base from this rank's pairs; collective."""
+        coarse = StoredPairs(local.coarse_like(), local.coarse_like())
+        if num_prototypes := settings.limited_to(shard):
+            coarse = build_prototypes(
+                ShardedPairs(local, shard),
+                num_prototypes,
+                pairing=settings.prototype_pairing,
+                normalize=settings.normalize_prototypes,
+                clustering=settings.clustering,
+                seed=settings.seed,
+            )
+        if stored_dtype is not None:
+            local, coarse = local.astype(stored_dtype), coarse.astype(stored_dtype)
+        sharded = ShardedPairs(local, shard)
+        is_in_files = isinstance(local, MappedPairs)
+        keeps_shards = settings.placement == "sharded" and shard.ranks.size > 1
+        fine: PairStore = sharded if keeps_shards else local if is_in_files else sharded.replicated()
+        if is_in_files or local.index not in ("auto", "exact"):
             with shard.ranks.all_or_none("building its index"):
                 _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
-        all_ids = shard.gather(row_ids.to(audio.device))
-        base = cls(fine, coarse.astype(stored_dtype), all_ids, training_clips)
+        all_ids = shard.gather(row_ids.to(local.device))
+        base = cls(fine, coarse.to(local.device), all_ids, training_clips)
         if shard.ranks.size > 1:
             shard.ranks.require_equal(base.fingerprint, "the knowledge base")
         return base
@@ -345,9 +414,10 @@ class KnowledgeBase:
         )
         self.fine.replace(rows, audio, text)
         forget_cached(self, "fingerprint", "_checksums")
-        if "_clips" in vars(self) and self.training_clips is None:
+        clips = vars(self).get("_clips")
+        if isinstance(clips, StoredClips) and self.training_clips is None:
             local, shard = self.fine.local, self.fine.shard
-            self._clips.renew(local.audio, local.text, shard.select(self.ids), self.ids[rows])
+            clips.renew(local.audio, local.text, shard.select(self.ids), self.ids[rows])
 
     @torch.no_grad()
     def find_clips(self, ids: Tensor) -> ClipVectors:
@@ -363,11 +433,13 @@ class KnowledgeBase:
         return self._clips.find(ids.to(self.device))
 
     @cached_property
-    def _clips(self) -> StoredClips:
+    def _clips(self) -> StoredClips | ClipRows:
         """The clips that `find_clips` looks up."""
         if self.training_clips is not None:
             return self.training_clips
         local, shard = self.fine.local, self.fine.shard
+        if isinstance(local, MappedPairs):
+            return ClipRows(self.fine, self.ids)
         return StoredClips.of_rows(local.audio, local.text, shard.select(self.ids), shard.ranks)
 
     def _nearest_allowed(
@@ -397,14 +469,13 @@ class KnowledgeBase:
     def _checksums(self) -> dict[str, int]:
         """The checksum of each tensor of a snapshot by name, over the rows of all ranks."""
         sums = (*self.fine.checksums, *self.coarse.checksums, checksum(self.ids))
-        clips = {name: checksum(tensor) for name, tensor in self._clip_tensors().items()}
-        return dict(zip((*_SHARDED, *_REPLICATED), sums, strict=True)) | clips
+        clips = {name: checksum(tensor) for name, tensor in self._parts.tensors_of_clips().items()}
+        return dict(zip((*SHARDED, *REPLICATED), sums, strict=True)) | clips
 
-    def _clip_tensors(self) -> dict[str, Tensor]:
-        """The tensors of `training_clips` by their names in a snapshot."""
-        if self.training_clips is None:
-            return {}
-        return dict(zip(_CLIPS, (self.training_clips.ids, self.training_clips.sums), strict=True))
+    @property
+    def _parts(self) -> BaseParts:
+        """What a snapshot holds."""
+        return BaseParts(self.fine, self.coarse, self.ids, self.training_clips)
 
     @cached_property
     def _rows_by_id(self) -> tuple[Tensor, Tensor]:
@@ -455,7 +526,14 @@ class KnowledgeBase:
 
         Raises:
             ValueError: A K is not in [1, N]; for the fine rows, N counts those that are left, or their clips.
+                Or the base has no prototypes to look up.
         """
+        if "coarse" in counts and len(self.coarse) == 0:
+            raise ValueError(
+                "The knowledge base was built without prototypes, so its coarse knowledge cannot be looked "
+                'up. Build it with `num_prototypes`, or look up `granularities=("fine",)`. A loss that looks '
+                "prototypes up says so by its property `needs_prototypes`."
+            )
         if distinct_clips:
             most_fine = self._num_ids - (1 if exclude else 0)
         else:
@@ -497,22 +575,16 @@ class KnowledgeBase:
         Raises:
             OSError: The file cannot be written; one that was there is untouched.
         """
-        ranks, local = self.fine.shard.ranks, self.fine.local
-        paths = snapshot_paths(Path(path), ranks.size)
-        tensors = dict(zip(_SHARDED, (local.audio, local.text), strict=True))
-        if ranks.rank == 0:
-            replicated = (self.coarse.audio, self.coarse.text, self.ids)
-            tensors |= zip(_REPLICATED, replicated, strict=True)
-            tensors |= self._clip_tensors()
-        if self.is_sharded:
-            tensors["rows"] = self.fine.shard.global_rows()
-        checksums = None if self.is_sharded else self._checksums
-        write_snapshot(paths[ranks.rank], tensors, {"index": self.fine.index}, checksums)
-        return paths
+        return write_base(Path(path), self._parts, {} if self.is_sharded else self._checksums)
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", ranks: Ranks | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
+        directory: str | Path | None = None,
     ) -> KnowledgeBase:
         """Read a base written by `save`, by however many ranks.
 
@@ -521,6 +593,8 @@ class KnowledgeBase:
             device: The device on which the base shall lie.
             ranks: The processes that shall hold one shard each (collective). Default: this process holds
                 all pairs.
+            directory: Where the rows of `storage="memmap"` are written if they have to be divided otherwise
+                or are replaced. Default: the directory of the snapshot.
 
         Returns:
             The base.
@@ -528,33 +602,8 @@ class KnowledgeBase:
         Raises:
             SnapshotError: A file is missing, damaged or of another format.
         """
-        shard, index = RowShard.unsharded(0), ""
-        kept: dict[str, Tensor] = {}
-        clips: StoredClips | None = None
-        for number, file in enumerate(files := find_complete_snapshot(Path(path))):
-            tensors, settings = read_snapshot(file)
-            try:
-                if number == 0:
-                    kept = {name: tensors[name] for name in _REPLICATED}
-                    if _CLIPS[0] in tensors:
-                        clips = StoredClips(tensors[_CLIPS[0]], tensors[_CLIPS[1]], Ranks())
-                    shard = RowShard.interleaved(len(kept["ids"]), ranks or Ranks())
-                    index = str(settings["index"])
-                    if index == "auto" and Ranks.current().size > 1:
-                        index = "exact"  # as when a base is built: it is the same wherever it comes from
-                    for name in _SHARDED:
-                        kept[name] = tensors[name].new_empty(shard.num_local_rows, tensors[name].shape[1])
-                rows = tensors["rows"] if len(files) > 1 else torch.arange(shard.num_rows)
-                owner, local_rows = shard.locate(rows)
-                is_own = owner == shard.ranks.rank
-                for name in _SHARDED:
-                    kept[name][local_rows[is_own]] = tensors[name][is_own]
-            except KeyError as error:
-                raise SnapshotError(f"The knowledge snapshot {file} lacks {error}.") from error
-        local = StoredPairs(kept["fine_audio"], kept["fine_text"], index)
-        fine: PairStore = ShardedPairs(local, shard) if shard.ranks.size > 1 else local
-        coarse = StoredPairs(kept["coarse_audio"], kept["coarse_text"])
-        return cls(fine, coarse, kept["ids"], clips).to(device)
+        parts = read_base(Path(path), ranks, None if directory is None else Path(directory))
+        return cls(parts.fine, parts.coarse, parts.ids, parts.training_clips).to(device)
 
 
 def repeats(clips: Tensor) -> Tensor:
@@ -574,45 +623,3 @@ def repeats(clips: Tensor) -> Tensor:
     is_repeat = torch.zeros_like(clips, dtype=torch.bool)
     is_repeat[:, 1:] = grouped[:, 1:] == grouped[:, :-1]
     return torch.zeros_like(is_repeat).scatter_(1, order, is_repeat)
-
-
-def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
-    """Refuse embeddings of which no knowledge can be made, and warn of zero rows; collective.
-
-    Args:
-        audio: `(n, d)`, this rank's audio embeddings.
-        text: `(n, d)`, this rank's text embeddings.
-        shard: Which rows of the source these are.
-
-    Raises:
-        ValueError: Shapes that are not two equal `(n, d)`, no rows on any rank, NaN or Inf (with the rows).
-    """
-    shapes = (tuple(audio.shape), tuple(text.shape))
-    shapes_of_ranks = shard.ranks.all_gather_object(shapes)
-    width = shapes_of_ranks[0][0][1:]
-    for audio_shape, text_shape in shapes_of_ranks:
-        if len(audio_shape) != 2 or audio_shape != text_shape or audio_shape[1:] != width:
-            raise ValueError(
-                "Arguments `audio` and `text` have to be of the same shape (pairs, width), "
-                f"but got {audio_shape} and {text_shape}."
-            )
-    if shard.num_rows == 0:
-        raise ValueError("The knowledge source is empty: it yielded no audio–text pair.")
-    for name, side in (("audio", audio), ("text", text)):
-        broken = (~side.isfinite().all(dim=1)).nonzero().flatten().cpu()
-        zero = int((side == 0).all(dim=1).sum())
-        reports = shard.ranks.all_gather_object((shard.to_global(broken).tolist(), zero))
-        rows = sorted(row for numbers, _ in reports for row in numbers)
-        if rows:
-            shown = ", ".join(map(str, rows[:_ROWS_NAMED_IN_AN_ERROR]))
-            raise NonFiniteEmbeddingsError(
-                f"The {name} embeddings of {len(rows)} of {shard.num_rows} source rows contain NaN or Inf "
-                f"(rows {shown}{', …' if len(rows) > _ROWS_NAMED_IN_AN_ERROR else ''}). "
-                "Check these items of the knowledge source and the encoder's numerical range."
-            )
-        if shard.ranks.rank == 0 and (zeros := sum(count for _, count in reports)):
-            warn(
-                f"The {name} embeddings of {zeros} of {shard.num_rows} source rows are all zero; they stay "
-                "zero and are similar to nothing.",
-                stacklevel=3,  # the caller of `from_embeddings`
-            )

@@ -16,11 +16,15 @@ from torch import Tensor
 from ask_lightning.functional.drift import representation_drift
 from ask_lightning.functional.reliability import reliability_potential
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.row_shard import RowShard
-from ask_lightning.knowledge.search import Search, build_search
+from ask_lightning.knowledge.exact_search import Search
+from ask_lightning.knowledge.faiss_search import TrainedIndex
+from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
+from ask_lightning.knowledge.search import build_search
 from ask_lightning.utilities.dtypes import computation_dtype
 
 T = TypeVar("T")
+Learnt = tuple[TrainedIndex | None, TrainedIndex | None]
+"""What the indexes of the audio and of the text rows have learnt."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,27 @@ class Neighborhood:
             text_by_text=function(self.text_by_text),
         )
 
-    def potentials(self, audio: Tensor, text: Tensor) -> dict[str, Tensor]:
+    def means(self) -> tuple[Tensor, Tensor]:
+        """ū, the mean of the audio that each audio retrieved, and v̄, that of text by text, `(B, d)` each."""
+        return self.audio_by_audio.mean(dim=1), self.text_by_text.mean(dim=1)
+
+    def potentials(
+        self, audio: Tensor, text: Tensor, means: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The reliability potentials Ψ of the queries, Eq. 11–13.
 
         Args:
             audio: `(B, d)`, the audio embeddings that retrieved these neighbours, in their dtype.
             text: `(B, d)`, the text embeddings that retrieved them.
+            means: What `means` returned, where it has been called already.
 
         Returns:
             Ψ of each query, `(B,)`, by direction: `"t2a"` and `"a2t"`.
         """
+        of_audio, of_text = means or self.means()
         return {
-            "t2a": reliability_potential(audio, self.audio_by_text, self.audio_by_audio),
-            "a2t": reliability_potential(text, self.text_by_audio, self.text_by_text),
+            "t2a": reliability_potential(audio, self.audio_by_text, of_audio),
+            "a2t": reliability_potential(text, self.text_by_audio, of_text),
         }
 
     def to(self, dtype: torch.dtype) -> Neighborhood:
@@ -175,6 +187,7 @@ class StoredPairs:
         audio: `(N, d)`, U.
         text: `(N, d)`, V; row j of both is pair j.
         index: The kind of search, see `build_search`.
+        earlier: What the Faiss indexes of an earlier base have learnt, audio and text.
 
     Examples:
         >>> pairs = StoredPairs(torch.eye(2), torch.eye(2).flip(0))
@@ -186,6 +199,7 @@ class StoredPairs:
     audio: Tensor
     text: Tensor
     index: str = "exact"
+    earlier: Learnt = (None, None)
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -208,12 +222,26 @@ class StoredPairs:
     @cached_property
     def search_audio(self) -> Search:
         """The search over all audio rows."""
-        return build_search(self.audio, self.index)
+        return build_search(self.audio, self.index, self.earlier[0])
 
     @cached_property
     def search_text(self) -> Search:
         """The search over all text rows."""
-        return build_search(self.text, self.index)
+        return build_search(self.text, self.index, self.earlier[1])
+
+    @property
+    def learnt(self) -> Learnt:
+        """What the indexes have learnt, for those of the base after this one."""
+        searches = (vars(self).get(name) for name in ("search_audio", "search_text"))
+        audio, text = (
+            given if search is None else getattr(search, "trained", None)
+            for search, given in zip(searches, self.earlier, strict=True)
+        )
+        return audio, text
+
+    def coarse_like(self) -> Tensor:
+        """An empty table `(0, d)` for prototypes of these pairs."""
+        return torch.empty(0, self.audio.shape[1], dtype=computation_dtype(self.audio), device=self.device)
 
     @cached_property
     def max_norm(self) -> float:
@@ -230,8 +258,32 @@ class StoredPairs:
     @property
     def mean(self) -> tuple[Tensor, Tensor]:
         """The mean audio row and the mean text row, `(d,)` each."""
-        audio, text = (side.mean(dim=0, dtype=computation_dtype(side)) for side in (self.audio, self.text))
+        audio, text = (total / len(self) for total in self.sums)
         return audio, text
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """The sum of the audio rows and that of the text rows, `(d,)` each."""
+        audio, text = (side.sum(dim=0, dtype=computation_dtype(side)) for side in (self.audio, self.text))
+        return audio, text
+
+    @property
+    def device(self) -> torch.device:
+        """The device of queries and results."""
+        return self.audio.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the rows take."""
+        return self.audio.nbytes + self.text.nbytes
+
+    def tables(self, shard: RowShard) -> tuple[ShardedRows, ShardedRows]:
+        """The audio rows and the text rows as tables of which these are a shard."""
+        return ShardedRows(self.audio, shard), ShardedRows(self.text, shard)
+
+    def checksums_of(self, numbers: Tensor) -> tuple[int, int]:
+        """The `checksum` of the audio and of the text rows, under the numbers `(n,)` that they have."""
+        return checksum(self.audio, numbers), checksum(self.text, numbers)
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Audio and text `(..., d)` of the pairs with the numbers `rows` `(...)`."""
@@ -253,11 +305,11 @@ class StoredPairs:
 
     def astype(self, dtype: torch.dtype) -> StoredPairs:
         """The same pairs in another floating dtype."""
-        return StoredPairs(self.audio.to(dtype), self.text.to(dtype), self.index)
+        return StoredPairs(self.audio.to(dtype), self.text.to(dtype), self.index, self.earlier)
 
     def to(self, device: torch.device | str) -> StoredPairs:
         """The same pairs on another device."""
-        moved = StoredPairs(self.audio.to(device), self.text.to(device), self.index)
+        moved = StoredPairs(self.audio.to(device), self.text.to(device), self.index, self.learnt)
         return copy_cached(moved, self, "max_norm", "checksums")
 
 

@@ -14,6 +14,7 @@ from ask_lightning.knowledge.kmeans import Clustering, kmeans
 from ask_lightning.knowledge.pairs import PairStore, StoredPairs
 from ask_lightning.knowledge.row_shard import ShardedRows
 from ask_lightning.utilities.distributed import Ranks
+from ask_lightning.utilities.dtypes import computation_dtype
 
 PrototypePairing = Literal["matched", "joint", "audio", "text", "index"]
 PAIRINGS: tuple[str, ...] = get_args(PrototypePairing)
@@ -55,13 +56,15 @@ def build_prototypes(
         >>> build_prototypes(StoredPairs(torch.eye(4), torch.eye(4)), 2).audio.shape
         torch.Size([2, 4])
     """
-    audio, text, shard = pairs.local.audio, pairs.local.text, pairs.shard
+    shard = pairs.shard
+    audio, text = pairs.local.tables(shard)
 
-    def cluster(vectors: Tensor, seed: int = seed) -> Tensor:
-        return kmeans(ShardedRows(vectors, shard), num_prototypes, seed, clustering)
+    def cluster(rows: ShardedRows, seed: int = seed) -> Tensor:
+        return kmeans(rows, num_prototypes, seed, clustering)
 
     if pairing == "joint":
-        by_audio = by_text = cluster(torch.cat([audio, text], dim=1) * 0.5**0.5)
+        joint = torch.cat([audio.local, text.local], dim=1) * 0.5**0.5
+        by_audio = by_text = cluster(ShardedRows(joint, shard))
     elif pairing in ("audio", "text"):
         by_audio = by_text = cluster(audio if pairing == "audio" else text)
     else:
@@ -103,21 +106,28 @@ def match_clusters(
     return torch.as_tensor(partner, device=by_text.device)[by_text]
 
 
-def max_pool(vectors: Tensor, assignment: Tensor, num_clusters: int) -> Tensor:
+def max_pool(rows: ShardedRows, assignment: Tensor, num_clusters: int) -> Tensor:
     """Take the element-wise maximum over the members of each cluster.
 
     Args:
-        vectors: `(n, d)`, the local vectors.
-        assignment: `(n,)`, cluster of each vector.
+        rows: The vectors, of which the local ones are taken.
+        assignment: `(n,)`, cluster of each local vector.
         num_clusters: M, the number of clusters.
 
     Returns:
         `(M, d)`, minus infinity where a cluster has no member on this rank.
 
     Examples:
-        >>> max_pool(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]), 2)
+        >>> rows = ShardedRows.unsharded(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]))
+        >>> max_pool(rows, torch.tensor([0, 0, 1]), 2)
         tensor([[1., 2.],
                 [5., 5.]])
     """
-    pooled = vectors.new_full((num_clusters, vectors.shape[1]), -torch.inf)
-    return pooled.scatter_reduce_(0, assignment[:, None].expand_as(vectors), vectors, "amax")
+    dtype = computation_dtype(rows.local)
+    pooled = torch.full((num_clusters, rows.local.shape[1]), -torch.inf, dtype=dtype, device=rows.device)
+    first = 0
+    for block in rows.blocks():
+        members = assignment[first : first + len(block), None].expand_as(block)
+        pooled.scatter_reduce_(0, members, block, "amax")
+        first += len(block)
+    return pooled

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional import unit_length
-from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
-from ask_lightning.knowledge.search import sort_candidates
+from ask_lightning.knowledge.exact_search import sort_candidates
+from ask_lightning.knowledge.row_shard import RowShard
+from ask_lightning.knowledge.search import build_search
 from ask_lightning.knowledge.sharded_pairs import ShardedSearch
 from ask_lightning.utilities.arguments import check_count, check_positive, check_range
 from ask_lightning.utilities.dtypes import computation_dtype
@@ -74,7 +75,7 @@ class GraphRefinement:
         if num_neighbors < 1:
             return audio, text
         joint = torch.cat([audio, text], dim=1) / 2**0.5  # (n, 2d), whose products are mean cosines
-        search = ShardedSearch(ShardedRows(joint, shard), "auto")
+        search = ShardedSearch(shard, build_search(joint, "auto") if len(joint) else None)
         own_rows = shard.global_rows().to(audio.device)  # (n,)
         refined = []
         # Every rank takes as many turns as the one with most rows, because each turn is collective.

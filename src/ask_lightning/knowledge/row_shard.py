@@ -7,12 +7,13 @@ Axes: `R` ranks, `n` rows of this rank, `N` rows of the table, `d` width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ask_lightning.knowledge.row_files import RowFile
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -158,7 +159,10 @@ class RowShard:
         flat = rows.flatten()
         owner, local = self.locate(flat)
         if self.ranks.size == 1:
-            return [table[local].view(*rows.shape, table.shape[1]) for table in tables]
+            return [
+                table[local.to(table.device)].to(rows.device).view(*rows.shape, table.shape[1])
+                for table in tables
+            ]
         # Requests go out sorted by rank; the answers return in that order and are put back into ours.
         order = owner.argsort(stable=True)
         request_counts = torch.bincount(owner, minlength=self.ranks.size).tolist()
@@ -166,7 +170,9 @@ class RowShard:
         fetched = []
         for table in tables:
             answers, _ = self.ranks.all_to_all(
-                table[requested], requested_counts, received_counts=request_counts
+                table[requested.to(table.device)].to(rows.device),
+                requested_counts,
+                received_counts=request_counts,
             )
             vectors = torch.empty_like(answers)
             vectors[order] = answers
@@ -181,6 +187,8 @@ class ShardedRows:
     Attributes:
         local: `(n, d)`, the rows of this rank.
         shard: Which rows of the table these are.
+        file: The file that `local` is mapped from, if it is.
+        on: The device on which rows of a file are computed with and exchanged between ranks.
 
     Examples:
         >>> rows = ShardedRows.unsharded(torch.eye(3))
@@ -190,6 +198,13 @@ class ShardedRows:
 
     local: Tensor
     shard: RowShard
+    file: RowFile | None = None
+    on: torch.device | str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the rows are computed with."""
+        return self.local.device if self.file is None else torch.device(self.on)
 
     @classmethod
     def unsharded(cls, table: Tensor) -> ShardedRows:
@@ -200,3 +215,26 @@ class ShardedRows:
         """Read rows `(..., d)` by their global numbers `(...)`; collective."""
         (vectors,) = self.shard.fetch(rows, self.local)
         return vectors
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The rows of this rank in order: as one block, or in float32 blocks if they lie in a file."""
+        if self.file is None:
+            yield self.local
+        else:
+            for _, block in self.file.blocks():
+                yield block.to(self.on).float()
+
+    def select(self, rows: Tensor) -> ShardedRows:
+        """A table of some of the rows, each of which stays on its rank; collective.
+
+        Args:
+            rows: `(m,)` global row numbers, each once and the same on every rank.
+        """
+        owner, local = self.shard.locate(rows)
+        own = local[owner == self.shard.ranks.rank].sort().values
+        if self.file is None:
+            chosen = self.local[own.to(self.device)]
+        else:
+            chosen = self.file.read(own).to(self.on).float()
+        counts = self.shard.ranks.all_gather_object(len(own))
+        return ShardedRows(chosen, RowShard.contiguous(counts, self.shard.ranks))

@@ -1,47 +1,16 @@
-"""Maximum inner product search. Axes: `B` queries, `N` rows, `K` neighbours, `d` width.
+"""Which search suits a set of rows. Axes: `N` rows, `d` width."""
 
-Every search returns rows ordered by (-score, row). Where rows tie for the last place, the exact searches
-return the first of them; a Faiss index returns any.
-"""
-
-import sys
-from typing import Any, Protocol
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ask_lightning.utilities.dtypes import computation_dtype
-from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available, import_faiss
-
-# Number of scores held at a time. A block of 4 MB stays in a CPU's cache between product and selection.
-_SCORES_PER_BLOCK = 1 << 20
-_QUERIES_PER_BLOCK = 1024
-# Number of queries from which on Faiss's kernel is faster than torch on a CPU (benchmarks/step.py).
-_QUERIES_FOR_FAISS = 128
-# Share of an inverted file's lists that is visited unless the index string sets `nprobe`.
-_DEFAULT_PROBED_SHARE = 1 / 16
-_GPU_SCRATCH_BYTES = 256 << 20
-# Storage in half precision saves memory, which the float32 copy in a Faiss index would take again.
-_HALF = (torch.float16, torch.bfloat16)
+from ask_lightning.knowledge.exact_search import HALF, ExactSearch, FastestExactSearch, Search
+from ask_lightning.knowledge.faiss_search import FaissSearch, TrainedIndex
+from ask_lightning.utilities.faiss_import import faiss_has_gpu, faiss_is_available
 
 
-class Search(Protocol):
-    """Finds the rows with the largest inner products."""
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search for the nearest rows.
-
-        Args:
-            queries: `(B, d)`.
-            k: K in [1, N], the number of rows for each query.
-
-        Returns:
-            Scores `(B, K)` and row numbers `(B, K)`, ordered by (-score, row).
-        """
-        ...
-
-
-def build_search(vectors: Tensor, index: str) -> Search:
+def build_search(vectors: Tensor, index: str, trained: TrainedIndex | None = None) -> Search:
     """Build a search over vectors.
 
     Args:
@@ -49,8 +18,10 @@ def build_search(vectors: Tensor, index: str) -> Search:
         index: `"exact"`; or a Faiss factory string, optionally with search parameters behind a semicolon
             (`"IVF1024,Flat;nprobe=64"`, `"HNSW32;efSearch=128"`); or `"auto"`: Faiss on the GPU if both
             the vectors and Faiss are on one, exact in torch for vectors in half precision, and else exact by
-            torch or Faiss, whichever is faster. Any Faiss index that is not compressed (as `"SQfp16"` is)
+            torch or Faiss, whichever is faster: what is in memory is never searched approximately unless
+            asked for. Any Faiss index that is not compressed (as `"SQfp16"` is)
             holds a float32 copy of the vectors.
+        trained: What an earlier Faiss index has learnt, see `FaissSearch`.
 
     Returns:
         The search.
@@ -59,203 +30,10 @@ def build_search(vectors: Tensor, index: str) -> Search:
         ImportError: `index` asks for Faiss, which cannot be loaded.
         ValueError: Faiss does not understand `index`.
     """
-    if index == "auto" and vectors.is_cuda and faiss_has_gpu() and vectors.dtype not in _HALF:
+    if index == "auto" and vectors.is_cuda and faiss_has_gpu() and vectors.dtype not in HALF:
         index = "Flat"
     if index == "auto":
         # Faiss's kernel takes float32 on a CPU only.
         suitable = faiss_is_available() and vectors.is_cpu and vectors.dtype == torch.float32
         return FastestExactSearch(vectors) if suitable else ExactSearch(vectors)
-    return ExactSearch(vectors) if index == "exact" else FaissSearch(vectors, index)
-
-
-class ExactSearch:
-    """Exact search in torch: a blocked product and top-k.
-
-    Scores are float64 for float64 vectors, else float32: vectors in half precision are converted block by
-    block.
-
-    Args:
-        vectors: `(N, d)`, the rows to search.
-    """
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search as `Search` describes; memory is bounded by a block of scores, whatever B and N are."""
-        found = [self._search(block, k) for block in queries.split(_QUERIES_PER_BLOCK)]
-        scores, rows = zip(*found, strict=True)
-        return torch.cat(scores), torch.cat(rows)
-
-    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search for one block of queries."""
-        if len(queries) == 1:
-            # A product with one vector rounds by where a row stands: equal rows would not tie.
-            scores, rows = self._search(queries.expand(2, -1), k)
-            return scores[:1], rows[:1]
-        dtype = computation_dtype(self.vectors)
-        queries = queries.to(dtype)
-        scores = queries.new_empty(len(queries), 0)
-        rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-        height = max(k, _SCORES_PER_BLOCK // max(1, len(queries)))
-        for first in range(0, len(self.vectors), height):
-            block = self.vectors[first : first + height].to(dtype)  # (height, d)
-            # Tall times thin runs faster than thin times tall on a CPU.
-            block_scores = (block @ queries.T).T.contiguous()  # (B, height)
-            block_rows = stable_topk(block_scores, min(k, len(block)))  # (B, k)
-            # Rows ascend from block to block and within each, so a stable sort orders ties by row.
-            scores = torch.cat([scores, block_scores.gather(1, block_rows)], dim=1)
-            rows = torch.cat([rows, block_rows + first], dim=1)
-            scores, order = scores.sort(dim=1, descending=True, stable=True)
-            scores, rows = scores[:, :k], rows.gather(1, order[:, :k])
-        return scores, rows
-
-
-def stable_topk(scores: Tensor, k: int) -> Tensor:
-    """Columns of the k largest scores of each row, ascending; of equal scores the first columns.
-
-    `torch.topk` chooses arbitrarily among equal scores, and equal scores are common: a clip with five
-    captions is five rows with one audio embedding.
-
-    Args:
-        scores: `(B, N)`.
-        k: Number of columns to return for each row, in [1, N].
-
-    Returns:
-        `(B, k)`, int64.
-
-    Examples:
-        >>> stable_topk(torch.tensor([[1.0, 3.0, 1.0, 1.0]]), 2)
-        tensor([[0, 1]])
-    """
-    width = scores.shape[1]
-    largest, columns = scores.topk(min(k + 1, width), dim=1)
-    kth = largest[:, k - 1 : k]
-    # On a GPU, asking whether a tie crosses the boundary would wait for the device; the work is cheaper.
-    if width > k and (scores.is_cuda or bool((kth == largest[:, k:]).any())):
-        position = torch.arange(width, 0, -1, dtype=torch.int32, device=scores.device)
-        priority = torch.where(scores > kth, position + width, torch.where(scores == kth, position, 0))
-        columns = priority.topk(k, dim=1).indices
-    return columns[:, :k].sort(dim=1).values
-
-
-class FastestExactSearch:
-    """Exact search by torch for small batches of queries, by Faiss's kernel for large ones on a CPU.
-
-    Faiss searches the vectors in place, without a copy. It does not order ties by row, so queries with a tie
-    for the last place are searched again by torch.
-
-    Args:
-        vectors: `(N, d)`, float32 on a CPU.
-    """
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors
-        self._exact = ExactSearch(vectors)
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search as `Search` describes."""
-        if len(queries) < _QUERIES_FOR_FAISS or k == len(self.vectors):
-            return self._exact(queries, k)
-        faiss = import_faiss()
-        if sys.platform != "darwin":  # where `import_faiss` limits Faiss to one thread
-            faiss.omp_set_num_threads(torch.get_num_threads())
-        rows_of = (side.detach().float().contiguous().numpy() for side in (queries, self.vectors))
-        found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
-        scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)
-        tied = scores[:, k - 1] == scores[:, k]
-        scores, rows = sort_candidates(scores[:, :k], rows[:, :k])
-        if bool(tied.any()):
-            scores[tied], rows[tied] = self._exact(queries[tied], k)
-        return scores, rows
-
-
-def sort_candidates(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Order candidates by (-score, row).
-
-    Args:
-        scores: `(B, K)`.
-        rows: `(B, K)`, their row numbers.
-
-    Returns:
-        Both, reordered.
-    """
-    rows, order = rows.sort(dim=1)
-    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return scores, rows.gather(1, order)
-
-
-class FaissSearch:
-    """Search by any Faiss index, on the GPU if the vectors and Faiss are on one.
-
-    A query for which the index finds fewer than k rows (an inverted file whose visited lists are short) is
-    searched again exactly. Where rows tie for the last place, Faiss chooses among them.
-
-    Args:
-        vectors: `(N, d)`, the rows to search.
-        index: Faiss factory string with optional `;parameter=value`.
-    """
-
-    def __init__(self, vectors: Tensor, index: str) -> None:
-        faiss = import_faiss()
-        self.vectors = vectors
-        factory, _, parameters = index.partition(";")
-        try:
-            built = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise ValueError(
-                'Argument `index` has to be "auto", "exact" or a Faiss factory string such as "Flat", '
-                f'"IVF1024,Flat" or "HNSW32", but got {factory!r}.'
-            ) from error
-        self._set_parameters(built, parameters)
-        self._exhaustive = factory == "Flat"
-        self._on_gpu = vectors.is_cuda and faiss_has_gpu() and "HNSW" not in factory
-        if self._on_gpu:
-            import faiss.contrib.torch_utils  # tensors in and out, on torch's stream
-
-            self._resources = faiss.StandardGpuResources()
-            self._resources.setTempMemory(_GPU_SCRATCH_BYTES)
-            built = faiss.index_cpu_to_gpu(self._resources, vectors.device.index or 0, built)
-        rows = self._as_faiss(vectors)
-        try:
-            if not built.is_trained:
-                built.train(rows)
-            built.add(rows)
-            built.search(rows[:1], 1)  # some parameters, such as nprobe=0, only fail here
-        except RuntimeError as error:
-            raise ValueError(
-                f"Argument `index` has to suit {len(vectors)} rows, but got {index!r}, which Faiss "
-                f"cannot build or search on them: {str(error).splitlines()[0]}"
-            ) from error
-        self._index = built
-
-    @staticmethod
-    def _set_parameters(index: Any, parameters: str) -> None:
-        """Set the search parameters of an index, or the number of lists to visit if there are none."""
-        faiss = import_faiss()
-        inverted_file = faiss.try_extract_index_ivf(index)
-        if parameters:
-            try:
-                faiss.ParameterSpace().set_index_parameters(index, parameters)
-            except RuntimeError as error:
-                raise ValueError(
-                    "Argument `index` has to name search parameters that its kind of index has, such as "
-                    f'"IVF1024,Flat;nprobe=64", but got {parameters!r}.'
-                ) from error
-        elif inverted_file is not None:
-            inverted_file.nprobe = max(1, round(inverted_file.nlist * _DEFAULT_PROBED_SHARE))
-
-    def _as_faiss(self, rows: Tensor) -> Any:
-        """Float32 rows in the form that the index takes: a tensor on the GPU, an array on the CPU."""
-        rows = rows.detach().float().contiguous()
-        return rows if self._on_gpu else rows.cpu().numpy()
-
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search as `Search` describes."""
-        scores, rows = self._index.search(self._as_faiss(queries), k)
-        scores = torch.as_tensor(scores, device=queries.device)  # (B, K)
-        rows = torch.as_tensor(rows, device=queries.device)  # (B, K), -1 where nothing was found
-        if not self._exhaustive and bool((incomplete := (rows < 0).any(dim=1)).any()):
-            exact_scores, exact_rows = ExactSearch(self.vectors)(queries[incomplete], k)
-            scores[incomplete], rows[incomplete] = exact_scores.to(scores.dtype), exact_rows
-        return sort_candidates(scores, rows)
+    return ExactSearch(vectors) if index == "exact" else FaissSearch(vectors, index, trained)

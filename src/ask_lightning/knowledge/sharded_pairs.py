@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.drift import log_normalizers, softmax_divergence
-from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.exact_search import Search, sort_candidates
+from ask_lightning.knowledge.mapped_pairs import MappedPairs, drift_of_terms
 from ask_lightning.knowledge.pairs import PairStore, StoredPairs, copy_cached, forget_cached
-from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
-from ask_lightning.knowledge.search import Search, build_search, sort_candidates
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.dtypes import computation_dtype
 
 
@@ -64,12 +64,12 @@ class ShardedPairs:
     @cached_property
     def search_audio(self) -> Search:
         """The search over all audio rows."""
-        return ShardedSearch(ShardedRows(self.local.audio, self.shard), self.index)
+        return ShardedSearch(self.shard, self.local.search_audio if len(self.local) else None)
 
     @cached_property
     def search_text(self) -> Search:
         """The search over all text rows."""
-        return ShardedSearch(ShardedRows(self.local.text, self.shard), self.index)
+        return ShardedSearch(self.shard, self.local.search_text if len(self.local) else None)
 
     @cached_property
     def max_norm(self) -> float:
@@ -79,17 +79,14 @@ class ShardedPairs:
     @cached_property
     def checksums(self) -> tuple[int, int]:
         """The `checksum` of all audio and of all text rows."""
-        rows = self.shard.global_rows()
-        own = checksum(self.local.audio, rows), checksum(self.local.text, rows)
+        own = self.local.checksums_of(self.shard.global_rows())
         audio, text = zip(*self.shard.ranks.all_gather_object(own), strict=True)
         return sum(audio) % 2**64, sum(text) % 2**64
 
     @property
     def mean(self) -> tuple[Tensor, Tensor]:
         """The mean audio row and the mean text row, `(d,)` each."""
-        sides = (self.local.audio, self.local.text)
-        sums = (side.sum(dim=0, dtype=computation_dtype(side)) for side in sides)
-        audio, text = (self.shard.ranks.sum(total) / len(self) for total in sums)
+        audio, text = (self.shard.ranks.sum(total) / len(self) for total in self.local.sums)
         return audio, text
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +107,10 @@ class ShardedPairs:
         Each rank compares the queries with its own rows.
         """
         current, older = self.local, stored.local
+        if isinstance(current, MappedPairs):
+            terms = self.shard.ranks.sum(current.drift_terms(older, *self.pairs(rows)))
+            audio, text = drift_of_terms(terms)
+            return audio, text
         sides = zip(self.pairs(rows), (current.audio, current.text), (older.audio, older.text), strict=True)
         drifts = []
         for side in sides:
@@ -124,7 +125,7 @@ class ShardedPairs:
 
     def replicated(self) -> StoredPairs:
         """All pairs on every rank; collective."""
-        return StoredPairs(self.audio, self.text, self.index)
+        return StoredPairs(self.audio, self.text, self.index, self.local.earlier)
 
     def to(self, device: torch.device | str) -> ShardedPairs:
         """The same pairs on another device."""
@@ -136,17 +137,22 @@ class ShardedSearch:
     """Search in which every rank looks through its own rows for the queries of all ranks.
 
     Args:
-        rows: The rows to search.
-        index: How each rank searches its own rows, see `build_search`.
+        shard: Which rows this rank holds.
+        search_local: The search over the rows of this rank; `None` if there is none.
     """
 
-    def __init__(self, rows: ShardedRows, index: str) -> None:
-        self._rows = rows
-        self._search_local = build_search(rows.local, index) if len(rows.local) else None
+    def __init__(self, shard: RowShard, search_local: Search | None) -> None:
+        self._shard = shard
+        self._search_local = search_local
+
+    @property
+    def kind(self) -> str:
+        """How this rank searches its own rows."""
+        return self._search_local.kind if self._search_local is not None else "exact"
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search as `Search` does; collective. Each rank passes its own queries, of any number."""
-        ranks = self._rows.shard.ranks
+        ranks = self._shard.ranks
         # Rank by rank, as each would search alone: the number of queries decides how scores are rounded.
         blocks = ranks.all_gather(queries)
         found = [self._find_local(block, k) for block in blocks]
@@ -162,11 +168,11 @@ class ShardedSearch:
 
     def _find_local(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """This rank's K best rows by global number; a rank with fewer adds rows of score -inf."""
-        local, shard = self._rows.local, self._rows.shard
-        scores = queries.new_full((len(queries), k), -torch.inf, dtype=computation_dtype(local))
+        shard = self._shard
+        scores = queries.new_full((len(queries), k), -torch.inf, dtype=computation_dtype(queries))
         rows = torch.full((len(queries), k), shard.num_rows, device=queries.device)
         if self._search_local is not None:
-            count = min(k, len(local))
+            count = min(k, shard.num_local_rows)
             scores[:, :count], found = self._search_local(queries, count)
             rows[:, :count] = shard.to_global(found)
         return scores, rows

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.knowledge.checksum import checksum
+from ask_lightning.knowledge.row_files import paths_of
 from ask_lightning.utilities.atomic_files import atomic_write
 
 _FORMAT = "ask-lightning knowledge 2"
@@ -38,6 +39,21 @@ def find_snapshot(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.shard-*-of-*{path.suffix}"))
+
+
+def rows_stem(file: Path) -> Path:
+    """The stem of the files with the rows that belong to one file of a snapshot, see `row_files.paths_of`."""
+    return file.with_suffix("")
+
+
+def files_of_snapshot(path: Path) -> list[Path]:
+    """All files of a snapshot that are on disk, those of its rows among them.
+
+    Args:
+        path: The path that was passed to `KnowledgeBase.save`.
+    """
+    found = find_snapshot(path)
+    return found + [rows for file in found for rows in paths_of(rows_stem(file)) if rows.is_file()]
 
 
 def find_complete_snapshot(path: Path) -> list[Path]:

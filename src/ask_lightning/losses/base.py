@@ -30,6 +30,7 @@ from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled, unit_
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.utilities.arguments import check_choice, check_positive
 from ask_lightning.utilities.clip_ids import integer_ids
+from ask_lightning.utilities.deferred_check import DeferredCheck
 from ask_lightning.utilities.distributed import Ranks, all_gather_with_gradient
 from ask_lightning.utilities.dtypes import computation_dtype
 
@@ -116,6 +117,7 @@ class RetrievalLoss(nn.Module, ABC):
         self.gather = gather
         self.knowledge: KnowledgeBase | None = None
         self.last: dict[str, Tensor] = {}
+        self._temperature_check = DeferredCheck()
 
     @property
     def temperature(self) -> float | Tensor:
@@ -198,15 +200,21 @@ class RetrievalLoss(nn.Module, ABC):
         """Refuse a temperature that has been trained out of its range.
 
         Args:
-            step: Number of the training step. On a GPU, which would have to be waited for, most are left out.
+            step: Number of the training step. On a GPU most are left out, and the error comes a step late, so
+                that nothing waits for the device.
 
         Raises:
             RuntimeError: τ is not positive.
         """
         temperature = self.temperature
-        if isinstance(temperature, Tensor) and not temperature.is_cpu and step % _STEPS_PER_CHECK:
-            return
-        value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        self._temperature_check.finish()
+        if not isinstance(temperature, Tensor):
+            self._refuse_temperature(temperature)
+        elif temperature.is_cpu or step % _STEPS_PER_CHECK == 0:
+            self._temperature_check(temperature.reshape(()), self._refuse_temperature)
+
+    def _refuse_temperature(self, value: float) -> None:
+        """Refuse a value of τ that is not positive."""
         if not value > 0:
             raise RuntimeError(
                 f"The temperature of {type(self).__name__} has become {value:.4g}, but it has to be "
@@ -223,6 +231,11 @@ class RetrievalLoss(nn.Module, ABC):
     def needs_training_clips(self) -> bool:
         """Whether the knowledge has to hold the training clips, beside those of another source."""
         return False
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether the loss looks the coarse knowledge up; a refresh makes no prototypes otherwise."""
+        return self.needs_knowledge
 
     @property
     def against_collapse(self) -> str:
@@ -303,7 +316,10 @@ class RetrievalLoss(nn.Module, ABC):
         with torch.autocast(device.type, enabled=False):
             dtype = computation_dtype(pooled(audio))
             audio, text = (unit_embeddings(side, dtype) for side in (audio, text))
-            id_tensor = None if ids is None else integer_ids(ids).to(device)
+            # Without waiting for what the device has to do before.
+            id_tensor = (
+                None if ids is None else integer_ids(ids).to(device, non_blocking=device.type == "cuda")
+            )
             if knowledge is not None and knowledge is self.knowledge and knowledge.device != device:
                 self.knowledge = knowledge = knowledge.to(device)
             loss, terms = self.compute(audio, text, id_tensor, knowledge)

@@ -92,6 +92,11 @@ class HardNegativeMiningLoss(RetrievalLoss):
         """Always: the stored items of the pair's own clip are no negatives."""
         return True
 
+    @property
+    def needs_prototypes(self) -> bool:
+        """Never: the negatives are stored pairs."""
+        return False
+
     def extra_repr(self) -> str:
         """The options that decide what a negative is."""
         names = ("num_negatives", "num_candidates", "false_negative_threshold")

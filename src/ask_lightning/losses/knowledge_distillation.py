@@ -98,6 +98,11 @@ class KnowledgeDistillationLoss(InteractingLoss):
         """Always: the teacher's embeddings are those of the training clips."""
         return True
 
+    @property
+    def needs_prototypes(self) -> bool:
+        """Never: the teacher reads the rows of clips."""
+        return False
+
     def extra_repr(self) -> str:
         """The options that decide what the targets are."""
         names = ("distillation_weight", "teacher_temperature", "teacher")

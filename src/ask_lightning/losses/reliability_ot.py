@@ -4,6 +4,8 @@ Axes: `B` batch, `K` neighbours, `d` width. "t2a" is text-to-audio: rows are tex
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import get_args
 from warnings import warn
 
@@ -18,10 +20,11 @@ from ask_lightning.functional import (
     realign_similarity,
 )
 from ask_lightning.functional.distillation import Teacher
+from ask_lightning.functional.entropy import row_entropy
 from ask_lightning.functional.reliability import ReliabilityForm
 from ask_lightning.functional.transport import A2TRealignment, PlanScaling
 from ask_lightning.functional.transport_solvers import SINKHORN
-from ask_lightning.interaction import Embeddings, TokenEmbeddings, pooled
+from ask_lightning.interaction import Embeddings, Similarities, TokenEmbeddings, pooled
 from ask_lightning.knowledge.base import GRANULARITIES, GranularityName, KnowledgeBase
 from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, Temperature
@@ -29,6 +32,7 @@ from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
 from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
+from ask_lightning.utilities.deferred_check import DeferredCheck
 
 
 class ReliabilityOTLoss(InteractingLoss):
@@ -195,6 +199,7 @@ class ReliabilityOTLoss(InteractingLoss):
         self.modulation: Modulation = modulation
         self.modulation_gradient = modulation_gradient
         _ = self.weighting  # checks its options
+        self._factor_checks = {direction: DeferredCheck() for direction in DIRECTIONS}
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
@@ -209,6 +214,11 @@ class ReliabilityOTLoss(InteractingLoss):
     def needs_training_clips(self) -> bool:
         """Whether the knowledge is also the teacher."""
         return self.distillation_weight > 0
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether the coarse granularity takes part."""
+        return "coarse" in self.granularities
 
     @property
     def _neighbors_by_granularity(self) -> dict[GranularityName, int]:
@@ -264,7 +274,8 @@ class ReliabilityOTLoss(InteractingLoss):
         """The loss of unit embeddings and its terms, see `RetrievalLoss`.
 
         Raises:
-            ValueError: K is larger than the base, or a factor is not positive.
+            ValueError: K is larger than the base, or a factor is not positive (on a GPU, where nothing waits
+                for it, that of an earlier batch).
         """
         if knowledge is None:
             return self._without_knowledge(audio, text, ids), {}
@@ -345,50 +356,73 @@ class ReliabilityOTLoss(InteractingLoss):
         """
         ignore = self._same_clip(ids)
         u, v = pooled(audio), pooled(text)  # (B, d)
-        entropies = dict.fromkeys(DIRECTIONS, u.new_zeros(()))  # Σ_g CE, 0-d, or of each sample (B,)
+        similarities: dict[GranularityName, Similarities] = {}
         potentials: dict[tuple[GranularityName, str], Tensor] = {}  # Ψ, (B,) each
         terms: dict[str, Tensor] = targets.terms() if targets is not None else {}
         for name, found in neighborhoods.items():
             neighbors = found.to(u.dtype)
+            means = neighbors.means()  # (B, d) each
             injected_audio, injected_text, psi = self.compared(
-                self._inject(audio, neighbors.audio_by_audio),
-                self._inject(text, neighbors.text_by_text),
-                *neighbors.potentials(u, v).values(),  # (B,) each
+                self._inject(audio, means[0]),
+                self._inject(text, means[1]),
+                *neighbors.potentials(u, v, means).values(),  # (B,) each
             )
-            contrast, plans = self._contrast(injected_audio, injected_text, ignore, bounded, targets)
+            similarities[name] = self.similarities(injected_text, injected_audio)
             for direction, potential in zip(DIRECTIONS, psi, strict=True):
-                entropies[direction] = entropies[direction] + contrast[direction]
                 potentials[name, direction] = terms[f"psi_{name}_{direction}"] = potential
-            mass = plans * plans.shape[1]  # rows of sum 1, unless the solver leaves out mass
-            terms[f"plan_entropy_{name}"] = -torch.xlogy(mass, mass).sum(dim=2).mean()
-            terms[f"plan_diagonal_{name}"] = mass.diagonal(dim1=1, dim2=2).mean()
-            if self.transport_solver != SINKHORN:
-                terms[f"plan_mass_{name}"] = plans.sum(dim=(1, 2)).mean()
-        loss, of_reliability = self.weighting.weigh(entropies, potentials, bounded=bounded)
+        plans = self._plans(list(similarities.values()), bounded)  # (G, P, B, B)
+        entropies: dict[str, list[Tensor]] = {direction: [] for direction in DIRECTIONS}
+        for pair, plan in zip(similarities.values(), plans.unbind(), strict=True):
+            for direction, entropy in self._contrast(pair, plan, ignore, targets).items():
+                entropies[direction].append(entropy)  # 0-d, or of each sample (B,)
+        terms |= self._terms_of_plans(plans.detach(), list(similarities))
+        loss, of_reliability = self.weighting.weigh(
+            {direction: reduce(add, of_one) for direction, of_one in entropies.items()},
+            potentials,
+            checks=None if bounded else self._factor_checks,
+        )
         return loss, terms | of_reliability | {"loss": loss}
 
     def _inject(self, embeddings: Embeddings, neighbors: Tensor) -> Embeddings:
-        """Embeddings of one modality, mixed with the neighbours `(B, K, d)` that they retrieved."""
+        """Embeddings of one modality, mixed with the mean `(B, d)` of the neighbours that they retrieved."""
         ratio, renormalize = self.injection_ratio, self.renormalize_injected
         if isinstance(embeddings, TokenEmbeddings):
             return embeddings.inject(neighbors, ratio, renormalize=renormalize)
         return inject_knowledge(embeddings, neighbors, ratio, renormalize=renormalize)
 
-    def _contrast(
-        self,
-        audio: Embeddings,
-        text: Embeddings,
-        ignore: Tensor | None,
-        bounded: bool,
-        targets: BatchTargets | None,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy of injected embeddings in both directions after realignment.
+    def _plans(self, similarities: Sequence[Similarities], bounded: bool) -> Tensor:
+        """The transport plans of all granularities, `(G, P, B, B)`: P is 1, or 2 where directions differ."""
+        one_for_both = all(pair.are_symmetric for pair in similarities)
+        asked = torch.stack([pair.to_audio for pair in similarities])[:, None]  # (G, 1, B, B)
+        if not one_for_both:
+            back = torch.stack([pair.to_text for pair in similarities])[:, None]
+            asked = torch.cat([asked, back], dim=1)  # (G, 2, B, B)
+        return self._solve_transport(
+            asked.detach() if self.detach_plan or self.ot_factor == 0 else asked,
+            self.sinkhorn_epsilon,
+            self.sinkhorn_iterations,
+            bounded=bounded and self.interaction is None,
+        )
 
-        Returns:
-            The cross-entropies by direction, and the plans: one `(1, B, B)`, or one for each direction.
-        """
-        similarities = self.similarities(text, audio)  # (B, B) each
-        plans = [self._plan(similarities.to_audio, bounded)]
+    def _terms_of_plans(self, plans: Tensor, names: Sequence[GranularityName]) -> dict[str, Tensor]:
+        """Terms for the log of plans `(G, P, B, B)`."""
+        mass = plans * plans.shape[-1]  # rows of sum 1, unless the solver leaves out mass
+        terms = {
+            "plan_entropy": row_entropy(mass).mean(dim=(1, 2)),
+            "plan_diagonal": mass.diagonal(dim1=2, dim2=3).mean(dim=(1, 2)),
+        }
+        if self.transport_solver != SINKHORN:
+            terms["plan_mass"] = plans.sum(dim=(2, 3)).mean(dim=1)
+        return {
+            f"{term}_{name}": value
+            for term, values in terms.items()
+            for name, value in zip(names, values.unbind(), strict=True)
+        }
+
+    def _contrast(
+        self, similarities: Similarities, plans: Tensor, ignore: Tensor | None, targets: BatchTargets | None
+    ) -> dict[str, Tensor]:
+        """Cross-entropy in both directions after realignment by plans `(P, B, B)`, by direction."""
         if similarities.are_symmetric:
             realigned = realign_both_directions(
                 similarities.to_audio,
@@ -404,31 +438,21 @@ class ReliabilityOTLoss(InteractingLoss):
                     "directions differ, each of which has a plan of its own, but got "
                     f"{self.a2t_realignment!r}."
                 )
-            plans.append(self._plan(similarities.to_text, bounded))
             to_audio, to_text = (
                 realign_similarity(scores, plan, self.ot_factor, plan_scaling=self.plan_scaling)
                 for scores, plan in zip(similarities[:2], plans, strict=True)
             )
             realigned = to_audio, to_text
-        contrast = {}
-        for direction, scores in zip(DIRECTIONS, realigned, strict=True):
-            contrast[direction] = nt_xent(
+        return {
+            direction: nt_xent(
                 scores,
                 self.temperature,
                 targets=None if targets is None else getattr(targets, direction),
                 ignore=ignore,
                 reduction="none" if self.modulation == "sample" else "mean",
             )
-        return contrast, torch.stack(plans).detach()
-
-    def _plan(self, similarity: Tensor, bounded: bool) -> Tensor:
-        """The transport plan of the similarities of one direction, `(B, B)`."""
-        return self._solve_transport(
-            similarity.detach() if self.detach_plan or self.ot_factor == 0 else similarity,
-            self.sinkhorn_epsilon,
-            self.sinkhorn_iterations,
-            bounded=bounded and self.interaction is None,
-        )
+            for direction, scores in zip(DIRECTIONS, realigned, strict=True)
+        }
 
     def _without_knowledge(self, audio: Embeddings, text: Embeddings, ids: Tensor | None) -> Tensor:
         """Plain NT-Xent, once for each granularity, with a warning."""

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ask_lightning.functional import modulation_factor, reliability_penalty, reliability_term
 from ask_lightning.functional.reliability import ReliabilityForm
 from ask_lightning.knowledge.base import GranularityName
 from ask_lightning.utilities.arguments import check_choice, check_range
+from ask_lightning.utilities.deferred_check import DeferredCheck
 
 Modulation = Literal["batch", "sample"]
 DIRECTIONS = ("t2a", "a2t")
@@ -52,40 +55,47 @@ class ReliabilityWeighting:
         return self.form.endswith("term")
 
     def weigh(
-        self, entropies: Mapping[str, Tensor], potentials: Potentials, *, bounded: bool
+        self,
+        entropies: Mapping[str, Tensor],
+        potentials: Potentials,
+        *,
+        checks: Mapping[str, DeferredCheck] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of both directions, Eq. 16–19, or Eq. 21 and 33–34.
 
         Args:
             entropies: Cross-entropies by direction, summed over granularities: 0-d, or of each sample `(B,)`.
             potentials: Ψ of each sample.
-            bounded: Whether all knowledge has at most unit length, so that factors are positive.
+            checks: Checks by direction of what the factors become. None: all knowledge has at most unit
+                length, so that factors are positive.
 
         Returns:
             The mean of both directions, 0-d, and its terms by name, 0-d.
 
         Raises:
-            ValueError: A factor is not positive.
+            ValueError: A factor is not positive, or on a GPU that of an earlier batch was not.
         """
         weighed, terms = [], {}
+        penalties = self._penalties(potentials)
+        if self.modulation == "batch":
+            penalties = penalties.mean(dim=1)
+        by_direction = self._weighted(potentials, penalties)
         for direction in DIRECTIONS:
-            entropy, weighted = entropies[direction], self._weighted(potentials, direction)
-            terms[f"contrastive_{direction}"] = entropy.mean()
+            entropy, weighted = entropies[direction], by_direction[direction]
+            terms[f"contrastive_{direction}"] = _mean(entropy)
             if self.is_term:
-                term = reliability_term(weighted.values()).mean()
-                weighed.append(entropy.mean() + term)
+                term = reliability_term(weighted.values())  # 0-d
+                weighed.append(_mean(entropy) + term)
                 terms[f"reliability_{direction}"] = term
                 continue
-            factor = modulation_factor(weighted.values())  # (B,)
-            if self.modulation == "batch":
-                factor = factor.mean()
-            if not bounded:
-                self._check_positive(factor, direction)
+            factor = modulation_factor(weighted.values())  # 0-d, or of each sample (B,)
+            if checks is not None:
+                checks[direction](factor.min(), partial(self._refuse_factor, direction))
             used = factor if self.modulation_gradient else factor.detach()
-            weighed.append((used * entropy).mean())
-            terms[f"factor_{direction}"] = factor.mean()
+            weighed.append(_mean(used * entropy))
+            terms[f"factor_{direction}"] = _mean(factor)
             for name, (strength, penalty) in weighted.items():
-                terms[f"factor_{name}_{direction}"] = modulation_factor([(strength, penalty.mean())])
+                terms[f"factor_{name}_{direction}"] = modulation_factor([(strength, _mean(penalty.detach()))])
         return 0.5 * (weighed[0] + weighed[1]), terms
 
     def factors(self, potentials: Potentials) -> dict[str, Tensor]:
@@ -99,27 +109,30 @@ class ReliabilityWeighting:
         """
         if self.is_term:
             return {}
+        by_direction = self._weighted(potentials, self._penalties(potentials))
         return {
-            direction: modulation_factor(self._weighted(potentials, direction).values())
-            for direction in DIRECTIONS
+            direction: modulation_factor(weighted.values()) for direction, weighted in by_direction.items()
         }
+
+    def _penalties(self, potentials: Potentials) -> Tensor:
+        """F of each sample for all potentials, `(P, B)`."""
+        return reliability_penalty(torch.stack(list(potentials.values())), self.form)
 
     def _weighted(
-        self, potentials: Potentials, direction: str
-    ) -> dict[GranularityName, tuple[float, Tensor]]:
-        """(λ_g, F_g) of each granularity, F_g of each sample `(B,)`."""
+        self, potentials: Potentials, penalties: Tensor
+    ) -> dict[str, dict[GranularityName, tuple[float, Tensor]]]:
+        """(λ_g, F_g) of each direction and granularity; F_g is a row of `penalties`, `(P,)` or `(P, B)`."""
         lambdas = {"fine": self.lambda_fine, "coarse": self.lambda_coarse}
-        return {
-            name: (lambdas[name], reliability_penalty(potential, self.form))
-            for (name, to), potential in potentials.items()
-            if to == direction
-        }
+        weighted: dict[str, dict[GranularityName, tuple[float, Tensor]]] = {to: {} for to in DIRECTIONS}
+        for (name, to), penalty in zip(potentials, penalties.unbind(), strict=True):
+            weighted[to][name] = (lambdas[name], penalty)
+        return weighted
 
-    def _check_positive(self, factor: Tensor, direction: str) -> None:
+    def _refuse_factor(self, direction: str, smallest: float) -> None:
         """Refuse a factor by which training would lead away from the pairs."""
-        if bool((factor <= 0).any()):
+        if smallest <= 0:
             raise ValueError(
-                f"The modulation factor of direction {direction} fell to {float(factor.min()):.3f}, and "
+                f"The modulation factor of direction {direction} fell to {smallest:.3f}, and "
                 "a factor that is not positive trains the model away from its pairs. The knowledge "
                 "holds vectors longer than one: use `normalize_prototypes=True`, or lower "
                 f"`lambda_fine` ({self.lambda_fine}) and `lambda_coarse` ({self.lambda_coarse})."
@@ -149,3 +162,8 @@ class ReliabilityWeighting:
                 f"Argument `modulation_gradient` has to be True with reliability_form={self.form!r}, but got "
                 "False: a constant that is added changes nothing. Set both λ to 0 to leave the term out."
             )
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean over samples; one value for the batch is that already."""
+    return values.mean() if values.ndim else values

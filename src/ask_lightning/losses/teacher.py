@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.distillation import Teacher, teacher_targets
+from ask_lightning.functional.entropy import row_entropy
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.utilities.arguments import check_choice, check_positive, check_range
 
@@ -32,7 +33,7 @@ class BatchTargets:
         """Terms for the log: entropy in nats and mean diagonal of the targets, number of unknown clips."""
         both = torch.stack([self.t2a, self.a2t])  # (2, B, B)
         return {
-            "target_entropy": -torch.xlogy(both, both).sum(dim=2).mean(),
+            "target_entropy": row_entropy(both).mean(),
             "target_diagonal": both.diagonal(dim1=1, dim2=2).mean(),
             "unknown_clips": (~self.known).sum().to(both.dtype),
         }

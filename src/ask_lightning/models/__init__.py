@@ -6,6 +6,7 @@ from ask_lightning.models.exported import from_pretrained, save_pretrained
 from ask_lightning.models.mteb_encoder import MTEBEncoder
 from ask_lightning.models.resnet38 import ResNet38, ResNet38BERT
 from ask_lightning.models.retriever import Retriever
+from ask_lightning.models.stored_calibration import load_calibration
 from ask_lightning.models.tiny import TinyRetriever
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Retriever",
     "TinyRetriever",
     "from_pretrained",
+    "load_calibration",
     "save_pretrained",
 ]

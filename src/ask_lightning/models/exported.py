@@ -22,6 +22,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """All weights and buffers of the model."""
 
+CALIBRATION_FILE = "calibration.safetensors"
+"""What calibrates searches by the model, in the folder of a run or of an exported model."""
+
 SECTION = "ask_lightning"
 """Key of `config.json` under which this library reads; other libraries may read the other keys."""
 
@@ -112,7 +115,7 @@ def from_pretrained(
         >>> from_pretrained(folder).encode_text({"caption": ["rain"]}).shape
         torch.Size([1, 8])
     """
-    folder = _find_folder(str(source), revision, token)
+    folder = find_pretrained(str(source), revision, token)
     section = _read_section(folder)
     chosen = _choose_class(section["class_path"], kind, folder)
     arguments = {**section["init_args"], **hyperparameters}
@@ -270,15 +273,27 @@ def _read_section(folder: Path) -> dict[str, Any]:
     return dict(section)
 
 
-def _find_folder(source: str, revision: str | None, token: str | bool | None) -> Path:
-    """A local folder, or the snapshot of a repository."""
+def find_pretrained(source: str, revision: str | None, token: str | bool | None) -> Path:
+    """Find the folder of an exported model.
+
+    Args:
+        source: Path of a folder, or name of a repository on the Hugging Face hub.
+        revision: Branch, tag or commit of the repository.
+        token: Access token of a private repository. None or True: that of `hf auth login`.
+
+    Returns:
+        The folder, or that of the snapshot of the repository.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repository.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {source!r}.")
     hub = import_optional("huggingface_hub")
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE]
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CALIBRATION_FILE]
     try:
         snapshot = hub.snapshot_download(source, revision=revision, token=token, allow_patterns=wanted)
     except (OSError, ValueError) as error:

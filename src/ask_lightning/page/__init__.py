@@ -1,7 +1,7 @@
 """A local page on which sounds are searched, heard and seen."""
 
 from ask_lightning.page.audio_files import AudioFiles, find_audio_files
-from ask_lightning.page.collection import Collection, Match, QueryError
+from ask_lightning.page.collection import Collection, Match, QueryError, Refinement
 from ask_lightning.page.server import is_loopback, listen, serve_collection
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Collection",
     "Match",
     "QueryError",
+    "Refinement",
     "find_audio_files",
     "is_loopback",
     "listen",

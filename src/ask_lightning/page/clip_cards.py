@@ -20,19 +20,22 @@ def answer_html(collection: Collection, answer: Answer, shown: Sequence[Match]) 
         shown: The matches of it to show, best first.
 
     Returns:
-        A line that says what follows, for screen readers too, and a list of clips.
+        A heading that can be focused, a line that says what follows, and a list of clips. The page's script
+        repeats the line where screen readers hear it.
     """
+    heading = '<h2 id="results" class="unseen" tabindex="-1">Results</h2>'
     if answer.problem:
-        return f'<p class="problem" role="alert">{escape(answer.problem)}</p>'
+        return f'{heading}<p class="problem" role="alert">{escape(answer.problem)}</p>'
     if answer.query is None:
-        return f'<p class="status" role="status">{_WELCOME}</p>'
-    lines = [f'<p class="status" role="status">{_describe(answer, shown)}</p>']
+        return f'{heading}<p class="status">{_WELCOME}</p>'
+    lines = [f'{heading}<p class="status">{_describe(answer, shown)}</p>']
     if shown:
         lowest, highest = answer.matches[-1].score, answer.matches[0].score
-        lines.append('<ol class="clips" aria-label="Clips that were found, best first">')
+        # Without the role, a list without visible numbers is none to some browsers.
+        lines.append('<ol class="clips" role="list" aria-label="Clips that were found, best first">')
         for rank, match in enumerate(shown, start=1):
             share = (match.score - lowest) / (highest - lowest) if highest > lowest else 1.0
-            score = _score_html(match, answer.calibrated, share)
+            score = _score_html(match, answer.refinement is not None, share)
             lines.append(f"<li>{clip_card(collection, match.row, match.caption, rank, score)}</li>")
         lines.append("</ol>")
     return "\n".join(lines)
@@ -66,7 +69,7 @@ def clip_card(
     file = collection.files[row]
     subtitle = collection.names[row] if file is None else file.name
     return (
-        f'<article class="clip" data-row="{row}">'
+        f'<article class="clip" data-row="{row}" aria-label="{escape(headline)}">'
         f"<header>{place}<h3>{escape(headline)}</h3>{score}</header>"
         f'<p class="name">{escape(subtitle)}</p>'
         f"{_sound_html(collection, row, headline)}{more}</article>"
@@ -89,10 +92,10 @@ def _sound_html(collection: Collection, row: int, headline: str) -> str:
     )
 
 
-def _score_html(match: Match, calibrated: bool, share: float) -> str:
+def _score_html(match: Match, refined: bool, share: float) -> str:
     """A score in figures and as a bar that is full at the best clip and empty at the worst one."""
     figures = f'<span class="score">score {match.score:.3f}</span>'
-    if calibrated:
+    if refined:
         figures += f'<span class="cosine">cosine {match.cosine:.3f}</span>'
     bar = f'<span class="bar" aria-hidden="true"><span style="width: {100 * share:.0f}%"></span></span>'
     return f'<p class="scores">{figures}{bar}</p>'
@@ -107,6 +110,6 @@ def _describe(answer: Answer, shown: Sequence[Match]) -> str:
     )
     if not shown:
         return f"No clip for {query} passes the filters. Loosen them to see some."
-    kind = "calibrated score" if answer.calibrated else "cosine similarity"
+    kind = "cosine similarity" if answer.refinement is None else answer.refinement.score
     word = "clip" if len(answer.matches) == 1 else "clips"
     return f"{len(shown)} of {len(answer.matches):,} {word} for {query}, best first by {kind}."

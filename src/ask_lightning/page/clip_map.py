@@ -89,5 +89,6 @@ def map_html(collection: Collection, rows: Sequence[int], places: Tensor) -> str
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="Map of the clips" '
         f'aria-describedby="map-hint">{"".join(points)}</svg>'
         '<div id="map-label" aria-hidden="true" hidden></div></div>'
-        '<div id="map-clip" role="status" aria-live="polite"><p class="none">No clip is open.</p></div></div>'
+        '<section aria-label="Opened clip"><h2 class="unseen">Opened clip</h2>'
+        '<div id="map-clip"><p class="none">No clip is open.</p></div></section></div>'
     )

@@ -19,7 +19,7 @@ class Match:
 
     Attributes:
         row: Number of the clip, from 0 to N - 1.
-        score: What the answer is sorted by: the calibrated score, or the cosine.
+        score: What the answer is sorted by: the score of a refinement, or the cosine.
         cosine: Cosine similarity of the query and what it was compared with.
         caption: The caption that is shown with the clip.
     """
@@ -28,6 +28,24 @@ class Match:
     score: float
     cosine: float
     caption: str
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """An order of the clips that is better than that by cosine similarity, and can be turned off.
+
+    Attributes:
+        label: Words beside the switch.
+        explanation: Words that say what it does.
+        score: Name of its score.
+        finds_all: Whether all clips are sorted. Otherwise a search has to know which words clips have to
+            contain, for what it does not find cannot be shown.
+    """
+
+    label: str
+    explanation: str
+    score: str
+    finds_all: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +58,12 @@ class Collection:
         captions: All captions of each of the N clips.
         files: Audio file of each of the N clips; None for those that cannot be heard.
         embeddings: Embeddings of the clips, `(N, d)`.
-        by_text: Function that ranks all clips for a text, best first; the second argument says whether by
-            calibrated scores. It raises `QueryError` for a text that cannot be used.
+        by_text: Function that ranks the clips for a text, best first; the second argument says whether by the
+            refinement, the third is a text that clips have to contain. It raises `QueryError` for a text that
+            cannot be used.
         by_sound: Function that ranks clips or captions for the path of an audio file, best first, in the same
             way.
-        calibration: Words that name the calibration of the clips; empty for clips without one.
+        refinement: What sorts the clips better than cosine similarity, if there is something.
     """
 
     title: str
@@ -52,9 +71,9 @@ class Collection:
     captions: Sequence[Sequence[str]]
     files: Sequence[Path | None]
     embeddings: Tensor
-    by_text: Callable[[str, bool], list[Match]]
-    by_sound: Callable[[Path, bool], list[Match]]
-    calibration: str = ""
+    by_text: Callable[[str, bool, str], list[Match]]
+    by_sound: Callable[[Path, bool, str], list[Match]]
+    refinement: Refinement | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,43 +85,47 @@ class Answer:
 
     Attributes:
         query: The text, or the path of an audio file. None: nothing has been asked yet.
-        matches: All clips, best first, each once.
-        calibrated: Whether the clips are sorted by calibrated scores.
+        matches: The clips, best first, each once.
+        refinement: What the clips are sorted by. None: by cosine similarity.
         problem: The reason why there are no matches; empty if there are.
     """
 
     query: str | Path | None = None
     matches: tuple[Match, ...] = ()
-    calibrated: bool = False
+    refinement: Refinement | None = None
     problem: str = ""
 
 
-def answer_query(collection: Collection, query: str | Path | None, calibrated: bool = False) -> Answer:
+def answer_query(
+    collection: Collection, query: str | Path | None, refined: bool = False, words: str = ""
+) -> Answer:
     """Search a collection.
 
     Args:
         collection: The clips.
         query: A text, or the path of an audio file. None: nothing to ask, which is answered by a problem.
-        calibrated: Whether to sort by calibrated scores, where the collection has a calibration.
+        refined: Whether to sort by the refinement, where the collection has one.
+        words: Text that the clips have to contain, where not all are found.
 
     Returns:
-        All clips, best first. For a sound the score of a clip is that of its best caption. A query that
+        The clips, best first. For a sound the score of a clip is that of its best caption. A query that
         cannot be used is answered by a problem.
     """
     if query is None or (isinstance(query, str) and not query.strip()):
         return Answer(query, problem="There is nothing to search for. Type some words or choose a sound.")
-    calibrated = calibrated and bool(collection.calibration)
+    refinement = collection.refinement if refined else None
+    given = (refinement is not None, words if refinement is not None and not refinement.finds_all else "")
     try:
         if isinstance(query, str):
-            matches = collection.by_text(query, calibrated)
+            matches = collection.by_text(query, *given)
         else:
-            matches = collection.by_sound(query, calibrated)
-    except (AudioFileError, QueryError) as error:
+            matches = collection.by_sound(query, *given)
+    except (AudioFileError, QueryError, ImportError) as error:
         message = str(error)
         if isinstance(query, Path):  # the name that the user knows, not that of the upload
             message = message.replace(str(query), query.name)
         return Answer(query, problem=message)
-    return Answer(query, tuple(best_of_each_clip(matches)), calibrated)
+    return Answer(query, tuple(best_of_each_clip(matches)), refinement)
 
 
 def best_of_each_clip(matches: Sequence[Match]) -> list[Match]:

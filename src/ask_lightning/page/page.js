@@ -5,6 +5,12 @@
   const clipOf = (element) => element.closest(".clip");
   const LONGEST = 30; // seconds that a spectrogram shows
 
+  // What screen readers hear: an element that stays, of which only the text changes.
+  function say(text) {
+    const said = document.getElementById("said");
+    if (said) said.textContent = text;
+  }
+
   // ---- players ----
   document.addEventListener("play", (event) => {
     for (const other of document.querySelectorAll(".clip audio")) {
@@ -82,6 +88,7 @@
       const response = await fetch(`/clip/${point.dataset.row}/card`);
       if (!response.ok) throw new Error(await response.text());
       target.innerHTML = await response.text(); // escaped by the server
+      say(`Opened: ${point.getAttribute("aria-label")}`);
       if (target.getBoundingClientRect().top > window.innerHeight - 80) target.scrollIntoView({ block: "end" });
     } catch (error) {
       target.textContent = `The clip cannot be shown: ${error.message}`;
@@ -153,9 +160,43 @@
     if (event.target instanceof Element && event.target.id === "map-words") mark(event.target.value);
   });
 
+  // ---- what Gradio's parts do not say ----
+  function name(element, attribute, value) {
+    if (element && element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
+  }
+  function nameParts() {
+    for (const id of ["lowest", "count"]) {
+      const words = document.querySelector(`#${id} [data-testid=block-info]`)?.textContent.trim() ?? id;
+      name(document.querySelector(`#${id} .reset-button`), "aria-label", `Reset: ${words}`);
+    }
+    for (const fold of document.querySelectorAll("#filters button.label-wrap")) {
+      name(fold, "aria-expanded", String(fold.classList.contains("open")));
+      name(fold, "aria-label", "Filters");
+    }
+    for (const panel of document.querySelectorAll('[role="tabpanel"]')) {
+      const tab = document.getElementById(`${panel.id}-button`);
+      name(panel, "aria-label", tab?.textContent.trim() || "Search");
+    }
+    name(document.getElementById("sound"), "role", "group");
+    name(document.getElementById("sound"), "aria-label", "Or give a sound");
+  }
+
+  // The results are a few steps of the keyboard away, past the filters.
+  document.addEventListener("click", (event) => {
+    if (!(event.target instanceof Element) || !event.target.matches("a.skip")) return;
+    event.preventDefault();
+    const heading = document.getElementById("results");
+    const target = heading?.offsetParent ? heading : document.querySelector('.map .point[tabindex="0"]');
+    target?.focus();
+  });
+
+  // A fold opens and closes without a new element.
+  document.addEventListener("click", () => setTimeout(nameParts, 50));
+
   // ---- after each answer ----
   let answered = "";
   function afterChange() {
+    nameParts();
     const cards = [...document.querySelectorAll("#answer .clip")];
     const found = new Set(cards.map((card) => card.dataset.row));
     for (const point of points()) point.classList.toggle("found", found.has(point.dataset.row));
@@ -163,6 +204,7 @@
     if (!status || status.textContent === answered) return;
     const first = answered === "";
     answered = status.textContent;
+    if (!first && status.matches(".status")) say(answered); // a problem is an alert by itself
     // On a narrow screen the answer is below the form.
     if (!first && status.getBoundingClientRect().top > window.innerHeight - 80) {
       status.scrollIntoView({ block: "start" });

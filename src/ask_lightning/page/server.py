@@ -204,7 +204,7 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
             return refuse(f"{file.name}: the file is no longer there.", 404)
         try:
             content, media_type = playable_sound(file)
-        except AudioFileError as error:
+        except (AudioFileError, ImportError) as error:
             return refuse(str(error), 422)
         headers = {"cache-control": "no-cache"}
         if isinstance(content, bytes):
@@ -217,7 +217,7 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
             return refuse("There is no sound of this clip.", 404)
         try:
             content = picture(row)
-        except AudioFileError as error:
+        except (AudioFileError, ImportError) as error:
             return refuse(str(error), 422)
         return responses.Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
 
@@ -231,22 +231,28 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
 def _make_blocks(gradio: Any, collection: Collection) -> Any:
     """Lay out the page and connect its parts."""
 
-    def show(answer: Answer, words: str, lowest: float, count: int) -> str:
+    # A field in which nobody has typed yet may hold None.
+    def show(answer: Answer, words: str | None, lowest: float, count: int) -> str:
         limit = lowest if lowest > _NO_LIMIT else None
-        shown = filter_matches(collection, answer.matches, words=words, lowest=limit, count=int(count))
+        shown = filter_matches(collection, answer.matches, words=words or "", lowest=limit, count=int(count))
         return answer_html(collection, answer, shown)
 
-    def ask(query: str | Path | None, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
-        answer = answer_query(collection, query, calibrated)
-        return answer, show(answer, *filters)
+    def ask(query: str | Path | None, refined: bool, words: str | None, *others: Any) -> tuple[Answer, str]:
+        answer = answer_query(collection, query, refined, words or "")
+        return answer, show(answer, words, *others)
 
-    def ask_sound(path: str | None, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
-        return ask(None if path is None else Path(path), calibrated, *filters)
+    def ask_sound(path: str | None, refined: bool, *filters: Any) -> tuple[Answer, str]:
+        return ask(None if path is None else Path(path), refined, *filters)
 
-    def ask_again(answer: Answer, calibrated: bool, *filters: Any) -> tuple[Answer, str]:
+    def ask_again(answer: Answer, refined: bool, *filters: Any) -> tuple[Answer, str]:
         if answer.query is None:
             return answer, show(answer, *filters)
-        return ask(answer.query, calibrated, *filters)
+        return ask(answer.query, refined, *filters)
+
+    def filter_by_words(answer: Answer, refined: bool, *filters: Any) -> tuple[Answer, str]:
+        if answer.refinement is None or answer.refinement.finds_all:
+            return answer, show(answer, *filters)
+        return ask_again(answer, refined, *filters)
 
     with gradio.Blocks(
         title=f"Search sounds: {collection.title}",
@@ -255,7 +261,10 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         fill_width=True,
     ) as blocks:
         gradio.HTML(
-            f'<header class="page"><h1>Search sounds</h1><p>{escape(collection.title)}</p></header>',
+            # What is said to screen readers stays the same element, for new ones are not listened to.
+            '<a class="skip" href="#results">Skip to the results</a>'
+            f'<header class="page"><h1>Search sounds</h1><p>{escape(collection.title)}</p></header>'
+            '<div id="said" class="unseen" role="status" aria-live="polite"></div>',
             elem_id="page-header",
         )
         with gradio.Tabs():
@@ -294,12 +303,15 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
                         count = gradio.Slider(
                             *_COUNTS[:2], value=_COUNTS[2], step=1, label="Clips to show", elem_id="count"
                         )
-                        calibrated = gradio.Checkbox(
-                            label="Calibrated scores",
-                            info=f"{collection.calibration}. Off: by cosine similarity.",
-                            value=bool(collection.calibration),
-                            visible=bool(collection.calibration),
-                            elem_id="calibrated",
+                        refinement = collection.refinement
+                        refined = gradio.Checkbox(
+                            label="" if refinement is None else refinement.label,
+                            info=None
+                            if refinement is None
+                            else f"{refinement.explanation}. Off: by cosine similarity.",
+                            value=refinement is not None,
+                            visible=refinement is not None,
+                            elem_id="refined",
                         )
                 with gradio.Column(scale=3, min_width=320):
                     found = gradio.HTML(answer_html(collection, Answer(), []), elem_id="answer")
@@ -310,20 +322,14 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         filters = [words, lowest, count]
         hidden = {"api_visibility": "private"}
         outputs = [answer, found]
-        gradio.on([text.submit, button.click], ask, [text, calibrated, *filters], outputs, **hidden)
+        gradio.on([text.submit, button.click], ask, [text, refined, *filters], outputs, **hidden)
         gradio.on(
-            [sound.upload, sound.stop_recording], ask_sound, [sound, calibrated, *filters], outputs, **hidden
+            [sound.upload, sound.stop_recording], ask_sound, [sound, refined, *filters], outputs, **hidden
         )
-        calibrated.input(ask_again, [answer, calibrated, *filters], outputs, **hidden)
-        gradio.on(
-            [words.input, lowest.input, count.input],
-            show,
-            [answer, *filters],
-            found,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            **hidden,
-        )
+        refined.input(ask_again, [answer, refined, *filters], outputs, **hidden)
+        quietly = {"show_progress": "hidden", "trigger_mode": "always_last", **hidden}
+        words.input(filter_by_words, [answer, refined, *filters], outputs, **quietly)
+        gradio.on([lowest.input, count.input], show, [answer, *filters], found, **quietly)
     return blocks
 
 

@@ -1,0 +1,122 @@
+"""The best rows of an encoded file for a query. Axes: `N` rows of a side, `d` width, `n` candidates."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.search_index import Side
+from ask_lightning.knowledge.exact_search import Search, stable_topk
+
+CALIBRATED_CANDIDATES = 1000
+"""Number of best rows by cosine among which an index finds the best calibrated ones (docs/benchmarks.md)."""
+
+_CANDIDATES = 100
+# Of an index as many rows are asked at most; a filter that passes fewer compares all rows.
+_MOST_OF_AN_INDEX = 10_000
+_GROWTH = 8
+_ROWS_AT_ONCE = 1 << 16
+
+
+class RankedRows(NamedTuple):
+    """Rows for a query, best first.
+
+    Attributes:
+        scores: What they are sorted by, `(n,)`: the calibrated scores, or the cosines.
+        cosines: Cosine similarities, `(n,)`.
+        rows: Their numbers, `(n,)` int64.
+    """
+
+    scores: Tensor
+    cosines: Tensor
+    rows: Tensor
+
+    def take(self, places: Tensor | list[int]) -> "RankedRows":
+        """Some of the rows.
+
+        Args:
+            places: Their places, in the order in which they are wanted.
+        """
+        return RankedRows(*(each[places] for each in self))
+
+
+def best_rows(
+    pairs: EncodedPairs,
+    side: Side,
+    query: Tensor,
+    count: int,
+    *,
+    index: Search | None = None,
+    passes: Callable[[int], bool] | None = None,
+) -> RankedRows:
+    """Find the best rows of a side for a query.
+
+    By an index, its best candidates get their exact scores, calibrated ones where the pairs have them, and
+    are sorted by these. Rows with equal scores keep their order.
+
+    Args:
+        pairs: The encoded clips and captions.
+        side: `"audio"` to find clips, `"text"` to find captions.
+        query: Unit vector `(d,)`, float32.
+        count: Number of rows to find, at least 1.
+        index: Search by an index. None: all rows are compared.
+        passes: Function that tells of the number of a row whether it may be found. None: all may. Where it
+            passes few of the best rows, all are compared.
+
+    Returns:
+        As many rows as there are, at most `count`.
+    """
+    total = len(getattr(pairs, side))
+    all_scores: tuple[Tensor, Tensor] | None = None
+    number = min(count, total)
+    while True:
+        if index is not None and number <= _MOST_OF_AN_INDEX and number < total:
+            ranked = _ranked_by_index(pairs, side, query, number, index)
+        else:
+            if all_scores is None:
+                all_scores = _score_all(pairs, side, query)
+            scores, cosines = all_scores
+            rows = stable_topk(scores[None], number)[0]
+            ranked = _sorted(scores[rows], cosines[rows], rows, number)
+        if passes is None:
+            return ranked
+        kept = [place for place, row in enumerate(ranked.rows.tolist()) if passes(row)][:count]
+        if len(kept) == count or number == total:
+            return ranked.take(kept)
+        number = min(total, _GROWTH * number)
+
+
+def _ranked_by_index(
+    pairs: EncodedPairs, side: Side, query: Tensor, number: int, index: Search
+) -> RankedRows:
+    """The best `number` rows among the candidates of an index."""
+    vectors = getattr(pairs, side)
+    least = _CANDIDATES if pairs.calibration is None else CALIBRATED_CANDIDATES
+    rows = index(query[None], min(max(2 * number, least), len(vectors)))[1][0].sort().values  # (n,)
+    cosines = vectors[rows].to(query.dtype) @ query
+    scores = cosines
+    if pairs.calibration is not None:
+        of_rows: dict[str, Any] = {
+            name: values[rows] for name, values in pairs.calibration.tensors.items() if name.startswith(side)
+        }
+        scores = replace(pairs.calibration, **of_rows).calibrate(cosines[None], side)[0]
+    return _sorted(scores, cosines, rows, number)
+
+
+def _score_all(pairs: EncodedPairs, side: Side, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and cosines `(N,)` of all rows."""
+    # In blocks, because rows in half precision are widened.
+    blocks = getattr(pairs, side).split(_ROWS_AT_ONCE)
+    cosines = torch.cat([block.to(query.dtype) @ query for block in blocks])
+    if pairs.calibration is None:
+        return cosines, cosines
+    return pairs.calibration.calibrate(cosines[None], side)[0], cosines
+
+
+def _sorted(scores: Tensor, cosines: Tensor, rows: Tensor, number: int) -> RankedRows:
+    """The best of some rows with rising numbers; equal scores keep their order."""
+    order = scores.argsort(descending=True, stable=True)[:number]
+    return RankedRows(scores[order], cosines[order], rows[order])

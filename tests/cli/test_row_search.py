@@ -1,0 +1,70 @@
+"""The best rows for a query: all compared, by an index, calibrated, and filtered."""
+
+import pytest
+import torch
+
+from ask_lightning.cli.row_search import best_rows
+from ask_lightning.knowledge.faiss_search import FaissSearch
+from tests.helpers.encoded_files import random_pairs
+
+SIDES = ("audio", "text")
+
+
+def expected_rows(pairs, side, query, count, passes=lambda row: True):
+    """All rows sorted by their scores in float64, of equal ones the first first."""
+    cosines = getattr(pairs, side).double() @ query.double()
+    scores = cosines
+    if pairs.calibration is not None:
+        bias = getattr(pairs.calibration, f"{side}_bias").double()
+        hubs = getattr(pairs.calibration, f"{side}_hubs")
+        if hubs is None or bool(hubs[cosines.argmax()]):
+            scores = cosines - bias
+    order = [row for row in scores.argsort(descending=True, stable=True).tolist() if passes(row)][:count]
+    return order, scores[order], cosines[order]
+
+
+@pytest.fixture(
+    params=[{}, {"calibrated": True}, {"calibrated": True, "gate": True}], ids=["raw", "bias", "gate"]
+)
+def pairs(request):
+    return random_pairs(**request.param)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("index", [None, "Flat", "IVF8,SQ8;nprobe=8", "HNSW16;efSearch=600"])
+def test_rows_are_those_of_a_full_sort(pairs, side, index):
+    search = None if index is None else FaissSearch(getattr(pairs, side), index)
+    queries = getattr(random_pairs(60, seed=1), "text" if side == "audio" else "audio")[:12]
+    for query in queries:
+        for count in (1, 10, 10_000):
+            found = best_rows(pairs, side, query, count, index=search)
+            rows, scores, cosines = expected_rows(pairs, side, query, count)
+            assert found.rows.tolist() == rows
+            torch.testing.assert_close(found.scores.double(), scores, atol=1e-6, rtol=0)
+            torch.testing.assert_close(found.cosines.double(), cosines, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_filters_reach_beyond_the_first_candidates(pairs, by_index):
+    search = FaissSearch(pairs.audio, "IVF8,SQ8;nprobe=8") if by_index else None
+    query = pairs.text[0]
+    for passes in (lambda row: row % 10 == 0, lambda row: row == 299, lambda row: False):
+        found = best_rows(pairs, "audio", query, 5, index=search, passes=passes)
+        assert found.rows.tolist() == expected_rows(pairs, "audio", query, 5, passes)[0]
+
+
+def test_equal_rows_keep_their_order():
+    pairs = random_pairs()
+    pairs.audio = pairs.audio[torch.arange(300) % 3]
+    for search in (None, FaissSearch(pairs.audio, "Flat")):
+        found = best_rows(pairs, "audio", pairs.audio[1], 300, index=search).rows.tolist()
+        assert found[:100] == list(range(1, 300, 3))
+
+
+def test_rows_in_half_precision():
+    pairs = random_pairs()
+    pairs.audio = pairs.audio.half()
+    for search in (None, FaissSearch(pairs.audio, "IVF4,SQ8;nprobe=4")):
+        found = best_rows(pairs, "audio", pairs.text[3], 10, index=search)
+        assert found.scores.dtype == torch.float32
+        assert found.rows.tolist() == expected_rows(pairs, "audio", pairs.text[3], 10)[0]

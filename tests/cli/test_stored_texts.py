@@ -1,0 +1,36 @@
+"""Texts in the bytes of a file."""
+
+import pytest
+import torch
+
+from ask_lightning.cli.stored_texts import StoredTexts
+
+TEXTS = ["a dog", "", "häuser 🐕", "\udcff is no Unicode", "line\nbreak"]
+
+
+def test_texts_come_back():
+    stored = StoredTexts.of(TEXTS)
+    assert list(stored) == TEXTS
+    assert [stored[place] for place in range(5)] == TEXTS
+    assert stored[-1] == TEXTS[-1]
+    assert stored[1:4:2] == TEXTS[1:4:2]
+    assert stored == TEXTS
+    assert stored == StoredTexts.of(tuple(TEXTS))
+    assert stored != TEXTS[:-1]
+    assert stored != [*TEXTS[:-1], "other"]
+    assert "a dog" in stored
+    with pytest.raises(IndexError):
+        stored[5]
+    assert StoredTexts.of(stored) is stored
+    assert list(StoredTexts.of([])) == []
+    assert list(StoredTexts.of([""])) == [""]
+
+
+def test_many_texts_are_read_block_by_block():
+    texts = [str(number) for number in range(70_000)]
+    assert list(StoredTexts.of(texts)) == texts
+
+
+def test_bytes_and_ends_that_do_not_belong_together():
+    with pytest.raises(ValueError, match="not as long as they are said to be"):
+        StoredTexts(torch.zeros(3, dtype=torch.uint8), torch.tensor([2]))

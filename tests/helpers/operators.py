@@ -1,0 +1,71 @@
+"""Which operators of torch a task calls, and tensors of a GPU on a machine without one."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ask_lightning.knowledge import KnowledgeBase
+from ask_lightning.knowledge.pairs import StoredPairs
+from ask_lightning.knowledge.stored_clips import StoredClips
+from ask_lightning.utilities.distributed import Ranks
+
+# How many more calls than the stored number are not worth an error: versions of torch differ by some.
+MARGIN = 0.05
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        alias = [returned.alias_info for returned in operator._schema.returns]
+        # Views, and what asks for a property of a tensor, cost neither a kernel nor a reading of memory.
+        is_view = any(info is not None and not info.is_write for info in alias)
+        if operator.namespace == "aten" and not is_view:
+            self.calls[str(operator.overloadpacket).removeprefix("aten.")] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def count_operators(task: Callable[[], object]) -> Counter[str]:
+    """Calls of each operator that is no view, in the task and in the backward passes that it starts."""
+    with _Counting() as counting:
+        task()
+    return counting.calls
+
+
+def assert_no_more_than(counted: Mapping[str, int], stored: Mapping[str, int]) -> None:
+    """Refuse more calls than were stored, naming the operators that have become more."""
+    total, expected = sum(counted.values()), sum(stored.values())
+    more = {name: f"{stored.get(name, 0)} → {n}" for name, n in counted.items() if n > stored.get(name, 0)}
+    assert total <= expected * (1 + MARGIN) + 1, (
+        f"{total} operator calls instead of {expected}; more of {more}. If that is meant, store "
+        f"{dict(sorted(counted.items()))}."
+    )
+
+
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Tensors of a GPU have shapes but no numbers: whatever has to know a number on the host is an error."""
+    with FakeTensorMode():
+        yield
+
+
+def base_on(device: str, pairs: int = 100, prototypes: int = 10, width: int = 8) -> KnowledgeBase:
+    """A base of equal rows, with what the host knows of it already computed."""
+
+    def rows(count: int) -> StoredPairs:
+        made = StoredPairs(*torch.full((2, count, width), width**-0.5, device=device), "exact")
+        vars(made)["max_norm"] = 1.0
+        return made
+
+    base = KnowledgeBase(rows(pairs), rows(prototypes), torch.arange(pairs, device=device) // 2)
+    sums = torch.full((pairs // 2, 2 * width), width**-0.5, device=device)
+    clips = StoredClips(torch.arange(pairs // 2, device=device), sums, Ranks())
+    vars(base).update(_rows_per_id=2, _num_ids=pairs // 2, _clips=clips)
+    return base
