@@ -8,8 +8,10 @@ import soundfile
 import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.search import find_captions, find_clips, load_model
 from ask_lightning.data import collate_pairs
+from ask_lightning.interaction import Similarities
 from ask_lightning.metrics import interaction_ranks
 from tests.helpers.command_line import ask_lightning, last_checkpoint, refusal
 
@@ -98,6 +100,17 @@ def test_only_the_best_by_cosine_are_compared(pairs):
         assert few[0].clip == next(hit.clip for hit in all_hits if hit.clip in first)
         # As many as are shown are compared.
         assert find_clips(model, pairs, caption, 8, rerank=2) == all_hits
+
+
+def test_scores_that_are_no_numbers_are_refused(pairs):
+    model = load_model(pairs)
+    model.interaction.register_forward_hook(
+        lambda _, given, found: Similarities(*(x * torch.nan for x in found[:2]))
+    )
+    for search, query in ((find_clips, "rain"), (find_captions, Path("0-0.wav"))):
+        assert len(search(model, pairs, query, 3, rerank=0)) == 3
+        with pytest.raises(UsageError, match="NaN or infinity"):
+            search(model, pairs, query, 3, rerank=3)
 
 
 def test_the_command_says_what_hits_are_sorted_by(pairs, encoded, capsys):

@@ -61,7 +61,7 @@ def test_layout_of_batches():
     batches = list(data.train_dataloader())
     assert len(batches) == 2
     batch = batches[0]
-    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id", "caption_id"}
     assert batch["waveform"].shape == (4, 8000)
     assert batch["num_samples"].tolist() == [8000] * 4
     assert len(batch["caption"]) == 4
@@ -70,7 +70,7 @@ def test_layout_of_batches():
     assert torch.cat([batch["clip_id"] for batch in data.val_dataloader()]).tolist() == [0, 0, 1, 1, 2, 2]
     assert sum(len(batch["caption"]) for batch in data.test_dataloader()) == 4
     batch = next(iter(soundscapes(features="log_mel", num_mels=32).val_dataloader()))
-    assert set(batch) == {"log_mel", "caption", "clip_id"}
+    assert set(batch) == {"log_mel", "caption", "clip_id", "caption_id"}
     assert batch["log_mel"].shape == (4, 32, 32)
 
 
@@ -153,10 +153,10 @@ def folder_data(folder, **options) -> FolderData:
 
 def test_a_folder_has_the_same_batches(folder):
     batch = next(iter(folder_data(folder).train_dataloader()))
-    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id", "caption_id"}
     assert batch["waveform"].shape == (4, 16000)
     batch = next(iter(folder_data(folder, features="log_mel").train_dataloader()))
-    assert set(batch) == {"log_mel", "caption", "clip_id"}
+    assert set(batch) == {"log_mel", "caption", "clip_id", "caption_id"}
     assert batch["log_mel"].shape == (4, 63, 64)
 
 

@@ -15,7 +15,7 @@ from tests.helpers.audio_folder import folder_of
 def test_items_have_the_layout_of_soundscapes(tmp_path, record):
     record("a.wav")
     item = folder_of(tmp_path, "a.wav", seconds=1)[0]
-    assert set(item) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert set(item) == {"waveform", "num_samples", "caption", "clip_id", "caption_id"}
     assert item["waveform"].shape == (16000,)
     assert item["waveform"].dtype == torch.float32
     assert item["caption"] == "what a.wav sounds like"

@@ -9,7 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ask_lightning.interaction import DotProductInteraction, LateInteraction, TokenEmbeddings, rows_of
+from ask_lightning.interaction import (
+    DotProductInteraction,
+    LateInteraction,
+    Similarities,
+    TokenEmbeddings,
+    rows_of,
+)
 from ask_lightning.metrics import AudioTextRetrieval, QueryBank, interaction_ranks, retrieval_ranks
 from tests.helpers.ranks import on_ranks
 from tests.helpers.retrieval_reference import noisy_pairs, positions_of_own
@@ -176,3 +182,19 @@ def test_refused_rows():
         interaction_ranks(rows_of(AUDIO, nothing), rows_of(TEXT, nothing), CLIPS[:0], LateInteraction())
     with pytest.raises(ValueError, match="`block_size` has to be an integer of at least 1"):
         interaction_ranks(AUDIO, TEXT, CLIPS, LateInteraction(), block_size=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("direction", [0, 1])
+def test_scores_that_are_no_numbers_are_refused(value, direction):
+    """NaN is neither above nor below another score, so that it would rank first."""
+
+    def broken(text, audio):
+        scores = [torch.eye(len(text), len(audio)), torch.eye(len(audio), len(text))]
+        scores[direction][0, 0] = value
+        return Similarities(*scores)
+
+    metric = AudioTextRetrieval(interaction=broken)
+    metric.update(AUDIO, TEXT, CLIPS)
+    with pytest.raises(ValueError, match="finite scores, but returned NaN or Inf"):
+        metric.compute()

@@ -7,6 +7,7 @@ import sys
 import lightning as L
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ask_lightning.functional import unit_length
@@ -16,6 +17,7 @@ from ask_lightning.models import (
     ResNet38BERT,
     Retriever,
     TinyRetriever,
+    exported,
     from_pretrained,
     save_pretrained,
 )
@@ -181,6 +183,23 @@ def own_module(tmp_path, monkeypatch, text: str, name: str = "own_towers"):
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_folder_that_was_not_finished_does_not_load(written, tmp_path, monkeypatch):
+    """Weights and hyperparameters of two models would look like one."""
+
+    def torn(tensors, path, metadata):
+        if written:
+            save_file(tensors, path, metadata=metadata)
+        raise SafetensorError("No space left on device")
+
+    tiny().save_pretrained(tmp_path)
+    monkeypatch.setattr(exported, "save_file", torn)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written: No space left"):
+        tiny(temperature=0.5).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
+        from_pretrained(tmp_path)
 
 
 def test_a_class_of_the_users_own_is_imported_by_name(tmp_path, monkeypatch):

@@ -102,6 +102,40 @@ def test_uploads_have_a_limit(client, monkeypatch):
     assert "maximum allowed size" in huge.text
 
 
+def ask(client, sound):
+    """What the page says of a sound, given as a request names it."""
+    (number,) = (
+        question["id"]
+        for question in client.get("/config").json()["dependencies"]
+        if question["api_name"] == "ask_sound"
+    )
+    data = [{"path": str(sound), "meta": {"_type": "gradio.FileData"}}, False, "", -1, 10]
+    joined = client.post(
+        "/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": "one"}
+    )
+    if joined.status_code != 200:
+        return joined.status_code
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=one") as answer:
+        return next(line for line in answer.iter_lines() if "process_completed" in line)
+
+
+def test_a_sound_that_was_not_uploaded_is_no_question(client, tmp_path):
+    """Gradio would copy it to the folder of uploads, from which everyone could fetch it."""
+    for path in (
+        client.folder / "secret.txt",
+        "/etc/passwd",
+        tmp_path / "uploads" / ".." / "audio" / "secret.txt",
+        "uploads/a.wav",
+        "https://example.com/a.wav",
+    ):
+        assert ask(client, path) == 403, path
+    assert client.post("/gradio_api/queue/join", content=b"no JSON").status_code == 403
+    assert list((tmp_path / "uploads").rglob("*")) == []
+    sound = (client.folder / "low.wav").read_bytes()
+    (uploaded,) = client.post("/gradio_api/upload", files={"files": ("mine.wav", sound)}).json()
+    assert "for the sound mine.wav" in ask(client, uploaded)
+
+
 def test_paths_that_climb_are_not_uploads(tmp_path):
     assert is_served(f"/gradio_api/file={tmp_path}/1/a.wav", tmp_path)
     assert not is_served(f"/gradio_api/file={tmp_path}", tmp_path)

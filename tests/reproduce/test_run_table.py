@@ -61,6 +61,29 @@ def test_a_torn_last_line_is_dropped(tmp_path, lost):
     assert [run.seed for run in table.read().values()] == [0, 2]
 
 
+def test_a_line_that_is_torn_within_a_character_is_dropped(tmp_path):
+    table = RunTable(tmp_path)
+    for seed in range(2):
+        table.append(make_run(tmp_path, "ρ = 0.1", seed))
+    content = table.path.read_bytes()
+    table.path.write_bytes(content[: content.rfind("ρ".encode()) + 1])
+    assert [run.seed for run in table.read().values()] == [0]
+    assert table.path.read_bytes() == content[: len(table.path.read_bytes())], "cut off, not written anew"
+
+
+def test_a_line_that_is_damaged_in_the_midst_is_named(tmp_path):
+    table = RunTable(tmp_path)
+    for seed in range(3):
+        table.append(make_run(tmp_path, seed=seed))
+    lines = table.path.read_text().splitlines()
+    table.path.write_text("\n".join([*lines[:2], lines[2][:60], lines[3], ""]))
+    with pytest.raises(ValueError, match=r"runs\.csv, line 3, is damaged .* Remove the line"):
+        table.read()
+    table.failed_path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"failed\.csv, line 2, is damaged"):
+        table.read_failed()
+
+
 def test_a_torn_heading_is_written_again(tmp_path):
     table = RunTable(tmp_path)
     table.path.write_text("method,sett")

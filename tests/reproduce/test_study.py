@@ -3,12 +3,14 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
 from ask_lightning.callbacks import DriftMap, QueryTable
 from ask_lightning.losses import MomentumContrastLoss, ReliabilityOTLoss
 from ask_lightning.reproduce import LOSSES, LossVariant, compare
 from ask_lightning.reproduce.study import Entry, Study, with_origins
+from ask_lightning.reproduce.tasks import embeddings
 from tests.reproduce.small_tasks import small_task
 
 PLAIN = Entry("NT-Xent", LOSSES["NT-Xent"])
@@ -54,6 +56,16 @@ def test_entries_share_runs_and_followers_take_the_chosen_settings(task, tmp_pat
     again.announce([ASK, FEW])
     assert again.train([ASK, FEW])["ASK"] == trained["ASK"] or lines[-1].startswith("0 runs to do")
     assert lines[-1] == "0 runs to do, 8 are there."
+
+
+def test_other_embeddings_under_the_same_path_need_another_folder(tmp_path):
+    task = small_task(tmp_path)
+    make_study(task, tmp_path / "runs", []).train([PLAIN])
+    audio = tmp_path / "audio.npy"
+    np.save(audio, 2 * np.load(audio))
+    embeddings._load.cache_clear()  # as in another process
+    with pytest.raises(ValueError, match="holds runs under another protocol: data '"):
+        make_study(task, tmp_path / "runs", []).train([PLAIN])
 
 
 def test_one_seed_is_enough_where_an_entry_says_so(task, tmp_path):

@@ -9,7 +9,14 @@ import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, Soundscapes
 from ask_lightning.reproduce import compare_losses
-from ask_lightning.reproduce.tasks import TASKS, captions_task, folder_task, quick_options, soundscapes_task
+from ask_lightning.reproduce.tasks import (
+    TASKS,
+    captions_task,
+    folder_task,
+    quick_options,
+    soundscapes_task,
+)
+from ask_lightning.reproduce.tasks import folder as folder_module
 
 SMALL = {
     "scenes": 16,
@@ -144,6 +151,25 @@ def test_a_folder_has_other_knowledge_without_evaluation_clips(folder):
     assert {clip.key for clip in captions.clips} == set(trained)
     assert all(clip.captions != trained[clip.key].captions for clip in captions.clips)
     assert len(folder.transfer["other domain"](0).datasets["test"]) == 20
+
+
+@pytest.mark.parametrize("change", ["a caption", "a sound"])
+def test_other_data_under_the_same_path_share_no_runs_and_no_pretrained_weights(folder, tmp_path, change):
+    def state():
+        folder_module._parts.cache_clear()  # as in another process
+        return folder.protocol().description, folder.make_model.__self__.path
+
+    before = state()
+    assert state() == before
+    if change == "a caption":
+        table = tmp_path / "clips.csv"
+        table.write_text(table.read_text().replace("\n3.wav,", "\n3.wav,other words or "))
+    else:
+        for number in range(20):
+            soundfile.write(tmp_path / f"{number}.wav", np.zeros(9000), 16000)
+    description, path = state()
+    assert {name for name in description if description[name] != before[0][name]} == {"data"}
+    assert path != before[1]
 
 
 @pytest.fixture

@@ -396,4 +396,7 @@ def _interaction_scores(
             blocks.append(interaction(query, candidates).to_audio[0])
         else:
             blocks.append(interaction(candidates, query).to_text[0])
-    return torch.cat(blocks)
+    scores = torch.cat(blocks)
+    if not scores.isfinite().all():
+        raise UsageError("The model's interaction makes NaN or infinity of the query and hits: `--rerank 0`.")
+    return scores

@@ -40,9 +40,9 @@ _REASONS_SHOWN = 5
 class ClipDataset(Dataset[dict[str, Any]]):
     """Captioned clips as mono audio of one rate, with an item for each pair of clip and caption.
 
-    Items hold `"waveform"` `(T,)`, `"num_samples"`, the length of the audio without its padding, `"caption"`
-    and `"clip_id"`, which is the same for all captions of a recording. With `features="log_mel"` they hold
-    `"log_mel"` `(F, num_mels)` in place of the first two.
+    Items hold `"waveform"` `(T,)`, `"num_samples"`, the length of the audio without its padding, `"caption"`,
+    `"clip_id"`, which is the same for all captions of a recording, and `"caption_id"`, the item's number.
+    With `features="log_mel"` they hold `"log_mel"` `(F, num_mels)` in place of the first two.
 
     Channels are averaged and other rates resampled. Only the wanted part of a long recording is read. A
     random crop depends on the seed, the epoch and the index alone, neither on the state of a random generator
@@ -173,7 +173,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
         number, caption = self._items[index]
         sound = self._load_sound(number, index)
-        text = {"caption": self.clips[number].captions[caption], "clip_id": self._clip_ids[number]}
+        text = {
+            "caption": self.clips[number].captions[caption],
+            "clip_id": self._clip_ids[number],
+            "caption_id": index,
+        }
         # Padding makes a copy in any case: the sound itself serves the next caption of the clip.
         if self.audio.features is not None:
             missing = num_frames(self.audio.num_samples, self.audio.sample_rate) - len(sound)

@@ -38,8 +38,8 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
     Returns:
         A dict with the same keys: tensors stacked, shorter ones padded with zeros at the end; numbers as an
         int64 tensor; texts as a list. For the datasets here these are `"waveform"` `(B, T)` and
-        `"num_samples"` `(B,)`, or `"log_mel"` `(B, F, num_mels)`; `"caption"`, a list of `B` texts; and
-        `"clip_id"` `(B,)`.
+        `"num_samples"` `(B,)`, or `"log_mel"` `(B, F, num_mels)`; `"caption"`, a list of `B` texts;
+        `"clip_id"` `(B,)` and `"caption_id"` `(B,)`.
 
     Examples:
         >>> collate_pairs([{"caption": "rain", "clip_id": 3}, {"caption": "wind", "clip_id": 4}])

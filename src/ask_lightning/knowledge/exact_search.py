@@ -15,6 +15,8 @@ from ask_lightning.utilities.faiss_import import import_faiss
 
 # Number of scores held at a time. A block of 4 MB stays in a CPU's cache between product and selection.
 _SCORES_PER_BLOCK = 1 << 20
+# So many times as large is a block on a GPU, where small ones cost more in launches than in work.
+_GPU_BLOCK = 32
 _QUERIES_PER_BLOCK = 1024
 # Number of half-precision values converted at a time on a CPU: 1 MB of float32, which its product then finds
 # in the cache (benchmarks/storage.py).
@@ -76,7 +78,8 @@ class ExactSearch:
         queries = queries.to(dtype)
         scores = queries.new_empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-        height = max(k, _SCORES_PER_BLOCK // max(1, len(queries)))
+        num_scores = _SCORES_PER_BLOCK * (_GPU_BLOCK if queries.is_cuda else 1)
+        height = max(k, num_scores // max(1, len(queries)))
         for first in range(0, len(self.vectors), height):
             block = self.vectors[first : first + height]  # (height, d)
             block_scores = products(block, queries).T.contiguous()  # (B, height)

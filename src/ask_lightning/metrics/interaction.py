@@ -18,6 +18,7 @@ from ask_lightning.metrics.functional import (
 )
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.dtypes import computation_dtype
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 # Scores are rounded to this share, so that one that is computed in two blocks ties with itself.
 _SCORE_GRID = 2.0**-20
@@ -52,7 +53,7 @@ def interaction_ranks(
         The ranks of each row, in the order of the rows.
 
     Raises:
-        ValueError: Shapes or dtypes do not fit, there is no row, or an embedding has NaN or Inf.
+        ValueError: Shapes or dtypes do not fit, there is no row, or an embedding or a score has NaN or Inf.
 
     Examples:
         >>> from ask_lightning.interaction import LateInteraction
@@ -106,12 +107,22 @@ def _scores(
     with _in_evaluation_mode(interaction):
         for block in torch.arange(len(text), device=audio.pooled.device).split(block_size):
             found = as_similarities(interaction(rows_of(text, block), audio))
+            _check_scores(found)
             to_audio.append(found.to_audio.double())
             to_text.append(found.to_text.double())
     return tuple(  # type: ignore[return-value]
         torch.cat(parts, dim=axis).div_(_SCORE_GRID).round_()
         for axis, parts in enumerate((to_audio, to_text))
     )
+
+
+def _check_scores(scores: Similarities) -> None:
+    """Refuse NaN, which is behind nothing, so that a partner with it would rank first."""
+    if not all(direction.isfinite().all() for direction in scores[:2]):
+        raise NonFiniteEmbeddingsError(
+            "The interaction has to return finite scores, but returned NaN or Inf for finite embeddings. "
+            "Look for divergence or overflow in its parameters."
+        )
 
 
 @contextmanager

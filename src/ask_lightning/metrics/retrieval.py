@@ -263,7 +263,8 @@ class AudioTextRetrieval(Metric):
             0-d float32 tensors under the names in `score_names`.
 
         Raises:
-            ValueError: If there are no rows, an embedding has NaN or Inf, or the bank is of another width.
+            ValueError: If there are no rows, an embedding or a score of the interaction has NaN or Inf, or
+                the bank is of another width.
         """
         if self._interaction:
             return retrieval_scores(self._interaction_ranks(), self.top_k, self.map_k)

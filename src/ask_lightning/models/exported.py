@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ask_lightning.models.tokens import TOKENIZER_FILE, VocabularyTokenizer
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.optional_imports import import_optional
 
 CONFIG_FILE = "config.json"
@@ -45,6 +46,7 @@ def save_pretrained(model: L.LightningModule, folder: str | Path) -> None:
     Raises:
         ValueError: The model could not be made anew: its class is defined in a function or in a script,
             hyperparameters are missing or not to be written as JSON, or its extra state is no tensor.
+        OSError: The folder cannot be written; a model that was in it does not load any more.
 
     Examples:
         >>> from ask_lightning.models import TinyRetriever
@@ -67,16 +69,20 @@ def save_pretrained(model: L.LightningModule, folder: str | Path) -> None:
     tensors = _tensors_to_save(model, "" if part is None else f"{part}.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG_FILE).write_text(
-        json.dumps(config | {SECTION: section}, indent=2) + "\n", encoding="utf-8"
-    )
-    save_file(tensors, path / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Without a config, which is written last, nothing loads an unfinished folder or two models' files.
+    (path / CONFIG_FILE).unlink(missing_ok=True)
+    try:
+        save_file(tensors, path / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path / WEIGHTS_FILE} cannot be written: {error}") from error
     tokenizer = _vocabulary_tokenizer(model)
     if tokenizer is not None:
         tokenizer[1].save_files(path)
     save_processor = getattr(model, "save_processor", None)
     if part is not None and save_processor is not None:
         save_processor(path)
+    with atomic_write(path / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config | {SECTION: section}, indent=2) + "\n", encoding="utf-8")
 
 
 def from_pretrained(

@@ -44,7 +44,8 @@ class Retriever(L.LightningModule, ABC):
     `train/loss`, a learned τ as `train/temperature`, and under `val/` and `test/` the retrieval metrics and
     `mean_recall`, the mean of all recalls of both directions, with `t2a/mean_recall` and `a2t/mean_recall`,
     those of one direction. With `SearchCalibration` among the trainer's callbacks it logs those of calibrated
-    search under `test/calibrated/`.
+    search under `test/calibrated/`. Where batches have `"caption_id"`, as those of the datasets here, the
+    rows that a sampler repeats to give several processes equally many count once in all of these metrics.
 
     `ASKModule` replaces the whole loss; `ASKModule(model, criterion="loss")` keeps the regulariser, and the
     command line passes that where there is one.
@@ -225,11 +226,16 @@ class Retriever(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metrics of the epoch with a batch."""
-        self.val_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
+        self._update(self.val_metrics, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metrics of the epoch with a batch."""
-        self.test_metrics.update(self.encode_audio(batch), self.encode_text(batch), batch["clip_id"])
+        self._update(self.test_metrics, batch)
+
+    def _update(self, metrics: AudioTextRetrieval, batch: Batch) -> None:
+        """Update metrics with a batch, in which a sampler for several processes may repeat rows."""
+        audio, text = self.encode_audio(batch), self.encode_text(batch)
+        metrics.update(audio, text, batch["clip_id"], batch.get("caption_id"))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""

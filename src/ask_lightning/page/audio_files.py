@@ -41,7 +41,8 @@ def find_audio_files(folder: Path, names: Sequence[str], files: Sequence[str]) -
     """Find the audio files of clips below a folder.
 
     The path that a dataset writes counts most, then the name of the file, then the id of the recording, such
-    as that of a YouTube video. No file outside the folder is taken, whatever a path says.
+    as that of a YouTube video. No file outside the folder is taken, whatever a path says, but links in the
+    folder are followed.
 
     Args:
         folder: Folder of the files, which may lie at any depth.

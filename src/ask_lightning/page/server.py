@@ -1,5 +1,6 @@
 """The server of the page: which requests it answers, and with what."""
 
+import json
 import os
 import socket
 import tempfile
@@ -47,6 +48,7 @@ _GRADIO_PATHS = (
     "/gradio_api/upload",
 )
 _UPLOADED_FILE = "/gradio_api/file="
+_QUESTION = "/gradio_api/queue/join"
 # Nothing is loaded from elsewhere or sent there, and no other site shows the page in a frame.
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; base-uri 'self'; "
@@ -75,6 +77,15 @@ class _Guard:
             response = import_optional("starlette.responses").PlainTextResponse("Not found", status_code=404)
             await response(scope, receive, send)
             return
+        if scope["type"] == "http" and scope["path"].startswith(_QUESTION):
+            body = await _body_of(receive)
+            if not names_uploads_alone(body, self.uploads):
+                response = import_optional("starlette.responses").PlainTextResponse(
+                    "A sound has to be uploaded first", status_code=403
+                )
+                await response(scope, receive, send)
+                return
+            receive = _again(body, receive)
 
         async def send_with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -103,9 +114,66 @@ def is_served(path: str, uploads: Path) -> bool:
         False
     """
     if path.startswith(_UPLOADED_FILE):
-        file = Path(os.path.normpath(path.removeprefix(_UPLOADED_FILE)))
-        return ".." not in Path(path).parts and uploads in file.parents
+        return _is_upload(path.removeprefix(_UPLOADED_FILE), uploads)
     return path == "/" or path.startswith((f"{CLIP_PATH}/", *_GRADIO_PATHS))
+
+
+def names_uploads_alone(body: bytes, uploads: Path) -> bool:
+    """Whether a question names no file but sounds that users have given.
+
+    Gradio copies whatever file or address a question names to the folder of uploads, where it can be fetched.
+
+    Args:
+        body: The question as JSON.
+        uploads: Folder of the sounds that users have given.
+
+    Examples:
+        >>> bodies = (b'["rain"]', b'[{"path": "/up/7/a.wav"}]', b'[{"path": "/etc/passwd"}]')
+        >>> [names_uploads_alone(body, Path("/up")) for body in bodies]
+        [True, True, False]
+    """
+    try:
+        left = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            if "path" in part and not _is_upload(part["path"], uploads):
+                return False
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return True
+
+
+def _is_upload(file: object, uploads: Path) -> bool:
+    """Whether a path, which may be of any type, is one below the folder of uploads."""
+    if not isinstance(file, str) or ".." in Path(file).parts:
+        return False
+    return uploads in Path(os.path.normpath(file)).parents
+
+
+async def _body_of(receive: _Receive) -> bytes:
+    """The body of a request."""
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: _Receive) -> _Receive:
+    """What an application receives of a request whose body has been read."""
+    bodies = [body]
+
+    async def first_the_body() -> MutableMapping[str, Any]:
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        return await receive()
+
+    return first_the_body
 
 
 def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:

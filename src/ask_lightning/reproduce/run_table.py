@@ -7,7 +7,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ class RunTable:
         """The runs so far, by method, settings as JSON, and seed.
 
         Raises:
-            ValueError: The file has other columns or calibrations than this version writes.
+            ValueError: The file has other columns or calibrations than this version writes, or a line in its
+                midst is damaged.
         """
         if not self.path.exists():
             return {}
@@ -148,17 +150,19 @@ class RunTable:
             raise ValueError(f"{self.path} has other columns than this version writes. Use another folder.")
         runs = {}
         for row in rows:
-            settings = json.loads(row["settings"])
-            parts: dict[str, Any] = {part: _recalls(row, part) for part in _PARTS}
-            run = Run(
-                row["method"],
-                settings,
-                int(row["seed"]),
-                row["stage"],
-                Metrics(**parts, calibration=self._calibration(row["calibration"])),
-                float(row["seconds"]),
-                run_folder(self.output, row["method"], settings, int(row["seed"])),
-            )
+            calibration = self._calibration(row["calibration"])
+            with _named(self.path, rows.line_num):
+                settings = json.loads(row["settings"])
+                parts: dict[str, Any] = {part: _recalls(row, part) for part in _PARTS}
+                run = Run(
+                    row["method"],
+                    settings,
+                    int(row["seed"]),
+                    row["stage"],
+                    Metrics(**parts, calibration=calibration),
+                    float(row["seconds"]),
+                    run_folder(self.output, row["method"], settings, int(row["seed"])),
+                )
             runs[run.method, settings_text(settings), run.seed] = run
         return runs
 
@@ -175,12 +179,18 @@ class RunTable:
             ) from error
 
     def read_failed(self) -> dict[tuple[str, str, int], FailedRun]:
-        """The runs that diverged so far, by method, settings as JSON, and seed."""
+        """The runs that diverged so far, by method, settings as JSON, and seed.
+
+        Raises:
+            ValueError: A line of the file is damaged.
+        """
         if not self.failed_path.exists():
             return {}
         failed = {}
-        for row in csv.DictReader(io.StringIO(_whole_lines(self.failed_path))):
-            run = FailedRun(row["method"], json.loads(row["settings"]), int(row["seed"]), row["reason"])
+        rows = csv.DictReader(io.StringIO(_whole_lines(self.failed_path)))
+        for row in rows:
+            with _named(self.failed_path, rows.line_num):
+                run = FailedRun(row["method"], json.loads(row["settings"]), int(row["seed"]), row["reason"])
             failed[run.method, settings_text(run.settings), run.seed] = run
         return failed
 
@@ -210,16 +220,29 @@ class RunTable:
         _append(self.path, _COLUMNS, line)
 
 
+@contextmanager
+def _named(path: Path, line: int) -> Iterator[None]:
+    """Say which line cannot be read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}, line {line}, is damaged ({error}). Remove the line, and its run is trained again, or "
+            "use another folder."
+        ) from error
+
+
 def _whole_lines(path: Path) -> str:
     """The text of a file without a last line that has no end, which is removed from the file.
 
     A process that was killed while it wrote leaves one.
     """
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return whole
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]  # of bytes, since a character may be torn as well
+    if whole != content:
+        # Cut off in place: were the file written anew, a kill meanwhile would lose every run.
+        os.truncate(path, len(whole))
+    return whole.decode("utf-8")
 
 
 def _append(path: Path, columns: Sequence[str], line: Sequence[object]) -> None:

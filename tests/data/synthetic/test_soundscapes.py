@@ -17,7 +17,7 @@ def fingerprint(clips: Soundscapes) -> list[bytes]:
 
 def test_items_have_the_documented_layout():
     item = Soundscapes(2, seconds=1.5)[1]
-    assert set(item) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert set(item) == {"waveform", "num_samples", "caption", "clip_id", "caption_id"}
     assert item["num_samples"] == 24000
     assert item["waveform"].shape == (24000,)
     assert item["waveform"].dtype == torch.float32

@@ -324,7 +324,7 @@ class Soundscapes(Dataset[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
         clip, caption = divmod(index, self.captions_per_clip)
-        text = {"caption": self.captions[clip][caption], "clip_id": clip}
+        text = {"caption": self.captions[clip][caption], "clip_id": clip, "caption_id": index}
         if self._features is not None:
             return {"log_mel": self._sounds[clip], **text}
         return {"waveform": self._sounds[clip], "num_samples": self._num_samples, **text}

@@ -18,6 +18,7 @@ from ask_lightning.reproduce.artifacts.artifact import (
 )
 from ask_lightning.reproduce.artifacts.entries import ASK, LABEL_SMOOTHING, NT_XENT, TEACHER
 from ask_lightning.reproduce.artifacts.plots import COLORS, new_figure
+from ask_lightning.reproduce.data_checksum import data_checksum
 from ask_lightning.reproduce.statistics import paired_difference
 from ask_lightning.reproduce.study import Entry, Study, Trained
 from ask_lightning.reproduce.tables import difference_cells, mean_and_deviation
@@ -84,10 +85,11 @@ class TransferFigure(Artifact):
 
 
 def _recalls(study: Study, trained: Trained, domain: str, folder: Path) -> list[dict[str, float]]:
-    """Recalls of each seed on another domain, kept in a file beside the run."""
+    """Recalls of each seed on another domain, kept in a file beside the run, one for each test part."""
     found = []
     for run in trained.runs:
-        kept = run.folder / f"transfer-{domain}.json"
+        test = {"test": study.task.transfer[domain](run.seed).datasets["test"]}
+        kept = run.folder / f"transfer-{domain}-{data_checksum(test)}.json"
         if not kept.exists():
             recalls = recalls_elsewhere(
                 partial(trained.method.build, run.settings),

@@ -20,6 +20,7 @@ from ask_lightning.data import RetrievalDataModule
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.losses import NTXentLoss
 from ask_lightning.module import ASKModule
+from ask_lightning.reproduce.data_checksum import data_checksum
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.atomic_files import atomic_write
 
@@ -72,8 +73,10 @@ class PretrainedModel:
 
     @property
     def path(self) -> Path:
-        """The file of the weights."""
-        own = {"learning_rate": self.learning_rate, "epochs": self.epochs, "seed": self.seed}
+        """The file of the weights, which is another one for other training pairs."""
+        # Weights that other data made may have seen clips that are in the test part now.
+        data = data_checksum({"train": self.make_data(self.seed).datasets["train"]})
+        own = {"learning_rate": self.learning_rate, "epochs": self.epochs, "seed": self.seed, "data": data}
         text = json.dumps({**own, "temperature": _TEMPERATURE, **self.options}, sort_keys=True, default=str)
         return self.folder / f"pretrained-{blake2b(text.encode(), digest_size=6).hexdigest()}.pt"
 

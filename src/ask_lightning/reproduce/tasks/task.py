@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.reproduce.comparison import Protocol
+from ask_lightning.reproduce.data_checksum import data_checksum
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Task:
         return ", ".join(f"{len(pairs)} {split}" for split, pairs in datasets.items())
 
     def protocol(self) -> Protocol:
-        """What the runs of a comparison on this task have in common."""
-        options = {"task": self.name, "learning_rate": self.learning_rate, **self.refresh}
+        """What the runs of a comparison on this task have in common, a checksum of the data among it."""
+        data = data_checksum(self.make_data(0).datasets)
+        options = {"task": self.name, "data": data, "learning_rate": self.learning_rate, **self.refresh}
         return Protocol(
             self.make_data,
             self.max_epochs,
