@@ -485,6 +485,7 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "encoded_at": type(None),
         "decided_at": int,
         "schedule": type(None),
+        "in_flight": type(None),
     }
     assert Path(state["snapshot"]).is_absolute()
 

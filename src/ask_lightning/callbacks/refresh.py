@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
+from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.knowledge_files import mix_files, rows_directory
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
@@ -156,8 +157,13 @@ class KnowledgeRefreshCallback(Callback):
             step has seen, stay as they are until the next refresh.
         refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
             nearest stored pairs. None: it is stored as it is.
+        in_background: Whether refreshes after the first one encode while training goes on: a copy of the
+            encoders, as they are when the refresh is due, encodes in a thread, and the new base is used from
+            the beginning of the next epoch on, which waits if it has to. Knowledge is an epoch older for it.
+            The copy takes the memory of the weights; on a CPU, whose cores both share, little is gained.
         batch_size: Number of pairs per batch of a refresh; default: that of the loader.
-        num_workers: Number of worker processes of a refresh; default: that of the loader.
+        num_workers: Number of worker processes of a refresh; default: that of the loader. With
+            `in_background` at least 1.
         max_rows: Number of pairs, over all ranks, that a refresh reads at most: the first of the source, and
             the way to take knowledge from a stream that does not end. Default: all of them, unless
             `fast_dev_run` or, for the training data, `limit_train_batches` makes the trainer read less.
@@ -196,6 +202,7 @@ class KnowledgeRefreshCallback(Callback):
         mode: Mode | MappedRefresh = "full",
         write_back: bool = False,
         refine: Literal["graph"] | GraphRefinement | None = None,
+        in_background: bool = False,
         batch_size: int | None = None,
         num_workers: int | None = None,
         max_rows: int | None = None,
@@ -208,7 +215,7 @@ class KnowledgeRefreshCallback(Callback):
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
         if num_workers is not None:
-            check_count("num_workers", num_workers, 0)
+            check_count("num_workers", num_workers, 1 if in_background else 0)
         if max_rows is not None:
             check_count("max_rows", max_rows, 1)
         check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
@@ -234,6 +241,7 @@ class KnowledgeRefreshCallback(Callback):
         self.mode: Literal["full", "rolling"] | MappedRefresh = MappedRefresh() if mode == "mapped" else mode
         self.write_back = write_back
         self.refine = GraphRefinement() if refine == "graph" else refine
+        self.in_background = in_background
         self.max_rows = max_rows
         self.save_knowledge = save_knowledge
         self.seed = seed
@@ -254,6 +262,8 @@ class KnowledgeRefreshCallback(Callback):
         self.num_encoded = 0
         self._report: dict[str, float] = {}  # what a mapped refresh has measured
         self._ages: RowAges | None = None  # where rows may be of different ages
+        self._background: BackgroundRefresh | None = None
+        self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
         self._step = self._num_written = self._num_steps = 0
         self._check_combination()
 
@@ -304,6 +314,22 @@ class KnowledgeRefreshCallback(Callback):
                 'Argument `index` has to be "auto" or "exact" with write_back=True, because an index of '
                 f"Faiss would be built anew in each step, but got {self.index!r}."
             )
+        if self.in_background and (self.write_back or self.mode != "full"):
+            raise ValueError(
+                f"Arguments `in_background=True` and `{partly}` exclude each other: rows that are renewed "
+                "while a refresh encodes in the background would become older by it. Leave one of them out."
+            )
+        if self.in_background and self.storage == "memmap":
+            raise ValueError(
+                'Arguments `in_background=True` and `storage="memmap"` exclude each other: what is encoded '
+                "in the background stays in memory until it is used, and memory is what the files are to "
+                "save. Leave one of them out."
+            )
+        if self.in_background and is_auto:
+            raise ValueError(
+                'Arguments `in_background=True` and `T="auto"` exclude each other: the drift of an epoch in '
+                "which a refresh is in flight would ask for another one. Pass a number for `T`."
+            )
 
     @property
     def _keeps_ages(self) -> bool:
@@ -333,6 +359,8 @@ class KnowledgeRefreshCallback(Callback):
             return
         check_trainer(trainer, pl_module)
         check_finders(trainer)
+        if self.in_background:
+            check_background(trainer)
         if self.index not in ("auto", "exact"):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
         if self.storage == "memmap":
@@ -351,7 +379,7 @@ class KnowledgeRefreshCallback(Callback):
             self._warned_of_collapse = self._checked_gradients = False
             self._source_key = self._dataset = self._told_search = None
             self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
-            self._ages = self._decided_at = None
+            self._ages = self._decided_at = self._background = self._in_flight = None
             self._num_written = self._num_steps = self.num_encoded = 0
             self._reader.restart()
         if self._needs_training_clips and (self.write_back or self.mode != "full"):
@@ -378,6 +406,7 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
+        self._resume_in_background(trainer, pl_module)
         if self.schedule is not None or self.write_back:
             option = "write_back=True" if self.write_back else 'T="auto"'
             self._remove_recorder()
@@ -386,14 +415,17 @@ class KnowledgeRefreshCallback(Callback):
             self.schedule.budget.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes the hook off the loss."""
+        """Takes the hook off the loss, and ends what encodes in the background."""
         self._remove_recorder()
+        self._end_background()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Takes the hook off the loss; Lightning does not call `teardown` after an error."""
+        """Takes the hook off the loss and ends the thread; Lightning does not call `teardown` then."""
         self._remove_recorder()
+        if self._background is not None:
+            self._background.stop()
 
     def _remove_recorder(self) -> None:
         """Stops looking at training steps and at the time."""
@@ -425,7 +457,7 @@ class KnowledgeRefreshCallback(Callback):
                 raise SnapshotError("It lacks prototypes, which the loss looks up.")
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
-            self.target.loss.knowledge = self._built_at = None
+            self.target.loss.knowledge = self._built_at = self._in_flight = None
             rank_zero_warn(
                 f"The run resumes with newly encoded knowledge instead of that of epoch {state['built_at']}, "
                 f"so its losses differ from those of a run without a break. {error}"
@@ -435,6 +467,7 @@ class KnowledgeRefreshCallback(Callback):
         self._built_at = state["built_at"]
         self._source_key = state.get("source")
         self._decided_at = state.get("decided_at")
+        self._in_flight = state.get("in_flight")
         if self._keeps_ages:
             encoded_at = state.get("encoded_at")  # a run without such options has none
             one_age = RowAges(len(base.fine), state["built_at"])
@@ -474,7 +507,7 @@ class KnowledgeRefreshCallback(Callback):
                 f"The knowledge source is another one than that of the knowledge in use "
                 f"({', '.join(changed)}), so the knowledge is encoded anew."
             )
-            self.target.loss.knowledge = self._built_at = None
+            self.target.loss.knowledge = self._built_at = self._in_flight = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -496,9 +529,79 @@ class KnowledgeRefreshCallback(Callback):
     def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if this epoch asks for it, or if there is none."""
         epoch = trainer.current_epoch
-        if self.target.loss.knowledge is None or (self._built_at != epoch and self._is_due(epoch)):
-            self.refresh(trainer, pl_module)
+        if self._background is not None:
+            self._background.check()
+            if self._background.epoch != epoch:
+                self._finish_in_background(trainer, pl_module)
+        is_first = self.target.loss.knowledge is None
+        if is_first or (self._built_at != epoch and self._is_due(epoch)):
+            if not self.in_background or is_first:
+                self.refresh(trainer, pl_module)
+            if self.in_background:
+                self._begin_in_background(trainer, pl_module, is_rehearsal=is_first)
         self._decided_at = epoch  # behind the refresh, which is made up for if it is interrupted
+
+    def _begin_in_background(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        state: dict[str, Any] | None = None,
+        *,
+        is_rehearsal: bool = False,
+    ) -> None:
+        """Begins a refresh that encodes while training goes on; a rehearsal, to see now what cannot work."""
+        if self._background is not None:
+            return
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        assert isinstance(self.T, int)
+        if is_rehearsal and epochs <= self.T:
+            return
+        ranks = Ranks.current()
+        with ranks.all_or_none("opening the knowledge source"):
+            loaders = self._open_all(trainer, self.loader(trainer))
+            limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
+        due = trainer.current_epoch if state is None else state["epoch"]
+        is_used = is_rehearsal or due + 1 < epochs
+        refresh = BackgroundRefresh(trainer, pl_module, loaders, limits, ranks, state, encodes=is_used)
+        if is_rehearsal:
+            refresh.stop()
+            return
+        self._background = refresh
+        refresh.start()
+
+    def _resume_in_background(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins anew the refresh that was in flight in a checkpoint, or when this trainer stopped."""
+        self._end_background()  # one that an error has left
+        state, self._in_flight = self._in_flight, None
+        if state is None:
+            return
+        if self.in_background:
+            self._begin_in_background(trainer, pl_module, state)
+            return
+        rank_zero_warn(
+            f"The run resumes without the refresh of epoch {state['epoch']} that was in flight, so its "
+            "losses differ from those of a run without a break, which goes on by "
+            "KnowledgeRefreshCallback(in_background=True)."
+        )
+
+    def _finish_in_background(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the base that was encoded in the background in place of the old one; collective."""
+        refresh = self._background
+        assert refresh is not None
+        (encoded, *of_training), seconds, self._report = refresh.finish(trainer.global_step)
+        started = time.perf_counter()
+        loader, old = refresh.loaders[0], self.target.loss.knowledge
+        renewal = self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
+        self._background = None
+        building = time.perf_counter() - started
+        self._report["refresh_wait_seconds"] += building
+        self._use(renewal, trainer, pl_module, loader, refresh.epoch, seconds + building)
+
+    def _end_background(self) -> None:
+        """Ends what encodes in the background, and keeps what it takes to begin anew."""
+        if self._background is not None:
+            self._background.stop()
+            self._in_flight, self._background = self._background.state(), None
 
     def _is_due(self, epoch: int) -> bool:
         """Whether the knowledge is refreshed in this epoch; collective with T="auto"."""
@@ -511,6 +614,7 @@ class KnowledgeRefreshCallback(Callback):
         """Removes the snapshots that the last checkpoints do not need."""
         self._collector.collect()
         self._remove_recorder()
+        self._end_background()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
@@ -592,7 +696,19 @@ class KnowledgeRefreshCallback(Callback):
             renewal = self._encode_some(trainer, pl_module, loader, old, ranks)
         if renewal is None:
             renewal = self._encode_all(trainer, pl_module, loader, old, ranks)
-        base, epoch = renewal.base, trainer.current_epoch
+        self._use(renewal, trainer, pl_module, loader, trainer.current_epoch, time.perf_counter() - started)
+
+    def _use(
+        self,
+        renewal: _Renewal,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        epoch: int,
+        seconds: float,
+    ) -> None:
+        """Puts new knowledge, by the encoders of an epoch, in place of the old, and reports on it."""
+        base, old = renewal.base, self.target.loss.knowledge
         self.target.loss.check_knowledge(base)
         self._tell_search(base)
         self.target.loss.knowledge = base
@@ -604,7 +720,6 @@ class KnowledgeRefreshCallback(Callback):
             self._ages.renew(renewal.rows, epoch)
         elif self._keeps_ages:
             self._ages = RowAges(len(base.fine), epoch)
-        seconds = time.perf_counter() - started
         if self.schedule is not None:
             self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
         self.num_encoded += (num_encoded := len(base.fine) if renewal.rows is None else len(renewal.rows))
@@ -630,21 +745,10 @@ class KnowledgeRefreshCallback(Callback):
         ranks: Ranks,
     ) -> _Renewal:
         """A base of all rows of the source by the current encoders."""
-        num_neighbors, loaders = self._num_neighbors, [loader]
         with ranks.all_or_none("opening the knowledge source"):
-            if self._needs_training_clips:
-                loaders.append(self._reader.open(trainer, num_neighbors, training_data=True))
-            if (self.momentum or self.mode != "full") and not has_index(loader):
-                option = f"momentum={self.momentum}" if self.momentum else self._mode_option
-                wants = "mixes" if self.momentum else "works on"
-                name = "momentum" if self.momentum else "mode"
-                raise ValueError(
-                    f"KnowledgeRefreshCallback({option}) {wants} old and new embeddings of the "
-                    f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
-                    f"index by which to find them. Pass a map-style dataset, or leave `{name}` out."
-                )
+            loaders = self._open_all(trainer, loader)
         with progress_bar(trainer, "Refreshing knowledge", num_batches(loaders)) as advance:
-            limits = self._reader.row_limits(trainer, num_neighbors, loaders)
+            limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
             encoded, *of_training = (
                 encode_source(
                     trainer,
@@ -658,8 +762,36 @@ class KnowledgeRefreshCallback(Callback):
                 )
                 for each, limit in zip(loaders, limits, strict=True)
             )
+        return self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
+
+    def _open_all(self, trainer: pl.Trainer, loader: Iterable[Any]) -> list[Iterable[Any]]:
+        """The loader of the source and, where the loss learns from them, one of the training clips."""
+        loaders = [loader]
+        if self._needs_training_clips:
+            loaders.append(self._reader.open(trainer, self._num_neighbors, training_data=True))
+        if (self.momentum or self.mode != "full") and not has_index(loader):
+            option = f"momentum={self.momentum}" if self.momentum else self._mode_option
+            wants = "mixes" if self.momentum else "works on"
+            name = "momentum" if self.momentum else "mode"
+            raise ValueError(
+                f"KnowledgeRefreshCallback({option}) {wants} old and new embeddings of the "
+                f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
+                f"index by which to find them. Pass a map-style dataset, or leave `{name}` out."
+            )
+        return loaders
+
+    def _renewal_of(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loader: Iterable[Any],
+        old: KnowledgeBase | None,
+        encoded: Encoded,
+        of_training: list[Encoded],
+    ) -> _Renewal:
+        """A base of all rows of the source, which have been encoded; collective."""
         self._check_rows(encoded)
-        if self._reader.source is None and ranks.size > 1 and not has_index(loader):
+        if self._reader.source is None and encoded.shard.ranks.size > 1 and not has_index(loader):
             warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
         clips = self._training_clips(*of_training)
@@ -926,6 +1058,7 @@ class KnowledgeRefreshCallback(Callback):
             "source": self._source_key,
             "encoded_at": None if self._ages is None else self._ages.encoded_at,
             "decided_at": self._decided_at,
+            "in_flight": self._in_flight if self._background is None else self._background.state(),
             "schedule": None if self.schedule is None else self.schedule.state(Ranks.current()),
         }
 
@@ -947,6 +1080,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
+        self._background = self._in_flight = None
         self._to_restore = state_dict
 
 

@@ -117,14 +117,7 @@ def encode_source(
             does not end.
     """
     ranks = ranks or Ranks()
-    if ranks.size > 1:
-        release_parameters(module)  # those that a validation has left together
-        whole = whole_parameters(trainer, module).values()
-        weights = sum(checksum(weight) for weight in whole) % 2**64
-        ranks.require_equal(
-            (f"weights {weights:016x}", num_items(loader)),
-            "the weights and the length of the knowledge source",
-        )
+    require_equal_weights(trainer, module, loader, ranks)
     # A rank that fails in a forward pass that needs all ranks cannot wait for the others, which wait for it.
     together = ranks if is_sharded(trainer) else Ranks()
     failing = (
@@ -132,11 +125,57 @@ def encode_source(
     )
     with failing:
         writer = None if directory is None else PairWriter(directory, _own_items(loader))
-        batches = _Batches(writer)
+        batches = EncodedBatches(writer)
         _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
         if not batches.sizes and ranks.size == 1:
             raise ValueError(_EMPTY)
-    return _assemble(batches, loader, module.device, ranks)
+    return assemble(batches, loader, module.device, ranks)
+
+
+def require_equal_weights(
+    trainer: pl.Trainer, module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks
+) -> None:
+    """Refuse ranks that would encode by different weights, or sources of different lengths; collective.
+
+    Args:
+        trainer: The running trainer.
+        module: The module that encodes.
+        loader: Loader of this rank's items of the source.
+        ranks: The processes among which the source is divided.
+
+    Raises:
+        RuntimeError: The ranks differ; the message lists what each has.
+    """
+    if ranks.size == 1:
+        return
+    release_parameters(module)  # those that a validation has left together
+    whole = whole_parameters(trainer, module).values()
+    weights = sum(checksum(weight) for weight in whole) % 2**64
+    ranks.require_equal(
+        (f"weights {weights:016x}", num_items(loader)),
+        "the weights and the length of the knowledge source",
+    )
+
+
+def embed_source_batch(
+    trainer: pl.Trainer, module: pl.LightningModule, batch: Any, embed: Embed
+) -> tuple[Any, Any, Any]:
+    """Move a batch of a source to the device as the trainer moves its own, and embed it.
+
+    Args:
+        trainer: The trainer.
+        module: The module whose hooks see the batch.
+        batch: The batch, as the loader yields it.
+        embed: Function from a batch to its audio embeddings, text embeddings and clip ids.
+
+    Returns:
+        What `embed` returns.
+    """
+    moved = trainer.precision_plugin.convert_input(batch)
+    moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
+    moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
+    with trainer.precision_plugin.forward_context():
+        return embed(moved)
 
 
 def _encode_batches(
@@ -146,7 +185,7 @@ def _encode_batches(
     embed: Embed,
     on_batch: Callable[[], object],
     limit: RowLimit,
-    encoded: _Batches,
+    encoded: EncodedBatches,
     together: Ranks,
 ) -> None:
     """Encode the source batch by batch; `together` are ranks in lockstep."""
@@ -159,34 +198,24 @@ def _encode_batches(
     ):
         steps = Lockstep(batches, together)
         for batch in steps:
-            moved = trainer.precision_plugin.convert_input(batch)
-            moved = module._on_before_batch_transfer(moved, dataloader_idx=0)
-            moved = trainer.strategy.batch_to_device(moved, dataloader_idx=0)
-            with trainer.precision_plugin.forward_context():
-                batch_audio, batch_text, batch_ids = embed(moved)
+            embedded = embed_source_batch(trainer, module, batch, embed)
             if not steps.is_own:
                 continue
-            batch_audio, batch_text = pooled(batch_audio), pooled(batch_text)
-            _check_batch(batch_audio, batch_text, batch_ids)
-            wanted = limit.add(len(batch_audio), has_length=_has_length(loader))
-            batch_audio, batch_text = batch_audio[:wanted], batch_text[:wanted]
-            encoded.append(batch_audio, batch_text)
-            if batch_ids is not None:
-                encoded.ids.append(integer_ids(batch_ids)[:wanted].cpu())
+            encoded.add(embedded, loader, limit)
             on_batch()
             if limit.is_reached:
                 steps.finish()
         release_parameters(module)
 
 
-class _Batches:
+class EncodedBatches:
     """The batches that a rank has encoded, in memory or in files.
 
     Args:
-        writer: The files; `None` for memory.
+        writer: The files; None: they stay in memory.
     """
 
-    def __init__(self, writer: PairWriter | None) -> None:
+    def __init__(self, writer: PairWriter | None = None) -> None:
         self.writer = writer
         self.audio: list[Tensor] = []
         self.text: list[Tensor] = []
@@ -194,8 +223,24 @@ class _Batches:
         self.sizes: list[int] = []
         self.width: int | None = None
 
-    def append(self, audio: Tensor, text: Tensor) -> None:
-        """Take a batch `(B, d)`."""
+    def add(self, embedded: tuple[Any, Any, Any], loader: Iterable[Any], limit: RowLimit) -> None:
+        """Take a batch, or as much of it as is wanted.
+
+        Args:
+            embedded: Audio embeddings, text embeddings and clip ids or `None`, as encoders return them.
+            loader: The loader that the batch is from.
+            limit: Number of rows to read at most, which counts these.
+
+        Raises:
+            ValueError: The embeddings are not two equal `(B, d)`, or the ids are of another number.
+            RuntimeError: The source is a stream that does not end.
+        """
+        audio, text, ids = pooled(embedded[0]), pooled(embedded[1]), embedded[2]
+        _check_batch(audio, text, ids)
+        wanted = limit.add(len(audio), has_length=_has_length(loader))
+        audio, text = audio[:wanted], text[:wanted]
+        if ids is not None:
+            self.ids.append(integer_ids(ids)[:wanted].cpu())
         self.sizes.append(len(audio))
         self.width = audio.shape[1]
         if self.writer is not None:
@@ -224,8 +269,22 @@ def _own_items(loader: Iterable[Any]) -> int | None:
         return None
 
 
-def _assemble(batches: _Batches, loader: Iterable[Any], device: torch.device, ranks: Ranks) -> Encoded:
-    """Concatenate the batches of this rank, which may be none, and find their rows in the whole source."""
+def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.device, ranks: Ranks) -> Encoded:
+    """Concatenate the batches of this rank, and find their rows in the whole source; collective.
+
+    Args:
+        batches: What this rank has encoded, which may be nothing.
+        loader: The loader that has been read.
+        device: Device of the embeddings.
+        ranks: The processes among which the source is divided.
+
+    Returns:
+        This rank's embeddings, and which rows of the source they are.
+
+    Raises:
+        ValueError: No rank has any row.
+        RuntimeError: An iterable source yielded two ranks the same pairs.
+    """
     batch_rows, batch_items, ids = batches.sizes, items_per_batch(loader), batches.ids
     own_ids = torch.cat(ids) if ids else None
     own = _RankSummary(
