@@ -152,6 +152,7 @@ def test_contents(fitted):
         "decided_at",
         "encoded_at",
         "schedule",
+        "in_flight",
     }
 
 

@@ -69,7 +69,9 @@ class TrainedIndex:
         if (self.factory, self.width) != (factory, rows.shape[1]):
             return False
         errors = quantization_errors(self.empty_index(), rows)
-        return errors is not None and all(now <= _TOLERATED_GROWTH * before for now, before in zip(errors, self.errors, strict=True))
+        return errors is not None and all(
+            now <= _TOLERATED_GROWTH * before for now, before in zip(errors, self.errors, strict=True)
+        )
 
     def empty_index(self) -> Any:
         """A new index that has learnt this, without rows."""
