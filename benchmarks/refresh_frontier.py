@@ -239,6 +239,9 @@ def write_results(
     draw(output, results)
 
 
+_MARKERS = "osDv^<>PXph*"
+
+
 def draw(output: Path, results: dict[str, dict[str, dict[str, float]]]) -> None:
     figure = new_figure(5.2 * len(results), 7.2)
     axes = figure.subplots(2, len(results), squeeze=False)
@@ -249,23 +252,27 @@ def draw(output: Path, results: dict[str, dict[str, dict[str, float]]]) -> None:
     for column, (loss, kinds) in enumerate(results.items()):
         for row, (name, spread, label) in enumerate(panels):
             panel = axes[row][column]
-            for kind, found in kinds.items():
+            for number, (kind, found) in enumerate(kinds.items()):
                 family = kind.split(" =")[0].split(",")[0]
-                color = FAMILIES[family]
-                x = max(found["encoded_per_epoch"], 1e-3)
                 panel.errorbar(
-                    x, found[name], yerr=found[spread], fmt="o", color=color, capsize=2, markersize=5
-                )
-                panel.annotate(
-                    kind, (x, found[name]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=color
+                    max(found["encoded_per_epoch"], 1e-3),
+                    found[name],
+                    yerr=found[spread],
+                    fmt=_MARKERS[number % len(_MARKERS)],
+                    color=FAMILIES[family],
+                    capsize=2,
+                    markersize=7,
+                    alpha=0.8,
+                    label=kind,
                 )
             panel.set_xscale("log")
-            panel.margins(x=0.25, y=0.1)  # room for the names
             panel.set_xlabel("rows encoded per epoch, share of the source")
             panel.set_ylabel(label)
             panel.grid(alpha=0.25)
             if row == 0:
                 panel.set_title(loss)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=8)
     for suffix in ("svg", "png"):
         figure.savefig(output / f"frontier.{suffix}", dpi=150)
 
