@@ -50,7 +50,7 @@ def solvers(scores: torch.Tensor, options: argparse.Namespace) -> dict[str, Call
     if scores.is_cpu:
         found["POT log (numpy)"] = lambda: torch.from_numpy(pot(*arrays, method="sinkhorn_log").T)
     project = getattr(getattr(ot, "batch", None), "bregman_projection_batch", None)
-    if project is not None:
+    if project is not None and scores.is_cpu:  # it makes its scalings on the CPU
         rows = mass[None]
         found["POT batch"] = lambda: project(
             (scores / options.epsilon).exp()[None], rows, rows, max_iter=options.iterations, tol=0.0
