@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
-from ask_lightning.callbacks.knowledge_files import mix_files, rows_directory
+from ask_lightning.callbacks.base_builder import BaseBuilder
+from ask_lightning.callbacks.knowledge_files import rows_directory
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.partial_refresh import (
@@ -32,6 +33,7 @@ from ask_lightning.callbacks.partial_refresh import (
     sample_items,
 )
 from ask_lightning.callbacks.progress import progress_bar
+from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
 from ask_lightning.callbacks.refresh_source import SourceReader, num_batches
 from ask_lightning.callbacks.row_ages import RowAges
@@ -58,25 +60,19 @@ from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import Source, has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target, find_target
-from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.base_settings import PLACEMENTS, STORAGES, Placement, Storage, check_memmap
-from ask_lightning.knowledge.embedding_checks import check_embeddings
-from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
+from ask_lightning.knowledge.base_settings import Placement, Storage, check_memmap
+from ask_lightning.knowledge.kmeans import Clustering
 from ask_lightning.knowledge.mapping import MappedRefresh
-from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
+from ask_lightning.knowledge.prototypes import PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
-from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.snapshot_file import SnapshotError
-from ask_lightning.knowledge.stored_clips import StoredClips
-from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
+from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
-Mode = Literal["full", "rolling", "mapped"]
-MODES: tuple[str, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -211,40 +207,36 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         if T != "auto" and not isinstance(T, AutoPeriod):
             check_count("T", T, 1)
-        check_count("num_prototypes", num_prototypes, 1)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
         if num_workers is not None:
             check_count("num_workers", num_workers, 1 if in_background else 0)
         if max_rows is not None:
             check_count("max_rows", max_rows, 1)
-        check_choice("prototype_pairing", prototype_pairing, PAIRINGS)
-        check_choice("clustering", clustering, CLUSTERINGS)
-        check_choice("placement", placement, PLACEMENTS)
-        check_choice("storage", storage, STORAGES)
-        check_fraction("momentum", momentum)
         if not isinstance(mode, MappedRefresh):
             check_choice("mode", mode, MODES)
         if isinstance(refine, str):
             check_choice("refine", refine, ("graph",))
         self.T = AutoPeriod() if isinstance(T, str) else T
         self.source = source
-        self.num_prototypes = num_prototypes
-        self.prototype_pairing: PrototypePairing = prototype_pairing
-        self.normalize_prototypes = normalize_prototypes
-        self.clustering: Clustering = clustering
-        self.index = index
-        self.placement: Placement = placement
-        self.storage: Storage = storage
         self.storage_directory = storage_directory
-        self.momentum = float(momentum)
         self.mode: Literal["full", "rolling"] | MappedRefresh = MappedRefresh() if mode == "mapped" else mode
         self.write_back = write_back
-        self.refine = GraphRefinement() if refine == "graph" else refine
         self.in_background = in_background
         self.max_rows = max_rows
         self.save_knowledge = save_knowledge
-        self.seed = seed
+        self._builder = BaseBuilder(
+            num_prototypes=num_prototypes,
+            prototype_pairing=prototype_pairing,
+            normalize_prototypes=normalize_prototypes,
+            clustering=clustering,
+            index=index,
+            placement=placement,
+            storage=storage,
+            momentum=momentum,
+            refine=GraphRefinement() if refine == "graph" else refine,
+            seed=seed,
+        )
         self._target: Target | None = None
         self._built_at: int | None = None  # the epoch whose encoders made the base in use
         self._snapshots = SnapshotRecord()
@@ -265,81 +257,19 @@ class KnowledgeRefreshCallback(Callback):
         self._background: BackgroundRefresh | None = None
         self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
         self._step = self._num_written = self._num_steps = 0
-        self._check_combination()
-
-    def _check_combination(self) -> None:
-        """Refuses options that exclude each other."""
-        is_auto = isinstance(self.T, AutoPeriod)
-        if is_auto and self.mode == "rolling":
-            raise ValueError(
-                'Argument `T` has to be a number of epochs with mode="rolling", which encodes a T-th of the '
-                f"rows in each epoch, but got {self.T}."
-            )
-        if is_auto and self.write_back:
-            raise ValueError(
-                'Arguments `T="auto"` and `write_back=True` exclude each other: rows that were just written '
-                "back do not tell how old the others and the prototypes are. Pass a number for `T`."
-            )
-        if isinstance(self.mode, MappedRefresh) and self.write_back:
-            raise ValueError(
-                'Arguments `mode="mapped"` and `write_back=True` exclude each other: one map cannot follow '
-                "rows that were encoded at different times. Leave one of them out."
-            )
-        if self.storage == "memmap":
-            check_memmap(self.prototype_pairing, self.placement, 1)
-            if self.refine is not None:
-                raise ValueError(
-                    'Argument `refine` compares every pair with every other, for which storage="memmap" is '
-                    "meant to be too large. Leave it out."
-                )
-            if self.mode != "full":
-                raise ValueError(
-                    f'Arguments `{self._mode_option}` and `storage="memmap"` exclude each other: rows in '
-                    "files are renewed all at once, or by write_back=True. Leave one of them out."
-                )
-        elif self.storage_directory is not None:
-            raise ValueError(
-                'Argument `storage_directory` is for storage="memmap" alone, '
-                f"but got {str(self.storage_directory)!r} with storage={self.storage!r}. Leave it out."
-            )
-        mixed = "momentum" if self.momentum else "refine" if self.refine is not None else None
-        partly = "write_back=True" if self.write_back else self._mode_option
-        if mixed and (self.write_back or self.mode != "full"):
-            raise ValueError(
-                f"Arguments `{mixed}` and `{partly}` exclude each other: rows that are stored one by one are "
-                f"stored as they are encoded. Leave `{mixed}` out."
-            )
-        if self.write_back and self.index not in ("auto", "exact"):
-            raise ValueError(
-                'Argument `index` has to be "auto" or "exact" with write_back=True, because an index of '
-                f"Faiss would be built anew in each step, but got {self.index!r}."
-            )
-        if self.in_background and (self.write_back or self.mode != "full"):
-            raise ValueError(
-                f"Arguments `in_background=True` and `{partly}` exclude each other: rows that are renewed "
-                "while a refresh encodes in the background would become older by it. Leave one of them out."
-            )
-        if self.in_background and self.storage == "memmap":
-            raise ValueError(
-                'Arguments `in_background=True` and `storage="memmap"` exclude each other: what is encoded '
-                "in the background stays in memory until it is used, and memory is what the files are to "
-                "save. Leave one of them out."
-            )
-        if self.in_background and is_auto:
-            raise ValueError(
-                'Arguments `in_background=True` and `T="auto"` exclude each other: the drift of an epoch in '
-                "which a refresh is in flight would ask for another one. Pass a number for `T`."
-            )
+        check_combination(
+            self._builder,
+            T=self.T,
+            mode=self.mode,
+            write_back=write_back,
+            in_background=in_background,
+            storage_directory=storage_directory,
+        )
 
     @property
     def _keeps_ages(self) -> bool:
         """Whether rows may be of different ages."""
         return self.write_back or self.mode != "full"
-
-    @property
-    def _mode_option(self) -> str:
-        """The argument `mode` as it is written."""
-        return f'mode="{self.mode}"' if isinstance(self.mode, str) else 'mode="mapped"'
 
     @property
     def target(self) -> Target:
@@ -361,10 +291,10 @@ class KnowledgeRefreshCallback(Callback):
         check_finders(trainer)
         if self.in_background:
             check_background(trainer)
-        if self.index not in ("auto", "exact"):
+        if self._builder.index not in ("auto", "exact"):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
-        if self.storage == "memmap":
-            check_memmap(self.prototype_pairing, self.placement, trainer.world_size)
+        if self._builder.storage == "memmap":
+            check_memmap(self._builder.prototype_pairing, self._builder.placement, trainer.world_size)
         self._target = find_target(pl_module)
         if not self.target.loss.needs_knowledge:
             rank_zero_warn(
@@ -383,7 +313,7 @@ class KnowledgeRefreshCallback(Callback):
             self._num_written = self._num_steps = self.num_encoded = 0
             self._reader.restart()
         if self._needs_training_clips and (self.write_back or self.mode != "full"):
-            option = "write_back=True" if self.write_back else self._mode_option
+            option = "write_back=True" if self.write_back else mode_option(self.mode)
             raise RuntimeError(
                 f"KnowledgeRefreshCallback({option}) renews rows of the source, but "
                 f"{type(self.target.loss).__name__} learns from the training clips beside it. Leave `source` "
@@ -448,7 +378,7 @@ class KnowledgeRefreshCallback(Callback):
                 state,
                 directory,
                 ranks,
-                sharded=self.placement == "sharded",
+                sharded=self._builder.placement == "sharded",
                 rows_directory=self._rows_directory(trainer),
             )
             if self._needs_training_clips and base.training_clips is None:
@@ -769,10 +699,11 @@ class KnowledgeRefreshCallback(Callback):
         loaders = [loader]
         if self._needs_training_clips:
             loaders.append(self._reader.open(trainer, self._num_neighbors, training_data=True))
-        if (self.momentum or self.mode != "full") and not has_index(loader):
-            option = f"momentum={self.momentum}" if self.momentum else self._mode_option
-            wants = "mixes" if self.momentum else "works on"
-            name = "momentum" if self.momentum else "mode"
+        momentum = self._builder.momentum
+        if (momentum or self.mode != "full") and not has_index(loader):
+            option = f"momentum={momentum}" if momentum else mode_option(self.mode)
+            wants = "mixes" if momentum else "works on"
+            name = "momentum" if momentum else "mode"
             raise ValueError(
                 f"KnowledgeRefreshCallback({option}) {wants} old and new embeddings of the "
                 f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
@@ -794,15 +725,16 @@ class KnowledgeRefreshCallback(Callback):
         if self._reader.source is None and encoded.shard.ranks.size > 1 and not has_index(loader):
             warn_of_uneven_streams(trainer, encoded.shard.counts)
         is_same_source = self._is_of_same_source(loader)
-        clips = self._training_clips(*of_training)
-        if encoded.files is not None:
-            base = self._build_from_files(trainer, pl_module, encoded, clips, is_same_source=is_same_source)
-        else:
-            audio, text = self._keep_momentum(encoded, is_same_source=is_same_source)
-            if self.refine is not None:
-                check_embeddings(audio, text, encoded.shard)
-                audio, text = self.refine(audio, text, encoded.shard)
-            base = self._build(audio, text, encoded.ids, encoded.shard, clips)
+        clips = self._builder.training_clips(of_training[0], old) if of_training else None
+        base = self._builder.of_source(
+            encoded,
+            clips,
+            old,
+            is_same_source=is_same_source,
+            needs_prototypes=self.target.loss.needs_prototypes,
+            directory=self._rows_directory(trainer),
+            device=pl_module.device,
+        )
         has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
         if has_same_rows and old is not None:
             has_same_rows = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
@@ -818,7 +750,7 @@ class KnowledgeRefreshCallback(Callback):
             )
         if self.mode != "full" and not encoded.shard.rows_per_item:
             raise RuntimeError(
-                f"KnowledgeRefreshCallback({self._mode_option}) encodes some items of the source and "
+                f"KnowledgeRefreshCallback({mode_option(self.mode)}) encodes some items of the source and "
                 "replaces their rows, but the items do not all make the same number of rows. Let the dataset "
                 'yield single pairs, or use mode="full".'
             )
@@ -836,10 +768,10 @@ class KnowledgeRefreshCallback(Callback):
         if not rows_per_item or not self._is_of_same_source(loader):
             return self._changed(old)
         if isinstance(self.mode, MappedRefresh):
-            items = sample_items(num_items, self.mode.sample_share, trainer.current_epoch, self.seed)
+            items = sample_items(num_items, self.mode.sample_share, trainer.current_epoch, self._builder.seed)
         else:
             assert isinstance(self.T, int)
-            items = rolling_items(num_items, self.T, trainer.current_epoch, self.seed)
+            items = rolling_items(num_items, self.T, trainer.current_epoch, self._builder.seed)
         if len(items) == 0:  # fewer items than T
             return _Renewal(old, items, True)
         encoded = encode_items(
@@ -857,7 +789,7 @@ class KnowledgeRefreshCallback(Callback):
             return self._changed(old)
         if not isinstance(self.mode, MappedRefresh):
             return self._renew_rows(old, encoded, ranks)
-        maps = fit_maps(old, encoded, rows_per_item, self.seed)
+        maps = fit_maps(old, encoded, rows_per_item, self._builder.seed)
         self._report = maps.report()
         if maps.are_useful:
             return self._renew_rows(old, encoded, ranks, maps)
@@ -872,7 +804,9 @@ class KnowledgeRefreshCallback(Callback):
         if maps is not None:
             audio, text = maps(audio, text)
         overwrite(audio, text, shard, encoded)
-        base = self._build(audio, text, shard.select(old.ids), shard, None)
+        needs_prototypes = self.target.loss.needs_prototypes
+        ids = shard.select(old.ids)
+        base = self._builder.of_rows(audio, text, ids, shard, None, old, needs_prototypes=needs_prototypes)
         return _Renewal(base, encoded.rows, True)
 
     @staticmethod
@@ -883,59 +817,10 @@ class KnowledgeRefreshCallback(Callback):
             "it is encoded."
         )
 
-    def _build(
-        self,
-        audio: torch.Tensor,
-        text: torch.Tensor,
-        ids: torch.Tensor | None,
-        shard: RowShard,
-        training_clips: StoredClips | None,
-    ) -> KnowledgeBase:
-        """The base of this rank's rows `(n, d)`, with prototypes; collective."""
-        return KnowledgeBase.from_embeddings(
-            audio, text, storage=self.storage, **self._build_settings(ids, shard, training_clips)
-        )
-
-    def _build_from_files(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        encoded: Encoded,
-        training_clips: StoredClips | None,
-        *,
-        is_same_source: bool,
-    ) -> KnowledgeBase:
-        """The base of rows that were written to files; collective."""
-        directory, files, old = self._rows_directory(trainer), encoded.files, self.target.loss.knowledge
-        assert directory is not None
-        assert files is not None
-        if old is not None and self._mixes_with_old(encoded, is_same_source=is_same_source):
-            files = mix_files(files, old, encoded.shard, directory, self._mix)
-        settings = self._build_settings(encoded.ids, encoded.shard, training_clips)
-        return KnowledgeBase.from_files(files, directory, device=pl_module.device, **settings)
-
-    def _build_settings(
-        self, ids: torch.Tensor | None, shard: RowShard, training_clips: StoredClips | None
-    ) -> dict[str, Any]:
-        """What a base is built with, whether its rows are in memory or in files."""
-        return {
-            "ids": ids,
-            "num_prototypes": self.num_prototypes if self.target.loss.needs_prototypes else 0,
-            "prototype_pairing": self.prototype_pairing,
-            "normalize_prototypes": self.normalize_prototypes,
-            "clustering": self.clustering,
-            "index": self.index,
-            "seed": self.seed,
-            "placement": self.placement,
-            "shard": shard,
-            "training_clips": training_clips,
-            "previous": self.target.loss.knowledge,
-        }
-
     def _tell_search(self, base: KnowledgeBase) -> None:
         """Say which search `index="auto"` has become, when it is another than before."""
         kind = base.fine.search_audio.kind
-        if self.index == "auto" and kind != self._told_search:
+        if self._builder.index == "auto" and kind != self._told_search:
             self._told_search = kind
             rank_zero_info(
                 f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
@@ -944,52 +829,12 @@ class KnowledgeRefreshCallback(Callback):
 
     def _rows_directory(self, trainer: pl.Trainer) -> Path | None:
         """Where the files of `storage="memmap"` go; `None` for other storages."""
-        return rows_directory(trainer, self.storage_directory) if self.storage == "memmap" else None
+        return rows_directory(trainer, self.storage_directory) if self._builder.storage == "memmap" else None
 
     def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
         same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
         return same_dataset and self._source_key in (None, source_key(loader))
-
-    def _keep_momentum(self, encoded: Encoded, *, is_same_source: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The embeddings `(n, d)` to store: the new ones, mixed with the old ones of the same rows.
-
-        Args:
-            encoded: The new embeddings.
-            is_same_source: Whether they are of the dataset of the old ones, which decides where there are no
-                ids.
-        """
-        new = encoded.audio, encoded.text
-        old = self.target.loss.knowledge
-        if old is None or not self._mixes_with_old(encoded, is_same_source=is_same_source):
-            return new
-        stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
-        audio, text = (self._mix(before, now) for before, now in zip(stored, new, strict=True))
-        return audio, text
-
-    def _mix(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-        """Stored embeddings `(n, d)` and the new ones of the same rows, mixed by the momentum."""
-        return self.momentum * before.to(now) + (1 - self.momentum) * unit_length(now)
-
-    def _mixes_with_old(self, encoded: Encoded, *, is_same_source: bool) -> bool:
-        """Whether a momentum mixes new embeddings with old ones, which have to be of the same rows."""
-        old = self.target.loss.knowledge
-        if old is None or not self.momentum:
-            return False
-        same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
-        if encoded.ids is None:
-            same_rows = same_rows and is_same_source
-        elif same_rows:
-            ids = encoded.shard.gather(encoded.ids.to(old.device))
-            same_rows = torch.equal(ids, old.ids)
-        if not same_rows:
-            rank_zero_warn(
-                f"The knowledge source changed since the last refresh ({len(old.fine)} pairs then, "
-                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only. If it is "
-                "a new dataset of the same pairs, pass their clip ids, by which they are known again: "
-                "ASKModule(..., ids=...)."
-            )
-        return bool(same_rows)
 
     def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
         """Warn if the embeddings of both modalities have collapsed; whether they have."""
@@ -1001,19 +846,6 @@ class KnowledgeRefreshCallback(Callback):
                 f"audio and {text:.3f} for text. {self.target.loss.against_collapse}"
             )
         return collapsed
-
-    def _training_clips(self, encoded: Encoded | None = None) -> StoredClips | None:
-        """The training clips, encoded beside a source of other pairs; held by every rank."""
-        if encoded is None:
-            return None
-        check_embeddings(encoded.audio, encoded.text, encoded.shard)
-        assert encoded.ids is not None
-        audio, text = (encoded.shard.gather(unit_length(side)) for side in (encoded.audio, encoded.text))
-        clips = StoredClips.of_rows(audio, text, encoded.shard.gather(encoded.ids.to(audio.device)))
-        old = self.target.loss.knowledge
-        if old is None or old.training_clips is None or not self.momentum:
-            return clips
-        return clips.blend(old.training_clips, self.momentum)
 
     def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
         """Make a new loader over this rank's items of the source, in order.
@@ -1064,19 +896,9 @@ class KnowledgeRefreshCallback(Callback):
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that the content of the base depends on."""
-        names = (
-            "num_prototypes",
-            "prototype_pairing",
-            "normalize_prototypes",
-            "clustering",
-            "index",
-            "storage",
-        )
-        settings = {
-            name: getattr(self, name) for name in (*names, "momentum", "write_back", "seed", "max_rows")
-        }
         mode = asdict(self.mode) if isinstance(self.mode, MappedRefresh) else self.mode
-        return settings | {"mode": mode, "refine": None if self.refine is None else asdict(self.refine)}
+        own = {"write_back": self.write_back, "max_rows": self.max_rows, "mode": mode}
+        return self._builder.describe() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
