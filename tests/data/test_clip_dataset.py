@@ -59,7 +59,7 @@ def test_layout_of_items_and_batches(tmp_path, noise):
     clips = dataset(tmp_path, "a.wav", "b.wav", captions=5)
     assert len(clips) == 10
     batch = collate_pairs([clips[index] for index in (0, 4, 5)])
-    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id"}
+    assert set(batch) == {"waveform", "num_samples", "caption", "clip_id", "caption_id"}
     assert batch["waveform"].shape == (3, 16000)
     assert batch["waveform"].dtype == torch.float32
     assert batch["num_samples"].tolist() == [16000, 16000, 8000]

@@ -75,11 +75,11 @@ def test_batches_have_the_same_keys(written, record, data):
     made = DATA[data](written, record)
     for loader in (made.train_dataloader(), made.val_dataloader(), made.test_dataloader()):
         batch = next(iter(loader))
-        assert list(batch) == ["waveform", "num_samples", "caption", "clip_id"]
+        assert list(batch) == ["waveform", "num_samples", "caption", "clip_id", "caption_id"]
         rows = len(batch["caption"])
         assert batch["waveform"].shape[0] == rows
         assert batch["waveform"].dtype == torch.float32
-        for name in ("num_samples", "clip_id"):
+        for name in ("num_samples", "clip_id", "caption_id"):
             assert batch[name].shape == (rows,)
             assert batch[name].dtype == torch.int64
 

@@ -103,7 +103,7 @@ def test_spectrograms_are_the_same_with_and_without_a_cache(tmp_path, record):
         for item, same in zip(plain, kept, strict=True):
             assert torch.equal(item["log_mel"], same["log_mel"])
             assert item["log_mel"].shape == (63, 64)
-    assert set(plain[0]) == {"log_mel", "caption", "clip_id"}
+    assert set(plain[0]) == {"log_mel", "caption", "clip_id", "caption_id"}
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):
