@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +17,9 @@ from ask_lightning.utilities.distributed import Ranks
 
 # How many more calls than the stored number are not worth an error: versions of torch differ by some.
 MARGIN = 0.05
+
+# The versions before the one whose operators are counted.
+IS_OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 
 
 class _Counting(TorchDispatchMode):
@@ -52,6 +56,8 @@ def assert_no_more_than(counted: Mapping[str, int], stored: Mapping[str, int]) -
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """Tensors of a GPU have shapes but no numbers: whatever has to know a number on the host is an error."""
+    if IS_OLD_TORCH:
+        pytest.skip("this torch ends the process where a fake tensor meets a GPU that is not there")
     with FakeTensorMode():
         yield
 
