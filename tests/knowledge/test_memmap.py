@@ -15,7 +15,9 @@ import torch
 from ask_lightning.knowledge import KnowledgeBase, base_file, file_search, row_files
 from ask_lightning.knowledge.file_search import FileSearch, index_for_file
 from ask_lightning.knowledge.row_files import PairWriter, RowFile, RowFileError, remove_abandoned
+from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.snapshot_file import SnapshotError, files_of_snapshot
+from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.ranks import on_ranks
 from tests.helpers.sharded_bases import shard_of, source
 from tests.helpers.vectors import directions, needs_gpu
@@ -246,6 +248,16 @@ class TestFiles:
         base = make(tmp_path)
         assert np.array_equal(np.load(base.fine.files.text.path, mmap_mode="r"), base.fine.text.numpy())
 
+    @pytest.mark.parametrize("sizes", [[0], [0, 3], [2, 0, 1]])
+    def test_blocks_without_rows(self, tmp_path, sizes):
+        rows = torch.eye(3)
+        writer = PairWriter(tmp_path)
+        for block in rows[: sum(sizes)].split(sizes):
+            writer.append(block, block)
+        files = writer.finish(3)
+        assert files.audio.shape == (sum(sizes), 3)
+        assert torch.equal(files.text.mapped, rows[: sum(sizes)].half())
+
     def test_of_a_killed_process_are_removed_later(self, tmp_path):
         code = (
             "import sys, time, torch; from pathlib import Path;"
@@ -390,6 +402,27 @@ def test_two_ranks_have_a_shard_each(tmp_path, kind):
     alone = KnowledgeBase.load(tmp_path / "kept" / "base.safetensors", directory=tmp_path)
     assert alone.fingerprint == results[0][3]
     assert torch.equal(alone.fine.audio, expected.fine.audio)
+
+
+def look_up_one_pair(folder: str) -> tuple[torch.Tensor, str, str]:
+    shard = RowShard.interleaved(1, Ranks.current())
+    own = torch.eye(4)[:1][shard.global_rows()]
+    base = KnowledgeBase.from_embeddings(
+        own, own, num_prototypes=1, storage="memmap", directory=folder, placement="sharded", shard=shard
+    )
+    path = Path(folder) / "kept" / "base.safetensors"
+    base.save(path)
+    shard.ranks.all_gather_object(None)
+    again = KnowledgeBase.load(path, ranks=shard.ranks, directory=folder)
+    return base.lookup(torch.eye(4), torch.eye(4), 1)["fine"].audio_rows, base.fingerprint, again.fingerprint
+
+
+def test_a_rank_without_pairs(tmp_path):
+    for rows, fingerprint, again in on_ranks(2, look_up_one_pair, str(tmp_path)):
+        assert rows.tolist() == [[0]] * 4
+        assert fingerprint == again
+    alone = KnowledgeBase.load(tmp_path / "kept" / "base.safetensors", directory=tmp_path)
+    assert alone.fingerprint == fingerprint
 
 
 def test_few_rows_are_searched_by_reading_all(tmp_path):

@@ -137,9 +137,11 @@ def read_base(path: Path, ranks: Ranks | None, directory: Path | None = None) ->
     shard = RowShard.interleaved(len(kept["ids"]), ranks or Ranks())
     if index == "auto" and Ranks.current().size > 1 and "row_checksums" not in first[2]:
         index = "exact"  # as when a base is built: it is the same wherever it comes from
-    local = _read_files(contents, shard, index, directory or path.parent) or _read_tensors(
-        contents, shard, index
-    )
+    local: StoredPairs
+    if "row_checksums" in first[2]:
+        local = _read_files(contents, shard, index, directory or path.parent)
+    else:
+        local = _read_tensors(contents, shard, index)
     fine: PairStore = ShardedPairs(local, shard) if shard.ranks.size > 1 else local
     return BaseParts(fine, StoredPairs(kept["coarse_audio"], kept["coarse_text"]), kept["ids"], clips)
 
@@ -192,10 +194,8 @@ def _read_tensors(contents: list[_Content], shard: RowShard, index: str) -> Stor
     return StoredPairs(kept[SHARDED[0]], kept[SHARDED[1]], index, learnt)
 
 
-def _read_files(contents: list[_Content], shard: RowShard, index: str, directory: Path) -> MappedPairs | None:
-    """This rank's pairs out of files; `None` if the snapshot has none."""
-    if "row_checksums" not in contents[0][2]:
-        return None
+def _read_files(contents: list[_Content], shard: RowShard, index: str, directory: Path) -> MappedPairs:
+    """This rank's pairs out of files."""
     parts, numbers = [], []
     for content in contents:
         file = content[0]

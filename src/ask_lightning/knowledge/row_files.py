@@ -273,7 +273,7 @@ class PairWriter:
         self.directory = directory
         self._num_rows = num_rows
         self._count = 0
-        self._width = 0
+        self._width: int | None = None
         self.stem = directory / f"{PREFIX}{uuid4().hex}"
         paths = paths_of(self.stem)
         self._streams: list[IO[bytes]] = []
@@ -314,8 +314,7 @@ class PairWriter:
             OSError: The disk is full.
         """
         try:
-            if self._count == 0:
-                self._begin(audio.shape[1])
+            self._begin(audio.shape[1])
             for stream, side in zip(self._streams, (audio, text), strict=True):
                 stream.write(side.cpu().contiguous().numpy().data)
         except OSError as error:
@@ -324,7 +323,9 @@ class PairWriter:
         self._count += len(audio)
 
     def _begin(self, width: int) -> None:
-        """Write the headers, and notice a disk that is too full."""
+        """Write the headers, unless they are there, and notice a disk that is too full."""
+        if self._width is not None:
+            return
         self._width = width
         needed = 2 * _BYTES_PER_VALUE * width * (self._num_rows or 0)
         free = shutil.disk_usage(self.directory).free
@@ -343,11 +344,10 @@ class PairWriter:
             OSError: The disk is full.
         """
         try:
-            if self._count == 0:
-                self._begin(width or 0)
+            self._begin(width or 0)
             for stream in self._streams:
                 stream.seek(0)
-                stream.write(_header(self._count, self._width))
+                stream.write(_header(self._count, self._width or 0))
                 stream.flush()
         except OSError as error:
             self._release()
