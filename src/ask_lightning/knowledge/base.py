@@ -17,7 +17,6 @@ from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.base_file import REPLICATED, SHARDED, BaseParts, read_base, write_base
 from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, Storage, row_ids_of
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.clip_rows import ClipRows
 from ask_lightning.knowledge.embedding_checks import check_embeddings, check_rows
 from ask_lightning.knowledge.exact_search import Search
 from ask_lightning.knowledge.kmeans import Clustering
@@ -34,7 +33,7 @@ from ask_lightning.knowledge.prototypes import PrototypePairing, build_prototype
 from ask_lightning.knowledge.row_files import PairFiles, PairWriter
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
-from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips
+from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips, mean_of_rows
 from ask_lightning.utilities.arguments import check_choice
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
@@ -414,10 +413,9 @@ class KnowledgeBase:
         )
         self.fine.replace(rows, audio, text)
         forget_cached(self, "fingerprint", "_checksums")
-        clips = vars(self).get("_clips")
-        if isinstance(clips, StoredClips) and self.training_clips is None:
+        if "_clips" in vars(self):
             local, shard = self.fine.local, self.fine.shard
-            clips.renew(local.audio, local.text, shard.select(self.ids), self.ids[rows])
+            self._clips.renew(local.audio, local.text, shard.select(self.ids), self.ids[rows])
 
     @torch.no_grad()
     def find_clips(self, ids: Tensor) -> ClipVectors:
@@ -430,16 +428,17 @@ class KnowledgeBase:
         Returns:
             The embeddings, and which of the clips are stored.
         """
-        return self._clips.find(ids.to(self.device))
+        ids = ids.to(self.device)
+        if self.training_clips is not None:
+            return self.training_clips.find(ids)
+        if isinstance(self.fine.local, MappedPairs):  # whose sums by clip may be larger than memory
+            return mean_of_rows(self.fine, self.rows_of_clips(ids))
+        return self._clips.find(ids)
 
     @cached_property
-    def _clips(self) -> StoredClips | ClipRows:
-        """The clips that `find_clips` looks up."""
-        if self.training_clips is not None:
-            return self.training_clips
+    def _clips(self) -> StoredClips:
+        """The clips of pairs that are in memory."""
         local, shard = self.fine.local, self.fine.shard
-        if isinstance(local, MappedPairs):
-            return ClipRows(self.fine, self.ids)
         return StoredClips.of_rows(local.audio, local.text, shard.select(self.ids), shard.ranks)
 
     def _nearest_allowed(

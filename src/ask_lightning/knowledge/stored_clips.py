@@ -1,4 +1,7 @@
-"""What the knowledge has stored of whole clips. Axes: `C` clips, `n` rows, `B` batch, `d` width."""
+"""What the knowledge has stored of whole clips.
+
+Axes: `C` clips, `n` rows, `B` batch, `m` rows of a clip, `d` width.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
+from ask_lightning.knowledge.pairs import PairStore
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
 
@@ -130,3 +134,27 @@ class StoredClips:
     def to(self, device: torch.device | str) -> StoredClips:
         """The same clips on another device."""
         return StoredClips(self.ids.to(device), self.sums.to(device), self.ranks)
+
+
+def mean_of_rows(pairs: PairStore, rows: Tensor) -> ClipVectors:
+    """The embeddings of clips whose rows are known, read when they are asked for; collective as `pairs` is.
+
+    Args:
+        pairs: The pairs.
+        rows: `(B, m)` int64, the rows of each clip, -1 where it has fewer, or none.
+
+    Returns:
+        The unit mean of each clip's rows.
+
+    Examples:
+        >>> from ask_lightning.knowledge.pairs import StoredPairs
+        >>> pairs = StoredPairs(torch.eye(3), torch.eye(3))
+        >>> mean_of_rows(pairs, torch.tensor([[0, 2], [-1, -1]])).audio
+        tensor([[0.7071, 0.0000, 0.7071],
+                [0.0000, 0.0000, 0.0000]])
+    """
+    is_row = rows >= 0
+    audio, text = (
+        unit_length((side.float() * is_row[:, :, None]).sum(dim=1)) for side in pairs.pairs(rows.clamp(min=0))
+    )
+    return ClipVectors(audio, text, is_row.any(dim=1))
