@@ -9,16 +9,17 @@ refresh that uses what the indexes have learnt again. The files are removed at t
 
 import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from stored_rows import embedding_blocks, embeddings, medians, peak_memory, recall, report
-from torch import Tensor
+from measuring import medians
+from stored_rows import embedding_blocks, embeddings, peak_memory, recall, report, timed
 
 from ask_lightning import KnowledgeBase
-from ask_lightning.knowledge.exact_search import sort_candidates
-from ask_lightning.knowledge.row_files import PairFiles, PairWriter, RowFile
+from ask_lightning.knowledge.base_settings import BaseSettings
+from ask_lightning.knowledge.exact_search import ExactSearch
+from ask_lightning.knowledge.row_files import PairFiles, PairWriter
 
 
 def write(options: argparse.Namespace, directory: Path, seed: int) -> PairFiles:
@@ -27,22 +28,6 @@ def write(options: argparse.Namespace, directory: Path, seed: int) -> PairFiles:
     for audio, text in zip(*sides, strict=True):
         writer.append(audio, text)
     return writer.finish()
-
-
-def true_neighbors(file: RowFile, queries: Tensor, k: int) -> Tensor:
-    """The rows of largest inner product `(B, k)`, by reading the whole file."""
-    scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    for first, block in file.blocks():
-        best = (queries @ block.float().T).topk(k, dim=1)
-        scores, rows = torch.cat([scores, best.values], dim=1), torch.cat([rows, best.indices + first], dim=1)
-        scores, rows = (side[:, :k] for side in sort_candidates(scores, rows))
-    return rows
-
-
-def timed(task) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = task()
-    return time.perf_counter() - started, result
 
 
 def main() -> None:
@@ -61,28 +46,26 @@ def main() -> None:
     import faiss
 
     faiss.omp_set_num_threads(options.threads)
+    settings = BaseSettings(num_prototypes=0, index=options.index)
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         directory = Path(folder)
         written, files = timed(lambda: write(options, directory, 0))
-        without, base = timed(
-            lambda: KnowledgeBase.from_files(files, directory, num_prototypes=0, index=options.index)
-        )
+        without, base = timed(lambda: KnowledgeBase.from_files(files, directory, settings))
         prototypes = 0.0
         if options.prototypes:
             prototypes, _ = timed(
                 lambda: KnowledgeBase.from_files(
-                    files, directory, num_prototypes=options.prototypes, index="exact"
+                    files, directory, BaseSettings(options.prototypes, index="exact")
                 )
             )
         kind = base.fine.search_audio.kind
         memory = peak_memory()
         queries = [embeddings(options.queries, options.width, seed) for seed in (10, 11)]
-        expected = true_neighbors(files.audio, queries[0], 10)
+        _, expected = ExactSearch(files.audio.mapped)(queries[0], 10)
         found = base.lookup(*queries, 10, granularities=("fine",))["fine"].audio_rows
         few = [side[:32] for side in queries]
-        seconds = medians(
-            {"lookup": lambda: base.lookup(*few, 10, granularities=("fine",))}, options.repeats
-        )["lookup"]
+        lookup = partial(base.lookup, *few, 10, granularities=("fine",))
+        milliseconds = medians(options.repeats, lookup=lookup)["lookup"]
         row = [
             f"{options.pairs:,}",
             kind,
@@ -91,16 +74,12 @@ def main() -> None:
             f"{without:.0f}",
             f"{prototypes:.0f}",
             f"{memory:.1f}",
-            f"{1e3 * seconds:.0f}",
+            f"{milliseconds:.0f}",
             f"{recall(found, expected):.3f}",
         ]
         if not options.no_refresh:
             renewed = write(options, directory, 2)
-            again, _ = timed(
-                lambda: KnowledgeBase.from_files(
-                    renewed, directory, num_prototypes=0, index=options.index, previous=base
-                )
-            )
+            again, _ = timed(lambda: KnowledgeBase.from_files(renewed, directory, settings, previous=base))
             row.append(f"{again:.0f}")
         else:
             row.append("–")

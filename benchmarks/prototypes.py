@@ -7,10 +7,9 @@ rows" is Lloyd's iteration over all rows, which is what smaller sources get.
 """
 
 import argparse
-import time
 
 import torch
-from stored_rows import embeddings, report
+from stored_rows import embeddings, report, timed
 
 from ask_lightning.knowledge import kmeans
 from ask_lightning.knowledge.pairs import StoredPairs
@@ -37,9 +36,7 @@ def main() -> None:
     for name in ("samples", "all rows") if options.all_rows else ("samples",):
         if name == "all rows":
             kmeans._ROWS_FITTED_WHOLE = options.pairs
-        started = time.perf_counter()
-        build_prototypes(StoredPairs(audio, text), options.prototypes)
-        seconds = time.perf_counter() - started
+        seconds, _ = timed(lambda: build_prototypes(StoredPairs(audio, text), options.prototypes))
         assignment = kmeans.kmeans(ShardedRows.unsharded(audio), options.prototypes)
         table.append([name, f"{seconds:.0f}", f"{objective(audio, assignment, options.prototypes):.4f}"])
     title = (

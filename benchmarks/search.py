@@ -8,12 +8,12 @@ does.
 """
 
 import argparse
-import time
 from functools import partial
 
 import faiss
 import torch
-from stored_rows import embeddings, medians, recall, report
+from measuring import medians
+from stored_rows import embeddings, recall, report, timed
 from torch.nn.functional import normalize
 
 from ask_lightning.knowledge.exact_search import ExactSearch
@@ -54,28 +54,23 @@ def main() -> None:
         exact = build_search(rows, "exact")
         table = []
         for kind in options.kinds or indexes(count, options.width):
-            started = time.perf_counter()
-            search = build_search(rows, kind)
-            built = time.perf_counter() - started
+            built, search = timed(partial(build_search, rows, kind))
             again, learnt = None, getattr(search, "trained", None)
-            seconds = medians(
-                {name: partial(one, few, 10) for name, one in (("exact", exact), ("this", search))},
-                options.repeats,
+            milliseconds = medians(
+                options.repeats, exact=partial(exact, few, 10), this=partial(search, few, 10)
             )
             found = recall(search(queries, 10)[1], expected)
             size = bytes_of(search)
             if learnt is not None:
-                started = time.perf_counter()
-                renewed = build_search(moved, kind, learnt)
-                again = time.perf_counter() - started
-                again = f"{again:.1f}{'' if renewed.trained is learnt else ' (learns again)'}"
+                seconds, renewed = timed(partial(build_search, moved, kind, learnt))
+                again = f"{seconds:.1f}{'' if renewed.trained is learnt else ' (learns again)'}"
             table.append(
                 [
                     f"`{kind}`",
                     f"{built:.1f}",
                     again or "–",
-                    f"{1e3 * seconds['this']:.1f}",
-                    f"{seconds['this'] / seconds['exact']:.2f}",
+                    f"{milliseconds['this']:.1f}",
+                    f"{milliseconds['this'] / milliseconds['exact']:.2f}",
                     f"{size / 1e6:.0f}",
                     f"{found:.3f}",
                 ]

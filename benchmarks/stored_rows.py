@@ -1,11 +1,11 @@
-"""What benchmarks of the knowledge share: embeddings, medians of tasks that take turns, results as JSON."""
+"""What benchmarks of the knowledge share: embeddings, seconds of a task, results as JSON."""
 
 import json
 import resource
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from measuring import machine
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from ask_lightning.utilities.text_tables import markdown_table
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 # Groups of clips, directions in which those of a group differ, and how much each part counts.
@@ -40,12 +41,12 @@ def embedding_blocks(rows: int, width: int, seed: int, block: int = _BLOCK) -> I
     shared, own = torch.Generator().manual_seed(7), torch.Generator().manual_seed(seed)
     groups = _GROUP_SHARE * normalize(torch.randn(_GROUPS, width, generator=shared), dim=1)
     basis = torch.linalg.qr(torch.randn(width, _RANK, generator=shared))[0].T
-    basis *= _WITHIN_SHARE * torch.arange(1, _RANK + 1).rsqrt()[:, None]
+    basis *= _WITHIN_SHARE * torch.arange(1, len(basis) + 1).rsqrt()[:, None]
     noise = torch.randn(block, width, generator=own) * _NOISE_SHARE / width**0.5
     for first in range(0, rows, block):
         size = min(block, rows - first)
         group = torch.randint(_GROUPS, (size,), generator=own)
-        mixed = torch.addmm(groups[group], torch.randn(size, _RANK, generator=own), basis)
+        mixed = torch.addmm(groups[group], torch.randn(size, len(basis), generator=own), basis)
         # The small part is drawn once, and each block takes its rows in another order.
         yield normalize(mixed + noise[torch.randperm(block, generator=own)[:size]], dim=1)
 
@@ -55,16 +56,11 @@ def embeddings(rows: int, width: int, seed: int) -> Tensor:
     return torch.cat(list(embedding_blocks(rows, width, seed)))
 
 
-def medians(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each task; tasks take turns, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(repeats + 1):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def timed(task: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of a task that runs once, and what it returned."""
+    started = time.perf_counter()
+    result = task()
+    return time.perf_counter() - started, result
 
 
 def recall(found: Tensor, expected: Tensor) -> float:

@@ -14,7 +14,7 @@ from ask_lightning.callbacks.knowledge_files import mix_files
 from ask_lightning.encoding.encode import Encoded
 from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.base_settings import PLACEMENTS, STORAGES, Placement, Storage
+from ask_lightning.knowledge.base_settings import PLACEMENTS, STORAGES, BaseSettings, Placement, Storage
 from ask_lightning.knowledge.embedding_checks import check_embeddings
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
@@ -80,8 +80,16 @@ class BaseBuilder:
             files = encoded.files
             if old is not None and mixes:
                 files = mix_files(files, old, encoded.shard, directory, self._mix)
-            settings = self._settings(encoded.ids, encoded.shard, training_clips, old, needs_prototypes)
-            return KnowledgeBase.from_files(files, directory, device=device, **settings)
+            return KnowledgeBase.from_files(
+                files,
+                directory,
+                self._settings(needs_prototypes),
+                ids=encoded.ids,
+                shard=encoded.shard,
+                training_clips=training_clips,
+                previous=old,
+                device=device,
+            )
         audio, text = encoded.audio, encoded.text
         if old is not None and mixes:
             stored = old.fine.pairs(encoded.shard.global_rows().to(old.device))
@@ -115,8 +123,16 @@ class BaseBuilder:
             old: The base in use.
             needs_prototypes: Whether the loss looks prototypes up.
         """
-        settings = self._settings(ids, shard, training_clips, old, needs_prototypes)
-        return KnowledgeBase.from_embeddings(audio, text, storage=self.storage, **settings)
+        return KnowledgeBase.from_embeddings(
+            audio,
+            text,
+            ids=ids,
+            storage=self.storage,
+            shard=shard,
+            training_clips=training_clips,
+            previous=old,
+            **asdict(self._settings(needs_prototypes)),
+        )
 
     def training_clips(self, encoded: Encoded, old: KnowledgeBase | None) -> StoredClips:
         """The training clips, encoded beside a source of other pairs; held by every rank.
@@ -139,28 +155,17 @@ class BaseBuilder:
         described = {name: getattr(self, name) for name in (*names, "storage", "momentum", "seed")}
         return described | {"refine": None if self.refine is None else asdict(self.refine)}
 
-    def _settings(
-        self,
-        ids: Tensor | None,
-        shard: RowShard,
-        training_clips: StoredClips | None,
-        old: KnowledgeBase | None,
-        needs_prototypes: bool,
-    ) -> dict[str, Any]:
-        """What a base is built with, whether its rows are in memory or in files."""
-        return {
-            "ids": ids,
-            "num_prototypes": self.num_prototypes if needs_prototypes else 0,
-            "prototype_pairing": self.prototype_pairing,
-            "normalize_prototypes": self.normalize_prototypes,
-            "clustering": self.clustering,
-            "index": self.index,
-            "seed": self.seed,
-            "placement": self.placement,
-            "shard": shard,
-            "training_clips": training_clips,
-            "previous": old,
-        }
+    def _settings(self, needs_prototypes: bool) -> BaseSettings:
+        """How a base is built, whether its rows are in memory or in files."""
+        return BaseSettings(
+            self.num_prototypes if needs_prototypes else 0,
+            self.prototype_pairing,
+            self.normalize_prototypes,
+            self.clustering,
+            self.index,
+            self.seed,
+            self.placement,
+        )
 
     def _mix(self, before: Tensor, now: Tensor) -> Tensor:
         """Stored embeddings `(n, d)` and the new ones of the same rows, mixed by the momentum."""

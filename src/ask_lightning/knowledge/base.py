@@ -171,7 +171,7 @@ class KnowledgeBase:
         shard = shard or RowShard.unsharded(audio.shape[0] if audio.ndim else 0)
         check_choice("storage", storage, STORAGES)
         settings = BaseSettings(
-            num_prototypes, prototype_pairing, normalize_prototypes, clustering, seed, placement
+            num_prototypes, prototype_pairing, normalize_prototypes, clustering, index, seed, placement
         )
         settings.check(shard, is_in_files=storage == "memmap")
         check_embeddings(audio, text, shard)
@@ -205,15 +205,9 @@ class KnowledgeBase:
         cls,
         files: PairFiles,
         directory: str | Path,
+        settings: BaseSettings,
         *,
         ids: Tensor | Sequence[int] | Sequence[str] | None = None,
-        num_prototypes: int = 512,
-        prototype_pairing: PrototypePairing = "matched",
-        normalize_prototypes: bool = True,
-        clustering: Clustering = "spherical",
-        index: str = "auto",
-        seed: int = 0,
-        placement: Placement = "replicated",
         shard: RowShard | None = None,
         training_clips: StoredClips | None = None,
         previous: KnowledgeBase | None = None,
@@ -224,14 +218,9 @@ class KnowledgeBase:
         Args:
             files: The pairs, as `ask_lightning.knowledge.row_files.PairWriter` writes them.
             directory: The directory for files that take the place of these.
+            settings: The options that `from_embeddings` takes one by one. The pairing cannot be `"joint"`;
+                on several ranks the placement has to be `"sharded"`.
             ids: N clip identifiers, see `from_embeddings`.
-            num_prototypes: M, see `from_embeddings`.
-            prototype_pairing: How audio and text clusters become pairs; not `"joint"`.
-            normalize_prototypes: Whether to bring the max-pooled prototypes back to unit length.
-            clustering: The kind of K-means.
-            index: The kind of search, see `ask_lightning.knowledge.file_search.FileSearch`.
-            seed: Seed of the K-means initialisation.
-            placement: `"sharded"` on several ranks: each has the files of its shard.
             shard: Which of the N pairs these are, see `from_embeddings`.
             training_clips: The training clips, see `from_embeddings`.
             previous: The base before this one, see `from_embeddings`.
@@ -244,12 +233,9 @@ class KnowledgeBase:
             ValueError: As `from_embeddings`.
         """
         shard = shard or RowShard.unsharded(len(files.audio))
-        settings = BaseSettings(
-            num_prototypes, prototype_pairing, normalize_prototypes, clustering, seed, placement
-        )
         settings.check(shard, is_in_files=True)
         learnt = (None, None) if previous is None else previous.fine.local.learnt
-        local = MappedPairs.of_files(files, index, Path(directory), learnt=learnt).to(device)
+        local = MappedPairs.of_files(files, settings.index, Path(directory), learnt=learnt).to(device)
         check_rows(*local.tables(shard))
         return cls._of_pairs(local, row_ids_of(ids, shard), shard, settings, training_clips)
 

@@ -23,14 +23,18 @@ STORAGES: tuple[str, ...] = get_args(Storage)
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """How a base is built, see `KnowledgeBase.from_embeddings`."""
+    """How a base is built, whether its rows are in memory or in files.
 
-    num_prototypes: int
-    prototype_pairing: PrototypePairing
-    normalize_prototypes: bool
-    clustering: Clustering
-    seed: int
-    placement: Placement
+    `KnowledgeBase.from_embeddings`, which takes them one by one, describes them.
+    """
+
+    num_prototypes: int = 512
+    prototype_pairing: PrototypePairing = "matched"
+    normalize_prototypes: bool = True
+    clustering: Clustering = "spherical"
+    index: str = "auto"
+    seed: int = 0
+    placement: Placement = "replicated"
 
     def check(self, shard: RowShard, *, is_in_files: bool) -> None:
         """Refuse settings that are unknown or do not go together."""
