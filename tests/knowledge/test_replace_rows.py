@@ -45,6 +45,18 @@ def test_the_base_is_one_that_had_these_rows_from_the_start(index, storage):
     assert base.fingerprint == fresh.fingerprint
 
 
+def test_indexes_keep_what_they_have_learnt():
+    pytest.importorskip("faiss")
+    base = make(index="IVF2,Flat;nprobe=2")
+    base.lookup(*other(3), 5)
+    learnt = base.fine.local.learnt
+    base.replace_rows(torch.tensor([3]), *other(1))
+    assert base.fine.local.learnt == learnt
+    found = base.lookup(*other(3), 5)["fine"]
+    assert base.fine.local.learnt[0] is learnt[0] is not None
+    assert np.array_equal(found.audio_rows.numpy(), sorted_search(base.fine.audio, other(3)[0], 5)[1])
+
+
 def test_a_snapshot_holds_the_new_rows(tmp_path):
     base = make()
     base.fingerprint  # noqa: B018 - cached before
@@ -88,6 +100,15 @@ def test_the_teacher_sees_the_new_rows_to_the_bit():
 def test_what_does_not_fit_is_refused(rows, count, text):
     with pytest.raises(ValueError, match=text):
         make().replace_rows(torch.tensor(rows), *other(count))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_rows_are_refused(value):
+    base, (audio, text) = make(), other(3)
+    before, text[1, 2] = base.fingerprint, value
+    with pytest.raises(ValueError, match=r"1 of the 3 rows to replace contain NaN or Inf .*is row 9\)"):
+        base.replace_rows(torch.tensor([4, 9, 2]), audio, text)
+    assert KnowledgeBase(base.fine, base.coarse, base.ids).fingerprint == before
 
 
 def test_nothing_to_replace():

@@ -30,7 +30,7 @@ from ask_lightning.knowledge.pairs import (
     read_neighborhood,
 )
 from ask_lightning.knowledge.prototypes import PrototypePairing, build_prototypes
-from ask_lightning.knowledge.row_files import PairFiles, PairWriter
+from ask_lightning.knowledge.row_files import ROWS_PER_BLOCK, PairFiles, PairWriter
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
 from ask_lightning.knowledge.stored_clips import ClipVectors, StoredClips, mean_of_rows
@@ -38,12 +38,10 @@ from ask_lightning.utilities.arguments import check_choice
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
+from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 GranularityName = Literal["fine", "coarse"]
 GRANULARITIES: tuple[GranularityName, ...] = ("fine", "coarse")
-
-# Rows of a tensor that are written to files at a time.
-_ROWS_PER_BLOCK = 1 << 16
 
 
 class KnowledgeBase:
@@ -185,7 +183,7 @@ class KnowledgeBase:
                 )
             with shard.ranks.all_or_none("writing its rows"):
                 writer = PairWriter(Path(directory), len(audio))
-                for sides in zip(audio.split(_ROWS_PER_BLOCK), text.split(_ROWS_PER_BLOCK), strict=True):
+                for sides in zip(audio.split(ROWS_PER_BLOCK), text.split(ROWS_PER_BLOCK), strict=True):
                     writer.append(*sides)
                 files = writer.finish()
             local: StoredPairs = MappedPairs.of_files(files, index, Path(directory), learnt=learnt).to(
@@ -359,8 +357,9 @@ class KnowledgeBase:
     def replace_rows(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
         """Write new embeddings over stored ones, in place; prototypes stay as they are.
 
-        Searches follow at once: exact ones look at the rows themselves, an index of Faiss is built anew at
-        the next lookup. `training_clips`, which are of another source, stay as well.
+        Searches follow at once: exact ones look at the rows themselves, an index of Faiss is filled anew at
+        the next lookup, or, beside files, once many rows have changed. `training_clips`, which are of another
+        source, stay as well.
 
         Args:
             rows: `(n,)` int64 global row numbers. Of a row that occurs several times the last one counts.
@@ -369,8 +368,8 @@ class KnowledgeBase:
                 sharded base each keeps the rows that it holds.
 
         Raises:
-            ValueError: The embeddings are not two equal `(n, d)` of the base's width, or a row is not in
-                [0, N).
+            ValueError: The embeddings are not two equal `(n, d)` of the base's width or contain NaN or Inf,
+                or a row is not in [0, N). The base is as it was.
 
         Examples:
             >>> base = KnowledgeBase.from_embeddings(torch.eye(2), torch.eye(2), num_prototypes=1)
@@ -391,12 +390,17 @@ class KnowledgeBase:
                 f"Argument `rows` has to hold row numbers in [0, {len(self.fine)}), but got numbers from "
                 f"{int(rows.min())} to {int(rows.max())}."
             )
-        rows, place = rows.to(self.device).unique(return_inverse=True)
+        rows, audio, text = (given.to(self.device) for given in (rows, audio, text))
+        broken = ~(audio.isfinite() & text.isfinite()).all(dim=1)
+        if bool(broken.any()):
+            raise NonFiniteEmbeddingsError(
+                f"The embeddings of {int(broken.sum())} of the {len(rows)} rows to replace contain NaN or Inf"
+                f" (the first is row {int(rows[broken][0])}). Leave these rows out."
+            )
+        rows, place = rows.unique(return_inverse=True)
         numbers = torch.arange(len(place), device=self.device)
         last = torch.zeros_like(rows).scatter_reduce(0, place, numbers, "amax", include_self=False)
-        audio, text = (
-            unit_length(side.to(self.device)[last].to(computation_dtype(side))) for side in (audio, text)
-        )
+        audio, text = (unit_length(side[last].to(computation_dtype(side))) for side in (audio, text))
         self.fine.replace(rows, audio, text)
         forget_cached(self, "fingerprint", "_checksums")
         if "_clips" in vars(self):

@@ -18,7 +18,7 @@ from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.faiss_search import TrainedIndex
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
 from ask_lightning.knowledge.pairs import Learnt, PairStore, StoredPairs
-from ask_lightning.knowledge.row_files import PairFiles, PairWriter, RowFileError, paths_of
+from ask_lightning.knowledge.row_files import ROWS_PER_BLOCK, PairFiles, PairWriter, RowFileError, paths_of
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.sharded_pairs import ShardedPairs
 from ask_lightning.knowledge.snapshot_file import (
@@ -38,8 +38,6 @@ SHARDED, REPLICATED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text
 LEARNT = ("learnt_audio", "learnt_text")
 # Tensors of a snapshot that its first file holds if the training clips are not those of the pairs.
 CLIPS = ("clip_ids", "clip_sums")
-
-_ROWS_COPIED_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ def _divide(parts: list[PairFiles], numbers: list[Tensor], wanted: Tensor, direc
     for part, rows in enumerate(numbers):
         part_of[rows], place_in[rows] = part, torch.arange(len(rows))
     writer = PairWriter(directory, len(wanted))
-    for block in wanted.split(_ROWS_COPIED_AT_ONCE):
+    for block in wanted.split(ROWS_PER_BLOCK):
         sides = [torch.empty(len(block), side.shape[1], dtype=torch.float16) for side in parts[0].sides]
         for part, files in enumerate(parts):
             here = part_of[block] == part

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.file_search import FileSearch
-from ask_lightning.knowledge.pairs import Learnt, PairStore, StoredPairs
+from ask_lightning.knowledge.pairs import Learnt, PairStore, StoredPairs, copy_cached, forget_cached
 from ask_lightning.knowledge.row_files import PairFiles, copy_pairs
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
 
@@ -142,8 +142,7 @@ class MappedPairs(StoredPairs):
         for name in ("search_audio", "search_text"):
             if name in vars(self):
                 vars(self)[name].note_changed(rows)
-        for name in ("checksums", "sums"):
-            vars(self).pop(name, None)
+        forget_cached(self, "checksums", "sums")
 
     def _take_files(self, files: PairFiles) -> None:
         """Go on with copies of the files."""
@@ -197,9 +196,7 @@ class MappedPairs(StoredPairs):
             directory=self.directory,
             on=torch.device(device),
         )
-        known = ("search_audio", "search_text", "max_norm", "checksums", "sums")
-        vars(moved).update({name: vars(self)[name] for name in known if name in vars(self)})
-        return moved
+        return copy_cached(moved, self, "search_audio", "search_text", "max_norm", "checksums", "sums")
 
     def tables(self, shard: RowShard) -> tuple[ShardedRows, ShardedRows]:
         """The audio rows and the text rows as tables of which these are a shard."""

@@ -292,6 +292,7 @@ class StoredPairs:
     def replace(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
         """Write new unit vectors `(n, d)` over those of the pairs with the numbers `rows` `(n,)`."""
         self.audio[rows], self.text[rows] = audio.to(self.audio), text.to(self.text)
+        object.__setattr__(self, "earlier", self.learnt)  # the next indexes need not learn from scratch
         # The length of the longest row stays what it is, up to the rounding of unit vectors.
         forget_cached(self, "search_audio", "search_text", "checksums")
 
