@@ -13,9 +13,6 @@ what their loss is, which the column "differs" says.
 import argparse
 import json
 import multiprocessing
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +23,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from measuring import machine, medians
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -190,6 +188,11 @@ class Contestant:
     make: Callable[[Sizes], Step]
     differs: str = ""
 
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.what}, {self.library}"
+
 
 MEMORIES = (
     Contestant("no memory", "ours", nt_xent),
@@ -214,19 +217,9 @@ MEMORIES = (
 )
 
 
-def seconds(step: Step) -> float:
-    started = time.perf_counter()
-    step().backward()
-    return time.perf_counter() - started
-
-
-def median_times(steps: dict[Any, Step], rounds: int) -> dict[Any, float]:
-    """Median seconds of each step, which are taken in turn."""
-    took: dict[Any, list[float]] = {key: [] for key in steps}
-    for _ in range(rounds):
-        for key, step in steps.items():
-            took[key].append(seconds(step))
-    return {key: statistics.median(times) for key, times in took.items()}
+def median_times(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each step, forwards and backwards."""
+    return medians(rounds, **{name: lambda step=step: step().backward() for name, step in steps.items()})
 
 
 def mebibytes_beyond(step: Callable[[], object]) -> float:
@@ -260,15 +253,15 @@ def in_process(function: Callable[..., float], *arguments: Any) -> float:
 
 def compare_memories(sizes: Sizes, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and memory of every loss at one size."""
-    steps = {contestant: contestant.make(sizes) for contestant in MEMORIES}
+    steps = {contestant.name: contestant.make(sizes) for contestant in MEMORIES}
     took = median_times(steps, options.rounds)
-    plain = took[MEMORIES[0]]
+    plain = took[MEMORIES[0].name]
     return [
         {
             "what": contestant.what,
             "library": contestant.library,
-            "step (ms)": 1e3 * took[contestant],
-            "times NT-Xent": took[contestant] / plain,
+            "step (ms)": took[contestant.name],
+            "times NT-Xent": took[contestant.name] / plain,
             "memory (MiB)": in_process(memory_of, options.threads, contestant.make, sizes),
             "differs": contestant.differs,
         }
@@ -352,7 +345,7 @@ def compare_caches(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {
             "library": library,
-            "step (s)": took[library],
+            "step (s)": took[library] / 1e3,
             "ratio": took[library] / took["ours"],
             "memory (MiB)": in_process(memory_of_cache, library, options),
             "loss": values[library],
@@ -392,13 +385,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     quiet()
 
-    libraries = ("torch", "pytorch-metric-learning", "lightly", "sentence-transformers")
+    libraries = ("pytorch-metric-learning", "lightly", "sentence-transformers")
     written: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {options.threads} threads",
-        "versions": {name: version(name) for name in libraries},
+        "machine": machine() | {name: version(name) for name in libraries},
         "memories": {},
     }
-    print(written["machine"], *(f"{name} {number}" for name, number in written["versions"].items()), sep=", ")
+    print(written["machine"])
     for pairs in options.pairs:
         rows = compare_memories(Sizes(options.batch, pairs, options.width), options)
         written["memories"][str(pairs)] = rows

@@ -250,18 +250,6 @@ class TestProperties:
 class TestWays:
     """The ways by which sizes and devices are served give the same plan."""
 
-    @pytest.mark.parametrize("shape", [(9, 9), (9, 7), (7, 9)])
-    @pytest.mark.parametrize("iterations", [1, 50])
-    def test_matrix_too_large_for_the_cache(self, iterations, shape, monkeypatch):
-        similarity = cosines(0, *shape)
-        expected = sinkhorn_plan(similarity, iterations=iterations)
-        monkeypatch.setattr(transport, "_LARGEST_UNBLOCKED_BYTES", 0)
-        monkeypatch.setattr(
-            transport, "_BLOCK_BYTES", 2 * 8 * shape[1]
-        )  # blocks of two rows, the last of one
-        blocked = sinkhorn_plan(similarity, iterations=iterations)
-        torch.testing.assert_close(blocked, expected, rtol=1e-12, atol=0)
-
     @pytest.mark.parametrize("shape", [(8, 8), (3, 5), (2, 4, 4), (2, 1, 3, 5)])
     def test_exponential_domain_of_a_gpu(self, shape):
         similarity = cosines(0, 24, 25).flatten()[: torch.Size(shape).numel()].reshape(shape)

@@ -15,9 +15,6 @@ from ask_lightning.knowledge.pairs import StoredPairs
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.distributed import Ranks
 
-# How many more calls than the stored number are not worth an error: versions of torch differ by some.
-MARGIN = 0.05
-
 # The versions before the one whose operators are counted.
 IS_OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 
@@ -47,7 +44,7 @@ def assert_no_more_than(counted: Mapping[str, int], stored: Mapping[str, int]) -
     """Refuse more calls than were stored, naming the operators that have become more."""
     total, expected = sum(counted.values()), sum(stored.values())
     more = {name: f"{stored.get(name, 0)} → {n}" for name, n in counted.items() if n > stored.get(name, 0)}
-    assert total <= expected * (1 + MARGIN) + 1, (
+    assert total <= expected, (
         f"{total} operator calls instead of {expected}; more of {more}. If that is meant, store "
         f"{dict(sorted(counted.items()))}."
     )

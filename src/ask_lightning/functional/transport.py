@@ -25,10 +25,6 @@ _SMALLEST_EXPONENTIAL_EPSILON = 0.03
 # On a GPU an iteration of a small problem takes as long as the launching of its kernels: two in the log
 # domain, four in the exponential one. From here on the reading and writing of the matrix counts.
 _SMALLEST_EXPONENTIAL_GPU_ROWS = 1024
-# A matrix that does not fit into the last cache is read once an iteration, in blocks that fit into the cache
-# of a core; smaller ones have nothing to gain from blocks (benchmarks/sinkhorn.py).
-_LARGEST_UNBLOCKED_BYTES = 2**23
-_BLOCK_BYTES = 2**20
 
 
 def sinkhorn_plan(
@@ -236,8 +232,7 @@ def _exponential_domain_on_cpu(similarity: Tensor, epsilon: float, iterations: i
         for scaled in kernel:
             matrix = scaled.numpy()
             np.exp(matrix, matrix)
-            scale = _scale_in_blocks if matrix.nbytes > _LARGEST_UNBLOCKED_BYTES else _scale
-            rows, columns = scale(matrix, iterations)
+            rows, columns = _scale(matrix, iterations)
             columns *= 1 / num_rows
             scaled.mul_(torch.from_numpy(rows)[:, None]).mul_(torch.from_numpy(columns))
     return kernel.reshape(similarity.shape)
@@ -252,42 +247,14 @@ def _outside_of_graphs(similarity: Tensor, epsilon: float, iterations: int) -> T
 
 def _scale(kernel: Array, iterations: int) -> tuple[Array, Array]:
     """Find the factors of the rows and of the columns of a kernel `(B, C)`."""
-    rows, columns = _unscaled(kernel)
-    row_sums, column_sums = kernel.dot, kernel.T.dot
-    invert, invert_columns = np.reciprocal, _inverse(kernel)
+    num_rows, num_columns = kernel.shape
+    rows, columns = np.empty(num_rows, kernel.dtype), np.ones(num_columns, kernel.dtype)
+    row_sums, column_sums, invert = kernel.dot, kernel.T.dot, np.reciprocal
+    invert_columns: Any = invert if num_rows == num_columns else partial(np.divide, num_rows / num_columns)
     for _ in range(iterations):
         invert(row_sums(columns, rows), rows)
         invert_columns(column_sums(rows, columns), columns)
     return rows, columns
-
-
-def _scale_in_blocks(kernel: Array, iterations: int) -> tuple[Array, Array]:
-    """The same in one reading of the kernel an iteration: blocks of rows are cached for their column sums."""
-    rows, columns = _unscaled(kernel)
-    height = max(1, _BLOCK_BYTES // (kernel.shape[1] * kernel.itemsize))
-    starts = range(0, len(kernel), height)
-    blocks = [(kernel[start : start + height], rows[start : start + height]) for start in starts]
-    total, of_block = np.empty_like(columns), np.empty_like(columns)
-    invert, invert_columns = np.reciprocal, _inverse(kernel)
-    for _ in range(iterations):
-        total.fill(0)
-        for block, factors in blocks:
-            invert(block.dot(columns, factors), factors)
-            np.add(total, block.T.dot(factors, of_block), total)
-        invert_columns(total, columns)
-    return rows, columns
-
-
-def _unscaled(kernel: Array) -> tuple[Array, Array]:
-    """Memory for the factors of rows, and factors of 1 of the columns."""
-    num_rows, num_columns = kernel.shape
-    return np.empty(num_rows, kernel.dtype), np.ones(num_columns, kernel.dtype)
-
-
-def _inverse(kernel: Array) -> Any:
-    """The function `(sums, out)` that makes factors of the column sums of a kernel `(B, C)`."""
-    num_rows, num_columns = kernel.shape
-    return np.reciprocal if num_rows == num_columns else partial(np.divide, num_rows / num_columns)
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:
