@@ -33,6 +33,16 @@ def error_of(failing_rank: int) -> tuple[str, str]:
     return "", ""
 
 
+def keys_seen() -> list:
+    """The keys of each step's batch, which is changed in place, as hooks of a model may do it."""
+    ranks, seen = Ranks.current(), []
+    batches = [{"wave": 1}, {"wave": 2}] if ranks.rank == 0 else []
+    for batch in Lockstep(iter(batches), ranks):
+        seen.append(list(batch))
+        batch["audio"] = batch.pop("wave")
+    return seen
+
+
 def cases() -> list:
     return [
         steps_of([[1, 2, 3], [4]]),
@@ -40,6 +50,7 @@ def cases() -> list:
         steps_of([[], []]),
         steps_of([[1, 2, 3], [4, 5]], stop_after=1),
         error_of(1),
+        keys_seen(),
     ]
 
 
@@ -62,6 +73,10 @@ def test_no_batches(seen):
 
 def test_a_rank_that_has_enough_goes_on_with_the_others(seen):
     assert seen[3] == ([(1, True), (1, False)], [(4, True), (5, True)])
+
+
+def test_a_batch_that_comes_again_is_as_it_was_read(seen):
+    assert seen[5] == ([["wave"], ["wave"]], [["wave"], ["wave"]])
 
 
 def test_an_error_ends_all(seen):

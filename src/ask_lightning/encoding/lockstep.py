@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from ask_lightning.utilities.distributed import Ranks
@@ -60,7 +61,8 @@ class Lockstep:
             if any(has_none for _, has_none, _ in states):  # fewer batches than ranks
                 batch = self._lend(batch, states.index(next(one for one in states if one[0])))
             self.is_own = read is not _NO_BATCH
-            yield batch
+            # Hooks may move the parts of what they get to other keys, and a rank may need the batch again.
+            yield copy(batch) if self._ranks.size > 1 else batch
 
     def _read(self) -> tuple[Any, Exception | None]:
         """The next batch of this rank, or the error in which reading it ended."""
