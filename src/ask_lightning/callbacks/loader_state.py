@@ -42,8 +42,8 @@ class LoaderStateCallback(Callback):
 
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
-        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. What is not part
-        of a loader, such as the random streams of dropout, is not restored.
+        `torchdata.stateful_dataloader.StatefulDataLoader`. What is not part of a loader, such as the random
+        streams of dropout, is not restored.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.

@@ -42,14 +42,6 @@ class EncodedRows:
     audio: Tensor
     text: Tensor
 
-    def select(self, which: Tensor) -> EncodedRows:
-        """Some of the rows.
-
-        Args:
-            which: Boolean mask `(n,)`, or places of the rows.
-        """
-        return EncodedRows(self.rows[which], self.audio[which], self.text[which])
-
 
 def rolling_items(num_items: int, period: int, epoch: int, seed: int) -> Tensor:
     """The items that a rolling refresh encodes in an epoch: in `period` epochs in a row each item once.

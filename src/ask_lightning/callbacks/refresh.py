@@ -238,25 +238,11 @@ class KnowledgeRefreshCallback(Callback):
             seed=seed,
         )
         self._target: Target | None = None
-        self._built_at: int | None = None  # the epoch whose encoders made the base in use
-        self._snapshots = SnapshotRecord()
-        self._collector = SnapshotCollector(self._snapshots)
-        self._warned_of_collapse = False
-        self._told_search: str | None = None
-        self._checked_gradients = False
-        self._to_restore: dict[str, Any] | None = None
-        self._source_key: dict[str, Any] | None = None  # of the base in use
-        self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
-        self._decided_at: int | None = None  # the last epoch for which the schedule was asked
-        self.num_encoded = 0
-        self._report: dict[str, float] = {}  # what a mapped refresh has measured
-        self._ages: RowAges | None = None  # where rows may be of different ages
-        self._background: BackgroundRefresh | None = None
-        self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
-        self._step = self._num_written = self._num_steps = 0
+        self._report: dict[str, float] = {}  # what a refresh has measured beside its base
+        self._step = 0  # number of optimiser steps before the present one
+        self._start_anew()
         check_combination(
             self._builder,
             T=self.T,
@@ -265,6 +251,24 @@ class KnowledgeRefreshCallback(Callback):
             in_background=in_background,
             storage_directory=storage_directory,
         )
+
+    def _start_anew(self) -> None:
+        """Forgets what a run has come to."""
+        self._built_at: int | None = None  # the epoch whose encoders made the base in use
+        self._snapshots = SnapshotRecord()
+        self._collector = SnapshotCollector(self._snapshots)
+        self._to_restore: dict[str, Any] | None = None
+        self._source_key: dict[str, Any] | None = None  # of the base in use
+        self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
+        self._ages: RowAges | None = None  # where rows may be of different ages
+        self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
+        self._decided_at: int | None = None  # the last epoch for which the schedule was asked
+        self._background: BackgroundRefresh | None = None
+        self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
+        self.num_encoded = self._num_written = self._num_steps = 0
+        self._told_search: str | None = None
+        self._warned_of_collapse = self._checked_gradients = False
+        self._reader.restart()
 
     @property
     def _keeps_ages(self) -> bool:
@@ -303,15 +307,8 @@ class KnowledgeRefreshCallback(Callback):
             )
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
-            self._built_at = self._to_restore = self.target.loss.knowledge = None
-            self._snapshots = SnapshotRecord()
-            self._collector = SnapshotCollector(self._snapshots)
-            self._warned_of_collapse = self._checked_gradients = False
-            self._source_key = self._dataset = self._told_search = None
-            self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
-            self._ages = self._decided_at = self._background = self._in_flight = None
-            self._num_written = self._num_steps = self.num_encoded = 0
-            self._reader.restart()
+            self.target.loss.knowledge = None
+            self._start_anew()
         if self._needs_training_clips and (self.write_back or self.mode != "full"):
             option = "write_back=True" if self.write_back else mode_option(self.mode)
             raise RuntimeError(

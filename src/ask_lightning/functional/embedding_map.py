@@ -39,17 +39,18 @@ def orthogonal_map(old: Tensor, new: Tensor) -> Tensor:
     return rotation
 
 
-def ridge_map(old: Tensor, new: Tensor, *, rank: int, ridge: float = 1e-2) -> Tensor:
+def ridge_map(old: Tensor, new: Tensor, rotation: Tensor, *, rank: int, ridge: float = 1e-2) -> Tensor:
     """A rotation and a correction of low rank to it, by ridge regression of what the rotation leaves.
 
         M = W + [Δ]ᵣ,   Δ = argmin ‖old Δ - (new - old W)‖² + λ ‖Δ‖²,   λ = ridge · ‖old‖² / d
 
-    with W of `orthogonal_map` and [Δ]ᵣ the best approximation of rank r to what Δ predicts for the rows
+    with the rotation W and [Δ]ᵣ the best approximation of rank r to what Δ predicts for the rows
     (reduced-rank regression).
 
     Args:
         old: `(n, d)`, embeddings of some rows by the older encoder.
         new: `(n, d)`, those of the same rows by the newer one.
+        rotation: W `(d, d)`, what `orthogonal_map` makes of both.
         rank: r, largest rank of the correction, at least 1; more than d is d.
         ridge: Weight of the penalty in units of the mean square of a column of `old`, above 0.
 
@@ -61,13 +62,12 @@ def ridge_map(old: Tensor, new: Tensor, *, rank: int, ridge: float = 1e-2) -> Te
 
     Examples:
         >>> old = torch.eye(2)
-        >>> ridge_map(old, 2 * old, rank=2, ridge=1e-6)
+        >>> ridge_map(old, 2 * old, orthogonal_map(old, 2 * old), rank=2, ridge=1e-6)
         tensor([[2.0000, 0.0000],
                 [0.0000, 2.0000]])
     """
     check_count("rank", rank, 1)
     check_positive("ridge", ridge)
-    rotation = orthogonal_map(old, new)
     width = old.shape[1]
     penalty = ridge * old.square().sum() / width
     identity = torch.eye(width, dtype=old.dtype, device=old.device)

@@ -6,7 +6,6 @@ Axes: `n` rows of the sample, `N` rows, `d` width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -110,8 +109,8 @@ def fit_row_map(old: Tensor, new: Tensor, held_out: Tensor) -> RowMap:
     old_recall = recall(old[held_out])
     best = RowMap(None, old_recall, old_recall)
     rank = max(1, old.shape[1] // 4)
-    for fit in (orthogonal_map, partial(ridge_map, rank=rank)):
-        matrix = fit(old[fitted], new[fitted])
+    rotation = orthogonal_map(old[fitted], new[fitted])
+    for matrix in (rotation, ridge_map(old[fitted], new[fitted], rotation, rank=rank)):
         if (found := recall(unit_length(old[held_out] @ matrix))) > best.recall:
             best = RowMap(matrix, found, old_recall)
     return best
