@@ -37,8 +37,6 @@ Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
 # Embeddings of one pair in batches of other sizes differ by rounding only.
 _SAME_ROW = 1e-4
 
-_EMPTY = "The knowledge source is empty: it yielded no batch. Check `source`."
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -127,8 +125,6 @@ def encode_source(
         writer = None if directory is None else PairWriter(directory, _own_items(loader))
         batches = EncodedBatches(writer)
         _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
-        if not batches.sizes and ranks.size == 1:
-            raise ValueError(_EMPTY)
     return assemble(batches, loader, module.device, ranks)
 
 
@@ -296,7 +292,7 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
     )
     summaries: list[_RankSummary] = ranks.all_gather_object(own)
     if not any(summary.num_rows for summary in summaries):
-        raise ValueError(_EMPTY)
+        raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")
     width = next(summary.width for summary in summaries if summary.width is not None)
     with ranks.all_or_none("writing its part of the knowledge"):
         own_audio, own_text, files = batches.finish(width, device)
