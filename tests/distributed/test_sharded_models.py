@@ -108,6 +108,24 @@ def test_what_a_refresh_encodes_is_that_of_one_process(kind):
         torch.testing.assert_close(first[name]["pairs"], expected["pairs"], rtol=1e-5, atol=1e-5)
 
 
+def too_few_ids_on_rank_one(model, batch):
+    return batch["clip_id"][model.trainer.global_rank :]
+
+
+def error_of_a_refresh() -> str:
+    try:
+        fit("fsdp2", 2, options={"ids": too_few_ids_on_rank_one})
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_what_is_wrong_with_the_batch_of_one_rank_ends_all():
+    first, second = on_ranks(2, error_of_a_refresh, grouped=False)
+    assert second == "ValueError: There have to be 5 clip ids in this batch, but got 4."
+    assert first == f"RuntimeError: Rank 1 failed while encoding the knowledge source. {second}"
+
+
 def test_made_on_the_meta_device():
     first, second = on_ranks(2, fit, "fsdp2", 2, client=MetaTowers, grouped=False)
     assert all(first["divided"])

@@ -121,8 +121,9 @@ def encode_source(
     failing = (
         nullcontext() if together.size > 1 else ranks.all_or_none("encoding its part of the knowledge source")
     )
-    with failing:
+    with ranks.all_or_none("making the files of its part of the knowledge"):
         writer = None if directory is None else PairWriter(directory, _own_items(loader))
+    with failing:
         batches = EncodedBatches(writer)
         _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
     return assemble(batches, loader, module.device, ranks)
@@ -197,7 +198,11 @@ def _encode_batches(
             embedded = embed_source_batch(trainer, module, batch, embed)
             if not steps.is_own:
                 continue
-            encoded.add(embedded, loader, limit)
+            try:
+                encoded.add(embedded, loader, limit)
+            except Exception as error:
+                steps.fail(error)
+                continue
             on_batch()
             if limit.is_reached:
                 steps.finish()
