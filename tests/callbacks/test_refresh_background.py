@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from ask_lightning import KnowledgeRefreshCallback
 from ask_lightning.callbacks.background_refresh import check_background
 from ask_lightning.encoding.background import BackgroundEncoder
+from ask_lightning.encoding.training_copy import TrainingCopy
 from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import (
     MemoryLogger,
@@ -327,6 +328,24 @@ def test_only_weights_that_have_changed_are_in_the_checkpoint():
     refresh = make_refresh(2, in_background=True)
     make_trainer(max_epochs=3, callbacks=[refresh]).fit(wrap(Frozen()), make_loader())
     assert set(refresh.state_dict()["in_flight"]["weights"]) == {"audio_encoder.weight", "audio_encoder.bias"}
+
+
+def test_a_checkpoint_copies_the_weights_once(monkeypatch, tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 2 and batch_idx == 0:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    copies, changed_weights = [], TrainingCopy.changed_weights
+    monkeypatch.setattr(
+        TrainingCopy, "changed_weights", lambda self: copies.append(self) or changed_weights(self)
+    )
+    callbacks = [make_refresh(2, in_background=True), Save()]
+    make_trainer(max_epochs=4, callbacks=callbacks).fit(wrap(PlainTowers()), make_loader())
+    state = torch.load(tmp_path / "inside.ckpt", weights_only=True)["callbacks"]["KnowledgeRefreshCallback"]
+    assert state["in_flight"]["epoch"] == 2
+    assert state["snapshot"]
+    assert len(copies) == 1
 
 
 def test_resumed_in_the_foreground_says_what_is_left_out(tmp_path):

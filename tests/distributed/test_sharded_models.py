@@ -12,9 +12,12 @@ from lightning.fabric.utilities import consolidate_checkpoint
 from lightning.pytorch.utilities import consolidate_checkpoint as consolidate_of_fsdp
 
 from ask_lightning import ASKModule
+from ask_lightning.callbacks.auto_period import AutoPeriod
+from ask_lightning.knowledge.mapping import MappedRefresh
 from ask_lightning.losses import ReliabilityOTLoss
 from tests.helpers.ranks import on_ranks
 from tests.helpers.sharded_run import (
+    EPOCHS,
     STEPS,
     CriterionTowers,
     FlatTowers,
@@ -45,6 +48,23 @@ FORMATS = {
     "fsdp, directory": ("fsdp", FlatTowers, False),
 }
 
+# What a refresh encodes, and when; those of the training data find the rows of a batch by their clips.
+OF_TRAINING_DATA = {"source": None, "options": {"ids": "clip_id"}}
+MODES = {
+    "rolling": {"mode": "rolling", "T": 3},
+    "rolling, one item": {"mode": "rolling", "T": 51},  # one rank encodes nothing of its own
+    "mapped": {"mode": MappedRefresh(0.4), "T": 1, "rows": 301},
+    "write_back": {"write_back": True} | OF_TRAINING_DATA,
+    "auto": {"T": AutoPeriod(max_drift=1e-3, max_share=1.0)} | OF_TRAINING_DATA,
+}
+NUM_ENCODED = {
+    "rolling": 51 + 17 + 17,
+    "rolling, one item": 51 + 1 + 1,
+    "mapped": 301 + 120 + 120,
+    "write_back": 2 * 8 * STEPS,
+    "auto": EPOCHS * 8 * STEPS,
+}
+
 
 # The others are left to `pytest -m slow`.
 USUAL = ("fsdp2, part by part", "fsdp2, the model as one", "fsdp")
@@ -69,6 +89,41 @@ def test_a_run_is_that_of_one_process(name, alone):
     assert first["validation"] == second["validation"] > 0
     # After a validation FSDP2 keeps together what ran first, until the next backward pass.
     assert any(first["divided"]) == name.startswith("fsdp2")
+
+
+def in_all_modes(kind: str, size: int) -> dict:
+    return {name: fit(kind, size, client=FlatTowers, **settings) for name, settings in MODES.items()}
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_what_a_refresh_encodes_is_that_of_one_process(kind):
+    alone = in_all_modes("auto", 1)
+    first, second = on_ranks(2, in_all_modes, kind, 2, grouped=False)
+    for name, expected in alone.items():
+        assert first[name]["knowledge"] == second[name]["knowledge"]
+        # Renewed in each epoch, by T each second one, or in each step.
+        assert len(set(first[name]["knowledge"])) == len(set(expected["knowledge"])) >= EPOCHS
+        assert first[name]["num_encoded"] == expected["num_encoded"] == NUM_ENCODED[name]
+        torch.testing.assert_close(first[name]["losses"], expected["losses"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(first[name]["pairs"], expected["pairs"], rtol=1e-5, atol=1e-5)
+
+
+def too_few_ids_on_rank_one(model, batch):
+    return batch["clip_id"][model.trainer.global_rank :]
+
+
+def error_of_a_refresh() -> str:
+    try:
+        fit("fsdp2", 2, options={"ids": too_few_ids_on_rank_one})
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_what_is_wrong_with_the_batch_of_one_rank_ends_all():
+    first, second = on_ranks(2, error_of_a_refresh, grouped=False)
+    assert second == "ValueError: There have to be 5 clip ids in this batch, but got 4."
+    assert first == f"RuntimeError: Rank 1 failed while encoding the knowledge source. {second}"
 
 
 def test_made_on_the_meta_device():

@@ -191,7 +191,7 @@ def fit(
     """What one of `size` ranks sees of a run whose global batch has 8 pairs."""
     pl.seed_everything(1, verbose=False)
     watcher, states = Watcher(), StateWatcher()
-    callback = make_refresh(T, Pairs(rows, seed=2), **({"batch_size": 5} | settings))
+    callback = make_refresh(**({"T": T, "source": Pairs(rows, seed=2), "batch_size": 5} | settings))
     keep = [ModelCheckpoint(directory, save_last=True)] if directory else []
     run = make_trainer(
         max_epochs=epochs,
@@ -216,4 +216,5 @@ def fit(
         "weights": run.strategy.lightning_module_state_dict(),
         "divided": states.divided,
         "means": (states.before, states.after),
+        "num_encoded": callback.num_encoded,
     }

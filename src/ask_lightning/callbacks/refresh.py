@@ -874,7 +874,8 @@ class KnowledgeRefreshCallback(Callback):
             return
         if self.save_knowledge:
             SnapshotWriter(self._snapshots).write(base, self._built_at, knowledge_directory(trainer))
-        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        # The rest is there since Lightning asked for the state, before the snapshot was written.
+        checkpoint["callbacks"][self.state_key] |= self._snapshots.state()
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch of the base in use and the snapshot that holds it."""

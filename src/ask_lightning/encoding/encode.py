@@ -37,8 +37,6 @@ Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
 # Embeddings of one pair in batches of other sizes differ by rounding only.
 _SAME_ROW = 1e-4
 
-_EMPTY = "The knowledge source is empty: it yielded no batch. Check `source`."
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -123,12 +121,11 @@ def encode_source(
     failing = (
         nullcontext() if together.size > 1 else ranks.all_or_none("encoding its part of the knowledge source")
     )
-    with failing:
+    with ranks.all_or_none("making the files of its part of the knowledge"):
         writer = None if directory is None else PairWriter(directory, _own_items(loader))
+    with failing:
         batches = EncodedBatches(writer)
         _encode_batches(trainer, module, loader, embed, on_batch, limit or RowLimit(), batches, together)
-        if not batches.sizes and ranks.size == 1:
-            raise ValueError(_EMPTY)
     return assemble(batches, loader, module.device, ranks)
 
 
@@ -201,7 +198,11 @@ def _encode_batches(
             embedded = embed_source_batch(trainer, module, batch, embed)
             if not steps.is_own:
                 continue
-            encoded.add(embedded, loader, limit)
+            try:
+                encoded.add(embedded, loader, limit)
+            except Exception as error:
+                steps.fail(error)
+                continue
             on_batch()
             if limit.is_reached:
                 steps.finish()
@@ -296,7 +297,7 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
     )
     summaries: list[_RankSummary] = ranks.all_gather_object(own)
     if not any(summary.num_rows for summary in summaries):
-        raise ValueError(_EMPTY)
+        raise ValueError("The knowledge source is empty: it yielded no batch. Check `source`.")
     width = next(summary.width for summary in summaries if summary.width is not None)
     with ranks.all_or_none("writing its part of the knowledge"):
         own_audio, own_text, files = batches.finish(width, device)

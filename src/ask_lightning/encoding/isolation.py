@@ -164,7 +164,7 @@ def muted_logging(module: nn.Module) -> Iterator[None]:
     muted = [submodule for submodule in module.modules() if isinstance(submodule, pl.LightningModule)]
     before = [vars(submodule).get("log") for submodule in muted]
     for submodule in muted:
-        vars(submodule)["log"] = _ignore_log
+        vars(submodule)["log"] = ignore_log
     try:
         yield
     finally:
@@ -174,8 +174,8 @@ def muted_logging(module: nn.Module) -> Iterator[None]:
                 vars(submodule)["log"] = log
 
 
-def _ignore_log(*args: Any, **kwargs: Any) -> None:
-    """Take the place of `LightningModule.log`."""
+def ignore_log(*args: Any, **kwargs: Any) -> None:
+    """Take the place of `LightningModule.log`; all arguments are ignored."""
     return None
 
 

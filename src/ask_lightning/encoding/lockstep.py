@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from ask_lightning.utilities.distributed import Ranks
@@ -31,7 +32,16 @@ class Lockstep:
     def __init__(self, batches: Iterator[Any], ranks: Ranks) -> None:
         self._batches, self._ranks = batches, ranks
         self._has_ended = False
+        self._failure: Exception | None = None
         self.is_own = False
+
+    def fail(self, error: Exception) -> None:
+        """End the steps of all ranks at the next one, because of what came of this rank's batch.
+
+        Args:
+            error: What is raised on this rank, and told to the others.
+        """
+        self._failure = error
 
     def finish(self) -> None:
         """Read no further batch on this rank."""
@@ -41,8 +51,8 @@ class Lockstep:
         """The batches.
 
         Raises:
-            Exception: Reading a batch failed, on this rank.
-            RuntimeError: Reading a batch failed on another rank.
+            Exception: Reading a batch, or what was done with it, failed on this rank.
+            RuntimeError: It failed on another rank.
         """
         batch = _NO_BATCH
         while True:
@@ -54,18 +64,19 @@ class Lockstep:
                 raise failure
             for rank, (_, _, other) in enumerate(states):
                 if other is not None:
-                    raise RuntimeError(f"Rank {rank} failed while reading the knowledge source. {other}")
+                    raise RuntimeError(f"Rank {rank} failed while encoding the knowledge source. {other}")
             if not any(has_read for has_read, _, _ in states):
                 return
             if any(has_none for _, has_none, _ in states):  # fewer batches than ranks
                 batch = self._lend(batch, states.index(next(one for one in states if one[0])))
             self.is_own = read is not _NO_BATCH
-            yield batch
+            # Hooks may move the parts of what they get to other keys, and a rank may need the batch again.
+            yield copy(batch) if self._ranks.size > 1 else batch
 
     def _read(self) -> tuple[Any, Exception | None]:
         """The next batch of this rank, or the error in which reading it ended."""
-        if self._has_ended:
-            return _NO_BATCH, None
+        if self._failure is not None or self._has_ended:
+            return _NO_BATCH, self._failure
         try:
             read = next(self._batches, _NO_BATCH)
         except Exception as error:

@@ -12,6 +12,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 
+from ask_lightning.encoding.isolation import ignore_log
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -67,7 +68,7 @@ class TrainingCopy:
         self.module.eval()
         for part in self.module.modules():
             if isinstance(part, pl.LightningModule):
-                vars(part).update(_trainer=self.trainer, log=_ignore_log)
+                vars(part).update(_trainer=self.trainer, log=ignore_log)
         _overwrite(self.module, weights or {})
 
     def share_buffers(self, ranks: Ranks) -> None:
@@ -122,8 +123,3 @@ def _overwrite(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"which {type(module).__name__} does not have. Resume with the model of the checkpoint."
             )
         tensors[name].copy_(value)
-
-
-def _ignore_log(*args: Any, **kwargs: Any) -> None:
-    """Take the place of `LightningModule.log`."""
-    return None
