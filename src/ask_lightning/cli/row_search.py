@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
-from ask_lightning.cli.search_index import Side
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.knowledge.exact_search import Search, stable_topk
 
 CALIBRATED_CANDIDATES = 1000

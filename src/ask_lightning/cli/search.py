@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.retrieval_cli import load_class, make_model
 from ask_lightning.cli.row_search import best_rows
 from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
-from ask_lightning.cli.search_index import Side, choose_index
+from ask_lightning.cli.search_index import choose_index
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction

@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.knowledge.exact_search import Search
 from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.file_lock import file_lock
 from ask_lightning.utilities.optional_imports import import_optional
-
-Side = Literal["audio", "text"]
 
 COMPARED_BY_AUTO = 2_000_000
 """Number of rows up to which `auto` compares all of them (docs/benchmarks.md)."""
