@@ -97,7 +97,7 @@ def test_a_calibrated_file_is_searched_by_its_bias(split, demo, trained, splits,
 
 def test_a_hub_is_demoted_and_the_gate_decides():
     """The first clip is the best hit of all queries; only its bias and the gate say otherwise."""
-    from ask_lightning.cli.search import find_clips
+    from ask_lightning.cli.search import find_hits
 
     class Model(torch.nn.Module):
         def encode_audio(self, batch):
@@ -114,12 +114,12 @@ def test_a_hub_is_demoted_and_the_gate_decides():
         names=["hub", "other"],
         captions=["a", "b"],
     )
-    assert [hit.clip for hit in find_clips(Model(), pairs, "rain", 2)] == ["hub", "other"]
+    assert [hit.clip for hit in find_hits(Model(), pairs, "rain", 2)] == ["hub", "other"]
     bias = torch.tensor([0.5, 0.0])
     for hubs, first in ((None, "other"), ([True, False], "other"), ([False, True], "hub")):
         mask = None if hubs is None else torch.tensor(hubs)
         pairs.calibration = HubCalibration(CALIBRATIONS[0], bias, bias, mask, mask)
-        assert find_clips(Model(), pairs, "rain", 2)[0].clip == first
+        assert find_hits(Model(), pairs, "rain", 2)[0].clip == first
 
 
 @pytest.mark.parametrize("calibration", [CALIBRATIONS[0], CALIBRATIONS[-1]], ids=str)

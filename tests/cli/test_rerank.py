@@ -9,7 +9,7 @@ import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.cli.search import find_captions, find_clips, load_model
+from ask_lightning.cli.search import find_hits, load_model
 from ask_lightning.data import collate_pairs
 from ask_lightning.interaction import Similarities
 from ask_lightning.metrics import interaction_ranks
@@ -80,13 +80,13 @@ def test_hits_have_the_ranks_of_the_metric_where_all_are_compared(encoded, pairs
     torch.testing.assert_close(pairs.text_tokens, text.tokens[text.valid], atol=1e-5, rtol=1e-4)
     ranks = interaction_ranks(audio, text, torch.arange(8), model.interaction)
     for row, (name, caption) in enumerate(zip(pairs.names, pairs.captions, strict=True)):
-        clips = find_clips(model, pairs, caption, 8, rerank=8)
+        clips = find_hits(model, pairs, caption, 8, rerank=8)
         assert [hit.clip for hit in clips].index(name) + 1 == ranks.text_to_audio[row]
-        found = find_captions(model, pairs, Path(name.removeprefix("file:")), 8, rerank=8)
+        found = find_hits(model, pairs, Path(name.removeprefix("file:")), 8, rerank=8)
         assert [hit.caption for hit in found].index(caption) + 1 == ranks.audio_to_text[row]
         assert [hit.score for hit in clips] == sorted((hit.score for hit in clips), reverse=True)
         order = (pairs.audio @ pairs.text[row]).argsort(descending=True).tolist()
-        by_cosine = [hit.clip for hit in find_clips(model, pairs, caption, 8, rerank=0)]
+        by_cosine = [hit.clip for hit in find_hits(model, pairs, caption, 8, rerank=0)]
         assert by_cosine == [pairs.names[place] for place in order]
 
 
@@ -94,12 +94,12 @@ def test_only_the_best_by_cosine_are_compared(pairs):
     model = load_model(pairs)
     for caption in pairs.captions:
         by_cosine, few, all_hits = (
-            find_clips(model, pairs, caption, top, rerank=rerank) for top, rerank in ((8, 0), (1, 3), (8, 8))
+            find_hits(model, pairs, caption, top, rerank=rerank) for top, rerank in ((8, 0), (1, 3), (8, 8))
         )
         first = {hit.clip for hit in by_cosine[:3]}
         assert few[0].clip == next(hit.clip for hit in all_hits if hit.clip in first)
         # As many as are shown are compared.
-        assert find_clips(model, pairs, caption, 8, rerank=2) == all_hits
+        assert find_hits(model, pairs, caption, 8, rerank=2) == all_hits
 
 
 def test_scores_that_are_no_numbers_are_refused(pairs):
@@ -107,16 +107,16 @@ def test_scores_that_are_no_numbers_are_refused(pairs):
     model.interaction.register_forward_hook(
         lambda _, given, found: Similarities(*(x * torch.nan for x in found[:2]))
     )
-    for search, query in ((find_clips, "rain"), (find_captions, Path("0-0.wav"))):
-        assert len(search(model, pairs, query, 3, rerank=0)) == 3
+    for query in ("rain", Path("0-0.wav")):
+        assert len(find_hits(model, pairs, query, 3, rerank=0)) == 3
         with pytest.raises(UsageError, match="NaN or infinity"):
-            search(model, pairs, query, 3, rerank=3)
+            find_hits(model, pairs, query, 3, rerank=3)
 
 
 def test_the_command_says_what_hits_are_sorted_by(pairs, encoded, capsys):
     by_tokens = ask_lightning("search", "a.safetensors", "--text", pairs.captions[0], "--top", 2)
     model = load_model(pairs)
-    assert by_tokens == find_clips(model, pairs, pairs.captions[0], 2)
+    assert by_tokens == find_hits(model, pairs, pairs.captions[0], 2)
     raw = ask_lightning("search", "a.safetensors", "--text", pairs.captions[0], "--raw")
     assert raw == ask_lightning("search", "a.safetensors", "--text", pairs.captions[0], "--rerank", 0)
     assert [hit.score for hit in raw] == [hit.cosine for hit in raw]
@@ -133,7 +133,7 @@ def test_tokens_in_half_precision_and_none(pairs, encoded, capsys):
     assert torch.equal(half.audio, pairs.audio)
     model = load_model(pairs)
     for whole, rounded in zip(
-        *(find_clips(model, stored, "rain", 8) for stored in (pairs, half)), strict=True
+        *(find_hits(model, stored, "rain", 8) for stored in (pairs, half)), strict=True
     ):
         assert rounded.score == pytest.approx(whole.score, abs=1e-3)
     ask_lightning("encode", *given, "--split", "val", "--output", "none.safetensors", "--tokens", "none")
@@ -142,7 +142,7 @@ def test_tokens_in_half_precision_and_none(pairs, encoded, capsys):
     # Takes of one clip are then averaged, which is the same for one take.
     torch.testing.assert_close(none.audio, pairs.audio)
     hits = ask_lightning("search", "none.safetensors", "--text", "rain")
-    by_cosine = find_clips(model, pairs, "rain", 10, rerank=0)
+    by_cosine = find_hits(model, pairs, "rain", 10, rerank=0)
     assert [hit.clip for hit in hits] == [hit.clip for hit in by_cosine]
     assert [hit.score for hit in hits] == pytest.approx([hit.cosine for hit in by_cosine], abs=1e-6)
     message = refusal(capsys, "search", "none.safetensors", "--text", "rain", "--rerank", "5")
@@ -201,13 +201,13 @@ def test_the_page_sorts_by_tokens_as_the_command_does(pairs):
     assert collection.refinement.explanation.startswith("The 3 best clips by cosine, sorted by ")
     caption, sound = pairs.captions[0], Path(pairs.names[0].removeprefix("file:"))
     answer = answer_query(collection, caption, refined=True)
-    hits = find_clips(model, pairs, caption, 3, rerank=3)
+    hits = find_hits(model, pairs, caption, 3, rerank=3)
     assert [(match.row, match.score, match.cosine) for match in answer.matches] == [
         (hit.row, hit.score, hit.cosine) for hit in hits
     ]
     answer = answer_query(collection, sound, refined=True)
     assert [match.caption for match in answer.matches] == [
-        hit.caption for hit in find_captions(model, pairs, sound, 3, rerank=3)
+        hit.caption for hit in find_hits(model, pairs, sound, 3, rerank=3)
     ]
     # What a filter lets pass is compared, not what is left of the three.
     answer = answer_query(collection, caption, refined=True, words="again")
@@ -216,6 +216,6 @@ def test_the_page_sorts_by_tokens_as_the_command_does(pairs):
     # Without the refinement all clips are sorted by cosine.
     answer = answer_query(collection, caption, refined=False)
     assert [match.row for match in answer.matches] == [
-        hit.row for hit in find_clips(model, pairs, caption, 8, rerank=0)
+        hit.row for hit in find_hits(model, pairs, caption, 8, rerank=0)
     ]
     assert make_collection(model, pairs, Path(), "a.safetensors").refinement is None

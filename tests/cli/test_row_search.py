@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from ask_lightning.cli.row_search import best_rows
 from ask_lightning.knowledge.faiss_search import FaissSearch
@@ -53,12 +54,25 @@ def test_filters_reach_beyond_the_first_candidates(pairs, by_index):
         assert found.rows.tolist() == expected_rows(pairs, "audio", query, 5, passes)[0]
 
 
-def test_equal_rows_keep_their_order():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_equal_rows_keep_their_order(dtype):
     pairs = random_pairs()
-    pairs.audio = pairs.audio[torch.arange(300) % 3]
+    # So many and so wide that a matrix product would round equal rows to unequal scores.
+    vectors = normalize(torch.randn(3, 37, generator=torch.Generator().manual_seed(0)))
+    pairs.audio = vectors[torch.arange(1001) % 3].to(dtype)
     for search in (None, FaissSearch(pairs.audio, "Flat")):
-        found = best_rows(pairs, "audio", pairs.audio[1], 300, index=search).rows.tolist()
-        assert found[:100] == list(range(1, 300, 3))
+        found = best_rows(pairs, "audio", vectors[1], 1000, index=search)
+        assert found.rows[:334].tolist() == list(range(1, 1001, 3))
+        assert len(found.scores.unique()) == 3
+
+
+def test_scores_are_those_of_a_row_however_it_is_found():
+    pairs = random_pairs()
+    pairs.audio = normalize(torch.randn(1001, 37, generator=torch.Generator().manual_seed(0)))
+    query = pairs.audio[-1]
+    whole = best_rows(pairs, "audio", query, 20)
+    by_index = best_rows(pairs, "audio", query, 20, index=FaissSearch(pairs.audio, "Flat"))
+    assert all(torch.equal(one, two) for one, two in zip(whole, by_index, strict=True))
 
 
 def test_rows_in_half_precision():

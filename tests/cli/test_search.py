@@ -12,7 +12,7 @@ import torch
 from ask_lightning.cli import run as run_command
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.cli.search import find_captions
+from ask_lightning.cli.search import find_hits
 from ask_lightning.data import collate_pairs
 from ask_lightning.functional import unit_length
 from ask_lightning.models import ResNet38BERT
@@ -201,8 +201,8 @@ def test_audio_is_heard_at_the_rate_of_the_encoded_data(rate):
     pairs = EncodedPairs(
         *sides, torch.zeros(1).long(), torch.zeros(1).long(), ["a"], ["rain"], sample_rate=rate
     )
-    (hit,) = find_captions(Listener(), pairs, Path("a.wav"), top=1)
+    (hit,) = find_hits(Listener(), pairs, Path("a.wav"), top=1)
     assert hit.cosine == pytest.approx(unit_length(sides[1])[0] @ sides[1][0])
     pairs.sample_rate = None
     with pytest.raises(UsageError, match="Neither the encoded data nor Listener says at which rate audio is"):
-        find_captions(Listener(), pairs, Path("a.wav"), top=1)
+        find_hits(Listener(), pairs, Path("a.wav"), top=1)

@@ -1,6 +1,7 @@
 """Tasks: parts, other knowledge, other domains, and weights that all processes share."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_a_folder_has_other_knowledge_without_evaluation_clips(folder):
 def test_other_data_under_the_same_path_share_no_runs_and_no_pretrained_weights(folder, tmp_path, change):
     def state():
         folder_module._parts.cache_clear()  # as in another process
-        return folder.protocol().description, folder.make_model.__self__.path
+        return folder.protocol().description, replace(folder.make_model.__self__).path
 
     before = state()
     assert state() == before

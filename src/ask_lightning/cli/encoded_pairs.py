@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +22,15 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration, HubCalibratio
 from ask_lightning.metrics.table import CALIBRATED, mean_recall
 from ask_lightning.utilities.atomic_files import atomic_write
 
+Side = Literal["audio", "text"]
+"""The clips or the captions."""
+
 _FORMAT = "ask-lightning pairs 5"
 _TENSORS = (
     *("audio", "text", "clip_ids", "clip_of"),
     *("audio_tokens", "audio_lengths", "text_tokens", "text_lengths"),
 )
 _TEXTS = ("names", "captions", "files")  # one for each clip or caption
-_SIDES = ("audio", "text")
 _METADATA = ("model", "caption_style", "sample_rate")
 _REMEDY = "Write it with `ask-lightning encode`."
 
@@ -99,7 +101,7 @@ class EncodedPairs:
         """Whether there are frames and words beside the clips and captions."""
         return self.audio_tokens is not None and self.text_tokens is not None
 
-    def with_tokens(self, side: Literal["audio", "text"], rows: Tensor) -> TokenEmbeddings:
+    def with_tokens(self, side: Side, rows: Tensor) -> TokenEmbeddings:
         """Some clips with their frames, or captions with their words, in float32.
 
         Args:
@@ -153,7 +155,7 @@ class EncodedPairs:
             texts = StoredTexts.of(getattr(self, name))
             tensors |= {name: texts.content, f"{name}_ends": texts.ends}
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
-        metadata["checksums"] = json.dumps({side: checksum(getattr(self, side)) for side in _SIDES})
+        metadata["checksums"] = json.dumps({side: checksum(getattr(self, side)) for side in get_args(Side)})
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
             for name, values in self.calibration.tensors.items():

@@ -4,16 +4,15 @@ A part is some batches that follow each other. It is written whole or not at all
 is a part, so that a run that was killed goes on from the parts that are there.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.stored_texts import StoredTexts
 from ask_lightning.utilities.atomic_files import TEMPORARY, atomic_write
 
 _ENDING = ".safetensors"
@@ -41,37 +40,6 @@ def batches_of_parts(num_batches: int) -> list[range]:
     """
     size = min(_MOST_BATCHES, max(1, -(-num_batches // _WANTED_PARTS)))
     return [range(first, min(first + size, num_batches)) for first in range(0, num_batches, size)]
-
-
-def text_tensor(texts: list[str]) -> Tensor:
-    """Texts as bytes: the header of a safetensors file, which holds its metadata, has at most 100 MB.
-
-    Args:
-        texts: The texts.
-
-    Returns:
-        Their JSON, uint8.
-    """
-    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
-
-
-def texts_of(stored: Tensor) -> list[str]:
-    """The texts that `text_tensor` has stored.
-
-    Args:
-        stored: The tensor.
-
-    Raises:
-        ValueError: It holds something else.
-
-    Examples:
-        >>> texts_of(text_tensor(["a dog", "häuser"]))
-        ['a dog', 'häuser']
-    """
-    found = json.loads(bytes(stored.numpy()))
-    if not isinstance(found, list):
-        raise ValueError("The tensor holds no list of texts.")
-    return found
 
 
 @dataclass(frozen=True)
@@ -109,22 +77,23 @@ class EncodedParts:
 
         Args:
             number: Number of the part.
-            tensors: The tensors by name, none of which is `"captions"`.
+            tensors: The tensors by name, none of which is `"captions"` or `"captions_ends"`.
             captions: Captions of the pairs.
 
         Raises:
             UsageError: The file cannot be written.
         """
         path = self._path(number)
+        texts = StoredTexts.of(captions)
         stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        stored["captions"] = text_tensor(captions)
+        stored |= {"captions": texts.content, "captions_ends": texts.ends}
         try:
             with atomic_write(path) as temporary:
                 save_file(stored, temporary, metadata={"identity": self.identity})
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be written: {error}") from error
 
-    def read(self, number: int) -> tuple[dict[str, Tensor], list[str]]:
+    def read(self, number: int) -> tuple[dict[str, Tensor], StoredTexts]:
         """Read a part.
 
         Args:
@@ -139,7 +108,7 @@ class EncodedParts:
         """
         with safe_open(self._path(number), framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        return tensors, texts_of(tensors.pop("captions"))
+        return tensors, StoredTexts(tensors.pop("captions"), tensors.pop("captions_ends"))
 
     def remove(self) -> None:
         """Remove all parts, and the folder if nothing else is in it."""

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.data import PublishedDataModule
+from ask_lightning.metrics import Calibration
 from ask_lightning.metrics.table import COLUMNS, percentages, score_table
 from ask_lightning.models import Retriever
 from ask_lightning.utilities.optional_imports import import_optional
@@ -138,10 +139,11 @@ def _results(results: Mapping[str, Any]) -> str:
     shown = [[f"{cell:.1f}" if isinstance(cell, float) else cell for cell in row] for row in cells]
     text.append(markdown_table(columns, shown))
     if _CALIBRATED in scores:
-        parameters = ", ".join(_named(results["calibration"]))
+        chosen = results["calibration"]
+        how = "" if chosen is None else f" ({Calibration(**chosen)}, chosen on the validation split)"
         text.append(
             "Calibrated search subtracts from each score how near the candidate is to the queries of the "
-            f"training split ({parameters}, chosen on the validation split)."
+            f"training split{how}."
         )
     if protocol["limited_to_batches"] is not None:
         text.append(
@@ -150,12 +152,6 @@ def _results(results: Mapping[str, Any]) -> str:
     if missing := protocol["clips_without_audio"]:
         text.append(f"{len(missing)} clips of the split had no audio and were left out.")
     return "\n\n".join(text)
-
-
-def _named(parameters: Mapping[str, Any] | None) -> list[str]:
-    """Kind and parameters of a calibration as words."""
-    kind, *others = (parameters or {"kind": "of an unknown kind"}).items()
-    return [str(kind[1]), *(f"{name}={value}" for name, value in others)]
 
 
 def _use(model: pl.LightningModule, source: str, caption_style: str | None, is_calibrated: bool) -> str:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
-from ask_lightning.cli.search_index import Side
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.knowledge.exact_search import Search, stable_topk
 
 CALIBRATED_CANDIDATES = 1000
@@ -18,7 +17,7 @@ _CANDIDATES = 100
 # Of an index as many rows are asked at most; a filter that passes fewer compares all rows.
 _MOST_OF_AN_INDEX = 10_000
 _GROWTH = 8
-_ROWS_AT_ONCE = 1 << 16
+_VALUES_AT_ONCE = 1 << 20
 
 
 class RankedRows(NamedTuple):
@@ -41,6 +40,14 @@ class RankedRows(NamedTuple):
             places: Their places, in the order in which they are wanted.
         """
         return RankedRows(*(each[places] for each in self))
+
+    def best(self, count: int) -> "RankedRows":
+        """The rows with the highest scores, best first; rows with equal scores keep their order.
+
+        Args:
+            count: Largest number of rows.
+        """
+        return self.take(self.scores.argsort(descending=True, stable=True)[:count])
 
 
 def best_rows(
@@ -80,7 +87,7 @@ def best_rows(
                 all_scores = _score_all(pairs, side, query)
             scores, cosines = all_scores
             rows = stable_topk(scores[None], number)[0]
-            ranked = _sorted(scores[rows], cosines[rows], rows, number)
+            ranked = RankedRows(scores[rows], cosines[rows], rows).best(number)
         if passes is None:
             return ranked
         kept = [place for place, row in enumerate(ranked.rows.tolist()) if passes(row)][:count]
@@ -96,27 +103,30 @@ def _ranked_by_index(
     vectors = getattr(pairs, side)
     least = _CANDIDATES if pairs.calibration is None else CALIBRATED_CANDIDATES
     rows = index(query[None], min(max(2 * number, least), len(vectors)))[1][0].sort().values  # (n,)
-    cosines = vectors[rows].to(query.dtype) @ query
+    cosines = _cosines(vectors[rows], query)
     scores = cosines
     if pairs.calibration is not None:
         of_rows: dict[str, Any] = {
             name: values[rows] for name, values in pairs.calibration.tensors.items() if name.startswith(side)
         }
         scores = replace(pairs.calibration, **of_rows).calibrate(cosines[None], side)[0]
-    return _sorted(scores, cosines, rows, number)
+    return RankedRows(scores, cosines, rows).best(number)
 
 
 def _score_all(pairs: EncodedPairs, side: Side, query: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and cosines `(N,)` of all rows."""
-    # In blocks, because rows in half precision are widened.
-    blocks = getattr(pairs, side).split(_ROWS_AT_ONCE)
-    cosines = torch.cat([block.to(query.dtype) @ query for block in blocks])
+    cosines = _cosines(getattr(pairs, side), query)
     if pairs.calibration is None:
         return cosines, cosines
     return pairs.calibration.calibrate(cosines[None], side)[0], cosines
 
 
-def _sorted(scores: Tensor, cosines: Tensor, rows: Tensor, number: int) -> RankedRows:
-    """The best of some rows with rising numbers; equal scores keep their order."""
-    order = scores.argsort(descending=True, stable=True)[:number]
-    return RankedRows(scores[order], cosines[order], rows[order])
+def _cosines(vectors: Tensor, query: Tensor) -> Tensor:
+    """The inner products `(n,)` of rows `(n, d)` and a query `(d,)`.
+
+    A matrix product would round by where a row stands and by how many there are: equal rows would not tie,
+    and an index would give a row another score than the comparison of all.
+    """
+    # In blocks, because rows in half precision are widened.
+    blocks = vectors.split(max(1, _VALUES_AT_ONCE // vectors.shape[1]))
+    return torch.cat([torch.linalg.vecdot(block.to(query.dtype), query) for block in blocks])

@@ -3,7 +3,7 @@
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.retrieval_cli import load_class, make_model
 from ask_lightning.cli.row_search import best_rows
 from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
-from ask_lightning.cli.search_index import Side, choose_index
+from ask_lightning.cli.search_index import choose_index
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
@@ -74,19 +74,20 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         if not options.raw:
             calibrate_by_model(pairs, model, options.ckpt_path)
     rerank = num_reranked(model, pairs, 0 if options.raw else options.rerank)
+    query = options.audio if options.text is None else options.text
     chosen = choose_index(
-        options.encoded, pairs, "audio" if options.text is not None else "text", options.index
+        options.encoded, pairs, "audio" if isinstance(query, str) else "text", options.index
     )
-    wanted = {
-        "rerank": rerank,
-        "index": chosen.search,
-        "contains": options.contains,
-        "lowest": options.lowest,
-    }
-    if options.text is not None:
-        hits = find_clips(model, pairs, options.text, options.top, **wanted)
-    else:
-        hits = find_captions(model, pairs, options.audio, options.top, **wanted)
+    hits = find_hits(
+        model,
+        pairs,
+        query,
+        options.top,
+        rerank=rerank,
+        index=chosen.search,
+        contains=options.contains,
+        lowest=options.lowest,
+    )
     print(chosen.said, file=sys.stderr)
     if options.json:
         print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
@@ -226,10 +227,10 @@ def _published_model(pairs: EncodedPairs) -> pl.LightningModule:
 
 
 @torch.inference_mode()
-def find_clips(
+def find_hits(
     model: Any,
     pairs: EncodedPairs,
-    text: str,
+    query: str | Path,
     top: int,
     *,
     rerank: int = RERANKED,
@@ -237,76 +238,62 @@ def find_clips(
     contains: str = "",
     lowest: float | None = None,
 ) -> list[Hit]:
-    """Find the clips that match a text best.
+    """Find the clips that match a text best, or the captions that match an audio file best.
 
     Args:
-        model: The model that encoded the clips.
-        pairs: The encoded clips.
-        text: The query, which is written in the style of the captions before it is encoded.
-        top: Number of clips to return.
-        rerank: Number of best clips by cosine, at least `top`, that are sorted by the model's interaction, if
+        model: The model that encoded the clips and captions.
+        pairs: The encoded clips and captions.
+        query: A text, which is written in the style of the captions before it is encoded; or the path of an
+            audio file, of which the first 30 s are used.
+        top: Number of clips or captions to return.
+        rerank: Number of best ones by cosine, at least `top`, that are sorted by the model's interaction, if
             it has one and there are tokens. 0: none.
-        index: Search of the clips by an index. None: all clips are compared.
-        contains: Text that the name, the file name or a caption of a clip has to contain, in any case.
+        index: Search of the clips, or of the captions, by an index. None: all are compared.
+        contains: Text that the name or file name of a clip, or a caption, has to contain, in any case. A clip
+            may contain it in any of its captions.
         lowest: Lowest score that is returned. None: all are.
 
     Returns:
-        The clips, best first.
+        The hits, best first.
 
     Raises:
-        UsageError: The query is empty, or the model has another embedding width.
+        UsageError: The text is empty, the sample rate is unknown, or the model has another embedding width.
+        AudioFileError: The file cannot be used.
     """
-    styled = style_caption(text, pairs.caption_style)
-    if not styled.strip():
-        raise UsageError(f"Argument `--text` has to hold words, but got {text!r}.")
-    query = _encode_query(model, 1, {"caption": [styled]})
+    side: Side = "audio" if isinstance(query, str) else "text"
+    encoded = _encode_text(model, pairs, query) if isinstance(query, str) else _hear(model, pairs, query)
     wanted = contains.strip().casefold()
 
     def passes(row: int) -> bool:
-        return any(wanted in words.casefold() for words in _words_of_clip(pairs, row))
+        clip, captions = _clip_and_captions(pairs, side, row)
+        texts = (pairs.names[clip], *pairs.files[clip : clip + 1], *(pairs.captions[one] for one in captions))
+        return any(wanted in words.casefold() for words in texts)
 
-    best = _best_hits(model, pairs, "audio", query, top, rerank, index, passes if wanted else None)
+    best = _best_hits(model, pairs, side, encoded, top, rerank, index, passes if wanted else None)
     hits = []
     for score, cosine, row in best:
         if lowest is None or score >= lowest:
-            captions = pairs.captions_of(row)
+            clip, captions = _clip_and_captions(pairs, side, row)
             caption = pairs.captions[captions[0]] if captions else ""
-            hits.append(Hit(score, cosine, pairs.names[row], caption, row))
+            hits.append(Hit(score, cosine, pairs.names[clip], caption, clip))
     return hits
 
 
-@torch.inference_mode()
-def find_captions(
-    model: Any,
-    pairs: EncodedPairs,
-    path: Path,
-    top: int,
-    *,
-    rerank: int = RERANKED,
-    index: Search | None = None,
-    contains: str = "",
-    lowest: float | None = None,
-) -> list[Hit]:
-    """Find the captions that match an audio file best.
+def _clip_and_captions(pairs: EncodedPairs, side: Side, row: int) -> tuple[int, list[int]]:
+    """The rows of a found clip and all its captions, or of a found caption's clip and that caption."""
+    return (row, pairs.captions_of(row)) if side == "audio" else (int(pairs.clip_of[row]), [row])
 
-    Args:
-        model: The model that encoded the captions.
-        pairs: The encoded captions.
-        path: Path of the audio file, of which the first 30 s are used.
-        top: Number of captions to return.
-        rerank: Number of best captions by cosine, at least `top`, that are sorted by the model's interaction,
-            if it has one and there are tokens. 0: none.
-        index: Search of the captions by an index. None: all captions are compared.
-        contains: Text that a caption, or the name or file name of its clip, has to contain, in any case.
-        lowest: Lowest score that is returned. None: all are.
 
-    Returns:
-        The captions, best first.
+def _encode_text(model: Any, pairs: EncodedPairs, text: str) -> Embeddings:
+    """The embedding of a text in the style of the captions."""
+    styled = style_caption(text, pairs.caption_style)
+    if not styled.strip():
+        raise UsageError(f"Argument `--text` has to hold words, but got {text!r}.")
+    return _encode_query(model, 1, {"caption": [styled]})
 
-    Raises:
-        UsageError: The model has another embedding width, or the sample rate is unknown.
-        AudioFileError: The file cannot be used.
-    """
+
+def _hear(model: Any, pairs: EncodedPairs, path: Path) -> Embeddings:
+    """The embedding of an audio file at the rate of the encoded data."""
     rate = pairs.sample_rate or model.hparams.get("sample_rate")
     if rate is None:
         raise UsageError(
@@ -316,30 +303,7 @@ def find_captions(
     with open_audio(str(path), path) as recording:
         check_recording(recording, samples=False)
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)
-    batch = {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])}
-    query = _encode_query(model, 0, batch)
-    wanted = contains.strip().casefold()
-
-    def passes(row: int) -> bool:
-        clip = int(pairs.clip_of[row])
-        texts = (pairs.captions[row], pairs.names[clip], *pairs.files[clip : clip + 1])
-        return any(wanted in words.casefold() for words in texts)
-
-    best = _best_hits(model, pairs, "text", query, top, rerank, index, passes if wanted else None)
-    return [
-        Hit(score, cosine, pairs.names[clip], pairs.captions[row], clip)
-        for score, cosine, row in best
-        if lowest is None or score >= lowest
-        for clip in [int(pairs.clip_of[row])]
-    ]
-
-
-def _words_of_clip(pairs: EncodedPairs, row: int) -> Iterator[str]:
-    """Name, file name and captions of a clip."""
-    yield pairs.names[row]
-    yield from pairs.files[row : row + 1]
-    for caption in pairs.captions_of(row):
-        yield pairs.captions[caption]
+    return _encode_query(model, 0, {"waveform": waveform[None], "num_samples": torch.tensor([len(waveform)])})
 
 
 def _encode_query(model: Any, side: int, batch: dict[str, Any]) -> Embeddings:
@@ -377,8 +341,8 @@ def _best_hits(
     ranked = best_rows(pairs, side, vector, count, index=index, passes=passes)
     if interaction is not None and len(ranked.rows):
         scores = _interaction_scores(interaction, query, pairs, side, ranked.rows)
-        ranked = ranked._replace(scores=scores).take(scores.argsort(descending=True, stable=True))
-    return list(zip(*(each[:top].tolist() for each in ranked), strict=True))
+        ranked = ranked._replace(scores=scores).best(top)
+    return list(zip(*(each.tolist() for each in ranked), strict=True))
 
 
 def _interaction_scores(

@@ -4,19 +4,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.knowledge.exact_search import Search
 from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.utilities.atomic_files import atomic_write
+from ask_lightning.utilities.file_lock import file_lock
 from ask_lightning.utilities.optional_imports import import_optional
-
-Side = Literal["audio", "text"]
 
 COMPARED_BY_AUTO = 2_000_000
 """Number of rows up to which `auto` compares all of them (docs/benchmarks.md)."""
@@ -156,7 +154,9 @@ class StoredIndex:
         """
         rows = getattr(pairs, self.side)
         factory = factory_of(self.name, len(rows))
-        with self._alone():
+        with ExitStack() as held:
+            with suppress(OSError):  # where the index cannot be written either
+                held.enter_context(file_lock(self.path.with_suffix(".lock")))
             if (found := self.load(pairs)) is not None:
                 return found
             changed = "The encoded file has changed since its index was built. " if self.path.exists() else ""
@@ -192,23 +192,6 @@ class StoredIndex:
             "checksum": pairs.checksums.get(self.side),
             "shape": list(rows.shape),
         }
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold a lock beside the index, where files can be written and locked."""
-        from filelock import FileLock
-
-        lock = FileLock(self.path.with_suffix(".lock"))
-        try:
-            lock.acquire()
-        except (OSError, NotImplementedError):
-            yield
-            return
-        try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
 
 
 @contextmanager

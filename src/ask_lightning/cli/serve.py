@@ -8,10 +8,8 @@ from typing import Any
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.search import (
-    Hit,
     calibrate_by_model,
-    find_captions,
-    find_clips,
+    find_hits,
     load_model,
     num_reranked,
 )
@@ -112,18 +110,16 @@ def make_collection(
     def by_text(text: str, refined: bool, words: str) -> list[Match]:
         if not style_caption(text, pairs.caption_style).strip():
             raise QueryError(f"A query has to hold words, but “{text}” has none.")
-        return answered(find_clips, text, refined, words, len(pairs.names), rerank)
+        return answered(text, refined, words, len(pairs.names), rerank)
 
     def by_sound(path: Path, refined: bool, words: str) -> list[Match]:
-        return answered(find_captions, path, refined, words, len(pairs.captions), captions_compared)
+        return answered(path, refined, words, len(pairs.captions), captions_compared)
 
-    def answered(
-        search: Any, query: Any, refined: bool, words: str, total: int, compared: int
-    ) -> list[Match]:
+    def answered(query: str | Path, refined: bool, words: str, total: int, compared: int) -> list[Match]:
         # What is not among the best by cosine is not compared by tokens, and has no such score.
         compared = compared if refined else 0
         try:
-            hits: list[Hit] = search(
+            hits = find_hits(
                 model,
                 pairs if refined else by_cosine,
                 query,

@@ -36,8 +36,11 @@ def save_calibration(folder: Path, bank: QueryBank, calibration: Calibration, fi
         "parameters": json.dumps(calibration.parameters),
     }
     tensors = {name: getattr(bank, name).half().cpu().contiguous() for name in ("audio", "text")}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     return path
 
 

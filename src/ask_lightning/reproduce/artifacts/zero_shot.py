@@ -88,12 +88,13 @@ def _recalls(study: Study, trained: Trained, domain: str, folder: Path) -> list[
     """Recalls of each seed on another domain, kept in a file beside the run, one for each test part."""
     found = []
     for run in trained.runs:
-        test = {"test": study.task.transfer[domain](run.seed).datasets["test"]}
-        kept = run.folder / f"transfer-{domain}-{data_checksum(test)}.json"
+        data = study.task.transfer[domain](run.seed)
+        checksum = data_checksum({"test": data.datasets["test"]})
+        kept = run.folder / f"transfer-{domain}-{checksum}.json"
         if not kept.exists():
             recalls = recalls_elsewhere(
                 partial(trained.method.build, run.settings),
-                study.task.transfer[domain](run.seed),
+                data,
                 folder=run.folder,
                 accelerator=study.task.accelerator,
             )

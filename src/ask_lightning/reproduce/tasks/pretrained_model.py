@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from filelock import FileLock
 
 from ask_lightning.data import RetrievalDataModule
 from ask_lightning.encoding.isolation import preserved_random_state
@@ -23,6 +22,7 @@ from ask_lightning.module import ASKModule
 from ask_lightning.reproduce.data_checksum import data_checksum
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.atomic_files import atomic_write
+from ask_lightning.utilities.file_lock import file_lock
 
 Log = Callable[[str], object]
 
@@ -71,7 +71,7 @@ class PretrainedModel:
         check_count("pretraining_epochs", self.epochs, 0)
         check_count("pretraining_seed", self.seed, 0)
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """The file of the weights, which is another one for other training pairs."""
         # Weights that other data made may have seen clips that are in the test part now.
@@ -108,7 +108,7 @@ class PretrainedModel:
         if not self.epochs or self.path.exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.with_suffix(".lock")):
+        with file_lock(self.path.with_suffix(".lock")):
             if not self.path.exists():
                 started = time.perf_counter()
                 self._train()
@@ -145,18 +145,3 @@ class PretrainedModel:
             trainer.fit(module, self.make_data(self.seed).train_dataloader())
         with atomic_write(self.path) as temporary:
             torch.save(model.cpu().state_dict(), temporary)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, if the file system has locks; without them, several processes may train."""
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except NotImplementedError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,0 +1,24 @@
+"""The calibration beside a model: what cannot be written is said as an error of the operating system."""
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from ask_lightning.metrics import Calibration, QueryBank
+from ask_lightning.models import stored_calibration
+from ask_lightning.models.stored_calibration import save_calibration
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    bank = QueryBank(torch.eye(2), torch.eye(2))
+    path = save_calibration(tmp_path, bank, Calibration(), "0" * 16)
+    before = path.read_bytes()
+
+    def refuse(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(stored_calibration, "save_file", refuse)
+    with pytest.raises(OSError, match=r"calibration\.safetensors cannot be written: No space left"):
+        save_calibration(tmp_path, bank, Calibration(), "1" * 16)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
