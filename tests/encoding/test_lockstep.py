@@ -114,7 +114,8 @@ def test_one_process():
     with pytest.raises(ValueError, match="a broken file"):
         list(Lockstep(failing_after([1]), Ranks()))
     steps = Lockstep(iter("ab"), Ranks())
-    assert next(batches := iter(steps)) == "a"
+    batches = iter(steps)
+    assert next(batches) == "a"
     steps.fail(OSError("the disk is full"))
     with pytest.raises(OSError, match="the disk is full"):
         next(batches)
