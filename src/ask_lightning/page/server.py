@@ -16,7 +16,7 @@ from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.page.audio_files import playable_sound
 from ask_lightning.page.clip_cards import CLIP_PATH, answer_html, clip_card
 from ask_lightning.page.clip_map import choose_rows, map_html, place_points
-from ask_lightning.page.collection import Answer, Collection, answer_query, filter_matches
+from ask_lightning.page.collection import MOST_SHOWN, Answer, Collection, answer_query, filter_matches
 from ask_lightning.page.pictures import draw_spectrogram
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 _SECONDS_OF_UPLOADS = 3600
 _PICTURES_KEPT = 512
 _NO_LIMIT = -1
-_COUNTS = (1, 50, 10)  # of hits: at least, at most, at first
+_COUNTS = (1, MOST_SHOWN, 10)  # of hits: at least, at most, at first
 
 # What of Gradio's own server the page needs; the rest (proxy, video, file routes, …) is not there.
 _GRADIO_PATHS = (
@@ -302,7 +302,8 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
     # A field in which nobody has typed yet may hold None.
     def show(answer: Answer, words: str | None, lowest: float, count: int) -> str:
         limit = lowest if lowest > _NO_LIMIT else None
-        shown = filter_matches(collection, answer.matches, words=words or "", lowest=limit, count=int(count))
+        left = (words or "") if answer.finds_all else ""  # by which a search of the best ones went already
+        shown = filter_matches(collection, answer.matches, words=left, lowest=limit, count=int(count))
         return answer_html(collection, answer, shown)
 
     def ask(query: str | Path | None, refined: bool, words: str | None, *others: Any) -> tuple[Answer, str]:
@@ -318,7 +319,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         return ask(answer.query, refined, *filters)
 
     def filter_by_words(answer: Answer, refined: bool, *filters: Any) -> tuple[Answer, str]:
-        if answer.refinement is None or answer.refinement.finds_all:
+        if answer.finds_all:
             return answer, show(answer, *filters)
         return ask_again(answer, refined, *filters)
 
