@@ -13,7 +13,7 @@ CALIBRATED_CANDIDATES = 1000
 """Number of best rows by cosine among which an index finds the best calibrated ones (docs/benchmarks.md)."""
 
 _CANDIDATES = 100
-# So many of the best rows are examined by a filter one by one, and asked of an index; if too few of them pass,
+# So many of the best rows are examined by a filter one by one, and asked of an index; if too few pass,
 # all that pass are looked for.
 _MOST_EXAMINED = 10_000
 _GROWTH = 8

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs, Side

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ask_lightning.data.audio.decoding import AudioFileError
 
-
 MOST_SHOWN = 50
 """Largest number of clips that the page shows at once."""
 
@@ -67,9 +66,9 @@ class Collection:
         by_sound: Function that ranks clips or captions for the path of an audio file, best first, in the same
             way.
         refinement: What sorts the clips better than cosine similarity, if there is something.
-        finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones alone,
-            at least `MOST_SHOWN` if there are so many, and has to know which words clips have to contain, for
-            what it does not find cannot be shown.
+        finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones
+            alone, at least `MOST_SHOWN` if there are so many, and has to know which words clips have to
+            contain, for what it does not find cannot be shown.
     """
 
     title: str
