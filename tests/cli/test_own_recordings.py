@@ -173,3 +173,33 @@ def test_the_next_command_repeats_what_it_needs(demo, tmp_path, capsys):
     )
     assert f"Next: ask-lightning test {given} --ckpt_path best" in said
     assert f"Then: ask-lightning encode {given} --ckpt_path best --split all" in said
+    assert "Then: ask-lightning serve sounds.safetensors --audio 'my sounds'\n" in said
+    few = ["--trainer.enable_progress_bar", "false", "--data.seconds", "0.5", "--ckpt_path", "best"]
+    ask_lightning("test", *flags, *shrunk, *few, "--calibrate", "false")
+    assert f"Next: ask-lightning encode {given} --ckpt_path " in capsys.readouterr().err
+    ask_lightning("encode", *flags, *shrunk, *few, "--split", "all", "--output", "all of it.safetensors")
+    assert capsys.readouterr().err.endswith(
+        "Next: ask-lightning search 'all of it.safetensors' --text \"a dog barks\"\n"
+        "Then: ask-lightning serve 'all of it.safetensors' --audio 'my sounds'\n"
+    )
+
+
+def test_a_run_without_validation_has_no_best_epoch_to_go_on_with(tmp_path, capsys):
+    write_recordings(tmp_path / "own", num_clips=12, seconds=0.5)
+    flags = [
+        "--config",
+        "my_recordings",
+        "--data.root",
+        "own",
+        "--model.width",
+        "8",
+        "--data.num_workers",
+        "0",
+    ]
+    few = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.batch_size", "4"]
+    ask_lightning("fit", *flags, *few, "--trainer.limit_val_batches", "0")
+    said = capsys.readouterr().err
+    assert "The run is in runs/my_recordings, its last epoch in checkpoints/last.ckpt." in said
+    assert Path("runs/my_recordings/checkpoints/last.ckpt").is_file()
+    assert said.count(" --ckpt_path last") == 2
+    assert "best" not in said.partition("The run is in")[2]
