@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ask_lightning.data.audio.decoding import check_recording, open_audio
-from ask_lightning.data.keys import possible_keys
+from ask_lightning.data.audio.media import MEDIA_SUFFIXES
+from ask_lightning.data.keys import AUDIO_SUFFIXES, possible_keys
 from ask_lightning.data.published.file_index import FolderIndex
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -63,7 +64,7 @@ def find_audio_files(folder: Path, names: Sequence[str], files: Sequence[str]) -
         >>> [path.name for path in found.paths]
         ['YvfY_TJq7n_U_130_140.wav', 'Rain 1.wav']
     """
-    index = FolderIndex(folder)
+    index = FolderIndex(folder, AUDIO_SUFFIXES | MEDIA_SUFFIXES)
     present = dict.fromkeys(index.names(index.count))
     found = AudioFiles()
     namesakes: _Namesakes | None = None

@@ -1,6 +1,7 @@
 """The server of the page: which requests it answers, and with what."""
 
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -25,6 +26,7 @@ LARGEST_UPLOAD = 64 * 1024**2
 
 _HERE = Path(__file__).parent
 _SECONDS_OF_UPLOADS = 3600
+_SECONDS_TO_FINISH = 2  # of answers after Ctrl-C
 _PICTURES_KEPT = 512
 _NO_LIMIT = -1
 _COUNTS = (1, MOST_SHOWN, 10)  # of hits: at least, at most, at first
@@ -451,8 +453,11 @@ def serve_collection(collection: Collection, listening: socket.socket, host: str
     with tempfile.TemporaryDirectory(prefix="ask-lightning-page-") as folder, _uploads_to(folder):
         app = make_app(collection, Path(folder).resolve(), names)
         uvicorn = import_optional("uvicorn")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_FINISH)
+        server = uvicorn.Server(config)
+        # A browser that still shows the page is cut off after Ctrl-C, which is no error to be told of.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+        server.run(sockets=[listening])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ class FolderIndex:
 
     Args:
         folder: Folder of the files, which may lie at any depth.
+        suffixes: Endings of the names of audio files, in lower case with their dots.
 
     Attributes:
         folder: The folder.
@@ -39,7 +40,7 @@ class FolderIndex:
         ['val/YvfY_TJq7n_U.wav']
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"There is no folder of audio files at {self.folder}.")
@@ -49,9 +50,7 @@ class FolderIndex:
             inside = Path(place).relative_to(self.folder).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             self._paths += [
-                f"{prefix}{name}"
-                for name in sorted(names)
-                if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+                f"{prefix}{name}" for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes
             ]
         self.count = len(self._paths)
 
