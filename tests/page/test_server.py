@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
@@ -194,9 +195,9 @@ with listen("127.0.0.1", 0) as listening:
 
 @pytest.mark.slow
 def test_the_end_is_quiet_although_a_browser_shows_the_page():
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    root = Path(__file__).parents[2]  # of `tests`
+    with subprocess.Popen([sys.executable, "-c", SERVED], cwd=root, **pipes) as process:
         try:
             address = f"http://127.0.0.1:{int(process.stdout.readline())}"
             # By this a page hears that its server lives.
