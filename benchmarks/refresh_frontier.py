@@ -46,6 +46,8 @@ REFRESHES: dict[str, dict[str, Any]] = {
     "T = ∞": {"T": NEVER},
     "auto": {"T": AutoPeriod()},
     "auto, no time limit": {"T": AutoPeriod(max_share=1.0)},
+    "auto, max_drift = 0.05": {"T": AutoPeriod(max_drift=0.05)},
+    "auto, max_drift = 0.02": {"T": AutoPeriod(max_drift=0.02)},
     "write-back, T = ∞": {"T": NEVER, "write_back": True},
     "write-back, T = 15": {"T": 15, "write_back": True},
     "mapped, T = 1": {"T": 1, "mode": "mapped"},
