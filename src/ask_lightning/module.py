@@ -570,7 +570,7 @@ class ASKModule(NamedAsModel):
 
         Args:
             checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
-                without ASK; also the path of a directory that FSDP2 or FSDP has written.
+                without ASK; also the path of a directory that FSDP2, FSDP or DeepSpeed has written.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.

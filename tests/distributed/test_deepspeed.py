@@ -86,7 +86,7 @@ def test_snapshots_beside_directories(saved):
     """Each checkpoint has its knowledge, and knowledge without a checkpoint is removed."""
     _, folder, _ = saved
     # That of epoch 0 is of the checkpoint inside the second epoch.
-    assert {path.name[:17] for path in (folder / "whole").glob("knowledge-*")} == {
+    assert {path.name[:17] for path in folder.glob("knowledge-*")} == {
         "knowledge-epoch=0",
         "knowledge-epoch=2",
     }
