@@ -85,16 +85,14 @@ def saved_and_resumed(kind: str, directory: str) -> dict:
     stateful = {"client": FlatTowers, "data": StatefulPairs}
     within = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     whole = fit(kind, 2, folder / "whole", extra=(LoaderStateCallback(), within), **stateful)
-    fit(kind, 2, folder / "first", epochs=1, extra=(LoaderStateCallback(),), **stateful)
-    ends = {"inside": folder / "step=4.ckpt", "between": folder / "first" / "last.ckpt"}
-    runs = {
-        name: fit(kind, 2, folder / name, resume=path, extra=(LoaderStateCallback(),), **stateful)
-        for name, path in ends.items()
-    }
+    resume = folder / "step=4.ckpt"
+    inside = fit(kind, 2, folder / "inside", resume=resume, extra=(LoaderStateCallback(),), **stateful)
+    fit(kind, 2, folder / "first", client=FlatTowers, epochs=1)
+    between = fit(kind, 2, folder / "between", client=FlatTowers, resume=folder / "first" / "last.ckpt")
     if kind != "deepspeed_0" and Ranks.current().rank == 0:  # there is no optimiser in parts
         last = folder / "whole" / "last.ckpt"
         convert_zero_checkpoint_to_fp32_state_dict(last, folder / "converted.ckpt")
-    return runs | {"whole": whole}
+    return {"whole": whole, "inside": inside, "between": between}
 
 
 def all_stages() -> dict:
