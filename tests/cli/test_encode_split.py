@@ -164,6 +164,17 @@ def test_the_limit_of_batches_is_that_of_the_whole_split(monkeypatch, capsys):
     assert message.startswith("There is no batch to encode.")
 
 
+def test_parts_under_a_limit_are_no_parts_of_the_whole(monkeypatch, capsys):
+    rows = [f"{number % 5}.wav,caption {number}" for number in range(130)]
+    Path("clips.csv").write_text("\n".join(["filename,caption", *rows]))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, "error")
+        refusal(capsys, *given("a.safetensors"), "--trainer.limit_predict_batches", 0.5)
+    assert len(list(Path("a.safetensors.parts/all").iterdir())) == 3  # of a batch, those of the whole of two
+    ask_lightning(*given("a.safetensors"))
+    assert len(EncodedPairs.load(Path("a.safetensors")).captions) == len(rows)
+
+
 @pytest.mark.parametrize("num_batches", [0, 1, 64, 65, 4096, 4097, 100_000])
 def test_parts_hold_each_batch_once_in_order(num_batches):
     parts = batches_of_parts(num_batches)

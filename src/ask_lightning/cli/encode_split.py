@@ -91,7 +91,9 @@ class SplitEncoder(pl.LightningModule):
         self._checkpoint = checkpoint
         self._fingerprint = weights_fingerprint(model)
         self._batches = batches_of_parts(len(loader) if num_batches is None else num_batches)
-        described = (_describe_model(model), self._fingerprint, str(self._tokens), *map(str, options))
+        # How batches are divided into parts depends on their number, which a limit may lower.
+        length = str(sum(map(len, self._batches)))
+        described = (_describe_model(model), self._fingerprint, str(self._tokens), length, *map(str, options))
         self.parts = EncodedParts(folder, _digest((*described, *_describe_data(loader))))
         self.num_parts = len(self._batches)
         self._part_of: list[int] = []
