@@ -196,7 +196,7 @@ def texts_of_cell(cell: object, place: str) -> list[str]:
         ValueError: The cell holds something else.
 
     Examples:
-        >>> texts_of_cell("rain", "row 0"), texts_of_cell(["rain", None], "row 1"), texts_of_cell(None, "row 2")
+        >>> texts_of_cell("rain", ""), texts_of_cell(["rain", None], ""), texts_of_cell(None, "")
         (['rain'], ['rain'], [])
     """
     listed = list(cell) if isinstance(cell, list | tuple) else [cell]
