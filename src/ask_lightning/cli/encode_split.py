@@ -23,6 +23,7 @@ from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.clip_parts import clip_parts
 from ask_lightning.data.clips import Clip
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
 from ask_lightning.encoding.outputs import as_encoded
@@ -211,8 +212,8 @@ class SplitEncoder(pl.LightningModule):
         # From there to the order of the loader.
         first_pair = _first_rows(ids.tolist())
         order = number_of[list(first_pair.values())]  # (N,)
-        dataset: Any = self._loader.dataset
-        listed = _clips_by_id(getattr(dataset, "clips", ()))
+        parts: list[Any] = [*clip_parts(self._loader.dataset)] or [self._loader.dataset]
+        listed = _clips_by_id(clip for part in parts for clip in getattr(part, "clips", ()))
         return EncodedPairs(
             audio=audio[list(first_pair.values())] if joined else clips[order].float(),  # (N, d)
             text=text,  # (P, d)
@@ -225,8 +226,8 @@ class SplitEncoder(pl.LightningModule):
                 "checkpoint": None if self._checkpoint is None else str(Path(self._checkpoint).absolute()),
                 "fingerprint": self._fingerprint,
             },
-            caption_style=getattr(dataset, "caption_style", "raw"),
-            sample_rate=getattr(getattr(dataset, "audio", None), "sample_rate", None),
+            caption_style=getattr(parts[0], "caption_style", "raw"),
+            sample_rate=getattr(getattr(parts[0], "audio", None), "sample_rate", None),
             files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
             **joined,
         )
