@@ -1,6 +1,8 @@
 """Where one's own recordings may be: tables of several kinds, a folder without one, saved datasets."""
 
 import io
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,14 @@ def test_a_folder_without_a_table_is_searched_by_names(sounds):
     (dog,) = [clip for clip in recordings.clips if clip.path.startswith("deep")]
     assert dog.captions == ("dog bark 02",)
     assert recordings.columns is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_a_file_name_of_another_encoding(sounds):
+    (sounds / "7.wav").rename(os.fsdecode(os.fsencode(sounds) + b"/gro\xdf.wav"))
+    data = FolderData(sounds, seconds=0.05, cache=str(sounds / "cache"), strict=True, batch_size=8)
+    (batch,) = data.ordered_dataloader("all")
+    assert batch["waveform"][:, 0].tolist() == pytest.approx([index / 10 for index in range(8)], abs=1e-3)
 
 
 def test_folders_of_which_nobody_knows_what_to_read(sounds, tmp_path):
