@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ask_lightning.cli import run
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
+from ask_lightning.cli.search import _hear
 from ask_lightning.data import AudioFolder, RetrievalDataModule
 from ask_lightning.models import TinyRetriever
 from tests.helpers.command_line import ask_lightning, refusal, started
@@ -192,6 +193,18 @@ def test_clips_of_joined_datasets_have_names_style_and_rate():
     assert list(pairs.names) == ["file:0.wav", "file:2.wav"]
     assert list(pairs.files) == ["0.wav", "2.wav"]
     assert (pairs.caption_style, pairs.sample_rate) == ("plain", 16000)
+
+
+@pytest.mark.parametrize("features", ["null", "log_mel"])
+def test_an_audio_query_is_heard_as_the_clips_are(features):
+    data = ("--data.features", features, "--model.interaction", "null")
+    model = ask_lightning(*given("a.safetensors"), *data).model.eval()
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert pairs.log_mel == ({"seconds": 2, "num_mels": 64} if features == "log_mel" else None)
+    with torch.inference_mode():
+        for row, name in enumerate(pairs.files):
+            heard = _hear(model, pairs, Path(name))[0]
+            torch.testing.assert_close(heard, pairs.audio[row], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 64, 65, 4096, 4097, 100_000])

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data.audio.options import AudioOptions
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clip_parts import clip_parts
 from ask_lightning.data.clips import Clip
@@ -228,6 +229,7 @@ class SplitEncoder(pl.LightningModule):
             },
             caption_style=getattr(parts[0], "caption_style", "raw"),
             sample_rate=getattr(getattr(parts[0], "audio", None), "sample_rate", None),
+            log_mel=_log_mel_of(getattr(parts[0], "audio", None)),
             files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
             **joined,
         )
@@ -398,6 +400,13 @@ def _clips_by_id(clips: Iterable[Clip]) -> dict[int, Clip]:
     for clip in clips:
         first.setdefault(clip.recording, clip)
     return dict(zip(integer_ids(list(first)).tolist(), first.values(), strict=True)) if first else {}
+
+
+def _log_mel_of(audio: AudioOptions | None) -> dict[str, Any] | None:
+    """What the spectrograms of a dataset are made by, or None where it has waveforms."""
+    if audio is None or audio.features is None:
+        return None
+    return {"seconds": audio.seconds, "num_mels": audio.num_mels}
 
 
 def _file_name(clip: Clip) -> str:
