@@ -23,7 +23,7 @@ def clip_parts(dataset: object, items: Sequence[int] | None = None) -> list[Clip
         >>> folder = getfixture("tmp_path")
         >>> for name in ("a.wav", "b.wav"):
         ...     soundfile.write(folder / name, numpy.zeros(8000), 8000)
-        >>> _ = (folder / "clips.csv").write_text("file,caption\\na.wav,rain\\na.wav,it rains\\nb.wav,wind")
+        >>> _ = (folder / "clips.csv").write_text("file,caption\na.wav,rain\na.wav,it rains\nb.wav,wind")
         >>> clips = AudioFolder(folder, folder / "clips.csv")
         >>> [clip.captions for part in clip_parts(Subset(clips, [1])) for clip in part.clips]
         [('it rains',)]
