@@ -147,6 +147,15 @@ def test_the_datasets_library(tmp_path):
         AudioCapsData(tmp_path, hub=str(tmp_path / "other")).setup("fit")
 
 
+@pytest.mark.parametrize(
+    "option", [{"annotations": {"train": "train.csv"}}, {"audio_folder": "audio"}, {"layout": "hdf5"}]
+)
+def test_what_says_where_files_are_is_refused_beside_the_hub(option, tmp_path):
+    (name,) = option
+    with pytest.raises(ValueError, match=rf"Arguments `hub` and `{name}` exclude each other: .* 'me/sounds'"):
+        AudioCapsData(tmp_path, hub="me/sounds", **option)
+
+
 def test_clotho_in_parquet(tmp_path):
     content = [
         {"file_name": f"Rain {i}.wav", "caption_1": "a", "caption_2": "b", "audio": encoded(i)}

@@ -40,6 +40,16 @@ _NO_ENRICHED_CAPTIONS = EnrichedCaptions()
 _TRAINING_CLIPS = KnowledgeSource()
 
 
+def _check_place(hub: str | None, **of_files: object) -> None:
+    """Refuse what says where files are beside a dataset of the hub, which would not be read from them."""
+    given = [name for name, value in of_files.items() if value not in (None, "auto")]
+    if hub is not None and given:
+        raise ValueError(
+            f"Arguments `hub` and `{given[0]}` exclude each other: the dataset {hub!r} holds annotations and "
+            "audio. Leave one of them out."
+        )
+
+
 class PublishedDataModule(RetrievalDataModule):
     """Loaders over a published dataset. `AudioCapsData` and `ClothoData` define which.
 
@@ -51,7 +61,7 @@ class PublishedDataModule(RetrievalDataModule):
         layout: `"files"`, `"hdf5"`, `"parquet"`, or `"auto"`: the first of HDF5, parquet and files that is
             there.
         hub: Name of a dataset of the Hugging Face hub, or a folder that `save_to_disk` wrote, to read
-            instead.
+            instead, without `annotations`, `audio_folder` and `layout`.
         hdf5_sample_rate: Rate of the waveforms in HDF5 files in Hz.
         exclude: Clips to leave out of training: path of a list, or ids; see `read_ids`.
         enriched: Captions by clip id that replace or complete those of the training clips; by default there
@@ -120,6 +130,7 @@ class PublishedDataModule(RetrievalDataModule):
         check_choice("caption_style", caption_style, get_args(CaptionStyle))
         for split in annotations or ():
             check_choice("annotations", split, SPLITS)
+        _check_place(hub, annotations=annotations, audio_folder=audio_folder, layout=layout)
         train = AudioOptions(
             sample_rate=sample_rate,
             seconds=seconds,
