@@ -59,6 +59,16 @@ def test_the_filling_at_the_end_of_a_row_is_no_audio(tmp_path):
     )
 
 
+def test_a_corrected_rate_misses_the_cache(tmp_path):
+    path, clips = pack(tmp_path / "val.h5"), read_hdf5(tmp_path / "val.h5", "youtube")
+    for rate in (16000, RATE):
+        cached, uncached = (
+            ClipDataset(clips, HDF5Store(path, rate), AudioOptions(seconds=0.5, cache=cache))[0]["waveform"]
+            for cache in (tmp_path / "cache", None)
+        )
+        assert torch.equal(cached, uncached)
+
+
 def test_the_layout_of_ml_act_as_a_data_module(tmp_path):
     for split, captions in (("train", 1), ("val", 5), ("test", 5)):
         pack(tmp_path / "hdf5s" / split / f"{split}.h5", captions=captions, word=f"{split:_<5}")

@@ -23,7 +23,7 @@ class HDF5Store:
 
     Examples:
         >>> HDF5Store("train.h5", 32000).origin(Clip("youtube:a", ("ducks",), "a", row=7))
-        (PosixPath('train.h5'), 'row 7')
+        (PosixPath('train.h5'), 'row 7 at 32000 Hz')
     """
 
     def __init__(self, path: str | Path, sample_rate: int) -> None:
@@ -40,8 +40,9 @@ class HDF5Store:
         yield ArrayRecording(name, _HDF5Row(file["waveform"], clip.row), frames, self._sample_rate)  # type: ignore[arg-type]
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """The file and the row of a clip; see `AudioStore`."""
-        return self._path, f"row {clip.row}"
+        """The file, and the row of a clip with the rate that it is taken to have; see `AudioStore`."""
+        # The rate is not in the file, so that nothing else tells what was read at one from what is at another.
+        return self._path, f"row {clip.row} at {self._sample_rate} Hz"
 
     def _open_file(self) -> Any:
         # HDF5 handles cannot be shared with a forked worker.
