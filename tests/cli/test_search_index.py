@@ -81,6 +81,21 @@ def test_a_damaged_index_is_built_anew(damage, capsys):
     assert search(pairs.audio[7:8], 1)[1].item() == 7
 
 
+def test_a_note_of_earlier_embeddings_does_not_outlive_their_index(monkeypatch, capsys):
+    choose_index(FILE, saved(), "audio", "ivf")
+    changed = saved(seed=1)
+    with monkeypatch.context() as killed:
+        killed.setattr(StoredIndex, "_identity", lambda *_: 1 / 0)  # between the index and its note
+        killed.setattr(StoredIndex, "load", lambda *_: None)
+        with pytest.raises(ZeroDivisionError):
+            StoredIndex(FILE, "audio", "ivf").build(changed, "clips")
+    capsys.readouterr()
+    pairs = saved()  # the earlier model has encoded the clips again
+    search = choose_index(FILE, pairs, "audio", "ivf").search
+    assert "Building the index IVF" in capsys.readouterr().err
+    assert [search(pairs.audio[row : row + 1], 1)[1].item() for row in range(20)] == list(range(20))
+
+
 def test_a_folder_that_cannot_be_written_to(monkeypatch, capsys):
     pairs = saved()
 

@@ -166,6 +166,8 @@ class StoredIndex:
                 built = FaissSearch(rows, factory, advance=advance)
             took = f"It took {time.monotonic() - started:.0f} s"
             try:
+                # Else one of other embeddings would stay beside this index, were this process killed here.
+                self._note.unlink(missing_ok=True)
                 with atomic_write(self.path) as temporary:
                     built.save(temporary)
                 note = self._identity(pairs) | {"bytes": self.path.stat().st_size}
