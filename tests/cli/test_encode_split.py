@@ -14,10 +14,11 @@ from torch.utils.data import ConcatDataset, Subset
 from ask_lightning.cli import run
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
-from ask_lightning.cli.search import _hear
+from ask_lightning.cli.search import _hear, load_model
 from ask_lightning.data import AudioFolder, RetrievalDataModule
-from ask_lightning.models import TinyRetriever
+from ask_lightning.models import TinyRetriever, save_pretrained
 from tests.helpers.command_line import ask_lightning, refusal, started
+from tests.helpers.encoded_files import save_checkpoint
 from tests.helpers.ranks import on_ranks
 
 NUM_BATCHES = 8
@@ -204,6 +205,23 @@ def test_an_audio_query_is_heard_as_the_clips_are(features):
     with torch.inference_mode():
         for row, name in enumerate(pairs.files):
             heard = _hear(model, pairs, Path(name))[0]
+            torch.testing.assert_close(heard, pairs.audio[row], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "exported"])
+def test_an_audio_query_is_heard_at_the_rate_of_the_clips_and_not_of_the_training(source):
+    trained = TinyRetriever(width=8, sample_rate=16000)
+    save_checkpoint(trained, Path("a.ckpt"))
+    save_pretrained(trained, Path("exported"))
+    model, rate = ("--model", "ask_lightning.models.TinyRetriever"), 8000
+    rates = ("--model.interaction", "null", "--model.sample_rate", rate, "--data.sample_rate", rate)
+    ask_lightning(*given("a.safetensors"), *model, *rates, "--ckpt_path", "a.ckpt")
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert pairs.sample_rate == rate
+    loaded = load_model(pairs, None if source == "checkpoint" else "exported")
+    with torch.inference_mode():
+        for row, name in enumerate(pairs.files):
+            heard = _hear(loaded, pairs, Path(name))[0]
             torch.testing.assert_close(heard, pairs.audio[row], rtol=0, atol=1e-3)
 
 

@@ -52,11 +52,16 @@ def save_with_model(pairs: EncodedPairs, path: Path) -> None:
     """Write pairs to a file, and beside it the checkpoint of a model of their width."""
     torch.manual_seed(0)
     model = TinyRetriever(width=WIDTH)
+    checkpoint = path.with_suffix(".ckpt").absolute()
+    save_checkpoint(model, checkpoint)
+    pairs.model |= {"checkpoint": str(checkpoint), "fingerprint": weights_fingerprint(model)}
+    pairs.save(path)
+
+
+def save_checkpoint(model: L.LightningModule, path: Path) -> None:
+    """Write a checkpoint of a model that no trainer has trained."""
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
     trainer.strategy.connect(model)
-    checkpoint = path.with_suffix(".ckpt").absolute()
-    trainer.save_checkpoint(checkpoint)
-    pairs.model |= {"checkpoint": str(checkpoint), "fingerprint": weights_fingerprint(model)}
-    pairs.save(path)
+    trainer.save_checkpoint(path)

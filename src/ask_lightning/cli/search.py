@@ -3,8 +3,9 @@
 import json
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
     if path is None:
         raise UsageError("The file was encoded without a checkpoint. Pass `--ckpt_path`.")
     if Path(path).is_dir():
-        model: pl.LightningModule = from_pretrained(path)
+        model: pl.LightningModule = _at_rate_of(pairs, partial(from_pretrained, path))
         _check_fingerprint(model, pairs, path)
         return model
     if not Path(path).is_file():
@@ -177,7 +178,7 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
     if not (isinstance(kind, type) and issubclass(kind, pl.LightningModule)):
         raise UsageError(f"{pairs.model['class_path']} is no LightningModule.")
     try:
-        model = kind.load_from_checkpoint(path, map_location="cpu").eval()
+        model = _at_rate_of(pairs, partial(kind.load_from_checkpoint, path, map_location="cpu")).eval()
     except (RuntimeError, TypeError, KeyError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"{path} is no checkpoint of {pairs.model['class_path']}, which encoded the file. Pass the "
@@ -185,6 +186,13 @@ def load_model(pairs: EncodedPairs, checkpoint: str | None = None) -> pl.Lightni
         ) from error
     _check_fingerprint(model, pairs, path)
     return model
+
+
+def _at_rate_of(pairs: EncodedPairs, load: Callable[..., pl.LightningModule]) -> pl.LightningModule:
+    """Load a model for waveforms at the rate of encoded clips, which may not be that of its training."""
+    model = load()
+    rate = pairs.sample_rate
+    return model if rate is None or model.hparams.get("sample_rate", rate) == rate else load(sample_rate=rate)
 
 
 def _check_fingerprint(model: pl.LightningModule, pairs: EncodedPairs, path: str) -> None:

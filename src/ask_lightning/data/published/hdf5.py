@@ -41,7 +41,7 @@ class HDF5Store:
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
         """The file, and the row of a clip with the rate that it is taken to have; see `AudioStore`."""
-        # The rate is not in the file, so that nothing else tells what was read at one from what is at another.
+        # The file does not hold the rate, so nothing else tells what was read at one rate from another.
         return self._path, f"row {clip.row} at {self._sample_rate} Hz"
 
     def _open_file(self) -> Any:
