@@ -34,6 +34,8 @@ class ColumnStore:
         self._dataset = dataset
         self._name = name
         self._folder = folder
+        # Of which looking at a cell copies no audio.
+        self._in_arrow = dataset.select_columns(_AUDIO).with_format("arrow") if len(dataset) else None
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
@@ -43,9 +45,21 @@ class ColumnStore:
             yield recording
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """The file and the row of a clip; see `AudioStore`."""
+        """The file of a clip, or that of the table and the row of a clip whose audio is in it; see `AudioStore`."""
+        if (path := self._path_in_cell(clip.row)) is not None:
+            return self._folder / path, ""
         files = getattr(self._dataset, "cache_files", None)
         return Path(files[0]["filename"] if files else self._name), f"row {clip.row}"
+
+    def _path_in_cell(self, row: int) -> str | None:
+        """The path in a cell that holds no audio itself."""
+        if self._in_arrow is None:
+            return None
+        cell = self._in_arrow[row][_AUDIO][0]  # a struct of bytes and path
+        if cell["bytes"].is_valid and cell["bytes"].as_buffer().size:
+            return None
+        path: str | None = cell["path"].as_py()
+        return path or None
 
 
 def read_parquet(paths: Sequence[str | Path], namespace: str) -> tuple[list[Clip], ColumnStore]:
