@@ -82,7 +82,8 @@ def test_audio_by_path_and_as_bare_bytes(tmp_path):
 @pytest.mark.parametrize("cell", ["audio/a.wav", {"bytes": None, "path": "audio/a.wav"}])
 def test_a_changed_file_beside_the_table_misses_the_cache(cell, tmp_path):
     (tmp_path / "audio").mkdir()
-    clips, store = read_parquet([write_parquet(tmp_path / "0.parquet", [{"audio": cell, "text": "a"}])], "file")
+    table = write_parquet(tmp_path / "0.parquet", [{"audio": cell, "text": "a tone"}])
+    clips, store = read_parquet([table], "file")
     for number in range(2):
         soundfile.write(tmp_path / "audio" / "a.wav", tone(number), RATE, subtype="FLOAT")
         data = ClipDataset(clips, store, AudioOptions(seconds=1, cache=tmp_path / "cache"))

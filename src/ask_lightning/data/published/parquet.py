@@ -45,7 +45,7 @@ class ColumnStore:
             yield recording
 
     def origin(self, clip: Clip) -> tuple[Path, str]:
-        """The file of a clip, or that of the table and the row of a clip whose audio is in it; see `AudioStore`."""
+        """The file of a clip, or the table that holds its audio and the row; see `AudioStore`."""
         if (path := self._path_in_cell(clip.row)) is not None:
             return self._folder / path, ""
         files = getattr(self._dataset, "cache_files", None)
