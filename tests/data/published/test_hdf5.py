@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ask_lightning.data import AudioCapsData, AudioOptions, ClipDataset
+from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.data.published.hdf5 import HDF5Store, read_hdf5
 
 h5py = pytest.importorskip("h5py")
@@ -67,6 +68,22 @@ def test_a_corrected_rate_misses_the_cache(tmp_path):
             for cache in (tmp_path / "cache", None)
         )
         assert torch.equal(cached, uncached)
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_a_file_that_is_replaced_meanwhile_is_noticed(tmp_path, cache):
+    path = pack(tmp_path / "val.h5")
+    options = AudioOptions(seconds=0.5, cache=cache and tmp_path / cache)
+    data = ClipDataset(read_hdf5(path, "youtube"), HDF5Store(path, RATE), options)
+    assert data[0]["num_samples"] == 16000
+    other = pack(tmp_path / "other.h5")
+    with h5py.File(other, "r+") as file:
+        file["waveform"][:] = file["waveform"][:] / 2
+    other.replace(path)
+    with pytest.raises(AudioFileError, match=r"val.h5: the file has changed since the start. Start anew."):
+        _ = data[1]
+    anew = ClipDataset(data.clips, HDF5Store(path, RATE), options)[1]["waveform"]
+    assert torch.equal(anew, ClipDataset(data.clips, HDF5Store(path, RATE))[1]["waveform"][800:16800])
 
 
 def test_the_layout_of_ml_act_as_a_data_module(tmp_path):

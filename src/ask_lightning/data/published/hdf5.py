@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ask_lightning.data.audio.decoding import ArrayRecording, Recording
+from ask_lightning.data.audio.decoding import ArrayRecording, AudioFileError, Recording
 from ask_lightning.data.clips import Clip, ClipCollector
 from ask_lightning.data.keys import recording_key
 from ask_lightning.utilities.optional_imports import import_optional
@@ -30,6 +30,7 @@ class HDF5Store:
         self._path = Path(path)
         self._sample_rate = sample_rate
         self._opened: tuple[int, Any] | None = None
+        self._state = _state_of(self._path) if self._path.exists() else None
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
@@ -45,6 +46,10 @@ class HDF5Store:
         return self._path, f"row {clip.row} at {self._sample_rate} Hz"
 
     def _open_file(self) -> Any:
+        # Captions are of the rows as they were. An open file stays the old one, whatever replaces it, and a
+        # cache would take what is read from it for the content of the new one.
+        if self._state != _state_of(self._path):
+            raise AudioFileError(f"{self._path}: the file has changed since the start. Start anew.")
         # HDF5 handles cannot be shared with a forked worker.
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), import_optional("h5py").File(self._path, "r")
@@ -63,6 +68,12 @@ class _HDF5Row:
 
     def __getitem__(self, part: slice) -> Any:
         return self._dataset[self._row, part]
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Time of change and size of a file."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
 
 
 def read_hdf5(path: str | Path, namespace: str) -> list[Clip]:
