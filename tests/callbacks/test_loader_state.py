@@ -159,6 +159,23 @@ def test_a_loader_of_ones_own(epoch, batch, tmp_path):
     assert_goes_on(resumed, unbroken, epoch * STEPS + batch)
 
 
+@pytest.mark.parametrize("kind", ["generator", "epoch sampler", "stream", "own"])
+def test_epochs_that_are_left_before_their_end(kind, tmp_path, request):
+    """By `limit_train_batches`: the next epoch begins anew instead of with the rest of the one before."""
+    if kind != "own":
+        request.getfixturevalue("torchdata")
+    make = counting if kind == "own" else partial(make_stateful, kind)
+    settings, step = {"limit": 4, "source": Pairs(48), "epochs": 3}, 8
+    unbroken = fit(tmp_path / "whole", make, **settings)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", make, stop=Stop(2, 0), **settings)
+    resumed = fit(tmp_path / "run", make, resume="last", **settings)
+    assert resumed["steps"] == unbroken["steps"] == 12
+    for name in ("clips", "losses", "knowledge"):
+        assert resumed[name] == unbroken[name][step:], name
+    torch.testing.assert_close(resumed["tensors"], unbroken["tensors"], rtol=0, atol=0)
+
+
 def test_a_loader_without_state_is_refused():
     run = make_trainer(callbacks=[make_refresh(), LoaderStateCallback()])
     with pytest.raises(
