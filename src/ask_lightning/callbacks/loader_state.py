@@ -176,7 +176,15 @@ class LoaderStateCallback(Callback):
         # With one batch read ahead, training has had those up to the place before the last one.
         place = self._places[0] if self._places else self._present_place(trainer)
         ranks = Ranks.current().all_gather_object(place)
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches = progress.ready
+        if progress.processed < progress.ready:
+            rank_zero_warn(
+                f"This checkpoint is written inside the training step of batch {progress.ready - 1} of epoch "
+                f"{self._epoch}, of which the loader has moved on already: a run that resumes from it leaves "
+                "that batch out. Resume from one that is written between steps, such as by "
+                "ModelCheckpoint(every_n_train_steps=...)."
+            )
         checkpoint["callbacks"][self.state_key] = {"epoch": self._epoch, "batches": batches, "ranks": ranks}
         # Lightning puts the loaders there before this callback does, which must not fail.
         checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = deepcopy(place["loaders"])

@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
+from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.knowledge_files import rows_directory
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
@@ -869,6 +870,7 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
+        begin_epoch_with_all_batches(trainer, checkpoint)
         base = self._target.loss.knowledge if self._target else None
         if base is None or self._built_at is None:
             return
