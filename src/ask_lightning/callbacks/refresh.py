@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -423,19 +424,51 @@ class KnowledgeRefreshCallback(Callback):
             f"{name} {value} → {present[name]}" for name, value in stored.items() if value != present[name]
         ]
         one_row_per_item = has_index(loader) and len(base.fine) == num_items(loader)
-        if not changed and one_row_per_item and getattr(loader, "batch_size", None) is not None:
-            dataset: Any = loader.dataset  # type: ignore[attr-defined]
-            ends = [0, len(base.fine) - 1]
-            probe = source_loader(Subset(dataset, ends), loader)
-            ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
-            if ids is not None and not torch.equal(ids.cpu(), base.ids[ends].cpu()):
-                changed = [f"clip ids of the first and last row {base.ids[ends].tolist()} → {ids.tolist()}"]
+        if not changed and one_row_per_item:
+            ids = self._ids_at_ends(trainer, pl_module, loader)
+            stored_ids = base.ids[[0, -1]].tolist()
+            if ids is not None and ids != stored_ids:
+                changed = [f"clip ids of the first and last row {stored_ids} → {ids}"]
         if changed:
             rank_zero_warn(
                 f"The knowledge source is another one than that of the knowledge in use "
                 f"({', '.join(changed)}), so the knowledge is encoded anew."
             )
             self.target.loss.knowledge = self._built_at = self._in_flight = None
+
+    def _ids_at_ends(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
+    ) -> list[int] | None:
+        """Clip ids of the first and last item of a source with an index; `None` without ids."""
+        if not has_index(loader) or getattr(loader, "batch_size", None) is None or not num_items(loader):
+            return None
+        dataset: Any = loader.dataset  # type: ignore[attr-defined]
+        probe = source_loader(Subset(dataset, [0, num_items(loader) - 1]), loader)
+        ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
+        return None if ids is None else ids.tolist()
+
+    def _check_ranks_share_source(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks
+    ) -> None:
+        """Refuses a source with an index of which each rank has a part of its own; collective."""
+        if ranks.size == 1 or not has_index(loader):
+            return
+        # A rank that fails in a forward pass that needs all ranks cannot wait for the others.
+        with (
+            nullcontext()
+            if is_sharded(trainer)
+            else ranks.all_or_none("encoding its part of the knowledge source")
+        ):
+            ids = self._ids_at_ends(trainer, pl_module, loader)
+        parts = ranks.all_gather_object((source_key(loader)["selection"], ids))
+        if any(part != parts[0] for part in parts):
+            ends = ", ".join(f"rank {rank}: {ids}" for rank, (_, ids) in enumerate(parts) if ids is not None)
+            told = f" (clip ids of the first and the last: {ends})" if ends else ""
+            raise RuntimeError(
+                f"Each rank has rows of its own in the knowledge source{told}, but a map-style dataset is "
+                "divided among the ranks by the refresh, so it has to be the whole one on all of them. Pass "
+                "it: KnowledgeRefreshCallback(source=dataset)."
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -675,6 +708,8 @@ class KnowledgeRefreshCallback(Callback):
         """A base of all rows of the source by the current encoders."""
         with ranks.all_or_none("opening the knowledge source"):
             loaders = self._open_all(trainer, loader)
+        if old is None:
+            self._check_ranks_share_source(trainer, pl_module, loader, ranks)
         with progress_bar(trainer, "Refreshing knowledge", num_batches(loaders)) as advance:
             limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
             encoded, *of_training = (
