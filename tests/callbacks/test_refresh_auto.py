@@ -186,7 +186,7 @@ def test_dropout_alone_is_no_reason():
 
 def test_auto_is_the_default_bounds():
     refresh = KnowledgeRefreshCallback("auto")
-    assert AutoPeriod(max_drift=0.1, max_share=0.1) == refresh.T
+    assert AutoPeriod(max_drift=0.05, max_share=0.1) == refresh.T
 
 
 def test_no_time_no_refresh():

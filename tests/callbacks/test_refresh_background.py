@@ -19,7 +19,6 @@ from ask_lightning import KnowledgeRefreshCallback
 from ask_lightning.callbacks.background_refresh import check_background
 from ask_lightning.encoding.background import BackgroundEncoder
 from ask_lightning.encoding.training_copy import TrainingCopy
-from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import (
     MemoryLogger,
     Pairs,
@@ -47,8 +46,8 @@ class Foreground(KnowledgeRefreshCallback):
 
     def on_train_epoch_start(self, trainer, pl_module):
         with torch.random.fork_rng():
-            loader, old = self.loader(trainer), self.target.loss.knowledge
-            renewal = self._encode_all(trainer, pl_module, loader, old, Ranks())
+            loaders, limits = self._renewer.open(trainer)
+            renewal = self._renewer.renew(trainer, pl_module, loaders, limits, is_same_source=True)
         self.bases.append(renewal.base)
         super().on_train_epoch_start(trainer, pl_module)
 

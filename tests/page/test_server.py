@@ -136,6 +136,11 @@ def test_a_sound_that_was_not_uploaded_is_no_question(client, tmp_path):
     assert "for the sound mine.wav" in ask(client, uploaded)
 
 
+def test_a_question_has_a_limit(client):
+    answer = client.post("/gradio_api/queue/join", content=bytes(2 * 1024**2))
+    assert (answer.status_code, answer.text) == (413, "The question is too long")
+
+
 def test_paths_that_climb_are_not_uploads(tmp_path):
     assert is_served(f"/gradio_api/file={tmp_path}/1/a.wav", tmp_path)
     assert not is_served(f"/gradio_api/file={tmp_path}", tmp_path)

@@ -35,10 +35,10 @@ class AutoPeriod:
 
     Examples:
         >>> AutoPeriod(max_share=0.05)
-        AutoPeriod(max_drift=0.1, max_share=0.05)
+        AutoPeriod(max_drift=0.05, max_share=0.05)
     """
 
-    max_drift: float = 0.1
+    max_drift: float = 0.05
     max_share: float = 0.1
 
     def __post_init__(self) -> None:

@@ -36,11 +36,13 @@ class EncodedRows:
         rows: `(n,)` int64, their global numbers.
         audio: `(n, d)`, unit vectors.
         text: `(n, d)`, unit vectors.
+        rows_per_item: Number of rows of each item.
     """
 
     rows: Tensor
     audio: Tensor
     text: Tensor
+    rows_per_item: int
 
 
 def rolling_items(num_items: int, period: int, epoch: int, seed: int) -> Tensor:
@@ -119,7 +121,7 @@ def encode_items(
         trainer: The running trainer.
         module: The module that it trains.
         loader: Loader of the whole source, map-style, with batches.
-        items: Numbers of the items, ascending; at least one.
+        items: Numbers of the items, ascending.
         embed: Function from a batch to its audio embeddings, text embeddings and clip ids.
         base: The base that these items are in.
         rows_per_item: Number of rows of each item in it.
@@ -133,6 +135,9 @@ def encode_items(
     Raises:
         ValueError: Embeddings contain NaN or Inf.
     """
+    if len(items) == 0:
+        nothing = torch.empty(0, base.width)
+        return EncodedRows(items, nothing, nothing, rows_per_item)
     dataset: Any = loader.dataset  # type: ignore[attr-defined]
     part: Any = source_loader(Subset(dataset, items.tolist()), loader, ranks=ranks)
     with progress(len(part)) as advance:
@@ -145,7 +150,7 @@ def encode_items(
         return None
     check_embeddings(encoded.audio, encoded.text, shard)
     audio, text = (shard.gather(unit_length(side).to(base.device)) for side in (encoded.audio, encoded.text))
-    return EncodedRows(rows, audio, text)
+    return EncodedRows(rows, audio, text, rows_per_item)
 
 
 @dataclass(frozen=True)
@@ -179,20 +184,19 @@ class PairMaps:
         }
 
 
-def fit_maps(base: KnowledgeBase, encoded: EncodedRows, rows_per_item: int, seed: int) -> PairMaps:
+def fit_maps(base: KnowledgeBase, encoded: EncodedRows, seed: int) -> PairMaps:
     """Fit the maps from a sample's stored rows to its encoded ones; collective where the base is sharded.
 
     Args:
         base: The knowledge in use.
         encoded: The sample of all ranks.
-        rows_per_item: Number of rows of each item.
         seed: Seed of the choice of held-out rows.
 
     Returns:
         The maps, the same on every rank; of a sample that is too small to judge none is better.
     """
     stored = base.fine.pairs(encoded.rows)
-    held_out = choose_held_out(len(encoded.rows), rows_per_item, seed)
+    held_out = choose_held_out(len(encoded.rows), encoded.rows_per_item, seed)
     if not held_out.any():
         return PairMaps(RowMap(None, 0.0, 0.0), RowMap(None, 0.0, 0.0))
     sides = zip(stored, (encoded.audio, encoded.text), strict=True)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,24 +20,12 @@ from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
-from ask_lightning.callbacks.knowledge_files import rows_directory
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
-from ask_lightning.callbacks.partial_refresh import (
-    EncodedRows,
-    PairMaps,
-    encode_items,
-    fit_maps,
-    items_of,
-    local_rows,
-    overwrite,
-    rolling_items,
-    sample_items,
-)
-from ask_lightning.callbacks.progress import progress_bar
 from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
-from ask_lightning.callbacks.refresh_source import SourceReader, num_batches
+from ask_lightning.callbacks.refresh_source import SourceReader
+from ask_lightning.callbacks.renewal import Renewal, Renewer
 from ask_lightning.callbacks.row_ages import RowAges
 from ask_lightning.callbacks.snapshots import (
     SnapshotCollector,
@@ -54,9 +42,8 @@ from ask_lightning.encoding.compatibility import (
     check_gradients,
     check_trainer,
     warn_of_single_pair,
-    warn_of_uneven_streams,
 )
-from ask_lightning.encoding.encode import Encoded, encode_source
+from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
@@ -75,21 +62,6 @@ from ask_lightning.utilities.faiss_import import import_faiss
 
 # Mean cosine between embeddings above which they hardly distinguish anything.
 _COLLAPSED = 0.95
-
-
-@dataclass(frozen=True)
-class _Renewal:
-    """New knowledge, before it is put in place of the old.
-
-    Attributes:
-        base: The new base.
-        rows: The rows that were encoded; `None` for all.
-        has_same_rows: Whether they are those of the old base.
-    """
-
-    base: KnowledgeBase
-    rows: torch.Tensor | None
-    has_same_rows: bool
 
 
 class KnowledgeRefreshCallback(Callback):
@@ -239,10 +211,9 @@ class KnowledgeRefreshCallback(Callback):
             refine=GraphRefinement() if refine == "graph" else refine,
             seed=seed,
         )
-        self._target: Target | None = None
+        self._known_renewer: Renewer | None = None
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self._report: dict[str, float] = {}  # what a refresh has measured beside its base
         self._step = 0  # number of optimiser steps before the present one
         self._start_anew()
         check_combination(
@@ -280,14 +251,21 @@ class KnowledgeRefreshCallback(Callback):
     @property
     def target(self) -> Target:
         """The loss that looks the knowledge up and the encoders; known from the start of `fit` on."""
-        if self._target is None:
-            raise RuntimeError("KnowledgeRefreshCallback knows its module from the start of `fit` on.")
-        return self._target
+        return self._renewer.target
 
     @property
-    def _needs_training_clips(self) -> bool:
-        """Whether a refresh encodes the training clips beside the source."""
-        return self.source is not None and self.target.loss.needs_training_clips
+    def _renewer(self) -> Renewer:
+        """What makes new knowledge for the module."""
+        if self._known_renewer is None:
+            raise RuntimeError("KnowledgeRefreshCallback knows its module from the start of `fit` on.")
+        return self._known_renewer
+
+    @property
+    def _finds_rows_for(self) -> str | None:
+        """The option that finds rows by their clip ids, as it is written."""
+        if self.write_back:
+            return "write_back=True"
+        return 'T="auto"' if isinstance(self.T, AutoPeriod) else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that ASK can train this module with this trainer."""
@@ -301,7 +279,15 @@ class KnowledgeRefreshCallback(Callback):
             import_faiss()  # an index that cannot be built is an error before the source is encoded
         if self._builder.storage == "memmap":
             check_memmap(self._builder.prototype_pairing, self._builder.placement, trainer.world_size)
-        self._target = find_target(pl_module)
+        self._known_renewer = Renewer(
+            find_target(pl_module),
+            self._builder,
+            self._reader,
+            self.mode,
+            self.T,
+            self._finds_rows_for,
+            self.storage_directory,
+        )
         if not self.target.loss.needs_knowledge:
             rank_zero_warn(
                 f"{type(self.target.loss).__name__} needs no knowledge, so KnowledgeRefreshCallback encodes "
@@ -311,7 +297,7 @@ class KnowledgeRefreshCallback(Callback):
             # A new run, perhaps after another one with the same objects.
             self.target.loss.knowledge = None
             self._start_anew()
-        if self._needs_training_clips and (self.write_back or self.mode != "full"):
+        if self._renewer.needs_training_clips and (self.write_back or self.mode != "full"):
             option = "write_back=True" if self.write_back else mode_option(self.mode)
             raise RuntimeError(
                 f"KnowledgeRefreshCallback({option}) renews rows of the source, but "
@@ -336,10 +322,9 @@ class KnowledgeRefreshCallback(Callback):
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
         self._resume_in_background(trainer, pl_module)
-        if self.schedule is not None or self.write_back:
-            option = "write_back=True" if self.write_back else 'T="auto"'
+        if self._finds_rows_for is not None:
             self._remove_recorder()
-            self._recorder = StepRecorder(self.target.loss, option)
+            self._recorder = StepRecorder(self.target.loss, self._finds_rows_for)
         if self.schedule is not None:
             self.schedule.budget.start()
 
@@ -378,9 +363,9 @@ class KnowledgeRefreshCallback(Callback):
                 directory,
                 ranks,
                 sharded=self._builder.placement == "sharded",
-                rows_directory=self._rows_directory(trainer),
+                rows_directory=self._renewer.rows_directory(trainer),
             )
-            if self._needs_training_clips and base.training_clips is None:
+            if self._renewer.needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
             if self.target.loss.needs_prototypes and len(base.coarse) == 0:
                 raise SnapshotError("It lacks prototypes, which the loss looks up.")
@@ -448,9 +433,10 @@ class KnowledgeRefreshCallback(Callback):
         return None if ids is None else ids.tolist()
 
     def _check_ranks_share_source(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any], ranks: Ranks
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
     ) -> None:
         """Refuses a source with an index of which each rank has a part of its own; collective."""
+        ranks = Ranks.current()
         if ranks.size == 1 or not has_index(loader):
             return
         # A rank that fails in a forward pass that needs all ranks cannot wait for the others.
@@ -517,13 +503,12 @@ class KnowledgeRefreshCallback(Callback):
         assert isinstance(self.T, int)
         if is_rehearsal and epochs <= self.T:
             return
-        ranks = Ranks.current()
-        with ranks.all_or_none("opening the knowledge source"):
-            loaders = self._open_all(trainer, self.loader(trainer))
-            limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
+        loaders, limits = self._renewer.open(trainer)
         due = trainer.current_epoch if state is None else state["epoch"]
         is_used = is_rehearsal or due + 1 < epochs
-        refresh = BackgroundRefresh(trainer, pl_module, loaders, limits, ranks, state, encodes=is_used)
+        refresh = BackgroundRefresh(
+            trainer, pl_module, loaders, limits, Ranks.current(), state, encodes=is_used
+        )
         if is_rehearsal:
             refresh.stop()
             return
@@ -549,13 +534,15 @@ class KnowledgeRefreshCallback(Callback):
         """Puts the base that was encoded in the background in place of the old one; collective."""
         refresh = self._background
         assert refresh is not None
-        (encoded, *of_training), seconds, self._report = refresh.finish(trainer.global_step)
+        encoded, seconds, report = refresh.finish(trainer.global_step)
         started = time.perf_counter()
-        loader, old = refresh.loaders[0], self.target.loss.knowledge
-        renewal = self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
+        loader = refresh.loaders[0]
+        is_same_source = self._is_of_same_source(loader)
+        renewal = self._renewer.of_encoded(trainer, pl_module, loader, encoded, is_same_source=is_same_source)
         self._background = None
         building = time.perf_counter() - started
-        self._report["refresh_wait_seconds"] += building
+        report["refresh_wait_seconds"] += building
+        renewal = replace(renewal, report=report)
         self._use(renewal, trainer, pl_module, loader, refresh.epoch, seconds + building)
 
     def _end_background(self) -> None:
@@ -646,22 +633,20 @@ class KnowledgeRefreshCallback(Callback):
         Raises:
             ValueError: The source is empty, embeddings contain NaN or Inf, or the loss asks for more
                 neighbours than the base has.
-            RuntimeError: The source is a stream that does not end.
+            RuntimeError: The source is a stream that does not end, or each rank has a part of its own.
         """
         started = time.perf_counter()
-        old, ranks = self.target.loss.knowledge, Ranks.current()
-        with ranks.all_or_none("opening the knowledge source"):
-            loader = self.loader(trainer)
-        renewal, self._report = None, {}
-        if self.mode != "full" and old is not None:
-            renewal = self._encode_some(trainer, pl_module, loader, old, ranks)
-        if renewal is None:
-            renewal = self._encode_all(trainer, pl_module, loader, old, ranks)
-        self._use(renewal, trainer, pl_module, loader, trainer.current_epoch, time.perf_counter() - started)
+        loaders, limits = self._renewer.open(trainer)
+        if self.target.loss.knowledge is None:
+            self._check_ranks_share_source(trainer, pl_module, loaders[0])
+        is_same_source = self._is_of_same_source(loaders[0])
+        renewal = self._renewer.renew(trainer, pl_module, loaders, limits, is_same_source=is_same_source)
+        seconds = time.perf_counter() - started
+        self._use(renewal, trainer, pl_module, loaders[0], trainer.current_epoch, seconds)
 
     def _use(
         self,
-        renewal: _Renewal,
+        renewal: Renewal,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         loader: Iterable[Any],
@@ -683,11 +668,14 @@ class KnowledgeRefreshCallback(Callback):
             self._ages = RowAges(len(base.fine), epoch)
         if self.schedule is not None:
             self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
-        self.num_encoded += (num_encoded := len(base.fine) if renewal.rows is None else len(renewal.rows))
-        report: dict[str, Any] = {"refresh_seconds": seconds, "pairs_per_second": num_encoded / seconds}
-        report |= self._report
+        self.num_encoded += renewal.num_renewed + renewal.num_in_vain
+        report: dict[str, Any] = {
+            "refresh_seconds": seconds,
+            "pairs_per_second": renewal.num_renewed / seconds,
+            **renewal.report,
+        }
         if self.mode != "full":
-            report["encoded_share"] = num_encoded / len(base.fine)
+            report["encoded_share"] = renewal.num_renewed / len(base.fine)
         report |= (similarity := mean_similarity(base))
         if old is not None:
             self._warned_of_collapse = self._warned_of_collapse or self._warn_of_collapse(similarity)
@@ -696,159 +684,6 @@ class KnowledgeRefreshCallback(Callback):
         if not trainer.barebones:
             values = {f"ask/{name}": value for name, value in report.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-
-    def _encode_all(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        loader: Iterable[Any],
-        old: KnowledgeBase | None,
-        ranks: Ranks,
-    ) -> _Renewal:
-        """A base of all rows of the source by the current encoders."""
-        with ranks.all_or_none("opening the knowledge source"):
-            loaders = self._open_all(trainer, loader)
-        if old is None:
-            self._check_ranks_share_source(trainer, pl_module, loader, ranks)
-        with progress_bar(trainer, "Refreshing knowledge", num_batches(loaders)) as advance:
-            limits = self._reader.row_limits(trainer, self._num_neighbors, loaders)
-            encoded, *of_training = (
-                encode_source(
-                    trainer,
-                    pl_module,
-                    each,
-                    self.target.embed,
-                    advance,
-                    ranks=ranks,
-                    limit=limit,
-                    directory=self._rows_directory(trainer) if each is loader else None,
-                )
-                for each, limit in zip(loaders, limits, strict=True)
-            )
-        return self._renewal_of(trainer, pl_module, loader, old, encoded, of_training)
-
-    def _open_all(self, trainer: pl.Trainer, loader: Iterable[Any]) -> list[Iterable[Any]]:
-        """The loader of the source and, where the loss learns from them, one of the training clips."""
-        loaders = [loader]
-        if self._needs_training_clips:
-            loaders.append(self._reader.open(trainer, self._num_neighbors, training_data=True))
-        momentum = self._builder.momentum
-        if (momentum or self.mode != "full") and not has_index(loader):
-            option = f"momentum={momentum}" if momentum else mode_option(self.mode)
-            wants = "mixes" if momentum else "works on"
-            name = "momentum" if momentum else "mode"
-            raise ValueError(
-                f"KnowledgeRefreshCallback({option}) {wants} old and new embeddings of the "
-                f"same rows, but the source {type(getattr(loader, 'dataset', loader)).__name__} has no "
-                f"index by which to find them. Pass a map-style dataset, or leave `{name}` out."
-            )
-        return loaders
-
-    def _renewal_of(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        loader: Iterable[Any],
-        old: KnowledgeBase | None,
-        encoded: Encoded,
-        of_training: list[Encoded],
-    ) -> _Renewal:
-        """A base of all rows of the source, which have been encoded; collective."""
-        self._check_rows(encoded)
-        if self._reader.source is None and encoded.shard.ranks.size > 1 and not has_index(loader):
-            warn_of_uneven_streams(trainer, encoded.shard.counts)
-        is_same_source = self._is_of_same_source(loader)
-        clips = self._builder.training_clips(of_training[0], old) if of_training else None
-        base = self._builder.of_source(
-            encoded,
-            clips,
-            old,
-            is_same_source=is_same_source,
-            needs_prototypes=self.target.loss.needs_prototypes,
-            directory=self._rows_directory(trainer),
-            device=pl_module.device,
-        )
-        has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
-        if has_same_rows and old is not None:
-            has_same_rows = torch.equal(base.ids, old.ids) if encoded.ids is not None else is_same_source
-        return _Renewal(base, None, has_same_rows)
-
-    def _check_rows(self, encoded: Encoded) -> None:
-        """Refuses a source whose rows the options cannot find again."""
-        if encoded.ids is None and (self.schedule is not None or self.write_back):
-            option = "write_back=True" if self.write_back else 'T="auto"'
-            raise RuntimeError(
-                f"KnowledgeRefreshCallback({option}) finds the rows of a batch by their clip ids, but the "
-                "pairs of the source have none. Pass them: ASKModule(..., ids=...)."
-            )
-        if self.mode != "full" and not encoded.shard.rows_per_item:
-            raise RuntimeError(
-                f"KnowledgeRefreshCallback({mode_option(self.mode)}) encodes some items of the source and "
-                "replaces their rows, but the items do not all make the same number of rows. Let the dataset "
-                'yield single pairs, or use mode="full".'
-            )
-
-    def _encode_some(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        loader: Iterable[Any],
-        old: KnowledgeBase,
-        ranks: Ranks,
-    ) -> _Renewal | None:
-        """A base of which the current encoders made some rows; `None` if all have to be encoded."""
-        num_items, rows_per_item = items_of(old, loader, self.max_items(trainer))
-        if not rows_per_item or not self._is_of_same_source(loader):
-            return self._changed(old)
-        if isinstance(self.mode, MappedRefresh):
-            items = sample_items(num_items, self.mode.sample_share, trainer.current_epoch, self._builder.seed)
-        else:
-            assert isinstance(self.T, int)
-            items = rolling_items(num_items, self.T, trainer.current_epoch, self._builder.seed)
-        if len(items) == 0:  # fewer items than T
-            return _Renewal(old, items, True)
-        encoded = encode_items(
-            trainer,
-            pl_module,
-            loader,
-            items,
-            self.target.embed,
-            old,
-            rows_per_item,
-            ranks=ranks,
-            progress=lambda count: progress_bar(trainer, "Refreshing knowledge", count),
-        )
-        if encoded is None:
-            return self._changed(old)
-        if not isinstance(self.mode, MappedRefresh):
-            return self._renew_rows(old, encoded, ranks)
-        maps = fit_maps(old, encoded, rows_per_item, self._builder.seed)
-        self._report = maps.report()
-        if maps.are_useful:
-            return self._renew_rows(old, encoded, ranks, maps)
-        self.num_encoded += len(encoded.rows)
-        return None
-
-    def _renew_rows(
-        self, old: KnowledgeBase, encoded: EncodedRows, ranks: Ranks, maps: PairMaps | None = None
-    ) -> _Renewal:
-        """A base with some rows replaced and the others mapped, and prototypes of all of them."""
-        audio, text, shard = local_rows(old, ranks)
-        if maps is not None:
-            audio, text = maps(audio, text)
-        overwrite(audio, text, shard, encoded)
-        needs_prototypes = self.target.loss.needs_prototypes
-        ids = shard.select(old.ids)
-        base = self._builder.of_rows(audio, text, ids, shard, None, old, needs_prototypes=needs_prototypes)
-        return _Renewal(base, encoded.rows, True)
-
-    @staticmethod
-    def _changed(old: KnowledgeBase) -> None:
-        """Says that rows cannot be kept."""
-        rank_zero_warn(
-            f"The knowledge source is another one than that of the {len(old.fine)} pairs in use, so all of "
-            "it is encoded."
-        )
 
     def _tell_search(self, base: KnowledgeBase) -> None:
         """Say which search `index="auto"` has become, when it is another than before."""
@@ -859,10 +694,6 @@ class KnowledgeRefreshCallback(Callback):
                 f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
                 'index="auto".'
             )
-
-    def _rows_directory(self, trainer: pl.Trainer) -> Path | None:
-        """Where the files of `storage="memmap"` go; `None` for other storages."""
-        return rows_directory(trainer, self.storage_directory) if self._builder.storage == "memmap" else None
 
     def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
@@ -886,7 +717,7 @@ class KnowledgeRefreshCallback(Callback):
         Args:
             trainer: The running trainer, whose training data are the default source.
         """
-        return self._reader.open(trainer, self._num_neighbors)
+        return self._reader.open(trainer, self._renewer.num_neighbors)
 
     def max_items(self, trainer: pl.Trainer) -> int | None:
         """Number of items of the source that a refresh reads at most, over all ranks; `None` for all.
@@ -894,19 +725,14 @@ class KnowledgeRefreshCallback(Callback):
         Args:
             trainer: The running trainer.
         """
-        return self._reader.max_items(trainer, self._num_neighbors)
-
-    @property
-    def _num_neighbors(self) -> int:
-        """K, the number of neighbours that the loss looks up."""
-        return getattr(self.target.loss, "num_neighbors", 1)
+        return self._reader.max_items(trainer, self._renewer.num_neighbors)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
         begin_epoch_with_all_batches(trainer, checkpoint)
-        base = self._target.loss.knowledge if self._target else None
+        base = None if self._known_renewer is None else self.target.loss.knowledge
         if base is None or self._built_at is None:
             return
         if self.save_knowledge:
@@ -916,7 +742,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch of the base in use and the snapshot that holds it."""
-        base = self._target.loss.knowledge if self._target else None
+        base = None if self._known_renewer is None else self.target.loss.knowledge
         return {
             "built_at": self._built_at,
             **self._snapshots.state(),

@@ -49,6 +49,7 @@ _GRADIO_PATHS = (
 )
 _UPLOADED_FILE = "/gradio_api/file="
 _QUESTION = "/gradio_api/queue/join"
+_LARGEST_QUESTION = 1024**2  # bytes; a question holds a text or the name of an uploaded sound
 # Nothing is loaded from elsewhere or sent there, and no other site shows the page in a frame.
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; base-uri 'self'; "
@@ -74,16 +75,15 @@ class _Guard:
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and not is_served(scope["path"], self.uploads):
-            response = import_optional("starlette.responses").PlainTextResponse("Not found", status_code=404)
-            await response(scope, receive, send)
+            await _refusal(404, "Not found")(scope, receive, send)
             return
         if scope["type"] == "http" and scope["path"].startswith(_QUESTION):
-            body = await _body_of(receive)
+            body = await _body_of(receive, _LARGEST_QUESTION)
+            if body is None:
+                await _refusal(413, "The question is too long")(scope, receive, send)
+                return
             if not names_uploads_alone(body, self.uploads):
-                response = import_optional("starlette.responses").PlainTextResponse(
-                    "A sound has to be uploaded first", status_code=403
-                )
-                await response(scope, receive, send)
+                await _refusal(403, "A sound has to be uploaded first")(scope, receive, send)
                 return
             receive = _again(body, receive)
 
@@ -154,14 +154,21 @@ def _is_upload(file: object, uploads: Path) -> bool:
     return uploads in Path(os.path.normpath(file)).parents
 
 
-async def _body_of(receive: _Receive) -> bytes:
-    """The body of a request."""
-    parts = []
+def _refusal(status: int, text: str) -> Any:
+    """An answer without a page."""
+    return import_optional("starlette.responses").PlainTextResponse(text, status_code=status)
+
+
+async def _body_of(receive: _Receive, largest: int) -> bytes | None:
+    """The body of a request; `None` if it has more than so many bytes, the rest of which is not read."""
+    body = bytearray()
     while True:
         message = await receive()
-        parts.append(message.get("body", b""))
+        body += message.get("body", b"")
+        if len(body) > largest:
+            return None
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return bytes(body)
 
 
 def _again(body: bytes, receive: _Receive) -> _Receive:
