@@ -38,7 +38,6 @@ from ask_lightning.checkpoint_options import (
 from ask_lightning.chunked_encoding import ChunkedEncoding
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
-    check_gradients,
     check_model,
     check_optimization,
     check_sharding,
@@ -46,6 +45,7 @@ from ask_lightning.encoding.compatibility import (
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name, find_encoders
+from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.outputs import as_encoded
@@ -181,7 +181,7 @@ class ASKModule(NamedAsModel):
         self._ids = ids
         self._criterion = criterion
         self._logs_terms = False
-        self._is_refreshed = self._checked_gradients = False
+        self._is_refreshed, self._gradient_check = False, GradientCheck()
         self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self._chunk_size = chunk_size
         self._chunks: ChunkedEncoding | None = None
@@ -473,7 +473,8 @@ class ASKModule(NamedAsModel):
             # With a refresh callback it is the callback that logs the terms of the loss.
             self._logs_terms = not (refreshed or self.trainer.barebones)
             # As are checks of data and gradients.
-            self._is_refreshed, self._checked_gradients = refreshed, refreshed
+            self._is_refreshed, self._gradient_check = refreshed, GradientCheck()
+            self._gradient_check.is_needed = not refreshed
             if self.trainer.current_epoch == 0:
                 # A new run, perhaps after another one with the same objects; a checkpoint is restored later.
                 self.loss.reset()
@@ -485,6 +486,7 @@ class ASKModule(NamedAsModel):
         self.model.on_train_start()
         self._last_batch = None
         check_borrowed_parameters(self.trainer, self.model, self.loss)
+        self._gradient_check.start(self.trainer, self)
         encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
         has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
         self._compares_step = encodes_elsewhere and has_methods and self.ask_step != "encode"
@@ -500,8 +502,7 @@ class ASKModule(NamedAsModel):
         self.model.on_after_backward()
         if not self._is_refreshed:
             average_whole_gradients(self.trainer, self)
-        if not self._checked_gradients:
-            self._checked_gradients = check_gradients(self.trainer, self)
+        self._gradient_check.after_backward(self.trainer, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""
@@ -571,7 +572,7 @@ class ASKModule(NamedAsModel):
 
         Args:
             checkpoint_path: Path or URL (`file://`, `s3://`, …) of a checkpoint of `Trainer`, trained with or
-                without ASK; also the path of a directory that FSDP2 or FSDP has written.
+                without ASK; also the path of a directory that FSDP2, FSDP or DeepSpeed has written.
             model: New model of the class that was trained.
             loss: Loss to train on with. None: a loss with the options in the checkpoint.
             map_location: Argument `map_location` of `torch.load`.

@@ -12,8 +12,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ask_lightning.callbacks.snapshots import SnapshotRecord, SnapshotWriter
+from ask_lightning.utilities.checkpoint_directory import OF_DEEPSPEED
 from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import PlainTowers, Watcher, make_loader, make_refresh, make_trainer, wrap
 from tests.helpers.interrupted_run import fit as fit_and_keep_last
@@ -27,12 +29,13 @@ def fit(
     resume: Path | None = None,
     extra=(),
     T: int = 1,
+    plugins=None,
     **settings,
 ):
     pl.seed_everything(1, verbose=False)
     watcher = Watcher()
     callbacks = [make_refresh(T, **settings), watcher, *extra, *checkpoints]
-    run = make_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+    run = make_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True, plugins=plugins)
     run.fit(wrap(PlainTowers()), make_loader(), ckpt_path=resume)
     return watcher
 
@@ -58,6 +61,25 @@ def test_those_of_kept_checkpoints_stay(tmp_path):
     fit(ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=2, filename="{epoch}"))
     assert {path.name for path in tmp_path.glob("*.safetensors")} == needed(tmp_path)
     assert snapshots(tmp_path) == {1, 3, 5}
+
+
+class Directories(TorchCheckpointIO):
+    """Writes all but the optimisers where DeepSpeed does."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, Path(path) / OF_DEEPSPEED, storage_options)
+
+
+def test_those_of_kept_directories_stay(tmp_path):
+    kept = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=2, filename="{epoch}")
+    fit(kept, plugins=[Directories()])
+    assert all(path.is_dir() for path in tmp_path.glob("*.ckpt"))
+    assert snapshots(tmp_path) == {1, 3, 5}
+
+
+def test_those_of_removed_directories_go(tmp_path):
+    fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1), plugins=[Directories()])
+    assert snapshots(tmp_path) == {5}
 
 
 def test_checkpoints_in_a_second_directory_and_below_count(tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ask_lightning.cli import check, run
+from ask_lightning import cli
+from ask_lightning.cli import check, inspect_data, run
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import FolderData, write_recordings
@@ -173,3 +174,63 @@ def test_the_next_command_repeats_what_it_needs(demo, tmp_path, capsys):
     )
     assert f"Next: ask-lightning test {given} --ckpt_path best" in said
     assert f"Then: ask-lightning encode {given} --ckpt_path best --split all" in said
+    assert "Then: ask-lightning serve sounds.safetensors --audio 'my sounds'\n" in said
+    few = ["--trainer.enable_progress_bar", "false", "--data.seconds", "0.5", "--ckpt_path", "best"]
+    ask_lightning("test", *flags, *shrunk, *few, "--calibrate", "false")
+    assert f"Next: ask-lightning encode {given} --ckpt_path " in capsys.readouterr().err
+    ask_lightning("encode", *flags, *shrunk, *few, "--split", "all", "--output", "all of it.safetensors")
+    assert capsys.readouterr().err.endswith(
+        "Next: ask-lightning search 'all of it.safetensors' --text \"a dog barks\"\n"
+        "Then: ask-lightning serve 'all of it.safetensors' --audio 'my sounds'\n"
+    )
+
+
+def test_a_run_without_validation_has_no_best_epoch_to_go_on_with(tmp_path, capsys):
+    write_recordings(tmp_path / "own", num_clips=12, seconds=0.5)
+    flags = [
+        "--config",
+        "my_recordings",
+        "--data.root",
+        "own",
+        "--model.width",
+        "8",
+        "--data.num_workers",
+        "0",
+    ]
+    few = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--data.batch_size", "4"]
+    ask_lightning("fit", *flags, *few, "--trainer.limit_val_batches", "0")
+    said = capsys.readouterr().err
+    assert "The run is in runs/my_recordings, its last epoch in checkpoints/last.ckpt." in said
+    assert Path("runs/my_recordings/checkpoints/last.ckpt").is_file()
+    assert said.count(" --ckpt_path last") == 2
+    assert "best" not in said.partition("The run is in")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("inspect", "ask-lightning: inspect was ended by Ctrl-C; the same command begins anew.\n"),
+        ("reproduce", "ask-lightning: ended by Ctrl-C; the same command goes on after the finished runs.\n"),
+        ("serve", ""),  # which ends in no other way
+        ("fit", ""),  # which says by itself whether there is a checkpoint
+    ],
+)
+def test_after_ctrl_c_a_command_says_how_to_go_on(command, said, monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    monkeypatch.setattr(cli, "check", lambda arguments: None)
+    assert cli.main([command]) == 130
+    assert capsys.readouterr().err == said
+
+
+def test_an_inspection_that_is_ended_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_data, "summarize", interrupt)
+    write_recordings(tmp_path / "own", num_clips=12, seconds=0.5)
+    assert cli.main(["inspect", "--config", "my_recordings", "--data.root", str(tmp_path / "own")]) == 130
+    assert capsys.readouterr().err.endswith("begins anew.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]

@@ -1,10 +1,14 @@
 """The best rows for a query: all compared, by an index, calibrated, and filtered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from ask_lightning.cli import row_search
 from ask_lightning.cli.row_search import best_rows
+from ask_lightning.cli.word_filter import WordFilter
 from ask_lightning.knowledge.faiss_search import FaissSearch
 from tests.helpers.encoded_files import random_pairs
 
@@ -46,12 +50,29 @@ def test_rows_are_those_of_a_full_sort(pairs, side, index):
 
 
 @pytest.mark.parametrize("by_index", [False, True])
-def test_filters_reach_beyond_the_first_candidates(pairs, by_index):
-    search = FaissSearch(pairs.audio, "IVF8,SQ8;nprobe=8") if by_index else None
+@pytest.mark.parametrize("examined", [20, 10_000])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("words", ["bell", "folder/299.WAV", "nothing has this"])
+def test_filters_reach_beyond_the_first_candidates(pairs, by_index, examined, side, words, monkeypatch):
+    monkeypatch.setattr(row_search, "_MOST_EXAMINED", examined)
+    search = FaissSearch(getattr(pairs, side), "IVF8,SQ8;nprobe=8") if by_index else None
     query = pairs.text[0]
-    for passes in (lambda row: row % 10 == 0, lambda row: row == 299, lambda row: False):
-        found = best_rows(pairs, "audio", query, 5, index=search, passes=passes)
-        assert found.rows.tolist() == expected_rows(pairs, "audio", query, 5, passes)[0]
+    passes = WordFilter(pairs, side, words)
+    found = best_rows(pairs, side, query, 5, index=search, passes=passes)
+    assert found.rows.tolist() == expected_rows(pairs, side, query, 5, passes)[0]
+    assert len(found.rows) == {"bell": 5, "folder/299.WAV": 1 if side == "audio" else 2}.get(words, 0)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("words", [" BELL", "bell 10,", "folder/12", "7.wav", "nothing has this"])
+def test_all_rows_that_pass_a_filter_are_those_that_pass_one_by_one(side, words):
+    pairs = random_pairs()
+    passes = WordFilter(pairs, side, words)
+    rows = range(len(getattr(pairs, side)))
+    assert passes.rows().tolist() == [row for row in rows if passes(row)]
+    without = replace(pairs, files=())
+    passes = WordFilter(without, side, words)
+    assert passes.rows().tolist() == [row for row in rows if passes(row)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -101,7 +101,7 @@ def test_what_auto_picks(monkeypatch):
     pairs = saved()
     chosen = choose_index(FILE, pairs, "audio", "auto")
     assert (chosen.name, chosen.search) == ("exact", None)
-    assert chosen.said == "All 300 clips were compared with the query."
+    assert chosen.said == "All 300 clips are compared with a query."
     monkeypatch.setattr(search_index, "COMPARED_BY_AUTO", 299)
     assert choose_index(FILE, pairs, "audio", "auto").name == "ivf"
     assert choose_index(FILE, pairs, "audio", "exact").name == "exact"
@@ -161,11 +161,11 @@ def test_the_command_says_what_found_the_hits(capsys):
     capsys.readouterr()
     run_command(["search", str(FILE), "--text", "rain", "--json"])
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1] == "All 300 clips were compared with the query."
+    assert printed.err.splitlines()[-1] == "All 300 clips are compared with a query."
     assert len(json.loads(printed.out)) == 10
     run_command(["search", str(FILE), "--text", "rain", "--json", "--index", "hnsw"])
     printed = capsys.readouterr()
-    assert "The 300 clips were searched by the index hnsw (a.safetensors.audio.hnsw.faiss)" in printed.err
+    assert "The 300 clips are searched by the index hnsw (a.safetensors.audio.hnsw.faiss)" in printed.err
     assert len(json.loads(printed.out)) == 10
     message = refusal(capsys, "search", str(FILE), "--text", "rain", "--index", "best")
     assert "but got 'best'" in message

@@ -34,3 +34,12 @@ def test_many_texts_are_read_block_by_block():
 def test_bytes_and_ends_that_do_not_belong_together():
     with pytest.raises(ValueError, match="not as long as they are said to be"):
         StoredTexts(torch.zeros(3, dtype=torch.uint8), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("words", ["dog", "ser ", "häuser", "ss", "k", "\udcff", "nothing has this", ""])
+def test_texts_that_contain_others(words):
+    # Folding a letter may make two of it, or one of another alphabet.
+    texts = [*TEXTS, "Straße", "\N{KELVIN SIGN}", *["filler"] * 5000, "A DOG", ""]
+    expected = [words in text.casefold() for text in texts]
+    assert StoredTexts.of(texts).containing(words).tolist() == expected
+    assert StoredTexts.of([]).containing(words).tolist() == []

@@ -19,6 +19,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from ask_lightning import ASKModule
+from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import (
     AUDIO,
     WIDTH,
@@ -29,6 +31,7 @@ from tests.helpers.clients import (
     make_trainer,
     wrap,
 )
+from tests.helpers.deepspeed_strategy import DeepSpeedAnywhere
 from tests.helpers.distributed_run import PairData
 
 EPOCHS, T, STEPS = 3, 2, 3
@@ -134,6 +137,8 @@ class FSDPAnywhere(FSDPStrategy):
 
 
 def strategy_of(kind: str, size: int, *, single_file: bool = True):
+    if kind.startswith("deepspeed"):
+        return DeepSpeedAnywhere(stage=int(kind[-1]))
     if kind == "fsdp2":
         return ModelParallelStrategy(size, 1, save_distributed_checkpoint=not single_file)
     if kind in ("fsdp", "fsdp_grad_op"):
@@ -182,8 +187,9 @@ def fit(
     rows: int = 51,
     normed: bool = False,
     single_file: bool = True,
-    loss: dict | None = None,
+    loss: dict | RetrievalLoss | None = None,
     options: dict | None = None,
+    data: type[PairData] = ValidatedPairs,
     accelerator: str = "cpu",
     extra: tuple[pl.Callback, ...] = (),
     **settings,
@@ -206,8 +212,11 @@ def fit(
     with run.init_module(empty_init=True) if client is MetaTowers else nullcontext():
         model = client()
     model.audio_encoder[1].train(normed)  # the statistics of a batch are those of a rank
-    module = wrap(model, {"gather": True, "temperature": tau} | (loss or {}), **(options or {}))
-    run.fit(module, datamodule=ValidatedPairs(8), ckpt_path=resume)
+    if isinstance(loss, RetrievalLoss):
+        module = ASKModule(model, loss, **(options or {}))
+    else:
+        module = wrap(model, {"gather": True, "temperature": tau} | (loss or {}), **(options or {}))
+    run.fit(module, datamodule=data(8), ckpt_path=resume)
     return {
         "losses": watcher.losses,
         "knowledge": watcher.knowledge,

@@ -387,3 +387,18 @@ def test_callables_are_asked_for_again(tmp_path):
         ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Listener())
     again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", Listener(), audio=listen)
     assert_same_weights(again, module)
+
+
+def test_directory_of_deepspeed(tmp_path):
+    """As DeepSpeed writes it; `tests/distributed/test_deepspeed.py` has real ones."""
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    module = wrap(PlainTowers())
+    run.fit(module, make_loader())
+    run.save_checkpoint(tmp_path / "file.ckpt")
+    checkpoint = torch.load(tmp_path / "file.ckpt", weights_only=True)
+    states = {"module": checkpoint.pop("state_dict"), "optimizer": checkpoint.pop("optimizer_states")}
+    (tmp_path / "last.ckpt" / "checkpoint").mkdir(parents=True)
+    torch.save(checkpoint | states, tmp_path / "last.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt")
+    loaded = ASKModule.load_from_checkpoint(tmp_path / "last.ckpt", PlainTowers())
+    assert_same_weights(loaded.model, module.model)
+    assert loaded.loss.options == module.loss.options

@@ -180,7 +180,9 @@ def test_manual_optimisation_that_a_hook_switches_on(hook):
 
 def unsupported_strategies():
     # Their constructors need packages.
-    yield DeepSpeedStrategy.__new__(DeepSpeedStrategy), r"`strategy=\"auto\"`"
+    deepspeed = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
+    deepspeed.config = {"zero_optimization": {"stage": 3}}
+    yield deepspeed, r"with stage 3 of ZeRO.*DeepSpeedStrategy\(stage=2\).*divide the model by FSDP2"
     yield XLAStrategy.__new__(XLAStrategy), r"`accelerator=\"gpu\"`"
     yield SingleDeviceXLAStrategy.__new__(SingleDeviceXLAStrategy), r"`accelerator=\"gpu\"`"
 

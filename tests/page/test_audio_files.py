@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from ask_lightning.page.audio_files import find_audio_files, playable_sound
+from tests.helpers.media_files import write_media
 
 
 def touch(folder, *names):
@@ -62,3 +63,16 @@ def test_what_browsers_do_not_play_becomes_wav(tmp_path):
     read, rate = soundfile.read(io.BytesIO(content))
     assert rate == 8000
     np.testing.assert_allclose(read, samples, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "codec", "picture"), [("a.m4a", "aac", False), ("a.mp4", "aac", True)])
+def test_sound_tracks_are_found_and_become_wav(tmp_path, name, codec, picture):
+    pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
+    path = write_media(tmp_path / name, 0.5 * np.sin(np.arange(8000) / 5), 16000, codec, picture=picture)
+    assert found(tmp_path, f"file:{name}", name) == name
+    content, media_type = playable_sound(path)
+    assert media_type == "audio/wav"
+    read, rate = soundfile.read(io.BytesIO(content))
+    assert rate == 16000
+    assert len(read) >= 8000
+    assert np.abs(read).max() > 0.3

@@ -1,5 +1,6 @@
 """What a query finds, and what of it is shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_words_are_told_to_a_search_that_does_not_find_all():
         collection = make_collection([None] * 4, refinement)
         answer = answer_query(collection, "high tone", refined, "humming")
         assert [match.row for match in answer.matches] == rows
+
+
+def test_words_are_told_to_a_collection_that_finds_the_best_alone():
+    for finds_all, rows in ((True, [1, 0, 2, 3]), (False, [0])):
+        collection = replace(make_collection([None] * 4), finds_all=finds_all)
+        answer = answer_query(collection, "high tone", words="humming")
+        assert [match.row for match in answer.matches] == rows
+        assert answer.finds_all is finds_all
 
 
 def test_a_missing_package_is_a_problem():

@@ -322,8 +322,8 @@ def test_by_keyboard_from_the_first_link_to_a_sound_and_the_map(page):
 def test_a_switch_that_searches_within_the_words(page_of_tokens):
     page = page_of_tokens
     page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
-    page.wait_for_text("#answer .status", "4 of 4 clips for “high tone”, best first by score of Late")
+    page.wait_for_text("#answer .status", "4 clips for “high tone”, best first by score of Late")
     page.one("#words textarea, #words input").send_keys("humming")
-    page.wait_for_text("#answer .status", "1 of 1 clip for “high tone”, best first by score of Late")
+    page.wait_for_text("#answer .status", "1 clip for “high tone”, best first by score of Late")
     page.one("#refined input").click()
     page.wait_for_text("#answer .status", "1 of 4 clips for “high tone”, best first by cosine")

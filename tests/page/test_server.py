@@ -2,7 +2,11 @@
 
 import io
 import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -179,3 +183,34 @@ def test_m4a_is_played_where_pyav_is_installed(tmp_path, monkeypatch):
             assert refused.status_code == 422
             assert 'pip install "ask-lightning[media]"' in refused.text
         assert 'pip install "ask-lightning[media]"' in answer_query(collection, tone).problem
+
+
+SERVED = """
+import contextlib, signal
+from ask_lightning.page import listen, serve_collection
+from tests.page.clips import make_collection
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with listen("127.0.0.1", 0) as listening:
+    print(listening.getsockname()[1], flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_collection(make_collection([None] * 4), listening, "127.0.0.1")
+"""
+
+
+@pytest.mark.slow
+def test_the_end_is_quiet_although_a_browser_shows_the_page():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    root = Path(__file__).parents[2]  # of `tests`
+    with subprocess.Popen([sys.executable, "-c", SERVED], cwd=root, **pipes) as process:
+        try:
+            address = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            # By this a page hears that its server lives.
+            with urlopen(f"{address}/gradio_api/heartbeat/abc", timeout=60) as heartbeat:
+                heartbeat.read(1)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "Traceback" not in said, said
+    assert "ERROR" not in said, said

@@ -1,6 +1,9 @@
 """A package that is missing is asked for by its extra and its purpose."""
 
+import importlib
 import sys
+import threading
+import time
 
 import pytest
 
@@ -37,3 +40,25 @@ def test_a_package_that_does_not_load(monkeypatch, failure):
     monkeypatch.setattr("ask_lightning.utilities.optional_imports.importlib.import_module", load)
     with pytest.raises(ImportError, match=f"`soundfile` is needed .*{failure}"):
         import_optional("soundfile")
+
+
+def test_threads_import_one_after_another(monkeypatch):
+    importing, most = [], []
+
+    def slow(name):
+        importing.append(name)
+        most.append(len(importing))
+        time.sleep(0.02)
+        if name == "torchaudio":  # which may import one itself
+            import_optional("soundfile")
+        importing.remove(name)
+
+    monkeypatch.setattr(importlib, "import_module", slow)
+    names = ["matplotlib.image", "torchaudio", "torchaudio.functional", "av"]
+    threads = [threading.Thread(target=import_optional, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+    assert sorted(most) == [1, 1, 1, 1, 2]

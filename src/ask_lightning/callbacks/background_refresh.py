@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision, Precision
 
 from ask_lightning.encoding.background import BackgroundEncoder
 from ask_lightning.encoding.encode import Encoded, assemble, require_equal_weights
@@ -149,7 +149,7 @@ def check_background(trainer: pl.Trainer) -> None:
             "`in_background` out."
         )
     plugin = trainer.precision_plugin
-    if not (type(plugin) is Precision or isinstance(plugin, MixedPrecision)):
+    if not (type(plugin) is Precision or isinstance(plugin, MixedPrecision | DeepSpeedPrecision)):
         raise RuntimeError(
             "KnowledgeRefreshCallback(in_background=True) encodes while a training step runs, but "
             f'precision="{plugin.precision}" changes the default dtype or other state that all threads '

@@ -39,11 +39,11 @@ from ask_lightning.callbacks.snapshots import (
 from ask_lightning.callbacks.step_embeddings import StepRecorder, stored_embeddings, write_back
 from ask_lightning.encoding.compatibility import (
     check_finders,
-    check_gradients,
     check_trainer,
     warn_of_single_pair,
 )
 from ask_lightning.encoding.encode import encode_source
+from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
@@ -240,7 +240,7 @@ class KnowledgeRefreshCallback(Callback):
         self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
         self.num_encoded = self._num_written = self._num_steps = 0
         self._told_search: str | None = None
-        self._warned_of_collapse = self._checked_gradients = False
+        self._warned_of_collapse, self._gradient_check = False, GradientCheck()
         self._reader.restart()
 
     @property
@@ -317,6 +317,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
         check_borrowed_parameters(trainer, pl_module, self.target.loss)
+        self._gradient_check.start(trainer, pl_module)
         warn_of_inexact_resume(trainer)
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
@@ -567,8 +568,7 @@ class KnowledgeRefreshCallback(Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
         average_whole_gradients(trainer, pl_module)
-        if not self._checked_gradients:
-            self._checked_gradients = check_gradients(trainer, pl_module)
+        self._gradient_check.after_backward(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -27,11 +27,10 @@ from ask_lightning.knowledge.snapshot_file import (
     snapshot_paths,
 )
 from ask_lightning.utilities.atomic_files import TEMPORARY
+from ask_lightning.utilities.checkpoint_directory import common_file
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
-# File with all but weights and optimisers in a checkpoint that is a directory (FSDP2, FSDP).
-_OF_ALL_RANKS = "meta.pt"
 # A temporary file that has not been written to for so long was left by a process that was killed.
 _ABANDONED_SECONDS = 3600.0
 # So many superseded snapshots are worth a word where nothing removes them.
@@ -283,11 +282,7 @@ class SnapshotCollector:
                 with suppress(FileNotFoundError):
                     unreadable_since = max(unreadable_since, file.stat().st_mtime)
                 self._warn_of_unreadable(file, error)
-        self._contents = {
-            key: content
-            for key, content in self._contents.items()
-            if key[0] in files or key[0].parent in files
-        }
+        self._contents = {key: content for key, content in self._contents.items() if key[0] in files}
         return contents, unreadable_since
 
     def _warn_of_unreadable(self, checkpoint: Path, error: Exception) -> None:
@@ -302,12 +297,15 @@ class SnapshotCollector:
 
     def _content(self, checkpoint: Path) -> bytes:
         """The bytes of a checkpoint in which snapshot names can occur; nothing in it is unpickled."""
-        if checkpoint.is_dir():  # each rank has written its part of the model, and one of them the rest
-            checkpoint = checkpoint / _OF_ALL_RANKS
-        state = checkpoint.stat()
+        file: Path | None = checkpoint
+        if checkpoint.is_dir():
+            file = common_file(checkpoint)
+        if file is None:  # a rank was killed while it wrote, and nobody can resume from it
+            raise FileNotFoundError(checkpoint)
+        state = file.stat()
         key = (checkpoint, state.st_mtime_ns, state.st_size)
         if key not in self._contents:
-            with zipfile.ZipFile(checkpoint) as archive:
+            with zipfile.ZipFile(file) as archive:
                 (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
                 content = archive.read(name)
             # Of a large checkpoint only the end that can name snapshots is kept in memory.

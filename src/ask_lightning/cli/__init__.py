@@ -58,6 +58,8 @@ COMMANDS = (
 _HELP_FLAGS = ("-h", "--help")
 # Their flags are those of LightningCLI.
 _OF_LIGHTNING = ("fit", "validate", "test", "predict", "encode")
+# Of which a part is of no use; `fit`, `transfer`, `encode` and `predict` say themselves what they keep.
+_KEEPING_NOTHING = ("validate", "test", "search", "export", "inspect")
 _WITH_DATA = (*_OF_LIGHTNING, "inspect")
 # The exit statuses that shells give after Ctrl-C and SIGTERM.
 _INTERRUPTED = 130
@@ -74,18 +76,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success, 2 after an error in the command line or in what it names, 1 after another error that
         the user can mend, 130 after Ctrl-C, 143 after SIGTERM. Other errors are raised.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+        return _main(given)
     except KeyboardInterrupt:
+        _say_how_to_go_on(given)
         return _INTERRUPTED
     except SystemExit as end:
         # Lightning ends the process this way after Ctrl-C, and after SIGTERM as if it had succeeded.
         if isinstance(end.__context__, KeyboardInterrupt):
+            _say_how_to_go_on(given)
             return _INTERRUPTED
         if type(end).__name__ == "SIGTERMException":
             print("ask-lightning: ended by SIGTERM", file=sys.stderr)
             return _TERMINATED
         raise
+
+
+def _say_how_to_go_on(arguments: Sequence[str]) -> None:
+    """Say after Ctrl-C what the same command does, where the command has not said so itself."""
+    command = arguments[0]
+    if command in _KEEPING_NOTHING:
+        print(f"ask-lightning: {command} was ended by Ctrl-C; the same command begins anew.", file=sys.stderr)
+    elif command == "reproduce":
+        print(
+            "ask-lightning: ended by Ctrl-C; the same command goes on after the finished runs.",
+            file=sys.stderr,
+        )
 
 
 def _main(arguments: list[str]) -> int:

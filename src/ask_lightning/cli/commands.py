@@ -104,27 +104,43 @@ def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str
 
 def _say_what_is_next(command: str, options: RunOptions, cli: RetrievalCLI) -> None:
     """Say where things are, and the next command."""
+    trainer = cli.trainer
+    assert isinstance(trainer, RetrievalTrainer)
+    if command in ("encode", "predict"):
+        if trainer.encoded_file is not None:
+            _print_in_order(_searches(str(trainer.encoded_file), command, cli))
+        return
     said = repeated_flags(options)
-    own = isinstance(cli.datamodule, FolderData)
+    next_ones = []
+    weights = str(options.checkpoint)
     if command == "fit":
+        run = Path(trainer.default_root_dir)
+        # Without validation there is no best epoch.
+        weights = "best" if (run / "checkpoints" / "best.ckpt").is_file() else "last"
+        print(f"The run is in {run}, its {weights} epoch in checkpoints/{weights}.ckpt.", file=sys.stderr)
         tested = "test" if "test" in getattr(cli.datamodule, "datasets", ()) else "validate"
-        print(
-            f"The run is in {cli.trainer.default_root_dir}, its best epoch in checkpoints/best.ckpt.",
-            file=sys.stderr,
-        )
-        print(f"Next: ask-lightning {tested} {said} --ckpt_path best", file=sys.stderr)
-    if command in ("fit", "test") and (command == "fit" or options.checkpoint):
-        split = "all" if own else "test"
-        best = (
-            " --ckpt_path best"
-            if command == "fit"
-            else f" --ckpt_path {shlex.quote(str(options.checkpoint))}"
-        )
-        print(
-            f"Then: ask-lightning encode {said}{best} --split {split} --output sounds.safetensors\n"
-            '      ask-lightning search sounds.safetensors --text "a dog barks"',
-            file=sys.stderr,
-        )
+        next_ones.append(f"{tested} {said} --ckpt_path {weights}")
+    if command == "fit" or options.checkpoint:
+        split = "all" if isinstance(cli.datamodule, FolderData) else "test"
+        given = f"{said} --ckpt_path {shlex.quote(weights)}"
+        next_ones.append(f"encode {given} --split {split} --output sounds.safetensors")
+        next_ones += _searches("sounds.safetensors", command, cli)
+    _print_in_order(next_ones)
+
+
+def _searches(file: str, command: str, cli: RetrievalCLI) -> list[str]:
+    """Commands that search an encoded file."""
+    searches = [f'search {shlex.quote(file)} --text "a dog barks"']
+    data = cli.config[command].get("data") or {}
+    if root := (data.get("init_args") or {}).get("root"):
+        searches.append(f"serve {shlex.quote(file)} --audio {shlex.quote(str(root))}")
+    return searches
+
+
+def _print_in_order(commands: Sequence[str]) -> None:
+    """Print commands that come one after another."""
+    for number, command in enumerate(commands):
+        print(f"{'Then: ' if number else 'Next: '}ask-lightning {command}", file=sys.stderr)
 
 
 def _silence_warnings() -> None:

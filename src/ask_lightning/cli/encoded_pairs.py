@@ -90,6 +90,15 @@ class EncodedPairs:
         found: list[int] = order[start : int(ends[row])].tolist()
         return found
 
+    def clip_and_captions(self, side: Side, row: int) -> tuple[int, list[int]]:
+        """The rows of a clip and all its captions, or of a caption's clip and that caption.
+
+        Args:
+            side: `"audio"`: the row is that of a clip. `"text"`: it is that of a caption.
+            row: The row.
+        """
+        return (row, self.captions_of(row)) if side == "audio" else (int(self.clip_of[row]), [row])
+
     @cached_property
     def _captions_by_clip(self) -> tuple[Tensor, Tensor]:
         """The rows of the captions `(P,)` clip by clip, and where those of each clip end, `(N,)`."""

@@ -21,8 +21,8 @@ from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.models import from_pretrained, save_pretrained
 from ask_lightning.models.exported import CALIBRATION_FILE
+from ask_lightning.models.hub import upload_folder
 from ask_lightning.models.stored_calibration import calibration_fingerprint
-from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.weights import weights_fingerprint
 
 # Of the checkpoints of a run, the first that is there.
@@ -237,18 +237,9 @@ def _write(
 
 
 def _push(folder: Path, repository: str, *, private: bool) -> None:
-    """Upload a folder to a repository of the Hugging Face hub, which is made if it does not exist."""
-    hub = import_optional("huggingface_hub")
-    api = hub.HfApi()
+    """Upload the exported model."""
     try:
-        created = api.create_repo(repository, private=private or None, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload a model of ask-lightning"
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"{folder} is written, but was not uploaded to {repository!r} ({reason}). Log in by `hf auth "
-            f"login`, or set HF_TOKEN; then `hf upload {repository} {folder}` goes on."
-        ) from error
-    print(f"It is uploaded: {created}")
+        address = upload_folder(folder, repository, private=private)
+    except OSError as error:
+        raise UsageError(f"{error} Then `hf upload {repository} {folder}` goes on.") from error
+    print(f"It is uploaded: {address}")

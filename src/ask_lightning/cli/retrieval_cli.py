@@ -88,11 +88,13 @@ class RetrievalTrainer(pl.Trainer):
             command line sets it.
         calibration: Kind and parameters of calibrated search in the last test, or None.
         calibration_bank: The training pairs that calibrated it, or None.
+        encoded_file: Path of the file that the last `encode` has written, or None.
     """
 
     model_section: dict[str, Any] | None = None
     calibration: Calibration | None = None
     calibration_bank: QueryBank | None = None
+    encoded_file: Path | None = None
 
     def test(  # type: ignore[override]  # which has more arguments by position
         self,
@@ -265,6 +267,7 @@ class RetrievalTrainer(pl.Trainer):
                     if calibrate:
                         report = pairs.calibrate(training=encoded["train"], validation=encoded["val"])
                     pairs.save(path)
+                    self.encoded_file = path
                     for encoder in encoders.values():
                         encoder.parts.remove()
                     print(f"{len(pairs.names)} clips and {len(pairs.captions)} captions are in {path}.")

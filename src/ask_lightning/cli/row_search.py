@@ -1,8 +1,7 @@
 """The best rows of an encoded file for a query. Axes: `N` rows of a side, `d` width, `n` candidates."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +13,23 @@ CALIBRATED_CANDIDATES = 1000
 """Number of best rows by cosine among which an index finds the best calibrated ones (docs/benchmarks.md)."""
 
 _CANDIDATES = 100
-# Of an index as many rows are asked at most; a filter that passes fewer compares all rows.
-_MOST_OF_AN_INDEX = 10_000
+# So many of the best rows are examined by a filter one by one, and asked of an index; if too few pass,
+# all that pass are looked for.
+_MOST_EXAMINED = 10_000
 _GROWTH = 8
 _VALUES_AT_ONCE = 1 << 20
+
+
+class RowFilter(Protocol):
+    """Tells which rows may be found."""
+
+    def __call__(self, row: int) -> bool:
+        """Whether a row may be found."""
+        ...
+
+    def rows(self) -> Tensor:
+        """All rows that may be found, rising, `(n,)` int64."""
+        ...
 
 
 class RankedRows(NamedTuple):
@@ -57,7 +69,7 @@ def best_rows(
     count: int,
     *,
     index: Search | None = None,
-    passes: Callable[[int], bool] | None = None,
+    passes: RowFilter | None = None,
 ) -> RankedRows:
     """Find the best rows of a side for a query.
 
@@ -70,8 +82,7 @@ def best_rows(
         query: Unit vector `(d,)`, float32.
         count: Number of rows to find, at least 1.
         index: Search by an index. None: all rows are compared.
-        passes: Function that tells of the number of a row whether it may be found. None: all may. Where it
-            passes few of the best rows, all are compared.
+        passes: Filter of the rows. None: all may be found. Where few of the best rows pass, all are compared.
 
     Returns:
         As many rows as there are, at most `count`.
@@ -80,11 +91,10 @@ def best_rows(
     all_scores: tuple[Tensor, Tensor] | None = None
     number = min(count, total)
     while True:
-        if index is not None and number <= _MOST_OF_AN_INDEX and number < total:
+        if index is not None and number <= _MOST_EXAMINED and number < total:
             ranked = _ranked_by_index(pairs, side, query, number, index)
         else:
-            if all_scores is None:
-                all_scores = _score_all(pairs, side, query)
+            all_scores = all_scores or _score_all(pairs, side, query)
             scores, cosines = all_scores
             rows = stable_topk(scores[None], number)[0]
             ranked = RankedRows(scores[rows], cosines[rows], rows).best(number)
@@ -94,6 +104,11 @@ def best_rows(
         if len(kept) == count or number == total:
             return ranked.take(kept)
         number = min(total, _GROWTH * number)
+        if number > _MOST_EXAMINED:
+            break
+    scores, cosines = all_scores or _score_all(pairs, side, query)
+    rows = passes.rows()
+    return RankedRows(scores[rows], cosines[rows], rows).best(count)
 
 
 def _ranked_by_index(

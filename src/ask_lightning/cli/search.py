@@ -3,7 +3,7 @@
 import json
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ask_lightning.cli.retrieval_cli import load_class, make_model
 from ask_lightning.cli.row_search import best_rows
 from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
 from ask_lightning.cli.search_index import choose_index
+from ask_lightning.cli.word_filter import WordFilter
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
@@ -262,26 +263,15 @@ def find_hits(
     """
     side: Side = "audio" if isinstance(query, str) else "text"
     encoded = _encode_text(model, pairs, query) if isinstance(query, str) else _hear(model, pairs, query)
-    wanted = contains.strip().casefold()
-
-    def passes(row: int) -> bool:
-        clip, captions = _clip_and_captions(pairs, side, row)
-        texts = (pairs.names[clip], *pairs.files[clip : clip + 1], *(pairs.captions[one] for one in captions))
-        return any(wanted in words.casefold() for words in texts)
-
-    best = _best_hits(model, pairs, side, encoded, top, rerank, index, passes if wanted else None)
+    passes = WordFilter(pairs, side, contains) if contains.strip() else None
+    best = _best_hits(model, pairs, side, encoded, top, rerank, index, passes)
     hits = []
     for score, cosine, row in best:
         if lowest is None or score >= lowest:
-            clip, captions = _clip_and_captions(pairs, side, row)
+            clip, captions = pairs.clip_and_captions(side, row)
             caption = pairs.captions[captions[0]] if captions else ""
             hits.append(Hit(score, cosine, pairs.names[clip], caption, clip))
     return hits
-
-
-def _clip_and_captions(pairs: EncodedPairs, side: Side, row: int) -> tuple[int, list[int]]:
-    """The rows of a found clip and all its captions, or of a found caption's clip and that caption."""
-    return (row, pairs.captions_of(row)) if side == "audio" else (int(pairs.clip_of[row]), [row])
 
 
 def _encode_text(model: Any, pairs: EncodedPairs, text: str) -> Embeddings:
@@ -326,7 +316,7 @@ def _best_hits(
     top: int,
     rerank: int,
     index: Search | None,
-    passes: Callable[[int], bool] | None,
+    passes: WordFilter | None,
 ) -> list[tuple[float, float, int]]:
     """Score, cosine and number of the rows of a side with the highest scores, best first."""
     rows = getattr(pairs, side)

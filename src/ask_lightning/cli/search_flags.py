@@ -43,13 +43,7 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
         "--raw", action="store_true", help="sort by cosine, even if the file is calibrated or holds tokens"
     )
     _add_rerank(parser, ", at least --top")
-    parser.add_argument(
-        "--index",
-        default="auto",
-        help="what finds the hits: exact compares all; ivf, hnsw or a Faiss factory string is an index, "
-        "built once and kept beside the file, that may miss some; auto (default) compares all unless there "
-        "are millions or an index is there",
-    )
+    _add_index(parser)
     parser.add_argument(
         "--contains", default="", metavar="TEXT", help="only hits whose caption, name or file contains this"
     )
@@ -64,6 +58,16 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
         raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
     _check_rerank(options)
     return options
+
+
+def _add_index(parser: FlagParser) -> None:
+    parser.add_argument(
+        "--index",
+        default="auto",
+        help="what finds the hits: exact compares all; ivf, hnsw or a Faiss factory string is an index, "
+        "built once and kept beside the file, that may miss some; auto (default) compares all unless there "
+        "are millions or an index is there",
+    )
 
 
 def _add_rerank(parser: FlagParser, at_least: str) -> None:
@@ -104,6 +108,7 @@ def parse_serve_flags(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("encoded", type=Path, help="a file that `ask-lightning encode` wrote")
     parser.add_argument("--audio", type=Path, required=True, help="folder of the clips' audio files")
     _add_rerank(parser, "")
+    _add_index(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
     parser.add_argument(

@@ -78,7 +78,7 @@ def choose_index(path: Path, pairs: EncodedPairs, side: Side, name: str) -> Chos
         kept = [one for one in ("hnsw", "ivf") if StoredIndex(path, side, one).is_of(pairs)]
         chosen = kept[0] if kept else "ivf" if len(rows) > COMPARED_BY_AUTO else "exact"
     if chosen == "exact":
-        return ChosenIndex(chosen, None, f"All {what} were compared with the query.")
+        return ChosenIndex(chosen, None, f"All {what} are compared with a query.")
     stored = StoredIndex(path, side, chosen)
     try:
         search = stored.load(pairs) or stored.build(pairs, what)
@@ -86,7 +86,7 @@ def choose_index(path: Path, pairs: EncodedPairs, side: Side, name: str) -> Chos
         remedy = f" `--index` has to be {', '.join(_NAMED)} or a Faiss factory string."
         raise UsageError(str(error) + remedy) from error
     where = stored.path.name if stored.path.exists() else "memory"
-    said = f"The {what} were searched by the index {chosen} ({where}), which may miss some; `--index exact` "
+    said = f"The {what} are searched by the index {chosen} ({where}), which may miss some; `--index exact` "
     return ChosenIndex(chosen, search, said + "compares all.")
 
 

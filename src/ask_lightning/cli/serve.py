@@ -1,11 +1,12 @@
 """`ask-lightning serve`: a local page on which the clips of an encoded file are searched and heard."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, overload
 
-from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.search import (
     calibrate_by_model,
@@ -14,10 +15,12 @@ from ask_lightning.cli.search import (
     num_reranked,
 )
 from ask_lightning.cli.search_flags import parse_serve_flags
+from ask_lightning.cli.search_index import ChosenIndex, choose_index
 from ask_lightning.data.caption_style import style_caption
 from ask_lightning.data.clips import abbreviate
 from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.page import (
+    MOST_SHOWN,
     Collection,
     Match,
     QueryError,
@@ -28,6 +31,9 @@ from ask_lightning.page import (
     serve_collection,
 )
 from ask_lightning.utilities.optional_imports import import_optional
+
+RANKED_AS_A_WHOLE = 10_000
+"""Number of clips, and of captions, up to which all are ranked and filters choose among them."""
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -51,7 +57,13 @@ def serve(arguments: Sequence[str]) -> None:
         model = load_model(pairs, options.ckpt_path)
         calibrate_by_model(pairs, model, options.ckpt_path)
         rerank = num_reranked(model, pairs, options.rerank)
-        collection = make_collection(model, pairs, options.audio, options.encoded.name, rerank=rerank)
+        sides: tuple[Side, ...] = get_args(Side)
+        indexes = {side: choose_index(options.encoded, pairs, side, options.index) for side in sides}
+        for chosen in indexes.values():
+            print(chosen.said, file=sys.stderr)
+        collection = make_collection(
+            model, pairs, options.audio, options.encoded.name, rerank=rerank, indexes=indexes
+        )
     try:
         with listen(options.host, options.port) as listening:
             host, port = listening.getsockname()[:2]
@@ -68,7 +80,13 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 def make_collection(
-    model: Any, pairs: EncodedPairs, folder: Path, title: str, *, rerank: int = 0
+    model: Any,
+    pairs: EncodedPairs,
+    folder: Path,
+    title: str,
+    *,
+    rerank: int = 0,
+    indexes: Mapping[Side, ChosenIndex] | None = None,
 ) -> Collection:
     """Make what the page shows of an encoded file; says which clips cannot be heard.
 
@@ -79,6 +97,7 @@ def make_collection(
         title: Name of the file.
         rerank: Number of best clips by cosine that are sorted by the model's interaction, if it has one and
             there are tokens. 0: none.
+        indexes: What searches the clips and the captions. None: all are compared.
 
     Returns:
         The clips, with searches by the model.
@@ -100,20 +119,24 @@ def make_collection(
             f"{len(missing)} of {len(pairs.names)} clips have no file of their own in {folder} and cannot be "
             f"heard{several}: {abbreviate(missing)}."
         )
-    captions: list[list[str]] = [[] for _ in pairs.names]
-    for row, caption in zip(pairs.clip_of.tolist(), pairs.captions, strict=True):
-        captions[row].append(caption)
+    searches = {side: chosen.search for side, chosen in (indexes or {}).items()}
+    by_index = [chosen.name for chosen in (indexes or {}).values() if chosen.search is not None]
+    ranks_all = not by_index and max(len(pairs.names), len(pairs.captions)) <= RANKED_AS_A_WHOLE
     by_cosine = replace(pairs, calibration=None)
     # Captions that are compared with a sound: those of as many clips as are compared with a text.
     captions_compared = -(-rerank * len(pairs.captions) // len(pairs.names))
+    # So many captions are of as many clips as can be shown.
+    captions_shown = MOST_SHOWN * int(pairs.clip_of.bincount().max()) if len(pairs.captions) else 0
 
     def by_text(text: str, refined: bool, words: str) -> list[Match]:
         if not style_caption(text, pairs.caption_style).strip():
             raise QueryError(f"A query has to hold words, but “{text}” has none.")
-        return answered(text, refined, words, len(pairs.names), rerank)
+        return answered(text, refined, words, len(pairs.names) if ranks_all else MOST_SHOWN, rerank)
 
     def by_sound(path: Path, refined: bool, words: str) -> list[Match]:
-        return answered(path, refined, words, len(pairs.captions), captions_compared)
+        return answered(
+            path, refined, words, len(pairs.captions) if ranks_all else captions_shown, captions_compared
+        )
 
     def answered(query: str | Path, refined: bool, words: str, total: int, compared: int) -> list[Match]:
         # What is not among the best by cosine is not compared by tokens, and has no such score.
@@ -125,6 +148,7 @@ def make_collection(
                 query,
                 compared or total,
                 rerank=compared,
+                index=searches.get("audio" if isinstance(query, str) else "text"),
                 contains=words,
             )
         except UsageError as error:
@@ -132,24 +156,48 @@ def make_collection(
         return [Match(hit.row, hit.score, hit.cosine, hit.caption) for hit in hits]
 
     count = f"{len(pairs.names):,} clips" if len(pairs.names) > 1 else "1 clip"
+    how = f", searched by the index {' and '.join(dict.fromkeys(by_index))}" if by_index else ""
     return Collection(
-        title=f"{count} of {title}, encoded by {type(model).__name__}",
+        title=f"{count} of {title}, encoded by {type(model).__name__}{how}",
         names=pairs.names,
-        captions=captions,
+        captions=_CaptionsOfClips(pairs),
         files=found.paths,
         embeddings=pairs.audio,
         by_text=by_text,
         by_sound=by_sound,
-        refinement=_refinement(model, pairs, rerank),
+        refinement=_refinement(model, pairs, rerank, ranks_all),
+        finds_all=ranks_all,
     )
 
 
-def _refinement(model: Any, pairs: EncodedPairs, rerank: int) -> Refinement | None:
+class _CaptionsOfClips(Sequence[list[str]]):
+    """The captions of each clip, which are read when they are asked for."""
+
+    def __init__(self, pairs: EncodedPairs) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs.names)
+
+    @overload
+    def __getitem__(self, row: int) -> list[str]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[list[str]]: ...
+
+    def __getitem__(self, row: int | slice) -> list[str] | list[list[str]]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        return [self._pairs.captions[caption] for caption in self._pairs.captions_of(range(len(self))[row])]
+
+
+def _refinement(model: Any, pairs: EncodedPairs, rerank: int, ranks_all: bool) -> Refinement | None:
     """What sorts the clips better than the cosine: frames and words, or a calibration."""
     if rerank:
         interaction = type(find_interaction(model)).__name__
         explanation = f"The {rerank} best clips by cosine, sorted by {interaction}"
         return Refinement("Compare frames and words", explanation, f"score of {interaction}", finds_all=False)
     if pairs.calibration is not None:
-        return Refinement("Calibrated scores", str(pairs.calibration.calibration), "calibrated score")
+        kind = str(pairs.calibration.calibration)
+        return Refinement("Calibrated scores", kind, "calibrated score", finds_all=ranks_all)
     return None

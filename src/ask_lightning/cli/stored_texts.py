@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 16
+_SCANNED = 1 << 10
 # What is no Unicode, such as a file name of another encoding, comes back as it was.
 _ENCODING = ("utf-8", "surrogatepass")
 
@@ -71,6 +72,28 @@ class StoredTexts(Sequence[str]):
             for end in block.tolist():
                 yield self._decode(start, end)
                 start = end
+
+    def containing(self, words: str) -> Tensor:
+        """Which texts contain others, whatever the case.
+
+        Args:
+            words: What is looked for, casefolded.
+
+        Returns:
+            `(n,)` bool.
+        """
+        found = torch.zeros(len(self), dtype=torch.bool)
+        start = first = 0
+        for block in self.ends.split(_SCANNED):
+            if not (ends := block.tolist()):  # the one block of no texts
+                break
+            # Most blocks do not contain rare words, and are decoded as a whole.
+            if words in self._decode(start, ends[-1]).casefold():
+                for row, end in enumerate(ends, first):
+                    found[row] = words in self._decode(start, end).casefold()
+                    start = end
+            start, first = ends[-1], first + len(ends)
+        return found
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):

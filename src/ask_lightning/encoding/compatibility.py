@@ -10,7 +10,6 @@ from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning.encoding.sharding import SHARDING_STRATEGIES, is_sharded
@@ -59,8 +58,8 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
 
     Raises:
         TypeError: The trainer is one of the `pytorch_lightning` package.
-        RuntimeError: The model optimises manually, the strategy is DeepSpeed, divides tensors or is none of
-            DDP, FSDP2 and FSDP for several processes, or the device is an XLA device.
+        RuntimeError: The model optimises manually, the strategy divides tensors or, by DeepSpeed, parameters,
+            or is none of DDP, FSDP2, FSDP and DeepSpeed for several processes, or the device is an XLA one.
     """
     if not isinstance(trainer, pl.Trainer):
         raise TypeError(
@@ -69,11 +68,7 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
         )
     check_optimization(module)
     if isinstance(trainer.strategy, DeepSpeedStrategy):
-        raise RuntimeError(
-            "ASK does not support DeepSpeedStrategy: it has never run with it. Use FSDP2, `strategy="
-            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`, or FSDP, "
-            '`strategy="fsdp"`, to divide a model, else `strategy="ddp"`, or `strategy="auto"` on one device.'
-        )
+        _check_zero_stage(trainer.strategy)
     if isinstance(trainer.strategy, ModelParallelStrategy):
         _check_mesh(trainer.strategy)
     if isinstance(trainer.strategy, _XLA):
@@ -101,6 +96,18 @@ def check_optimization(module: pl.LightningModule) -> None:
         raise RuntimeError(
             "ASK does not support manual optimization, in which the model calls `backward` on its own loss. "
             "Set `automatic_optimization = True`, and return the loss from `training_step`."
+        )
+
+
+def _check_zero_stage(strategy: DeepSpeedStrategy) -> None:
+    """Refuse the stage of ZeRO that divides parameters; the others divide gradients and optimiser states."""
+    if strategy.zero_stage_3:
+        raise RuntimeError(
+            "ASK does not support DeepSpeedStrategy with stage 3 of ZeRO, which leaves each rank a part of "
+            "every parameter, while a refresh encodes with whole ones. Stages 0 to 2 keep them whole: "
+            "DeepSpeedStrategy(stage=2). Where they do not fit on a device, divide the model by FSDP2, "
+            "`strategy=ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`, or FSDP, "
+            '`strategy="fsdp"`.'
         )
 
 
@@ -143,51 +150,6 @@ def check_sharding(trainer: pl.Trainer, loss: RetrievalLoss, chunk_size: int | N
             "the model, and a model that is divided cannot be copied. Use CrossBatchMemoryLoss, whose "
             'negatives come from earlier batches too, or `strategy="ddp"`.'
         )
-
-
-def check_gradients(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-    """Point at parameters without a gradient; under DDP the next step would fail with an obscure error.
-
-    Args:
-        trainer: Trainer after a backward pass.
-        module: Module that it trains.
-
-    Returns:
-        Whether the check is complete. It is not while gradients are still being accumulated.
-
-    Raises:
-        RuntimeError: Parameters have no gradient under DDP; the message names them and says what to do.
-    """
-    wrapper = trainer.strategy.model
-    ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
-    if ddp is not None and not ddp.require_backward_grad_sync:
-        return False
-    ignored: Any = () if ddp is None else ddp.parameters_to_ignore
-    idle = [
-        name.replace("_fsdp_wrapped_module.", "")
-        for name, weight in module.named_parameters()
-        # Under FSDP a rank may have no part of a parameter.
-        if weight.requires_grad and weight.grad is None and weight.numel() and name not in ignored
-    ]
-    if not idle:
-        return True
-    found = f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss"
-    use_it = (
-        "If it is a temperature, use it: ReliabilityOTLoss(temperature=tau) with `def tau(model): return "
-        "1 / model.logit_scale.exp()`. If they are those of an encoder in a reentrant checkpoint, which "
-        "hands no gradient on where its input has none, pass `use_reentrant=False` to torch.utils.checkpoint."
-    )
-    if ddp is not None and not ddp.find_unused_parameters:
-        raise RuntimeError(
-            f"{found}, and DDP does not go on without one. {use_it} Else train with "
-            '`strategy="ddp_find_unused_parameters_true"`, or freeze them.'
-        )
-    rank_zero_warn(
-        f"{found}, so they are not trained. {use_it} If they belong to another loss of the training step, "
-        "name the contrastive one, so that the others stay: ASKModule(model, criterion=...). If they are not "
-        "meant to be trained, freeze them."
-    )
-    return True
 
 
 def warn_of_single_pair(trainer: pl.Trainer) -> None:

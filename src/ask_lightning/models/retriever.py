@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
@@ -25,6 +26,7 @@ from ask_lightning.interaction import (
 from ask_lightning.metrics import AudioTextRetrieval
 from ask_lightning.metrics.table import CALIBRATED, DIRECTIONS, mean_recall
 from ask_lightning.models.exported import from_pretrained, save_pretrained
+from ask_lightning.models.hub import upload_folder
 from ask_lightning.models.text import TextEncoder
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 
@@ -131,6 +133,26 @@ class Retriever(L.LightningModule, ABC):
             ValueError: The model could not be made anew; see `ask_lightning.models.save_pretrained`.
         """
         save_pretrained(self, folder)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload the model to the Hugging Face hub, from which `from_pretrained(repository)` makes it anew.
+
+        `ask-lightning export --push` adds a model card with the results of its tests.
+
+        Args:
+            repository: Name of the repository, such as `"me/sounds"`, which is made if it does not exist.
+            private: Whether a new repository is private.
+
+        Returns:
+            Address of the repository.
+
+        Raises:
+            ValueError: The model could not be made anew; see `ask_lightning.models.save_pretrained`.
+            OSError: The hub cannot be reached or refuses the model.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(folder, repository, private=private)
 
     def compare_by(self, interaction: Interaction) -> None:
         """Compare clips and captions by an interaction, in the loss and in the metrics.

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ask_lightning.data.audio.decoding import check_recording, open_audio
-from ask_lightning.data.keys import possible_keys
+from ask_lightning.data.audio.media import MEDIA_SUFFIXES
+from ask_lightning.data.keys import AUDIO_SUFFIXES, possible_keys
 from ask_lightning.data.published.file_index import FolderIndex
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -63,34 +64,61 @@ def find_audio_files(folder: Path, names: Sequence[str], files: Sequence[str]) -
         >>> [path.name for path in found.paths]
         ['YvfY_TJq7n_U_130_140.wav', 'Rain 1.wav']
     """
-    index = FolderIndex(folder)
+    index = FolderIndex(folder, AUDIO_SUFFIXES | MEDIA_SUFFIXES)
     present = dict.fromkeys(index.names(index.count))
-    by_name: dict[str, list[str]] = defaultdict(list)
-    by_key: dict[str, list[str]] = defaultdict(list)
-    for path in present:
-        by_name[posixpath.basename(path)].append(path)
-        for key in possible_keys(path):
-            by_key[key].append(path)
     found = AudioFiles()
+    namesakes: _Namesakes | None = None
     for name, file in zip(names, files, strict=True):
         written = file or (name.removeprefix("file:") if name.startswith("file:") else "")
-        inside = os.path.relpath(Path(folder, written), folder).replace(os.sep, "/") if written else ""
-        namesakes = by_name.get(posixpath.basename(inside), [])
-        found.paths.append(None)
-        for candidates in (
-            [inside] if inside in present else [],
-            [path for path in namesakes if path.endswith(f"/{inside}")],
-            namesakes,
-            index.find(written) if written else [],
-            index.find_title(written) if written else [],
-            _listed(by_key, possible_keys(name.partition("@")[0])),
-        ):
-            if len(candidates) > 1:
-                found.ambiguous.append(name)
-            if candidates:
-                found.paths[-1] = folder / candidates[0] if len(candidates) == 1 else None
-                break
+        if written in present:
+            found.paths.append(folder / written)
+            continue
+        namesakes = namesakes or _Namesakes(folder, index, present)
+        candidates = namesakes.of(name, written)
+        if len(candidates) > 1:
+            found.ambiguous.append(name)
+        found.paths.append(folder / candidates[0] if len(candidates) == 1 else None)
     return found
+
+
+class _Namesakes:
+    """The files of clips that are not where their dataset says.
+
+    Args:
+        folder: Folder of the files.
+        index: Its files.
+        present: Their paths.
+    """
+
+    def __init__(self, folder: Path, index: FolderIndex, present: Iterable[str]) -> None:
+        self._folder, self._index = folder, index
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_key: dict[str, list[str]] = defaultdict(list)
+        for path in present:
+            self._by_name[posixpath.basename(path)].append(path)
+            for key in possible_keys(path):
+                self._by_key[key].append(path)
+
+    def of(self, name: str, written: str) -> list[str]:
+        """The files that fit best, several if they fit equally well.
+
+        Args:
+            name: Name of the clip.
+            written: Path of its file as the dataset writes it, or an empty text.
+        """
+        # A path may be an absolute one, or one with steps to the folder above.
+        inside = os.path.relpath(Path(self._folder, written), self._folder) if written else ""
+        inside = inside.replace(os.sep, "/")
+        same_name = self._by_name.get(posixpath.basename(inside), [])
+        ways = (
+            [path for path in same_name if path == inside],
+            [path for path in same_name if path.endswith(f"/{inside}")],
+            same_name,
+            self._index.find(written) if written else [],
+            self._index.find_title(written) if written else [],
+            _listed(self._by_key, possible_keys(name.partition("@")[0])),
+        )
+        return next((paths for paths in ways if paths), [])
 
 
 def _listed(paths: dict[str, list[str]], keys: Iterable[str]) -> list[str]:

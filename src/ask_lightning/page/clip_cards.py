@@ -111,5 +111,6 @@ def _describe(answer: Answer, shown: Sequence[Match]) -> str:
     if not shown:
         return f"No clip for {query} passes the filters. Loosen them to see some."
     kind = "cosine similarity" if answer.refinement is None else answer.refinement.score
-    word = "clip" if len(answer.matches) == 1 else "clips"
-    return f"{len(shown)} of {len(answer.matches):,} {word} for {query}, best first by {kind}."
+    word = "clip" if len(answer.matches if answer.finds_all else shown) == 1 else "clips"
+    total = f" of {len(answer.matches):,}" if answer.finds_all else ""
+    return f"{len(shown)}{total} {word} for {query}, best first by {kind}."

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ask_lightning.data.audio.decoding import AudioFileError
 
+MOST_SHOWN = 50
+"""Largest number of clips that the page shows at once."""
+
 
 class QueryError(ValueError):
     """A query that cannot be answered; the page shows the message."""
@@ -38,8 +41,7 @@ class Refinement:
         label: Words beside the switch.
         explanation: Words that say what it does.
         score: Name of its score.
-        finds_all: Whether all clips are sorted. Otherwise a search has to know which words clips have to
-            contain, for what it does not find cannot be shown.
+        finds_all: Whether all clips are sorted, as `Collection.finds_all` says of the cosine.
     """
 
     label: str
@@ -64,6 +66,9 @@ class Collection:
         by_sound: Function that ranks clips or captions for the path of an audio file, best first, in the same
             way.
         refinement: What sorts the clips better than cosine similarity, if there is something.
+        finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones
+            alone, at least `MOST_SHOWN` if there are so many, and has to know which words clips have to
+            contain, for what it does not find cannot be shown.
     """
 
     title: str
@@ -74,6 +79,7 @@ class Collection:
     by_text: Callable[[str, bool, str], list[Match]]
     by_sound: Callable[[Path, bool, str], list[Match]]
     refinement: Refinement | None = None
+    finds_all: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,12 +93,15 @@ class Answer:
         query: The text, or the path of an audio file. None: nothing has been asked yet.
         matches: The clips, best first, each once.
         refinement: What the clips are sorted by. None: by cosine similarity.
+        finds_all: Whether all clips are there. Otherwise those are left out that lack the words they have to
+            contain, and those that are not among the best.
         problem: The reason why there are no matches; empty if there are.
     """
 
     query: str | Path | None = None
     matches: tuple[Match, ...] = ()
     refinement: Refinement | None = None
+    finds_all: bool = True
     problem: str = ""
 
 
@@ -114,7 +123,8 @@ def answer_query(
     if query is None or (isinstance(query, str) and not query.strip()):
         return Answer(query, problem="There is nothing to search for. Type some words or choose a sound.")
     refinement = collection.refinement if refined else None
-    given = (refinement is not None, words if refinement is not None and not refinement.finds_all else "")
+    finds_all = collection.finds_all if refinement is None else refinement.finds_all
+    given = (refinement is not None, "" if finds_all else words)
     try:
         if isinstance(query, str):
             matches = collection.by_text(query, *given)
@@ -125,7 +135,7 @@ def answer_query(
         if isinstance(query, Path):  # the name that the user knows, not that of the upload
             message = message.replace(str(query), query.name)
         return Answer(query, problem=message)
-    return Answer(query, tuple(best_of_each_clip(matches)), refinement)
+    return Answer(query, tuple(best_of_each_clip(matches)), refinement, finds_all)
 
 
 def best_of_each_clip(matches: Sequence[Match]) -> list[Match]:

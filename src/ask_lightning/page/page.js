@@ -46,7 +46,8 @@
     let reason = "the server does not answer. Is it still running?";
     try {
       const response = await fetch(failed.src);
-      reason = response.ok ? "this browser cannot play it." : await response.text();
+      const verb = failed.matches("img") ? "show" : "play";
+      reason = response.ok ? `this browser cannot ${verb} it.` : await response.text();
     } catch { /* the reason stays */ }
     const what = failed.matches("img") ? "No spectrogram" : "No sound";
     const line = Object.assign(document.createElement("p"), { className: "problem" });

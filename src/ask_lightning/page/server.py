@@ -1,6 +1,7 @@
 """The server of the page: which requests it answers, and with what."""
 
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -16,7 +17,7 @@ from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.page.audio_files import playable_sound
 from ask_lightning.page.clip_cards import CLIP_PATH, answer_html, clip_card
 from ask_lightning.page.clip_map import choose_rows, map_html, place_points
-from ask_lightning.page.collection import Answer, Collection, answer_query, filter_matches
+from ask_lightning.page.collection import MOST_SHOWN, Answer, Collection, answer_query, filter_matches
 from ask_lightning.page.pictures import draw_spectrogram
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -25,9 +26,10 @@ LARGEST_UPLOAD = 64 * 1024**2
 
 _HERE = Path(__file__).parent
 _SECONDS_OF_UPLOADS = 3600
+_SECONDS_TO_FINISH = 2  # of answers after Ctrl-C
 _PICTURES_KEPT = 512
 _NO_LIMIT = -1
-_COUNTS = (1, 50, 10)  # of hits: at least, at most, at first
+_COUNTS = (1, MOST_SHOWN, 10)  # of hits: at least, at most, at first
 
 # What of Gradio's own server the page needs; the rest (proxy, video, file routes, …) is not there.
 _GRADIO_PATHS = (
@@ -309,7 +311,8 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
     # A field in which nobody has typed yet may hold None.
     def show(answer: Answer, words: str | None, lowest: float, count: int) -> str:
         limit = lowest if lowest > _NO_LIMIT else None
-        shown = filter_matches(collection, answer.matches, words=words or "", lowest=limit, count=int(count))
+        left = (words or "") if answer.finds_all else ""  # by which a search of the best ones went already
+        shown = filter_matches(collection, answer.matches, words=left, lowest=limit, count=int(count))
         return answer_html(collection, answer, shown)
 
     def ask(query: str | Path | None, refined: bool, words: str | None, *others: Any) -> tuple[Answer, str]:
@@ -325,7 +328,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         return ask(answer.query, refined, *filters)
 
     def filter_by_words(answer: Answer, refined: bool, *filters: Any) -> tuple[Answer, str]:
-        if answer.refinement is None or answer.refinement.finds_all:
+        if answer.finds_all:
             return answer, show(answer, *filters)
         return ask_again(answer, refined, *filters)
 
@@ -457,8 +460,11 @@ def serve_collection(collection: Collection, listening: socket.socket, host: str
     with tempfile.TemporaryDirectory(prefix="ask-lightning-page-") as folder, _uploads_to(folder):
         app = make_app(collection, Path(folder).resolve(), names)
         uvicorn = import_optional("uvicorn")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_FINISH)
+        server = uvicorn.Server(config)
+        # A browser that still shows the page is cut off after Ctrl-C, which is no error to be told of.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+        server.run(sockets=[listening])
 
 
 @contextmanager

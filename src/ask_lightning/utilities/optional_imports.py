@@ -1,6 +1,7 @@
 """Import of optional packages, which the extras install, at the moment when they are needed."""
 
 import importlib
+import threading
 from typing import Any
 
 # Package: the extra that installs it, and what it is for.
@@ -26,9 +27,12 @@ _PACKAGES = {
     "wandb": ("track", "to log to Weights & Biases"),
 }
 
+# Threads that import parts of a large package at once may find it half initialised.
+_ONE_AT_A_TIME = threading.RLock()
+
 
 def import_optional(name: str) -> Any:
-    """Import a package of an extra, or one of its submodules.
+    """Import a package of an extra, or one of its submodules; threads do so one after another.
 
     Args:
         name: Name of the module, such as `"soundfile"` or `"torchaudio.transforms"`.
@@ -42,7 +46,8 @@ def import_optional(name: str) -> Any:
         'SoundFile'
     """
     try:
-        return importlib.import_module(name)
+        with _ONE_AT_A_TIME:
+            return importlib.import_module(name)
     # Beside a missing package: a missing libsndfile is an OSError, a torchaudio built for another CUDA
     # version than torch a RuntimeError.
     except (ImportError, OSError, RuntimeError) as error:

@@ -1,10 +1,12 @@
 """Finds the audio file of each clip in a folder, under the names that the usual tools give."""
 
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ask_lightning.data.clips import Clip, abbreviate
@@ -21,6 +23,7 @@ class FolderIndex:
 
     Args:
         folder: Folder of the files, which may lie at any depth.
+        suffixes: Endings of the names of audio files, in lower case with their dots.
 
     Attributes:
         folder: The folder.
@@ -37,20 +40,34 @@ class FolderIndex:
         ['val/YvfY_TJq7n_U.wav']
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"There is no folder of audio files at {self.folder}.")
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
-        self._by_title: dict[str, list[str]] = defaultdict(list)
+        self._paths: list[str] = []
         for place, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not _leads_back(place, name))
-            for name in sorted(names):
-                if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
-                    path = Path(place, name).relative_to(self.folder).as_posix()
-                    self._by_stem[file_stem(name).strip()].append(path)
-                    self._by_title[normalize_title(name)].append(path)
-        self.count = sum(map(len, self._by_stem.values()))
+            inside = Path(place).relative_to(self.folder).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            self._paths += [
+                f"{prefix}{name}" for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes
+            ]
+        self.count = len(self._paths)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return self._grouped(lambda name: file_stem(name).strip())
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[str]]:
+        return self._grouped(normalize_title)
+
+    def _grouped(self, kind: Callable[[str], str]) -> dict[str, list[str]]:
+        """The paths by something that the names of the files have in common."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for path in self._paths:
+            groups[kind(posixpath.basename(path))].append(path)
+        return groups
 
     def find(self, name: str) -> list[str]:
         """The files with a name, with any ending of audio.
@@ -77,7 +94,7 @@ class FolderIndex:
         Args:
             count: Largest number of paths.
         """
-        return [path for paths in self._by_stem.values() for path in paths][:count]
+        return self._paths[:count]
 
 
 def _leads_back(place: str, name: str) -> bool:

@@ -1,0 +1,55 @@
+"""Which clips or captions contain a text. Axes: `N` clips, `P` captions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
+from ask_lightning.cli.stored_texts import StoredTexts
+
+
+@dataclass(frozen=True)
+class WordFilter:
+    """Lets pass the rows of a side whose caption, name or file name contains a text, in any case.
+
+    Attributes:
+        pairs: The encoded clips and captions.
+        side: `"audio"`: a clip passes by any of its captions. `"text"`: a caption passes by itself, or by the
+            name or file name of its clip.
+        words: The text; spaces around it do not count.
+    """
+
+    pairs: EncodedPairs
+    side: Side
+    words: str
+
+    @property
+    def _wanted(self) -> str:
+        return self.words.strip().casefold()
+
+    def __call__(self, row: int) -> bool:
+        """Whether a row passes.
+
+        Args:
+            row: Number of the row.
+        """
+        pairs, wanted = self.pairs, self._wanted
+        clip, captions = pairs.clip_and_captions(self.side, row)
+        texts = (pairs.names[clip], *pairs.files[clip : clip + 1], *(pairs.captions[one] for one in captions))
+        return any(wanted in text.casefold() for text in texts)
+
+    def rows(self) -> Tensor:
+        """All rows that pass, rising, `(n,)` int64; far quicker than to ask of each."""
+        clips = self._containing(self.pairs.names)  # (N,)
+        if len(self.pairs.files):
+            clips |= self._containing(self.pairs.files)
+        captions = self._containing(self.pairs.captions)  # (P,)
+        if self.side == "audio":
+            clips[self.pairs.clip_of[captions]] = True
+            return clips.nonzero()[:, 0]
+        return (captions | clips[self.pairs.clip_of]).nonzero()[:, 0]
+
+    def _containing(self, texts: Sequence[str]) -> Tensor:
+        """Which of some texts contain the words, bool."""
+        return StoredTexts.of(texts).containing(self._wanted)

@@ -1,0 +1,101 @@
+"""A check, once in a run, of which parameters get no gradient from the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+
+class GradientCheck:
+    """Points at parameters without a gradient; under DDP the next step would fail with an obscure error.
+
+    Attributes:
+        is_needed: Whether the check is still to be made.
+    """
+
+    def __init__(self) -> None:
+        self.is_needed = True
+        self._handles: list[RemovableHandle] = []
+        self._watched: set[Tensor] | None = None  # those that got a gradient, where this is watched
+
+    def start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Watch the parameters where their gradients do not stay, or become zeros, as with DeepSpeed.
+
+        Args:
+            trainer: Trainer at the start of training.
+            module: Module that it trains.
+        """
+        self._forget()
+        if not self.is_needed or not isinstance(trainer.strategy, DeepSpeedStrategy):
+            return
+        self._watched = set()
+        self._handles = [
+            weight.register_post_accumulate_grad_hook(self._watched.add)
+            for weight in module.parameters()
+            if weight.requires_grad
+        ]
+
+    def after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Make the check, unless it was made or gradients are still being accumulated.
+
+        Args:
+            trainer: Trainer after a backward pass.
+            module: Module that it trains.
+
+        Raises:
+            RuntimeError: Parameters have no gradient under DDP; the message names them and says what to do.
+        """
+        if not self.is_needed:
+            return
+        wrapper = trainer.strategy.model
+        ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
+        if ddp is not None and not ddp.require_backward_grad_sync:
+            return
+        self.is_needed = False
+        ignored: Any = () if ddp is None else ddp.parameters_to_ignore
+        idle = [
+            name.replace("_fsdp_wrapped_module.", "")
+            for name, weight in module.named_parameters()
+            if self._is_idle(weight) and name not in ignored
+        ]
+        self._forget()
+        if idle:
+            _report(idle, is_refused=ddp is not None and not ddp.find_unused_parameters)
+
+    def _is_idle(self, weight: nn.Parameter) -> bool:
+        # Under FSDP a rank may have no part of a parameter.
+        if not weight.requires_grad or weight.numel() == 0:
+            return False
+        return weight.grad is None if self._watched is None else weight not in self._watched
+
+    def _forget(self) -> None:
+        """Take the hooks off the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._watched = [], None
+
+
+def _report(idle: list[str], *, is_refused: bool) -> None:
+    """Name the parameters without a gradient, in an error or a warning."""
+    found = f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss"
+    use_it = (
+        "If it is a temperature, use it: ReliabilityOTLoss(temperature=tau) with `def tau(model): return "
+        "1 / model.logit_scale.exp()`. If they are those of an encoder in a reentrant checkpoint, which "
+        "hands no gradient on where its input has none, pass `use_reentrant=False` to torch.utils.checkpoint."
+    )
+    if is_refused:
+        raise RuntimeError(
+            f"{found}, and DDP does not go on without one. {use_it} Else train with "
+            '`strategy="ddp_find_unused_parameters_true"`, or freeze them.'
+        )
+    rank_zero_warn(
+        f"{found}, so they are not trained. {use_it} If they belong to another loss of the training step, "
+        "name the contrastive one, so that the others stay: ASKModule(model, criterion=...). If they are not "
+        "meant to be trained, freeze them."
+    )

@@ -1,0 +1,47 @@
+"""Models that are uploaded to a hub, which is a folder here."""
+
+import shutil
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+
+from ask_lightning.models import TinyRetriever, from_pretrained
+
+
+class FolderHub:
+    """Keeps repositories as folders, behind the two calls of `huggingface_hub.HfApi` that are made."""
+
+    def __init__(self, folder, error=None):
+        self.folder, self.error, self.private = folder, error, None
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        assert exist_ok
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
+        self.private = private
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        if self.error is not None:
+            raise self.error
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_pushed_model_comes_back(private, tmp_path, monkeypatch):
+    hub = FolderHub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    model = TinyRetriever(width=8)
+    address = model.push_to_hub("me/sounds", private=private)
+    assert "me/sounds" in address
+    assert hub.private == (private or None)  # None: whatever the organisation's default is
+    loaded = from_pretrained(tmp_path / "me/sounds")
+    assert isinstance(loaded, TinyRetriever)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_what_the_hub_refuses_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FolderHub(tmp_path, OSError("401 Unauthorized\n…")))
+    with pytest.raises(OSError, match=r"not uploaded to 'me/sounds' \(401 Unauthorized\)\. Log in"):
+        TinyRetriever(width=8).push_to_hub("me/sounds")
