@@ -17,7 +17,7 @@ def begin_epoch_with_all_batches(trainer: pl.Trainer, checkpoint: dict[str, Any]
         trainer: The running trainer.
         checkpoint: The checkpoint that is written; left alone anywhere else than at the start of an epoch.
     """
-    epochs = trainer.fit_loop.epoch_progress.total
+    epochs: Any = trainer.fit_loop.epoch_progress.total
     if epochs.ready == epochs.started:
         return
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

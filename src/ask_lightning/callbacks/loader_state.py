@@ -176,7 +176,7 @@ class LoaderStateCallback(Callback):
         # With one batch read ahead, training has had those up to the place before the last one.
         place = self._places[0] if self._places else self._present_place(trainer)
         ranks = Ranks.current().all_gather_object(place)
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         batches = progress.ready
         if progress.processed < progress.ready:
             rank_zero_warn(
@@ -310,9 +310,9 @@ def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
     """
     counts, name = _count_in(stored)
     if name:
-        return _batches_counted([loader.state_dict()])[0] > counts[name]
+        return bool(_batches_counted([loader.state_dict()])[0] > counts[name])
     try:
-        return batches < len(loader)
+        return bool(batches < len(loader))
     except TypeError:  # without a length
         return False
 

@@ -426,10 +426,11 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
     ) -> list[int] | None:
         """Clip ids of the first and last item of a source with an index; `None` without ids."""
-        if not has_index(loader) or getattr(loader, "batch_size", None) is None or not num_items(loader):
+        items = num_items(loader)
+        if not items or getattr(loader, "batch_size", None) is None:
             return None
         dataset: Any = loader.dataset  # type: ignore[attr-defined]
-        probe = source_loader(Subset(dataset, [0, num_items(loader) - 1]), loader)
+        probe = source_loader(Subset(dataset, [0, items - 1]), loader)
         ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
         return None if ids is None else ids.tolist()
 
