@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data import ConcatDataset, Subset
 
 from ask_lightning.cli import run
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
+from ask_lightning.cli.search import _hear
+from ask_lightning.data import AudioFolder, RetrievalDataModule
 from ask_lightning.models import TinyRetriever
 from tests.helpers.command_line import ask_lightning, refusal, started
 from tests.helpers.ranks import on_ranks
@@ -32,6 +35,14 @@ class Stopping(TinyRetriever):
             os.kill(os.getpid(), getattr(signal, by))
         Stopping.count += 1
         return super().encode_audio(batch)
+
+
+class Joined(RetrievalDataModule):
+    """A test split of two datasets in a row."""
+
+    def build(self):
+        clips = AudioFolder(".", "clips.csv", sample_rate=16000, seconds=2, caption_style="plain")
+        return {"test": ConcatDataset([Subset(clips, range(2)), Subset(clips, range(6, 9))])}
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +173,38 @@ def test_the_limit_of_batches_is_that_of_the_whole_split(monkeypatch, capsys):
     assert len(EncodedPairs.load(Path("a.safetensors")).captions) == NUM_BATCHES
     message = refusal(capsys, *given("a.safetensors"), "--trainer.limit_predict_batches", 0)
     assert message.startswith("There is no batch to encode.")
+
+
+def test_parts_under_a_limit_are_no_parts_of_the_whole(monkeypatch, capsys):
+    rows = [f"{number % 5}.wav,caption {number}" for number in range(130)]
+    Path("clips.csv").write_text("\n".join(["filename,caption", *rows]))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, "error")
+        refusal(capsys, *given("a.safetensors"), "--trainer.limit_predict_batches", 0.5)
+    assert len(list(Path("a.safetensors.parts/all").iterdir())) == 3  # of a batch, those of the whole of two
+    ask_lightning(*given("a.safetensors"))
+    assert len(EncodedPairs.load(Path("a.safetensors")).captions) == len(rows)
+
+
+def test_clips_of_joined_datasets_have_names_style_and_rate():
+    data = ("--data", "tests.cli.test_encode_split.Joined", "--data.batch_size", 2)
+    ask_lightning(*given("a.safetensors"), *data, "--split", "test")
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert list(pairs.names) == ["file:0.wav", "file:2.wav"]
+    assert list(pairs.files) == ["0.wav", "2.wav"]
+    assert (pairs.caption_style, pairs.sample_rate) == ("plain", 16000)
+
+
+@pytest.mark.parametrize("features", ["null", "log_mel"])
+def test_an_audio_query_is_heard_as_the_clips_are(features):
+    data = ("--data.features", features, "--model.interaction", "null")
+    model = ask_lightning(*given("a.safetensors"), *data).model.eval()
+    pairs = EncodedPairs.load(Path("a.safetensors"))
+    assert pairs.log_mel == ({"seconds": 2, "num_mels": 64} if features == "log_mel" else None)
+    with torch.inference_mode():
+        for row, name in enumerate(pairs.files):
+            heard = _hear(model, pairs, Path(name))[0]
+            torch.testing.assert_close(heard, pairs.audio[row], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 64, 65, 4096, 4097, 100_000])

@@ -1,12 +1,15 @@
 """Errors are told apart by their class and by the phase in which they arise, not by their wording."""
 
+import io
 import re
+import sys
 from argparse import ArgumentError
 
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
+from ask_lightning.cli import main
 from ask_lightning.cli.errors import UsageError, construct, explain, usage_errors
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.knowledge.snapshot_file import SnapshotError
@@ -109,3 +112,11 @@ def test_a_wrong_shape_in_training_keeps_its_traceback(demo, monkeypatch):
 def test_training_data_are_set_up_after_the_sanity_check(demo, capsys):
     message = refusal(capsys, "fit", "--config", ASK, demo, "--data.batch_size", 200)
     assert "do not fill a batch of 200" in message
+
+
+def test_what_a_terminal_cannot_show_is_written_in_another_way(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    assert main(["--help"]) == 0
+    sys.stdout.flush()
+    assert rb"audio\u2013text" in output.getvalue()

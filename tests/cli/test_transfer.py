@@ -57,3 +57,19 @@ def test_a_config_without_a_dataset_part_cannot_be_transferred(demo, capsys):
     assert message.startswith(
         "`transfer` needs a config that is composed of one of the parts audiocaps, clotho"
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused", "remedy"),
+    [
+        (["--model.sample_rate", 16000, "--data.sample_rate", 16000], "32000", "--target.sample_rate 16000"),
+        (["--data.caption_style=raw"], "'plain'", "--target.caption_style raw"),
+        (["--target.sample_rate", 8000], "8000", "--target.sample_rate 32000"),
+    ],
+)
+def test_a_target_that_would_be_read_otherwise_is_refused(flags, refused, remedy, demo, capsys):
+    given = ("--config", "audiocaps_resnet38_bert_baseline", demo, "--run", "run", "--target", "clotho")
+    message = refusal(capsys, "transfer", *given, *flags)
+    assert message.startswith("The model is trained with ")
+    assert message.endswith(f"but the target has {refused}. Pass `{remedy}`.")
+    assert not Path("run").exists()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data import Subset
 
 import ask_lightning.data.audio.stores as stores_module
 from ask_lightning.data import AudioFileError, AudioOptions, Clip, ClipDataset, collate_pairs
@@ -309,6 +310,15 @@ def test_a_dataset_can_be_pickled(tmp_path, noise):
     noise("a.wav")
     clips = dataset(tmp_path, "a.wav")
     assert torch.equal(pickle.loads(pickle.dumps(clips))[0]["waveform"], clips[0]["waveform"])
+
+
+@pytest.mark.parametrize("integers", [np.array, torch.tensor])
+def test_numbers_of_items_may_be_of_any_kind_of_integer(tmp_path, noise, integers):
+    noise("a.wav")
+    clips = dataset(tmp_path, "a.wav", captions=2, crop="random")
+    batch = collate_pairs([Subset(clips, integers([1, 0]))[item] for item in range(2)])
+    assert batch["caption_id"].tolist() == [1, 0]
+    assert torch.equal(batch["waveform"][0], clips[1]["waveform"])
 
 
 def test_iteration_ends(tmp_path, noise):

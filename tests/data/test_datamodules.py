@@ -189,6 +189,19 @@ def test_training_tells_the_dataset_its_epoch(folder):
     assert crops(num_workers=2) == first
 
 
+@pytest.mark.parametrize(
+    "join", [lambda clips: Subset(clips, range(12)), lambda clips: ConcatDataset([clips])]
+)
+def test_parts_of_a_dataset_are_told_the_epoch(folder, join):
+    clips = folder_data(folder, batch_size=4).datasets["train"]
+    loader = DatasetsDataModule(join(clips), clips, batch_size=4).train_dataloader()
+    crops = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        crops.append(sorted(float(value) for batch in loader for value in batch["waveform"][:, 0]))
+    assert crops[0] != crops[1]
+
+
 def test_a_bad_file_is_reported_once_for_all_parts(folder):
     (folder / "3.wav").unlink()
     with pytest.warns(UserWarning, match="Left out 1") as caught:

@@ -2,7 +2,9 @@
 
 import warnings
 
+import numpy as np
 import pytest
+from torch.utils.data import ConcatDataset, Subset
 
 from ask_lightning.data import AudioFolder, DatasetsDataModule, FolderData
 from tests.helpers.published import audiocaps, clotho
@@ -112,6 +114,21 @@ def test_every_take_of_a_recording_is_looked_for(part):
     train = part("a.wav,rain,1", "b.wav,wind,1", clip_id_column="clip")
     (message,) = messages(train, part("a.wav,sea,2"))
     assert "1 of 1 validation and test clips are recordings that training has too (a.wav)" in message
+
+
+def test_captions_of_a_clip_that_were_divided_as_items(part):
+    clips = part("a.wav,rain,1", "a.wav,it rains,1", "b.wav,wind,2", "c.wav,hail,3")
+    (message,) = messages(Subset(clips, [0, 2]), Subset(clips, [1, 3]))
+    assert "1 of 2 validation and test clips are recordings that training has too (a.wav)" in message
+    assert not messages(Subset(clips, [0, 1, 2]), Subset(clips, [3]))
+
+
+def test_parts_of_joined_datasets_are_compared(part):
+    first, second = part("a.wav,rain,1", "b.wav,wind,2"), part("c.wav,hail,3")
+    joined = ConcatDataset([first, second])
+    message, _ = messages(joined, second)  # and one about the caption
+    assert "1 of 1 validation and test clips are recordings that training has too (c.wav)" in message
+    assert not messages(Subset(joined, [0, 1]), Subset(joined, np.array([2])))
 
 
 def test_equal_names_in_two_folders(part, tmp_path, record):

@@ -1,6 +1,8 @@
 """Where one's own recordings may be: tables of several kinds, a folder without one, saved datasets."""
 
 import io
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,14 @@ def test_a_folder_without_a_table_is_searched_by_names(sounds):
     (dog,) = [clip for clip in recordings.clips if clip.path.startswith("deep")]
     assert dog.captions == ("dog bark 02",)
     assert recordings.columns is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_a_file_name_of_another_encoding(sounds):
+    (sounds / "7.wav").rename(os.fsdecode(os.fsencode(sounds) + b"/gro\xdf.wav"))
+    data = FolderData(sounds, seconds=0.05, cache=str(sounds / "cache"), strict=True, batch_size=8)
+    (batch,) = data.ordered_dataloader("all")
+    assert batch["waveform"][:, 0].tolist() == pytest.approx([index / 10 for index in range(8)], abs=1e-3)
 
 
 def test_folders_of_which_nobody_knows_what_to_read(sounds, tmp_path):
@@ -176,3 +186,65 @@ def test_a_local_dataset_in_place_of_the_hub(tmp_path, form):
     datasets.DatasetDict({"train": common, "test": common}).save_to_disk(tmp_path / "leak")
     with pytest.warns(UserWarning, match="2 validation and test clips have the audio of a training clip"):
         read_recordings(None, None, str(tmp_path / "leak"), TableFormat())
+
+
+def saved(place: Path, audio: list[tuple[int, str]], **columns: object) -> Path:
+    """A dataset of the hub as `save_to_disk` writes it, with a sound and a name in each row."""
+    datasets = pytest.importorskip("datasets")
+    cells = [{"bytes": encoded(index), "path": name} for index, name in audio]
+    made = datasets.Dataset.from_dict({"audio": cells, **columns})
+    made = made.cast_column("audio", datasets.Audio(decode=False))
+    for name in {"label", "split"} & set(columns):
+        made = made.cast_column(name, datasets.ClassLabel(names=["train", "test"]))
+    made.save_to_disk(place)
+    return place
+
+
+def test_the_same_audio_under_two_names_is_one_clip(tmp_path):
+    audio = [(0, "a.wav"), (1, "b.wav"), (0, "copy.wav"), (2, "b.wav"), (2, "other.wav")]
+    place = saved(
+        tmp_path / "d", audio, text=["rain", "wind", "it rains", "dog", "bark"], split=[0, 0, 0, 1, 1]
+    )
+    recordings = read_recordings(None, None, str(place), TableFormat())
+    assert [(clip.name, clip.captions, recordings.splits[clip.key]) for clip in recordings.clips] == [
+        ("a.wav", ("rain", "it rains"), "train"),
+        ("b.wav", ("wind",), "train"),
+        ("b.wav#3", ("dog", "bark"), "test"),
+    ]
+
+
+def test_cells_of_captions_that_hold_no_texts(tmp_path):
+    audio = [(0, "a.wav"), (1, "b.wav")]
+
+    def captions(place: str, **columns: object) -> list[tuple[str, ...]]:
+        form = TableFormat(caption_columns=list(columns))
+        return [
+            clip.captions
+            for clip in read_recordings(
+                None, None, str(saved(tmp_path / place, audio, **columns)), form
+            ).clips
+        ]
+
+    nan = float("nan")
+    assert captions("none", text=[["rain", None], ["wind", "storm"]]) == [("rain",), ("wind", "storm")]
+    assert captions("nan", text=["rain", "wind"], text_2=[nan, nan]) == [("rain",), ("wind",)]
+    assert captions("class", label=[0, 1]) == [("train",), ("test",)]
+    for place, cell in (("number", 3), ("mapping", {"en": "rain"}), ("list", [4])):
+        with pytest.raises(ValueError, match=r"row 0: column 'text' has to hold a caption or a list of capt"):
+            captions(place, text=[cell, cell])
+
+
+def test_the_same_audio_with_two_clip_ids_is_refused(tmp_path):
+    place = saved(tmp_path / "d", [(0, "a.wav"), (0, "a.wav")], text=["rain", "wind"], clip_id=[1, 2])
+    with pytest.raises(ValueError, match=r"row 1: the audio 'a.wav' has the clip id '2', but had '1' above"):
+        read_recordings(None, None, str(place), TableFormat())
+    form = TableFormat(clip_id_column=None)
+    assert len(read_recordings(None, None, str(place), form).clips) == 1
+
+
+@pytest.mark.parametrize("name", ["1.wav", "./1.wav"])
+def test_a_file_in_two_splits_is_refused(sounds, name):
+    rows = ["0.wav,rain,train", "1.wav,wind,train", f"{name},a storm,test", "2.wav,dog,val"]
+    (sounds / "t.csv").write_text("\n".join(["file,caption,split", *rows]))
+    with pytest.raises(ValueError, match=rf"line 4: '{name}' is in the split 'test', but was in 'train' abo"):
+        found(sounds)

@@ -36,7 +36,7 @@ def scores(value: float) -> dict[str, float]:
 
 
 PROTOCOL = Protocol(make_data=lambda seed: seed, max_epochs=3, description={"batch_size": 32})
-BEST = {"A": 0.05, "B": 0.2, "T": 0.1}
+BEST = {"A": 0.05, "B": 0.2, "T": 0.1, "A + B": 0.1}
 
 
 def methods(*temperatures, names=("A", "B")):
@@ -232,6 +232,15 @@ def test_methods_that_are_not_tuned_alike(calls, tmp_path):
 def test_nothing_to_compare_or_twice_the_same(tmp_path, names, seeds, message):
     with pytest.raises(ValueError, match=message):
         compare(methods(0.1, names=names), PROTOCOL, tmp_path, seeds=seeds)
+
+
+def test_names_that_differ_in_signs_alone_would_share_folders(calls, tmp_path):
+    message = r"The runs of 'A \+ B' with temperature=0.1 and of 'A, B' .* share the folder 'A-B-temp"
+    with pytest.raises(ValueError, match=message):
+        compare(methods(0.1, names=("A + B", "A, B")), PROTOCOL, tmp_path, seeds=[0])
+    compare(methods(0.1, names=("A + B",)), PROTOCOL, tmp_path, seeds=[0], log=lambda line: None)
+    with pytest.raises(ValueError, match=message):
+        compare(methods(0.1, names=("A, B",)), PROTOCOL, tmp_path, seeds=[0])
 
 
 class Pairs(Dataset):

@@ -10,6 +10,8 @@ import torch
 
 from ask_lightning.data import EVENT_PROBABILITIES, Soundscapes
 from ask_lightning.reproduce import compare_losses
+from ask_lightning.reproduce.artifacts.entries import ask_with_sources
+from ask_lightning.reproduce.study import Study
 from ask_lightning.reproduce.tasks import (
     TASKS,
     captions_task,
@@ -171,6 +173,23 @@ def test_other_data_under_the_same_path_share_no_runs_and_no_pretrained_weights(
     description, path = state()
     assert {name for name in description if description[name] != before[0][name]} == {"data"}
     assert path != before[1]
+
+
+def test_other_knowledge_under_the_same_path_is_another_method(tmp_path, folder):
+    others = tmp_path / "others.csv"
+    others.write_text("filename,caption\n0.wav,first\n1.wav,second\n2.wav,third")
+    columns = {"seconds": 0.5, "knowledge_annotations": others, "pretraining_epochs": 0, "batch_size": 4}
+
+    def described():
+        folder_module._other_recordings.cache_clear()  # as in another process
+        task = folder_task(tmp_path, tmp_path / "clips.csv", **columns)
+        (entry,) = ask_with_sources(task).values()
+        return Study(task, tmp_path / "runs")._method(entry).description["knowledge"]
+
+    before = described()
+    assert described() == before
+    others.write_text(others.read_text().replace("second", "two").replace("first", "one"))
+    assert described() != before
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command `ask-lightning`; `docs/cli.md` describes it."""
 
+import io
 import os
 import signal
 import sys
@@ -110,6 +111,9 @@ def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"ask-lightning {ask_lightning.__version__}")
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A file name or a caption may have characters that the terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # As with `python -m`: a config may name classes in modules of the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.encoded_parts import EncodedParts, batches_of_parts
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data.audio.options import AudioOptions
 from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.clip_parts import clip_parts
 from ask_lightning.data.clips import Clip
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
 from ask_lightning.encoding.outputs import as_encoded
@@ -91,7 +93,9 @@ class SplitEncoder(pl.LightningModule):
         self._checkpoint = checkpoint
         self._fingerprint = weights_fingerprint(model)
         self._batches = batches_of_parts(len(loader) if num_batches is None else num_batches)
-        described = (_describe_model(model), self._fingerprint, str(self._tokens), *map(str, options))
+        # How batches are divided into parts depends on their number, which a limit may lower.
+        length = str(sum(map(len, self._batches)))
+        described = (_describe_model(model), self._fingerprint, str(self._tokens), length, *map(str, options))
         self.parts = EncodedParts(folder, _digest((*described, *_describe_data(loader))))
         self.num_parts = len(self._batches)
         self._part_of: list[int] = []
@@ -209,8 +213,8 @@ class SplitEncoder(pl.LightningModule):
         # From there to the order of the loader.
         first_pair = _first_rows(ids.tolist())
         order = number_of[list(first_pair.values())]  # (N,)
-        dataset: Any = self._loader.dataset
-        listed = _clips_by_id(getattr(dataset, "clips", ()))
+        parts: list[Any] = [*clip_parts(self._loader.dataset)] or [self._loader.dataset]
+        listed = _clips_by_id(clip for part in parts for clip in getattr(part, "clips", ()))
         return EncodedPairs(
             audio=audio[list(first_pair.values())] if joined else clips[order].float(),  # (N, d)
             text=text,  # (P, d)
@@ -223,8 +227,9 @@ class SplitEncoder(pl.LightningModule):
                 "checkpoint": None if self._checkpoint is None else str(Path(self._checkpoint).absolute()),
                 "fingerprint": self._fingerprint,
             },
-            caption_style=getattr(dataset, "caption_style", "raw"),
-            sample_rate=getattr(getattr(dataset, "audio", None), "sample_rate", None),
+            caption_style=getattr(parts[0], "caption_style", "raw"),
+            sample_rate=getattr(getattr(parts[0], "audio", None), "sample_rate", None),
+            log_mel=_log_mel_of(getattr(parts[0], "audio", None)),
             files=[_file_name(listed[clip]) if clip in listed else "" for clip in first_pair],
             **joined,
         )
@@ -395,6 +400,13 @@ def _clips_by_id(clips: Iterable[Clip]) -> dict[int, Clip]:
     for clip in clips:
         first.setdefault(clip.recording, clip)
     return dict(zip(integer_ids(list(first)).tolist(), first.values(), strict=True)) if first else {}
+
+
+def _log_mel_of(audio: AudioOptions | None) -> dict[str, Any] | None:
+    """What the spectrograms of a dataset are made by, or None where it has waveforms."""
+    if audio is None or audio.features is None:
+        return None
+    return {"seconds": audio.seconds, "num_mels": audio.num_mels}
 
 
 def _file_name(clip: Clip) -> str:

@@ -60,6 +60,8 @@ class EncodedPairs:
             takes of one recording that of the first. A name is empty where the dataset has none.
         checksums: Checksum of the embeddings of each side, `"audio"` and `"text"`, as the file says. Empty
             where the pairs are of no file.
+        log_mel: Length of the clips in `"seconds"` and number of mel bins, `"num_mels"`, where the model was
+            given log-mel spectrograms, so that queries are as well. None: it was given waveforms.
     """
 
     audio: Tensor
@@ -78,6 +80,7 @@ class EncodedPairs:
     text_tokens: Tensor | None = None
     text_lengths: Tensor | None = None
     checksums: dict[str, int] = field(default_factory=dict)
+    log_mel: dict[str, Any] | None = None
 
     def captions_of(self, row: int) -> list[int]:
         """The rows of a clip's captions, rising.
@@ -165,6 +168,8 @@ class EncodedPairs:
             tensors |= {name: texts.content, f"{name}_ends": texts.ends}
         metadata = {name: json.dumps(getattr(self, name)) for name in _METADATA}
         metadata["checksums"] = json.dumps({side: checksum(getattr(self, side)) for side in get_args(Side)})
+        if self.log_mel is not None:
+            metadata["log_mel"] = json.dumps(self.log_mel)
         if self.calibration is not None:
             metadata["calibration"] = json.dumps(self.calibration.calibration.parameters)
             for name, values in self.calibration.tensors.items():
@@ -212,6 +217,7 @@ class EncodedPairs:
         except ValueError as error:
             raise UsageError(f"{path} is damaged ({error}). {_REMEDY}") from error
         settings = {name: json.loads(metadata[name]) for name in (*_METADATA, "checksums")}
+        settings["log_mel"] = json.loads(metadata.get("log_mel", "null"))
         calibration = None
         if "calibration" in metadata:
             biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from ask_lightning.data.clip_parts import clip_parts
 from ask_lightning.metrics import Calibration
 from ask_lightning.metrics.table import CALIBRATED
 from ask_lightning.utilities.atomic_files import atomic_write
@@ -159,7 +160,8 @@ def _protocol(trainer: pl.Trainer, datamodule: pl.LightningDataModule | None) ->
     """What was tested, and how."""
     loader: Any = trainer.test_dataloaders
     dataset = getattr(loader, "dataset", None)
-    clips = getattr(dataset, "clips", None)
+    parts = clip_parts(dataset)
+    recordings = [clip.recording for part in parts for clip in part.clips]
     # What `limit_test_batches` has cut off was not tested.
     planned = trainer.num_test_batches
     tested = int(sum(planned)) if all(math.isfinite(count) for count in planned) else None
@@ -169,11 +171,11 @@ def _protocol(trainer: pl.Trainer, datamodule: pl.LightningDataModule | None) ->
         "data": type(datamodule).__name__,
         "dataset": getattr(datamodule, "dataset_name", None),
         "split": "test",
-        "clips": None if clips is None else len(set(integer_ids([c.recording for c in clips]).tolist())),
+        "clips": len(set(integer_ids(recordings).tolist())) if recordings else None,
         "captions": None if dataset is None or not hasattr(dataset, "__len__") else len(dataset),
         "limited_to_batches": tested if whole is not None and tested != whole else None,
         "clips_without_audio": None if report is None else list(report.missing),
-        "caption_style": getattr(dataset, "caption_style", None),
+        "caption_style": parts[0].caption_style if parts else None,
         "ties": _TIES,
     }
 

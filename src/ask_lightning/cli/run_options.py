@@ -206,12 +206,7 @@ def repeated_flags(options: RunOptions) -> str:
     kept: list[str] = []
     for name in options.configs:
         kept += ["--config", name]
-    keep = False
-    for argument in options.lightning_arguments:
-        if argument.startswith("--"):
-            keep = argument.startswith(("--data", "--model"))
-        if keep:
-            kept.append(argument)
+    kept += _flags_of(("--data", "--model"), options.lightning_arguments)
     folders = {
         "run": options.run_folder,
         "datasets": options.datasets_folder,
@@ -223,6 +218,30 @@ def repeated_flags(options: RunOptions) -> str:
     if options.demo:
         kept.append(f"--demo={options.datasets_folder}")
     return shlex.join(kept)
+
+
+def data_flags(arguments: Sequence[str]) -> list[str]:
+    """The flags of the data with their values.
+
+    Args:
+        arguments: Arguments of a command.
+
+    Examples:
+        >>> data_flags(["--data.root", "sounds", "--trainer.max_epochs", "3", "--data.batch_size=4"])
+        ['--data.root', 'sounds', '--data.batch_size=4']
+    """
+    return _flags_of(("--data",), arguments)
+
+
+def _flags_of(sections: tuple[str, ...], arguments: Sequence[str]) -> list[str]:
+    """The flags that begin with one of several texts, with their values."""
+    kept, keep = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            keep = argument.startswith(sections)
+        if keep:
+            kept.append(argument)
+    return kept
 
 
 def _checkpoint_folders(config: Mapping[str, Any]) -> list[Path]:

@@ -19,7 +19,11 @@ from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
 from ask_lightning.cli.search_index import choose_index
 from ask_lightning.cli.word_filter import WordFilter
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
+from ask_lightning.data.audio.options import AudioOptions
+from ask_lightning.data.audio.stores import FileStore
 from ask_lightning.data.caption_style import style_caption
+from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.clips import Clip
 from ask_lightning.encoding.encoders import call_encoder, encoder_name, find_encoders, find_interaction
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings, Interaction, TokenEmbeddings, pooled, unit_embeddings
@@ -283,13 +287,18 @@ def _encode_text(model: Any, pairs: EncodedPairs, text: str) -> Embeddings:
 
 
 def _hear(model: Any, pairs: EncodedPairs, path: Path) -> Embeddings:
-    """The embedding of an audio file at the rate of the encoded data."""
+    """The embedding of an audio file as the encoded data were read: at their rate, or as a spectrogram."""
     rate = pairs.sample_rate or model.hparams.get("sample_rate")
     if rate is None:
         raise UsageError(
             f"Neither the encoded data nor {type(model).__name__} says at which rate audio is to be read. "
             "Give the model a hyperparameter `sample_rate`, or encode data of a folder of audio files."
         )
+    if pairs.log_mel is not None:
+        audio = AudioOptions(sample_rate=rate, features="log_mel", check="none", **pairs.log_mel)
+        clip = Clip("query", ("query",), path.name)
+        item = ClipDataset([clip], FileStore(path.parent, {clip.key: path.name}), audio)[0]
+        return _encode_query(model, 0, {"log_mel": item["log_mel"][None]})
     with open_audio(str(path), path) as recording:
         check_recording(recording, samples=False)
         waveform = read_segment(recording, rate, 0, int(_MAX_SECONDS * rate))  # (T,)

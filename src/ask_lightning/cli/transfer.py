@@ -1,7 +1,7 @@
 """`ask-lightning transfer`: train on one dataset, test on it and, zero-shot, on another (paper Figure 4)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ask_lightning.cli.commands import run_with_options
 from ask_lightning.cli.compose import Composition, shipped_parts
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.retrieval_cli import RetrievalTrainer
-from ask_lightning.cli.run_options import FlagParser, RunOptions
+from ask_lightning.cli.run_options import FlagParser, RunOptions, data_flags
 from ask_lightning.data import PublishedDataModule
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.utilities.text_tables import print_table
@@ -78,10 +78,11 @@ def target_data(options: RunOptions, target: str, target_flags: Sequence[str] = 
         The data module, whose test split has been looked up.
 
     Raises:
-        UsageError: The config has no such dataset or the same one, an option is unknown, or the target does
-            not exist.
+        UsageError: The config has no such dataset or the same one, an option is unknown, the target does not
+            exist, or its rate or the style of its captions is not that of the training.
     """
-    source = _source_dataset(options.compose())
+    composition = options.compose()
+    source = _source_dataset(composition)
     if source == target:
         raise UsageError(f"The config trains on {source} already. Pass another `--target`.")
     section = options.compose(replacements={source: target}).config["data"]
@@ -90,6 +91,9 @@ def target_data(options: RunOptions, target: str, target_flags: Sequence[str] = 
     parser.add_instantiator(construct, object)
     with usage_errors():
         given = parser.parse_args(["--data", json.dumps(section), *target_flags])
+        trained_on = json.dumps(composition.config["data"])
+        training = parser.parse_args(["--data", trained_on, *data_flags(options.lightning_arguments)])
+        _check_reading(training["data"]["init_args"], given["data"]["init_args"])
         data: Any = parser.instantiate_classes(given)["data"]
         assert isinstance(data, PublishedDataModule)
         # Looked up now, and not after hours of training.
@@ -97,6 +101,16 @@ def target_data(options: RunOptions, target: str, target_flags: Sequence[str] = 
     if "test" not in splits:
         raise UsageError(f"The target {target} has no test split in {section['init_args']['root']!r}.")
     return data
+
+
+def _check_reading(training: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Refuse a target whose clips or captions would be read otherwise than those of the training."""
+    for name in ("sample_rate", "caption_style"):
+        if training.get(name) != target.get(name):
+            raise UsageError(
+                f"The model is trained with {name} {training.get(name)!r}, but the target has "
+                f"{target.get(name)!r}. Pass `--target.{name} {training.get(name)}`."
+            )
 
 
 def _source_dataset(composition: Composition) -> str:

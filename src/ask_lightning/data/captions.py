@@ -174,6 +174,53 @@ def read_columns(
     return columns
 
 
+def read_split_names(
+    annotations: str | Path,
+    filename_column: str,
+    split_column: str,
+    *,
+    delimiter: str,
+    encoding: str,
+    root: str | Path | None = None,
+) -> dict[str, str]:
+    r"""What a CSV that `read_captions` has read calls the split of each file.
+
+    Args:
+        annotations: Path of the CSV.
+        filename_column: Name of the column of audio files.
+        split_column: Name of the column of splits.
+        delimiter: Character between the fields.
+        encoding: Encoding of the CSV.
+        root: Folder of the audio files, as for `read_captions`.
+
+    Returns:
+        The name of the split by the first name of the file, which is the path of its clip.
+
+    Raises:
+        ValueError: Rows of a file have different splits.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "clips.csv"
+        >>> _ = path.write_text("filename,split\na.wav,train\nb.wav,test")
+        >>> read_split_names(path, "filename", "split", delimiter=",", encoding="utf-8")
+        {'a.wav': 'train', 'b.wav': 'test'}
+    """
+    table = Path(annotations)
+    (_, header), *rows = numbered_rows(table, read_text(table, encoding), delimiter)
+    file, split = header.index(filename_column), header.index(split_column)
+    first_names: dict[object, str] = {}  # by file
+    found: dict[str, str] = {}
+    for line, fields in rows:
+        name = first_names.setdefault(_identity(fields[file], root), fields[file])
+        earlier = found.setdefault(name, fields[split])
+        if earlier != fields[split]:
+            raise ValueError(
+                f"{table}, line {line}: {fields[file]!r} is in the split {fields[split]!r}, but was in "
+                f"{earlier!r} above. Give all rows of a file the same split."
+            )
+    return found
+
+
 def _identity(filename: str, root: str | Path | None) -> object:
     """What all names of one file have in common."""
     if root is not None:

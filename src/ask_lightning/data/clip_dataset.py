@@ -1,6 +1,7 @@
 """Clips with captions as a dataset. Axes: `T` samples, `F` frames."""
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -134,6 +135,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
         other._set_clips(self.clips if clips is None else [clip for clip in clips if clip.key in usable])
         return other
 
+    def of_items(self, items: Sequence[int]) -> "ClipDataset":
+        """A copy with some of the items alone. The result numbers them anew, clip by clip.
+
+        Args:
+            items: Numbers of the items, at least one.
+        """
+        captions: dict[int, list[str]] = {}
+        for number, caption in (self._items[item] for item in sorted(set(items))):
+            captions.setdefault(number, []).append(self.clips[number].captions[caption])
+        chosen = [replace(self.clips[number], captions=tuple(texts)) for number, texts in captions.items()]
+        return self.variant(clips=chosen)
+
     def without_random_crops(self) -> "ClipDataset":
         """This dataset, with center crops if its own are random."""
         return self.variant(crop="center") if self.audio.crop == "random" else self
@@ -169,6 +182,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        index = operator.index(index)  # of NumPy's and torch's integers, which a `Subset` may hold
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is outside the {len(self)} items of this dataset.")
         number, caption = self._items[index]

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset
 
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.caption_style import CaptionStyle
@@ -65,7 +65,8 @@ class EpochSampler(DistributedSampler[Item]):
     also after a resume, and does not replace it on several devices. Here it serves a single process as well.
 
     Args:
-        dataset: Dataset to shuffle. If it has a method `set_epoch`, that is called too.
+        dataset: Dataset to shuffle. If it has a method `set_epoch`, that is called too; so it is for the
+            parts of a `Subset` and of a `ConcatDataset`.
         num_replicas: Number of processes.
         rank: Number of this process.
         seed: Seed of the shuffles.
@@ -89,9 +90,19 @@ class EpochSampler(DistributedSampler[Item]):
             epoch: Number of the epoch, counted from 0.
         """
         super().set_epoch(epoch)
-        set_epoch = getattr(self.dataset, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        _move_to_epoch(self.dataset, epoch)
+
+
+def _move_to_epoch(dataset: object, epoch: int) -> None:
+    """Tell a dataset, or those that it is made of, which epoch it is."""
+    set_epoch = getattr(dataset, "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
+    elif isinstance(dataset, Subset):
+        _move_to_epoch(dataset.dataset, epoch)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            _move_to_epoch(part, epoch)
 
 
 class RetrievalDataModule(L.LightningDataModule, ABC):

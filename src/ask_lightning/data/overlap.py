@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ask_lightning.data.captions import read_columns
 from ask_lightning.data.clip_dataset import ClipDataset
+from ask_lightning.data.clip_parts import clip_parts
 from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.keys import plain_words
 
@@ -30,19 +31,20 @@ class Overlap:
     num_clips: int
 
 
-def find_overlap(train: ClipDataset, *evaluation: ClipDataset) -> Overlap:
+def find_overlap(train: Sequence[ClipDataset], evaluation: Sequence[ClipDataset]) -> Overlap:
     """Compare training with validation and test clips.
 
     Args:
-        train: The training clips.
-        evaluation: The validation and the test clips.
+        train: Datasets of the training clips.
+        evaluation: Datasets of the validation and the test clips.
 
     Returns:
         What they share.
     """
-    recordings = {clip.recording for clip in train.clips}
-    places = {_place_of(train, clip) for clip in train.clips}
-    captions = {plain_words(caption) for clip in train.clips for caption in clip.captions}
+    known = [(part, clip) for part in train for clip in part.clips]
+    recordings = {clip.recording for _, clip in known}
+    places = {_place_of(part, clip) for part, clip in known}
+    captions = {plain_words(caption) for _, clip in known for caption in clip.captions}
     shared = Overlap([], [], [], sum(len(part.clips) for part in evaluation))
     for part in evaluation:
         for clip in part.clips:
@@ -61,14 +63,15 @@ def warn_of_overlap(where: str, datasets: Mapping[str, object], *, caption_remed
 
     Args:
         where: Name of the data in the warning.
-        datasets: Datasets by split. Those without clips are not compared.
+        datasets: Datasets by split. Those without clips are not compared; of a `Subset` and a
+            `ConcatDataset` the clips are those of their parts.
         caption_remedy: What to do about shared captions, the end of the warning.
     """
-    train = datasets.get("train")
-    others = [part for name, part in datasets.items() if name != "train" and isinstance(part, ClipDataset)]
-    if not isinstance(train, ClipDataset) or not others:
+    train = clip_parts(datasets.get("train"))
+    others = [part for name, whole in datasets.items() if name != "train" for part in clip_parts(whole)]
+    if not train or not others:
         return
-    shared = find_overlap(train, *others)
+    shared = find_overlap(train, others)
     of_all = f"of {shared.num_clips} validation and test clips"
     if shared.recordings:
         rank_zero_warn(

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.data.audio.media import MEDIA_SUFFIXES
 from ask_lightning.data.audio.stores import AudioStore, FileStore
-from ask_lightning.data.captions import read_captions, read_columns
+from ask_lightning.data.captions import read_captions, read_split_names
 from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
 from ask_lightning.data.columns import (
     AUTO,
@@ -21,7 +21,7 @@ from ask_lightning.data.columns import (
     splits_of,
 )
 from ask_lightning.data.keys import AUDIO_SUFFIXES, normalize_title
-from ask_lightning.data.published.parquet import ColumnStore, load_hub
+from ask_lightning.data.published.parquet import ColumnStore, load_hub, texts_of_cell
 from ask_lightning.data.splits import SPLITS, Split
 from ask_lightning.data.tables import check_columns, numbered_rows, read_text
 from ask_lightning.utilities.optional_imports import import_optional
@@ -156,8 +156,9 @@ def _read_csv(folder: Path, table: Path, form: TableFormat) -> Recordings:
     splits: dict[str, Split] = {}
     if columns.split is not None:
         check_columns(table, header, [columns.split], delimiter, "Correct `split_column`.")
-        rows = read_columns(table, columns.filename, delimiter=delimiter, encoding=form.encoding)
-        named = rows[columns.split]
+        named = read_split_names(
+            table, columns.filename, columns.split, delimiter=delimiter, encoding=form.encoding, root=folder
+        )
         of_files = splits_of(table, {clip.path: named[clip.path] for clip in clips}, columns.split)
         splits = {clip.key: of_files[clip.path] for clip in clips}
     _tell_columns(str(table), columns)
@@ -219,15 +220,20 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
     if columns.filename != _AUDIO:
         whole = whole.rename_column(columns.filename, _AUDIO)
     whole = whole.cast_column(_AUDIO, datasets.Audio(decode=False))
+    classes = {name: kind for name, kind in whole.features.items() if isinstance(kind, datasets.ClassLabel)}
     part_of_row = [name for name, table in parts.items() for _ in range(len(table))]
 
     collector = ClipCollector(where)
     keys: dict[tuple[str, str], str] = {}  # by split and identity
     owners: dict[str, tuple[str, str]] = {}
+    first_names: dict[str, str] = {}  # by key
     said: dict[str, set[str]] = {}
+    clip_ids: dict[str, str] = {}
     splits: dict[str, str] = {}
     prefix = f"{form.collection}/" if form.collection else ""
     for number, row in enumerate(whole):
+        # A class is stored as the number of its name.
+        row |= {name: kind.int2str(row[name]) for name, kind in classes.items() if row[name] is not None}
         part = part_of_row[number] if columns.split is None else str(row[columns.split])
         name, identity = _identify(row[_AUDIO], number)
         key = keys.setdefault((part, identity), f"file:{prefix}{name}")
@@ -235,8 +241,13 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
             name = f"{name}#{number}"
             key = keys[part, identity] = f"file:{prefix}{name}"
             owners[key] = (part, identity)
+        name = first_names.setdefault(key, name)
         splits[key] = part
-        texts = [str(text) for column in columns.captions for text in _texts(row[column])]
+        texts = [
+            text
+            for column in columns.captions
+            for text in texts_of_cell(row[column], f"{where}, row {number}: column {column!r}")
+        ]
         new = [text for text in dict.fromkeys(texts) if text not in said.setdefault(key, set())]
         said[key].update(new)
         clip_id = ""
@@ -246,6 +257,13 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
                     f"{where}, row {number}: column {columns.clip_id!r} is empty. Fill it or remove the row."
                 )
             clip_id = str(row[columns.clip_id])
+            earlier = clip_ids.setdefault(key, clip_id)
+            if earlier != clip_id:
+                raise ValueError(
+                    f"{where}, row {number}: the audio {name!r} has the clip id {clip_id!r}, but had "
+                    f"{earlier!r} above. Give all rows of the same audio the same clip id; if "
+                    f"{columns.clip_id!r} holds none, pass `clip_id_column=None`."
+                )
         group = clip_id and prefix + clip_id
         collector.add(f"row {number}", key, new, name=name, repeated=False, group=group, row=number)
     clips = collector.clips()
@@ -283,13 +301,6 @@ def _identify(audio: Any, number: int) -> tuple[str, str]:
     if content:
         return name, hashlib.blake2b(content, digest_size=16).hexdigest()
     return name, str(path) if path else f"row {number}"
-
-
-def _texts(cell: Any) -> list[Any]:
-    """The captions in a cell: one, several, or none."""
-    if cell is None:
-        return []
-    return list(cell) if isinstance(cell, list | tuple) else [cell]
 
 
 def _warn_of_common(where: str, keys: Mapping[tuple[str, str], str]) -> None:

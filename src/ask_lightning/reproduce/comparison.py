@@ -155,8 +155,9 @@ def compare(
         The runs that settings were chosen from, and those with the chosen settings.
 
     Raises:
-        ValueError: Methods or seeds are missing or double, the methods have not equally many candidates, or
-            the folder holds runs under another protocol, or of a method with other options or candidates.
+        ValueError: Methods or seeds are missing or double, the methods have not equally many candidates or
+            names that differ in signs alone, or the folder holds runs under another protocol, or of a method
+            with other options or candidates.
         RuntimeError: All candidates of a method diverged, or a run failed otherwise. Runs that are finished
             stay in `runs.csv`.
     """
@@ -167,6 +168,7 @@ def compare(
     finished, failed = table.read(), table.read_failed()
     _check_protocol(methods, protocol, calibrated, output)
     _check_candidates(methods, [*finished.values(), *failed.values()], output)
+    _check_folders(methods, seeds, [*finished.values(), *failed.values()], output)
     done: set[tuple[str, str, int]] = set()
     total: set[tuple[str, str, int]] = set()
 
@@ -325,6 +327,29 @@ def _check_candidates(methods: Sequence[Method], finished: Sequence[Run | Failed
                 f"{output} holds runs of {method.name} with settings that are no candidates any more "
                 f"({'; '.join(others)}), so it would have been tuned with more runs than are counted. Use "
                 "another folder, or remove this one."
+            )
+
+
+def _check_folders(
+    methods: Sequence[Method], seeds: Sequence[int], finished: Sequence[Run | FailedRun], output: Path
+) -> None:
+    """Refuse runs that would write to the folder of others, because their names differ in signs alone."""
+    runs = [(run.method, run.settings, run.seed) for run in finished]
+    runs += [
+        (method.name, settings, seed)
+        for method in methods
+        for settings in method.candidates
+        for seed in seeds
+    ]
+    owners: dict[Path, tuple[str, Settings]] = {}
+    for name, settings, seed in runs:
+        folder = run_folder(output, name, settings, seed)
+        other, other_settings = owners.setdefault(folder, (name, settings))
+        if (other, settings_text(other_settings)) != (name, settings_text(settings)):
+            raise ValueError(
+                f"The runs of {other!r} with {settings_label(other_settings)} and of {name!r} with "
+                f"{settings_label(settings)} would share the folder {folder.name!r}. Give the methods names "
+                "that differ in letters or digits."
             )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.comparison import Method, compare, describe_run
+from ask_lightning.reproduce.data_checksum import data_checksum
 from ask_lightning.reproduce.methods import LossVariant, loss_methods
 from ask_lightning.reproduce.run_table import FailedRun, Run, RunTable
 from ask_lightning.reproduce.tasks.task import Task
@@ -176,9 +177,13 @@ class Study:
             num_candidates=self.num_candidates,
             refresh=self.task.refresh,
         )
+        description = dict(method.description)
         if entry.tokens is not None:
-            method = replace(method, description={**method.description, "tokens": entry.tokens})
-        return method
+            description["tokens"] = entry.tokens
+        if "source" in entry.variant.refresh:  # whose files the checksum of the task does not cover
+            source = entry.variant.refresh["source"]()
+            description["knowledge"] = data_checksum({"knowledge": source})
+        return replace(method, description=description)
 
     def _num_runs(self, entry: Entry) -> int:
         num_seeds = 1 if entry.one_seed else len(self.seeds)

@@ -92,4 +92,4 @@ class AudioCache:
 def _cache_key(path: Path, settings: str) -> str:
     state = path.stat()
     parts = f"{_FORMAT}\n{path.resolve()}\n{state.st_mtime_ns}\n{state.st_size}\n{settings}"
-    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(parts.encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
     if not (len(content) if isinstance(content, bytes) else content.stat().st_size):
         raise AudioFileError(f"{name}: the file is empty. Replace it or remove its rows.")
     try:
-        file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else str(content))
+        file = soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else _name_of(content))
     except (soundfile.SoundFileError, TypeError) as error:  # a TypeError if the ending is .raw
         if not _is_media(content):
             raise AudioFileError(
@@ -311,6 +312,15 @@ def _check_end(recording: Recording, end: int) -> None:
             f"{recording.name}: the file is damaged: {end} of {recording.frames} samples can be read. "
             f"{_REMEDY}"
         )
+
+
+def _name_of(path: Path) -> str | bytes:
+    """A path as soundfile takes it: one that is no Unicode, as of another encoding, as bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
 
 
 def _is_media(content: Path | bytes) -> bool:

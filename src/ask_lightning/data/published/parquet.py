@@ -1,5 +1,6 @@
 """Tables with a column of audio, read by the `datasets` library: parquet files and datasets of the hub."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,8 +163,11 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
     collector = ClipCollector(where)
     seen: set[str] = set()
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
-        captions = [row[column] for column in caption_columns(row)]
-        texts = [text for given in captions for text in ([given] if isinstance(given, str) else given or [])]
+        texts = [
+            text
+            for column in caption_columns(row)
+            for text in texts_of_cell(row[column], f"{where}, row {number}: column {column!r}")
+        ]
         audiocap = "" if row.get("audiocap_id") is None else str(row["audiocap_id"])
         recording = recording_key(namespace, name)
         key, aliases = stretch_keys(recording, _start(row), starts[recording])
@@ -179,6 +183,31 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
         )
         seen.add(audiocap)
     return collector.clips()
+
+
+def texts_of_cell(cell: object, place: str) -> list[str]:
+    """The captions in a cell: one, several, or none.
+
+    Args:
+        cell: A text, a list of texts, or null; nulls in a list and NaN, as pandas writes them, are none.
+        place: File, row and column of the cell, for errors.
+
+    Raises:
+        ValueError: The cell holds something else.
+
+    Examples:
+        >>> texts_of_cell("rain", ""), texts_of_cell(["rain", None], ""), texts_of_cell(None, "")
+        (['rain'], ['rain'], [])
+    """
+    listed = list(cell) if isinstance(cell, list | tuple) else [cell]
+    given = [one for one in listed if one is not None and not (isinstance(one, float) and math.isnan(one))]
+    texts = [one for one in given if isinstance(one, str)]
+    if len(texts) < len(given):
+        raise ValueError(
+            f"{place} has to hold a caption or a list of captions, but holds {cell!r:.60}. Keep the texts "
+            "alone, or name another column."
+        )
+    return texts
 
 
 def _start(row: Mapping[str, Any]) -> int | None:
