@@ -243,6 +243,10 @@ class KnowledgeRefreshCallback(Callback):
         self._warned_of_collapse, self._gradient_check = False, GradientCheck()
         self._reader.restart()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process, such as by `ddp_spawn`; a weak reference cannot be."""
+        return vars(self) | {"_dataset": None}
+
     @property
     def _keeps_ages(self) -> bool:
         """Whether rows may be of different ages."""
