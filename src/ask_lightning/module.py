@@ -39,6 +39,7 @@ from ask_lightning.chunked_encoding import ChunkedEncoding
 from ask_lightning.encoding.batch_parts import EncoderCall, describe
 from ask_lightning.encoding.compatibility import (
     check_model,
+    check_optimization,
     check_sharding,
     check_trainer,
     warn_of_single_pair,
@@ -249,6 +250,7 @@ class ASKModule(NamedAsModel):
     @outside_graphs  # what it calls of the model and of the loss is compiled
     def training_step(self, batch: Any, *args: Any) -> Any:
         """The model's training step, with the ASK loss in place of the contrastive one."""
+        check_optimization(self.model)  # which a hook of the model may have changed since `fit` began
         self.loss.check_temperature(self.global_step)
         self._put_loss_into_mode(True)  # Lightning restores modes by name, after a validation
         step = self._compared_step if self._compares_step else self._step

@@ -7,6 +7,7 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -157,6 +158,35 @@ def test_a_loader_of_ones_own(epoch, batch, tmp_path):
         fit(tmp_path / "run", counting, stop=Stop(epoch, batch), source=source)
     resumed = fit(tmp_path / "run", counting, resume="last", source=source)
     assert_goes_on(resumed, unbroken, epoch * STEPS + batch)
+
+
+@pytest.mark.parametrize("kind", ["generator", "epoch sampler", "stream", "own"])
+def test_epochs_that_are_left_before_their_end(kind, tmp_path, request):
+    """By `limit_train_batches`: the next epoch begins anew instead of with the rest of the one before."""
+    if kind != "own":
+        request.getfixturevalue("torchdata")
+    make = counting if kind == "own" else partial(make_stateful, kind)
+    settings, step = {"limit": 4, "source": Pairs(48), "epochs": 3}, 8
+    unbroken = fit(tmp_path / "whole", make, **settings)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", make, stop=Stop(2, 0), **settings)
+    resumed = fit(tmp_path / "run", make, resume="last", **settings)
+    assert resumed["steps"] == unbroken["steps"] == 12
+    for name in ("clips", "losses", "knowledge"):
+        assert resumed[name] == unbroken[name][step:], name
+    torch.testing.assert_close(resumed["tensors"], unbroken["tensors"], rtol=0, atol=0)
+
+
+def test_a_checkpoint_inside_a_step_says_what_it_leaves_out(tmp_path):
+    class Saves(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 8:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    callbacks = [make_refresh(2, Pairs(48)), LoaderStateCallback(), Saves()]
+    run = make_trainer(max_epochs=2, callbacks=callbacks)
+    with pytest.warns(UserWarning, match=r"inside the training step of batch 2 of epoch 1.*leaves that"):
+        run.fit(wrap(PlainTowers()), counting())
 
 
 def test_a_loader_without_state_is_refused():

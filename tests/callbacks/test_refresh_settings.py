@@ -1,5 +1,7 @@
 """What is checked before and while a source is encoded, and what a resumed run says of changed settings."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,11 @@ def test_temperature_of_a_module_without_the_wrapper(temperature):
         _ = model.objective.temperature
     make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(model, make_loader())
     assert model.objective.temperature == 0.5
+
+
+def test_a_callback_that_has_trained_can_be_sent_to_another_process():
+    callback = make_refresh(2)
+    make_trainer(max_epochs=1, callbacks=[callback]).fit(wrap(PlainTowers()), make_loader())
+    copy = pickle.loads(pickle.dumps(callback))
+    assert copy.target.loss.knowledge.fingerprint == callback.target.loss.knowledge.fingerprint
+    make_trainer(max_epochs=1, callbacks=[copy]).fit(wrap(PlainTowers()), make_loader())

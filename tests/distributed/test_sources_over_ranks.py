@@ -331,6 +331,37 @@ def test_ranks_that_disagree_are_told_so():
         assert re.search(f"The ranks do not agree about {about}", error), error
 
 
+class DividedData(PairData):
+    """A training set of which each rank has loaded its own part."""
+
+    def __init__(self, *, as_subset: bool) -> None:
+        super().__init__(8)
+        self.as_subset = as_subset
+
+    def train_dataloader(self) -> DataLoader:
+        rows = range(self.trainer.global_rank, 48, 2)
+        part = Subset(Pairs(48), rows)
+        return DataLoader(part if self.as_subset else [part[row] for row in range(24)], 4, shuffle=True)
+
+
+def divided(as_subset: bool) -> str:
+    run = make_trainer(
+        max_steps=1, devices=2, strategy="ddp", callbacks=[make_refresh()], use_distributed_sampler=False
+    )
+    module = wrap(PlainTowers(), ids=None if as_subset else "clip_id")
+    with pytest.raises(RuntimeError) as error:
+        run.fit(module, datamodule=DividedData(as_subset=as_subset))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("as_subset", [True, False])
+def test_a_training_set_that_is_divided_already_is_refused(as_subset):
+    """The refresh would divide it once more, and half of the pairs would be in no knowledge."""
+    for error in on_ranks(2, divided, as_subset, grouped=False):
+        assert "Each rank has rows of its own" in error
+        assert as_subset or "rank 0: [0, 46], rank 1: [1, 47]" in error
+
+
 class SelectedData(PairData):
     """A training loader whose sampler leaves the validation rows out."""
 

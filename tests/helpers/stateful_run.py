@@ -79,6 +79,7 @@ def fit(
     every_n_train_steps: int | None = 1,
     epochs: int = EPOCHS,
     source=None,
+    limit: int | None = None,
 ) -> dict:
     """What a run of four epochs with a refresh every second one ends with, and what it saw on the way."""
     pl.seed_everything(1, verbose=False)
@@ -100,6 +101,7 @@ def fit(
         enable_checkpointing=True,
         logger=logger,
         log_every_n_steps=1,
+        limit_train_batches=limit,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "needs no knowledge|CrossBatchMemoryLoss")

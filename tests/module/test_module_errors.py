@@ -168,6 +168,16 @@ def test_manual_optimisation():
         make_trainer().fit(module, make_loader())
 
 
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_epoch_start"])
+def test_manual_optimisation_that_a_hook_switches_on(hook):
+    """Lightning would ignore the ASK loss, and the step would go on with the model's own."""
+    model = ManualTowers()
+    model.automatic_optimization = True
+    setattr(model, hook, lambda *_: setattr(model, "automatic_optimization", False))
+    with pytest.raises(RuntimeError, match=r"manual optimization"):
+        make_trainer(callbacks=[make_refresh()]).fit(wrap(model), make_loader())
+
+
 def unsupported_strategies():
     # Their constructors need packages.
     deepspeed = DeepSpeedStrategy.__new__(DeepSpeedStrategy)

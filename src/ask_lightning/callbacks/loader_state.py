@@ -103,10 +103,11 @@ class LoaderStateCallback(Callback):
             )
         _put_back(loaders, place, state["epoch"])
         if trainer.current_epoch != state["epoch"]:
-            # All batches of that epoch have been had: what follows them moves a loader to the next one.
+            # That epoch is over: what follows its batches moves a loader to the next one.
             beyond = [next(iter(loader), None) is not None for loader in loaders]  # type: ignore[call-overload]
             for loader, is_next, stored in zip(loaders, beyond, place["loaders"], strict=True):
-                if is_next:  # it moves there by itself when it is iterated
+                # Unless it was left before its end, it moves there by itself when it is iterated.
+                if is_next and not _was_left(loader, stored, state["batches"]):
                     loader.load_state_dict(deepcopy(stored))
             _restore_generators(loaders, place)
             for loader in loaders:
@@ -175,7 +176,16 @@ class LoaderStateCallback(Callback):
         # With one batch read ahead, training has had those up to the place before the last one.
         place = self._places[0] if self._places else self._present_place(trainer)
         ranks = Ranks.current().all_gather_object(place)
-        checkpoint["callbacks"][self.state_key] = {"epoch": self._epoch, "ranks": ranks}
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches = progress.ready
+        if progress.processed < progress.ready:
+            rank_zero_warn(
+                f"This checkpoint is written inside the training step of batch {progress.ready - 1} of epoch "
+                f"{self._epoch}, of which the loader has moved on already: a run that resumes from it leaves "
+                "that batch out. Resume from one that is written between steps, such as by "
+                "ModelCheckpoint(every_n_train_steps=...)."
+            )
+        checkpoint["callbacks"][self.state_key] = {"epoch": self._epoch, "batches": batches, "ranks": ranks}
         # Lightning puts the loaders there before this callback does, which must not fail.
         checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = deepcopy(place["loaders"])
 
@@ -288,6 +298,23 @@ def _count_in(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def _batches_counted(states: list[dict[str, Any]]) -> list[int]:
     return [counts[name] for counts, name in map(_count_in, states)]
+
+
+def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
+    """Whether training left an epoch before a loader's end, as by `limit_train_batches`.
+
+    Args:
+        loader: Loader that was brought to its place at the end of the epoch and has yielded a batch.
+        stored: That place.
+        batches: Number of batches that training has had of the epoch.
+    """
+    counts, name = _count_in(stored)
+    if name:
+        return bool(_batches_counted([loader.state_dict()])[0] > counts[name])
+    try:
+        return bool(batches < len(loader))
+    except TypeError:  # without a length
+        return False
 
 
 def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) -> None:

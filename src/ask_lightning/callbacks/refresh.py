@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch.utils.data import Subset
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
+from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
@@ -241,6 +243,10 @@ class KnowledgeRefreshCallback(Callback):
         self._warned_of_collapse, self._gradient_check = False, GradientCheck()
         self._reader.restart()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process, such as by `ddp_spawn`; a weak reference cannot be."""
+        return vars(self) | {"_dataset": None}
+
     @property
     def _keeps_ages(self) -> bool:
         """Whether rows may be of different ages."""
@@ -408,19 +414,53 @@ class KnowledgeRefreshCallback(Callback):
             f"{name} {value} → {present[name]}" for name, value in stored.items() if value != present[name]
         ]
         one_row_per_item = has_index(loader) and len(base.fine) == num_items(loader)
-        if not changed and one_row_per_item and getattr(loader, "batch_size", None) is not None:
-            dataset: Any = loader.dataset  # type: ignore[attr-defined]
-            ends = [0, len(base.fine) - 1]
-            probe = source_loader(Subset(dataset, ends), loader)
-            ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
-            if ids is not None and not torch.equal(ids.cpu(), base.ids[ends].cpu()):
-                changed = [f"clip ids of the first and last row {base.ids[ends].tolist()} → {ids.tolist()}"]
+        if not changed and one_row_per_item:
+            ids = self._ids_at_ends(trainer, pl_module, loader)
+            stored_ids = base.ids[[0, -1]].tolist()
+            if ids is not None and ids != stored_ids:
+                changed = [f"clip ids of the first and last row {stored_ids} → {ids}"]
         if changed:
             rank_zero_warn(
                 f"The knowledge source is another one than that of the knowledge in use "
                 f"({', '.join(changed)}), so the knowledge is encoded anew."
             )
             self.target.loss.knowledge = self._built_at = self._in_flight = None
+
+    def _ids_at_ends(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
+    ) -> list[int] | None:
+        """Clip ids of the first and last item of a source with an index; `None` without ids."""
+        items = num_items(loader)
+        if not items or getattr(loader, "batch_size", None) is None:
+            return None
+        dataset: Any = loader.dataset  # type: ignore[attr-defined]
+        probe = source_loader(Subset(dataset, [0, items - 1]), loader)
+        ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
+        return None if ids is None else ids.tolist()
+
+    def _check_ranks_share_source(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
+    ) -> None:
+        """Refuses a source with an index of which each rank has a part of its own; collective."""
+        ranks = Ranks.current()
+        if ranks.size == 1 or not has_index(loader):
+            return
+        # A rank that fails in a forward pass that needs all ranks cannot wait for the others.
+        with (
+            nullcontext()
+            if is_sharded(trainer)
+            else ranks.all_or_none("encoding its part of the knowledge source")
+        ):
+            ids = self._ids_at_ends(trainer, pl_module, loader)
+        parts = ranks.all_gather_object((source_key(loader)["selection"], ids))
+        if any(part != parts[0] for part in parts):
+            ends = ", ".join(f"rank {rank}: {ids}" for rank, (_, ids) in enumerate(parts) if ids is not None)
+            told = f" (clip ids of the first and the last: {ends})" if ends else ""
+            raise RuntimeError(
+                f"Each rank has rows of its own in the knowledge source{told}, but a map-style dataset is "
+                "divided among the ranks by the refresh, so it has to be the whole one on all of them. Pass "
+                "it: KnowledgeRefreshCallback(source=dataset)."
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -598,10 +638,12 @@ class KnowledgeRefreshCallback(Callback):
         Raises:
             ValueError: The source is empty, embeddings contain NaN or Inf, or the loss asks for more
                 neighbours than the base has.
-            RuntimeError: The source is a stream that does not end.
+            RuntimeError: The source is a stream that does not end, or each rank has a part of its own.
         """
         started = time.perf_counter()
         loaders, limits = self._renewer.open(trainer)
+        if self.target.loss.knowledge is None:
+            self._check_ranks_share_source(trainer, pl_module, loaders[0])
         is_same_source = self._is_of_same_source(loaders[0])
         renewal = self._renewer.renew(trainer, pl_module, loaders, limits, is_same_source=is_same_source)
         seconds = time.perf_counter() - started
@@ -694,6 +736,7 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
+        begin_epoch_with_all_batches(trainer, checkpoint)
         base = None if self._known_renewer is None else self.target.loss.knowledge
         if base is None or self._built_at is None:
             return

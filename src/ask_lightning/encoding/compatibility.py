@@ -66,11 +66,7 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
             f"The trainer is a `{type(trainer).__module__}.{type(trainer).__name__}`, but {_BUILT_ON} "
             "Use `lightning.pytorch.Trainer`, with all callbacks from the same package."
         )
-    if not module.automatic_optimization:
-        raise RuntimeError(
-            "ASK does not support manual optimization, in which the model calls `backward` on its own loss. "
-            "Set `automatic_optimization = True`, or call a ReliabilityOTLoss in your own `training_step`."
-        )
+    check_optimization(module)
     if isinstance(trainer.strategy, DeepSpeedStrategy):
         _check_zero_stage(trainer.strategy)
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -84,6 +80,22 @@ def check_trainer(trainer: object, module: pl.LightningModule) -> None:
         raise RuntimeError(
             f"ASK is not tested with {type(trainer.strategy).__name__}, which may not keep the same weights "
             'on every process. Use `strategy="ddp"` on several devices, `strategy="auto"` on one.'
+        )
+
+
+def check_optimization(module: pl.LightningModule) -> None:
+    """Refuse a module that optimises manually, of whose training step Lightning ignores the loss.
+
+    Args:
+        module: Module that is trained.
+
+    Raises:
+        RuntimeError: The module optimises manually.
+    """
+    if not module.automatic_optimization:
+        raise RuntimeError(
+            "ASK does not support manual optimization, in which the model calls `backward` on its own loss. "
+            "Set `automatic_optimization = True`, and return the loss from `training_step`."
         )
 
 
