@@ -10,11 +10,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, RandomSampler
 
 from ask_lightning.callbacks import LoaderStateCallback
+from ask_lightning.callbacks.loader_state import warn_of_order
 from tests.helpers import stateful_run
 from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh, make_trainer, wrap
 from tests.helpers.interrupted_run import Stop, Stopped
@@ -287,6 +289,16 @@ def test_an_order_that_cannot_be_made_again_is_pointed_at(torchdata):
     loader = torchdata.StatefulDataLoader(pairs, 8, sampler=RandomSampler(pairs))
     with pytest.warns(UserWarning, match=r"The order of RandomSampler is not part of .*shuffle=True"):
         run.fit(wrap(PlainTowers()), loader)
+
+
+def test_an_order_that_lightning_divides_among_processes_is_pointed_at(torchdata):
+    """As it does with `shuffle=True` under DDP."""
+    loader = torchdata.StatefulDataLoader(Pairs(48), 8, shuffle=True)
+    divided = DistributedSamplerWrapper(loader.sampler, num_replicas=2, rank=0)
+    with pytest.warns(
+        UserWarning, match=r"RandomSampler, divided among processes.*=torch.*DistributedSampler"
+    ):
+        warn_of_order(torchdata.StatefulDataLoader(Pairs(48), 8, sampler=divided))
 
 
 @pytest.mark.usefixtures("torchdata")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import IterableDataset, SequentialSampler
@@ -268,14 +269,22 @@ def warn_of_order(loader: object) -> None:
         return
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", batches) or getattr(loader, "sampler", None)
+    remedy = (
+        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch"
+    )
+    if is_divided := isinstance(sampler, DistributedSamplerWrapper):
+        # Lightning draws the whole order through it, of which a loader's state then knows nothing.
+        sampler = sampler.dataset._sampler
+        remedy = "sampler=torch.utils.data.DistributedSampler(dataset), which Lightning leaves as it is"
     if sampler is None or isinstance(sampler, SequentialSampler) or hasattr(sampler, "set_epoch"):
         return
-    if isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata":
+    has_state = isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata"
+    if has_state and not is_divided:
         return
     rank_zero_warn(
-        f"The order of {type(sampler).__name__} is not part of the state of the training loader, so a resume "
-        "inside an epoch reads other batches than a run without a break. Use "
-        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch."
+        f"The order of {type(sampler).__name__}{', divided among processes,' if is_divided else ''} is not "
+        "part of the state of the training loader, so a resume reads other batches than a run without a "
+        f"break. Use {remedy}."
     )
 
 
