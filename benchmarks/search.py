@@ -14,7 +14,6 @@ import faiss
 import torch
 from measuring import medians
 from stored_rows import embeddings, recall, report, timed
-from torch.nn.functional import normalize
 
 from ask_lightning.knowledge.exact_search import ExactSearch
 from ask_lightning.knowledge.search import build_search
@@ -48,7 +47,8 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     for count in options.rows:
         rows, queries = embeddings(count, options.width, 0), embeddings(options.queries, options.width, 1)
-        moved = normalize(rows + 0.1 * embeddings(count, options.width, 2), dim=1)
+        moved = embeddings(count, options.width, 2).mul_(0.1).add_(rows)
+        moved /= torch.linalg.vector_norm(moved, dim=1, keepdim=True)
         few = queries[:32]
         _, expected = ExactSearch(rows)(queries, 10)
         exact = build_search(rows, "exact")
