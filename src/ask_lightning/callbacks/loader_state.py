@@ -274,7 +274,7 @@ def warn_of_order(loader: object) -> None:
     )
     if is_divided := isinstance(sampler, DistributedSamplerWrapper):
         # Lightning draws the whole order through it, of which a loader's state then knows nothing.
-        sampler = sampler.dataset._sampler
+        sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
         remedy = "sampler=torch.utils.data.DistributedSampler(dataset), which Lightning leaves as it is"
     if sampler is None or isinstance(sampler, SequentialSampler) or hasattr(sampler, "set_epoch"):
         return
