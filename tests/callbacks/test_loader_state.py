@@ -10,10 +10,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, RandomSampler
 
 from ask_lightning.callbacks import LoaderStateCallback
+from ask_lightning.callbacks.loader_state import warn_of_order
 from tests.helpers import stateful_run
 from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh, make_trainer, wrap
 from tests.helpers.interrupted_run import Stop, Stopped
@@ -208,6 +211,77 @@ def test_another_number_of_processes(tmp_path):
         fit(tmp_path, counting, resume=path, epochs=2, source=Pairs(48))
 
 
+class NumberedTowers(PlainTowers):
+    """Notes the epoch, the number and the clips of each batch, which may be one of several loaders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        parts = batch if "first" in batch else {"only": batch}
+        clips = {name: None if part is None else part["clip_id"].tolist() for name, part in parts.items()}
+        self.seen.append((self.current_epoch, batch_idx, clips))
+        return super().training_step(parts.get("second", batch), batch_idx)
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint after a batch of the first epoch."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self.path, self.batch = path, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if (trainer.current_epoch, batch_idx) == (0, self.batch):
+            trainer.save_checkpoint(self.path)
+
+
+def numbered(make, path: Path, batch: int, **settings) -> tuple[NumberedTowers, NumberedTowers]:
+    """Two epochs without ASK, of which the place of loaders is independent, and the part after a batch."""
+    models = NumberedTowers(), NumberedTowers()
+    for model, resume in zip(models, (None, path), strict=True):
+        pl.seed_everything(1, verbose=False)
+        model.load_state_dict(models[0].state_dict())
+        callbacks = [LoaderStateCallback(), *([] if resume else [SaveAt(path, batch)])]
+        make_trainer(max_epochs=2, callbacks=callbacks, **settings).fit(model, make(), ckpt_path=resume)
+    return models
+
+
+@pytest.mark.usefixtures("torchdata")
+def test_batches_of_a_stream_are_numbered_from_zero_after_the_end_of_an_epoch(tmp_path):
+    """By their numbers Lightning knows when accumulated gradients make a step: here after four and six."""
+    make = partial(make_stateful, "stream")
+    unbroken, resumed = numbered(make, tmp_path / "end.ckpt", STEPS - 1, accumulate_grad_batches=4)
+    assert resumed.seen == unbroken.seen[STEPS:]
+    torch.testing.assert_close(resumed.state_dict(), unbroken.state_dict(), rtol=0, atol=0)
+
+
+def two_loaders(mode: str, kind: str = "sized") -> CombinedLoader:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    first = StatefulDataLoader(Pairs(24), 8, shuffle=True)
+    second = StatefulDataLoader(Pairs(40), 8, shuffle=True)
+    if kind == "stream":
+        second = make_stateful("stream")
+    return CombinedLoader({"first": first, "second": second}, mode)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.usefixtures("torchdata")
+def test_two_loaders_of_which_one_begins_again(batch, tmp_path, recwarn):
+    unbroken, resumed = numbered(partial(two_loaders, "max_size_cycle"), tmp_path / "two.ckpt", batch)
+    assert resumed.seen == unbroken.seen[batch + 1 :]
+    assert not [each for each in recwarn if "training loaders" in str(each.message)]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("max_size", "sized"), ("max_size_cycle", "stream")])
+@pytest.mark.usefixtures("torchdata")
+def test_loaders_that_a_resume_cannot_bring_back_are_pointed_at(mode, kind):
+    run = make_trainer(max_steps=1, callbacks=[LoaderStateCallback()])
+    with pytest.warns(UserWarning, match=rf"2 training loaders, combined by mode '{mode}'.*have a length"):
+        run.fit(NumberedTowers(), two_loaders(mode, kind))
+
+
 @pytest.mark.usefixtures("torchdata")
 def test_an_order_that_cannot_be_made_again_is_pointed_at(torchdata):
     pairs = Pairs(48)
@@ -215,6 +289,16 @@ def test_an_order_that_cannot_be_made_again_is_pointed_at(torchdata):
     loader = torchdata.StatefulDataLoader(pairs, 8, sampler=RandomSampler(pairs))
     with pytest.warns(UserWarning, match=r"The order of RandomSampler is not part of .*shuffle=True"):
         run.fit(wrap(PlainTowers()), loader)
+
+
+def test_an_order_that_lightning_divides_among_processes_is_pointed_at(torchdata):
+    """As it does with `shuffle=True` under DDP."""
+    loader = torchdata.StatefulDataLoader(Pairs(48), 8, shuffle=True)
+    divided = DistributedSamplerWrapper(loader.sampler, num_replicas=2, rank=0)
+    with pytest.warns(
+        UserWarning, match=r"RandomSampler, divided among processes.*=torch.*DistributedSampler"
+    ):
+        warn_of_order(torchdata.StatefulDataLoader(Pairs(48), 8, sampler=divided))
 
 
 @pytest.mark.usefixtures("torchdata")

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import IterableDataset, SequentialSampler
@@ -36,14 +37,15 @@ class LoaderStateCallback(Callback):
     Lightning itself saves and restores the state of such loaders, but not exactly: it restores the first
     process's state on all of them, makes the batches of the epoch before it tells the sampler which epoch it
     is, reads loaders without a length one batch ahead of training, begins with no batch at all after a
-    checkpoint at the last step of an epoch, and leaves the state out after one at the end of an epoch;
-    torchdata counts the batches of a stream twice that it has passed over at a resume. This callback keeps
-    the state of each process and restores it in their stead.
+    checkpoint at the last step of an epoch, or numbers those of a stream on from there, and leaves the state
+    out after one at the end of an epoch; torchdata counts the batches of a stream twice that it has passed
+    over at a resume. This callback keeps the state of each process and restores it in their stead.
 
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
-        `torchdata.stateful_dataloader.StatefulDataLoader`. What is not part of a loader, such as the random
-        streams of dropout, is not restored.
+        `torchdata.stateful_dataloader.StatefulDataLoader`. Several of them need a length, and the mode
+        `"max_size_cycle"` (Lightning's default) or `"min_size"` of `CombinedLoader`. What is not part of a
+        loader, such as the random streams of dropout, is not restored.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
@@ -70,6 +72,7 @@ class LoaderStateCallback(Callback):
             )
         for loader in loaders:
             warn_of_order(loader)
+        warn_of_several(trainer)
         state, self._to_restore = self._to_restore, None
         place = None if state is None else self._restore(trainer, loaders, state)
         self._epoch = trainer.current_epoch
@@ -112,6 +115,7 @@ class LoaderStateCallback(Callback):
             _restore_generators(loaders, place)
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
+            count_batches_from_zero(trainer)
         fit_loop = trainer.fit_loop
         is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
         if trainer.current_epoch == 0 or is_resuming:  # else Lightning does so itself
@@ -217,6 +221,44 @@ def is_read_ahead(trainer: pl.Trainer) -> bool:
     return fetcher is not None and fetcher.length is None
 
 
+def count_batches_from_zero(trainer: pl.Trainer) -> None:
+    """Let an epoch after one that ended with its checkpoint begin with batch 0.
+
+    Lightning does so where loaders have a length. Else it goes on with the number of the epoch before, by
+    which it decides after which batches accumulated gradients make a step.
+
+    Args:
+        trainer: The trainer at the start of a resumed run, whose checkpoint is of the end of an epoch.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if not epoch_loop.restarted_on_train_batch_end or trainer.num_training_batches != float("inf"):
+        return
+    progress: Any = epoch_loop.batch_progress
+    progress.reset_on_run()
+    progress.current.completed = -1  # Lightning adds the batch of the checkpoint
+    epoch_loop.scheduler_progress.reset_on_run()
+    epoch_loop.automatic_optimization.optim_progress.reset_on_run()
+    epoch_loop.val_loop.batch_progress.total.reset()
+
+
+def warn_of_several(trainer: pl.Trainer) -> None:
+    """Warn of several training loaders that Lightning combines in a way that a resume cannot bring back.
+
+    Args:
+        trainer: The running trainer.
+    """
+    combined = trainer.fit_loop._combined_loader
+    if combined is None or len(combined.flattened) == 1:
+        return
+    if combined._mode == "max_size" or is_read_ahead(trainer):
+        rank_zero_warn(
+            f"LoaderStateCallback has {len(combined.flattened)} training loaders, combined by mode "
+            f"{combined._mode!r}, and which of them have ended is not part of their state. A resume behind "
+            "the end of the shortest, or at the end of an epoch, reads other batches than a run without a "
+            'break. Use loaders that have a length, combined by "max_size_cycle" or "min_size".'
+        )
+
+
 def warn_of_order(loader: object) -> None:
     """Warn of a sampler whose order cannot be made again, so that a loader's place in it says nothing.
 
@@ -227,14 +269,22 @@ def warn_of_order(loader: object) -> None:
         return
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", batches) or getattr(loader, "sampler", None)
+    remedy = (
+        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch"
+    )
+    if is_divided := isinstance(sampler, DistributedSamplerWrapper):
+        # Lightning draws the whole order through it, of which a loader's state then knows nothing.
+        sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
+        remedy = "sampler=torch.utils.data.DistributedSampler(dataset), which Lightning leaves as it is"
     if sampler is None or isinstance(sampler, SequentialSampler) or hasattr(sampler, "set_epoch"):
         return
-    if isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata":
+    has_state = isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata"
+    if has_state and not is_divided:
         return
     rank_zero_warn(
-        f"The order of {type(sampler).__name__} is not part of the state of the training loader, so a resume "
-        "inside an epoch reads other batches than a run without a break. Use "
-        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch."
+        f"The order of {type(sampler).__name__}{', divided among processes,' if is_divided else ''} is not "
+        "part of the state of the training loader, so a resume reads other batches than a run without a "
+        f"break. Use {remedy}."
     )
 
 
