@@ -295,6 +295,8 @@ def main() -> None:
     parsed = parser.parse_args()
     if parsed.data == "captions" and parsed.captions is None:
         parser.error("--data captions needs --captions FOLDER")
+    if parsed.data == "captions":  # whose clips have several pairs, which write-back refuses
+        parsed.refreshes = [kind for kind in parsed.refreshes if "write_back" not in REFRESHES[kind]]
     options = vars(parsed)
     suffix = "-quick" if parsed.quick else ""
     options["output"] = str(parsed.output or Path("runs/refresh_frontier") / f"{parsed.data}{suffix}")

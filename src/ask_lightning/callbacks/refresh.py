@@ -36,7 +36,12 @@ from ask_lightning.callbacks.snapshots import (
     knowledge_directory,
     local_path,
 )
-from ask_lightning.callbacks.step_embeddings import StepRecorder, stored_embeddings, write_back
+from ask_lightning.callbacks.step_embeddings import (
+    StepRecorder,
+    check_single_pairs,
+    stored_embeddings,
+    write_back,
+)
 from ask_lightning.encoding.compatibility import (
     check_finders,
     check_trainer,
@@ -122,9 +127,9 @@ class KnowledgeRefreshCallback(Callback):
             encoders have moved, or all are encoded where no map finds more true neighbours than the old rows.
             Both need a source with an index that has the same number of rows for each item.
         write_back: Whether each training step stores its embeddings over those of its rows, from training
-            mode, with their dropout and augmentation. That takes clip ids and one exchange of embeddings
-            between ranks in each step, and each checkpoint writes the knowledge. Prototypes, and rows that no
-            step has seen, stay as they are until the next refresh.
+            mode, with their dropout and augmentation. That takes clip ids, one pair for each clip, and one
+            exchange of embeddings between ranks in each step, and each checkpoint writes the knowledge.
+            Prototypes, and rows that no step has seen, stay as they are until the next refresh.
         refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
             nearest stored pairs. None: it is stored as it is.
         in_background: Whether refreshes after the first one encode while training goes on: a copy of the
@@ -148,7 +153,8 @@ class KnowledgeRefreshCallback(Callback):
     Raises:
         ValueError: An argument out of range, or options that exclude each other.
         RuntimeError: At the start of `fit`, where ASK cannot train; with `T="auto"` or `write_back` later,
-            where the knowledge has none of the clips of the batches.
+            where the knowledge has none of the clips of the batches; with `write_back` also where it has
+            several pairs of one.
 
     Examples:
         >>> KnowledgeRefreshCallback(T=15, num_prototypes=64).T
@@ -326,6 +332,8 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
+        if self.write_back and self.target.loss.knowledge is not None:
+            check_single_pairs(self.target.loss.knowledge)
         self._resume_in_background(trainer, pl_module)
         if self._finds_rows_for is not None:
             self._remove_recorder()
@@ -661,6 +669,8 @@ class KnowledgeRefreshCallback(Callback):
         """Puts new knowledge, by the encoders of an epoch, in place of the old, and reports on it."""
         base, old = renewal.base, self.target.loss.knowledge
         self.target.loss.check_knowledge(base)
+        if self.write_back:
+            check_single_pairs(base)
         self._tell_search(base)
         self.target.loss.knowledge = base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))

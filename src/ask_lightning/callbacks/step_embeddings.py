@@ -118,12 +118,35 @@ def stored_embeddings(
     return step.select(known), (audio[known].float(), text[known].float())
 
 
+def check_single_pairs(base: KnowledgeBase) -> None:
+    """Refuse to write back to knowledge that holds several pairs of a clip.
+
+    Which of them a sample is could be told by the nearest stored caption alone. An encoder that is still to
+    learn takes more than half of them for another one, whose row would then be lost.
+
+    Args:
+        base: The knowledge.
+
+    Raises:
+        RuntimeError: A clip has several pairs.
+    """
+    counts = base.ids.unique(return_counts=True)[1]
+    several = int((counts > 1).sum())
+    if several:
+        raise RuntimeError(
+            "KnowledgeRefreshCallback(write_back=True) finds the row of a sample by its clip id, but "
+            f"{several} of the {len(counts)} clips in the knowledge have several pairs, up to "
+            f"{int(counts.max())}, which clip ids do not tell apart. Renew them by "
+            'KnowledgeRefreshCallback(5), mode="rolling" or T="auto".'
+        )
+
+
 @torch.no_grad()
 def write_back(base: KnowledgeBase, step: StepEmbeddings, ranks: Ranks) -> Tensor:
     """Store the samples of all ranks' steps over what is stored of them; collective.
 
     Args:
-        base: The knowledge in use.
+        base: The knowledge in use, with one pair for each clip.
         step: The samples of this rank.
         ranks: The processes of the run.
 
