@@ -443,7 +443,9 @@ class KnowledgeRefreshCallback(Callback):
             return None
         dataset: Any = loader.dataset  # type: ignore[attr-defined]
         probe = source_loader(Subset(dataset, [0, items - 1]), loader)
-        ids = encode_source(trainer, pl_module, probe, self.target.embed).ids
+        # Where each forward pass needs all ranks, they also learn in the encoding which of them has failed.
+        ranks = Ranks.current() if is_sharded(trainer) else Ranks()
+        ids = encode_source(trainer, pl_module, probe, self.target.embed, ranks=ranks).ids
         return None if ids is None else ids.tolist()
 
     def _check_ranks_share_source(
@@ -453,7 +455,6 @@ class KnowledgeRefreshCallback(Callback):
         ranks = Ranks.current()
         if ranks.size == 1 or not has_index(loader):
             return
-        # A rank that fails in a forward pass that needs all ranks cannot wait for the others.
         with (
             nullcontext()
             if is_sharded(trainer)
