@@ -46,11 +46,11 @@ def main() -> None:
     import faiss
 
     faiss.omp_set_num_threads(options.threads)
-    settings = BaseSettings(num_prototypes=0, index=options.index)
+    without_prototypes = BaseSettings(num_prototypes=0, index=options.index)
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         directory = Path(folder)
         written, files = timed(lambda: write(options, directory, 0))
-        without, base = timed(lambda: KnowledgeBase.from_files(files, directory, settings))
+        without, base = timed(lambda: KnowledgeBase.from_files(files, directory, without_prototypes))
         prototypes = 0.0
         if options.prototypes:
             prototypes, _ = timed(
@@ -79,7 +79,9 @@ def main() -> None:
         ]
         if not options.no_refresh:
             renewed = write(options, directory, 2)
-            again, _ = timed(lambda: KnowledgeBase.from_files(renewed, directory, settings, previous=base))
+            again, _ = timed(
+                lambda: KnowledgeBase.from_files(renewed, directory, without_prototypes, previous=base)
+            )
             row.append(f"{again:.0f}")
         else:
             row.append("–")
@@ -96,7 +98,8 @@ def main() -> None:
         "indexes again (s)",
     ]
     title = f"Knowledge in files, d = {options.width}, B = 32, {options.threads} threads"
-    report(f"memmap-{options.pairs}", title, columns, [row], vars(options))
+    settings = {name: value for name, value in vars(options).items() if name != "directory"}
+    report(f"memmap-{options.pairs}", title, columns, [row], settings)
 
 
 if __name__ == "__main__":

@@ -43,5 +43,7 @@ def test_a_pushed_model_comes_back(private, tmp_path, monkeypatch):
 
 def test_what_the_hub_refuses_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FolderHub(tmp_path, OSError("401 Unauthorized\n…")))
-    with pytest.raises(OSError, match=r"not uploaded to 'me/sounds' \(401 Unauthorized\)\. Log in"):
+    with pytest.raises(
+        OSError, match=r"^The model was not uploaded to 'me/sounds' \(401 Unauthorized\)\. Log in"
+    ):
         TinyRetriever(width=8).push_to_hub("me/sounds")

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say_how_to_go_on(arguments: Sequence[str]) -> None:
     """Say after Ctrl-C what the same command does, where the command has not said so itself."""
-    command = arguments[0]
+    command = arguments[0] if arguments else ""
     if command in _KEEPING_NOTHING:
         print(f"ask-lightning: {command} was ended by Ctrl-C; the same command begins anew.", file=sys.stderr)
     elif command == "reproduce":

@@ -241,5 +241,7 @@ def _push(folder: Path, repository: str, *, private: bool) -> None:
     try:
         address = upload_folder(folder, repository, private=private)
     except OSError as error:
-        raise UsageError(f"{error} Then `hf upload {repository} {folder}` goes on.") from error
+        raise UsageError(
+            f"{folder} is written. {error} Then `hf upload {repository} {folder}` goes on."
+        ) from error
     print(f"It is uploaded: {address}")

@@ -30,7 +30,7 @@ def upload_folder(folder: str | Path, repository: str, *, private: bool = False)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OSError(
-            f"{folder} was not uploaded to {repository!r} ({reason}). Log in by `hf auth login`, or set "
+            f"The model was not uploaded to {repository!r} ({reason}). Log in by `hf auth login`, or set "
             "HF_TOKEN."
         ) from error
     return str(created)
