@@ -107,6 +107,11 @@ class ASKModule(NamedAsModel):
         ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
             callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
             `positives="same_clip"` of a loss need it.
+        caption_ids: Key, position or callable of the caption ids, as for `ids`: integers or strings that differ
+            within a clip, such as the captions themselves, and are the same in the knowledge source. Where
+            clips have several captions they tell which stored pair a sample is, for
+            `KnowledgeRefreshCallback(write_back=True)` and `T="auto"`. None: captions of a clip are not told
+            apart.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the
             embeddings that its audio and text methods return inside it, and replaces the loss that it
             returns; schedules, logs and side effects of the step remain. `"encode"` calls only the two
@@ -162,6 +167,7 @@ class ASKModule(NamedAsModel):
         audio: Encoder | None = None,
         text: Encoder | None = None,
         ids: str | int | Callable[[Any, Any], Ids] | None = None,
+        caption_ids: str | int | Callable[[Any, Any], Ids] | None = None,
         step: Step = "auto",
         criterion: str | None = None,
         chunk_size: int | None = None,
@@ -175,10 +181,15 @@ class ASKModule(NamedAsModel):
             )
         loss = ReliabilityOTLoss() if loss is None else loss
         check_loss(loss, model, ids)
+        if caption_ids is not None and ids is None:
+            raise ValueError(
+                "Argument `ids` has to be given with `caption_ids`, which tell the captions of a clip apart: "
+                "the batch's key of the clip ids, or a callable (model, batch)."
+            )
         loss.bind(model)
         self._found_encoders = audio is None or text is None
         self._audio, self._text = find_encoders(model, audio, text)
-        self._ids = ids
+        self._ids, self._caption_ids = ids, caption_ids
         self._criterion = criterion
         self._logs_terms = False
         self._is_refreshed, self._gradient_check = False, GradientCheck()
@@ -359,6 +370,13 @@ class ASKModule(NamedAsModel):
         """
         return *self._embed(batch, self.model), self._ids_of(batch)
 
+    @property
+    def encode_caption_ids(self) -> Callable[[Any], Ids | None] | None:
+        """The function from a batch to its caption ids; `None` without `caption_ids`."""
+        if self._caption_ids is None:
+            return None
+        return partial(self._entry_of, self._caption_ids, "caption_ids")
+
     def encode_pairs(self, batch: Any) -> tuple[Embeddings, Embeddings]:
         """Embed a batch as `embed_pairs` does, with frames and words where the encoders return them.
 
@@ -432,17 +450,21 @@ class ASKModule(NamedAsModel):
         return arguments if takes_index else ()
 
     def _ids_of(self, batch: Any) -> Ids | None:
-        if self._ids is None:
-            return None
-        if not isinstance(self._ids, str | int):
-            return self._ids(self.model, batch)
+        return None if self._ids is None else self._entry_of(self._ids, "ids", batch)
+
+    def _entry_of(
+        self, place: str | int | Callable[[Any, Any], Ids], argument: str, batch: Any
+    ) -> Ids | None:
+        """The ids that a batch has in a place, which is the value of an argument of the wrapper."""
+        if not isinstance(place, str | int):
+            return place(self.model, batch)
         try:
-            return batch[self._ids]  # type: ignore[no-any-return]
+            return batch[place]  # type: ignore[no-any-return]
         except (KeyError, TypeError, IndexError) as error:
             keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
             raise ValueError(
-                f"Argument `ids` has to be a key of the batch or position in it, or a callable (model, "
-                f"batch), but got {self._ids!r} and the batch is {keys}."
+                f"Argument `{argument}` has to be a key of the batch or position in it, or a callable "
+                f"(model, batch), but got {place!r} and the batch is {keys}."
             ) from error
 
     def setup(self, stage: str) -> None:
@@ -533,6 +555,7 @@ class ASKModule(NamedAsModel):
             "audio": self._audio,
             "text": self._text,
             "ids": self._ids,
+            "caption_ids": self._caption_ids,
             "step": self.ask_step,
             "criterion": self._criterion,
             "chunk_size": self._chunk_size,
@@ -578,8 +601,8 @@ class ASKModule(NamedAsModel):
             map_location: Argument `map_location` of `torch.load`.
             strict: Whether the names of the weights have to match. None: the model's `strict_loading`.
             weights_only: Argument `weights_only` of `torch.load`; pass `False` only for files that you trust.
-            options: Arguments `audio`, `text`, `ids`, `step`, `criterion` and `chunk_size` of `ASKModule`.
-                Those that are left out are the checkpoint's.
+            options: Arguments `audio`, `text`, `ids`, `caption_ids`, `step`, `criterion` and `chunk_size` of
+                `ASKModule`. Those that are left out are the checkpoint's.
 
         Returns:
             The wrapped model. Knowledge is rebuilt when training resumes; a loss with a queue starts a new

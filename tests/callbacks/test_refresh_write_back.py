@@ -14,6 +14,7 @@ from ask_lightning import (
     ReliabilityOTLoss,
 )
 from ask_lightning.callbacks.step_embeddings import StepRecorder
+from ask_lightning.encoding.target import Target
 from ask_lightning.functional import unit_length
 from tests.helpers.clients import (
     EpochSeededSampler,
@@ -150,12 +151,12 @@ def test_captions_of_one_clip_are_not_told_apart_after_a_resume(tmp_path):
 
 def test_embeddings_that_overflow_are_not_stored():
     loss = KnowledgeDistillationLoss(temperature=0.2)
-    recorder = StepRecorder(loss, "")
+    recorder = StepRecorder(Target(loss, embed=lambda batch: ()), "")
     audio, text = torch.eye(3), torch.eye(3)
     audio[1] = torch.inf
     loss.train()
     recorder._record(loss, (audio, text), {"ids": [4, 5, 6]}, torch.zeros(()))
-    step = recorder.take(KnowledgeBase.from_embeddings(text, text, num_prototypes=1))
+    step = recorder.take(KnowledgeBase.from_embeddings(text, text, num_prototypes=1), None)
     assert step.ids.tolist() == [4, 6]
     recorder.remove()
 

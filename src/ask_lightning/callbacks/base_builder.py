@@ -19,6 +19,7 @@ from ask_lightning.knowledge.embedding_checks import check_embeddings
 from ask_lightning.knowledge.kmeans import CLUSTERINGS, Clustering
 from ask_lightning.knowledge.prototypes import PAIRINGS, PrototypePairing
 from ask_lightning.knowledge.refinement import GraphRefinement
+from ask_lightning.knowledge.row_matching import agree
 from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.arguments import check_choice, check_count, check_fraction
@@ -85,6 +86,7 @@ class BaseBuilder:
                 directory,
                 self._settings(needs_prototypes),
                 ids=encoded.ids,
+                caption_ids=encoded.caption_ids,
                 shard=encoded.shard,
                 training_clips=training_clips,
                 previous=old,
@@ -98,7 +100,14 @@ class BaseBuilder:
             check_embeddings(audio, text, encoded.shard)
             audio, text = self.refine(audio, text, encoded.shard)
         return self.of_rows(
-            audio, text, encoded.ids, encoded.shard, training_clips, old, needs_prototypes=needs_prototypes
+            audio,
+            text,
+            encoded.ids,
+            encoded.caption_ids,
+            encoded.shard,
+            training_clips,
+            old,
+            needs_prototypes=needs_prototypes,
         )
 
     def of_rows(
@@ -106,6 +115,7 @@ class BaseBuilder:
         audio: Tensor,
         text: Tensor,
         ids: Tensor | None,
+        caption_ids: Tensor | None,
         shard: RowShard,
         training_clips: StoredClips | None,
         old: KnowledgeBase | None,
@@ -118,6 +128,7 @@ class BaseBuilder:
             audio: `(n, d)`.
             text: `(n, d)`.
             ids: `(n,)` clip ids; `None` if there are none.
+            caption_ids: `(n,)` caption ids; `None` if there are none.
             shard: Where the rows are in the whole source.
             training_clips: The training clips beside a source of other pairs.
             old: The base in use.
@@ -127,6 +138,7 @@ class BaseBuilder:
             audio,
             text,
             ids=ids,
+            caption_ids=caption_ids,
             storage=self.storage,
             shard=shard,
             training_clips=training_clips,
@@ -181,6 +193,9 @@ class BaseBuilder:
         elif same_rows:
             ids = encoded.shard.gather(encoded.ids.to(old.device))
             same_rows = torch.equal(ids, old.ids)
+            if encoded.caption_ids is not None:
+                captions = encoded.shard.gather(encoded.caption_ids.to(old.device))
+                same_rows = same_rows and agree(captions, old.caption_ids)
         if not same_rows:
             rank_zero_warn(
                 f"The knowledge source changed since the last refresh ({len(old.fine)} pairs then, "

@@ -146,8 +146,11 @@ def encode_items(
     if shard.rows_per_item != rows_per_item or encoded.audio.shape[1] != base.width:
         return None
     rows = (items[:, None] * rows_per_item + torch.arange(rows_per_item)).flatten().to(base.device)  # (n,)
-    if encoded.ids is not None and not torch.equal(shard.gather(encoded.ids.to(base.device)), base.ids[rows]):
-        return None
+    for ids, stored in ((encoded.ids, base.ids), (encoded.caption_ids, base.caption_ids)):
+        if ids is None or stored is None:
+            continue
+        if not torch.equal(shard.gather(ids.to(base.device)), stored[rows]):
+            return None
     check_embeddings(encoded.audio, encoded.text, shard)
     audio, text = (shard.gather(unit_length(side).to(base.device)) for side in (encoded.audio, encoded.text))
     return EncodedRows(rows, audio, text, rows_per_item)

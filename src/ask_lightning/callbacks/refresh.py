@@ -38,7 +38,7 @@ from ask_lightning.callbacks.snapshots import (
 )
 from ask_lightning.callbacks.step_embeddings import (
     StepRecorder,
-    check_single_pairs,
+    check_pairs,
     stored_embeddings,
     write_back,
 )
@@ -96,7 +96,8 @@ class KnowledgeRefreshCallback(Callback):
         T: Number of epochs from one refresh to the next, at least 1. From `max_epochs` on the base is never
             renewed, the paper's "static" ablation. `"auto"`, or an `AutoPeriod` with settings of its own:
             refresh when the rows of the training batches have moved away from what is stored of them. That
-            takes clip ids, and a lookup of the batch's own rows in each step.
+            takes clip ids, where clips have several pairs also caption ids, and a lookup of the batch's own
+            rows in each step.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
             callable that returns one. Datasets with a method `without_random_crops` are read through it.
         num_prototypes: M, the number of coarse prototypes, at least 1. None is made for a loss that does not
@@ -127,9 +128,10 @@ class KnowledgeRefreshCallback(Callback):
             encoders have moved, or all are encoded where no map finds more true neighbours than the old rows.
             Both need a source with an index that has the same number of rows for each item.
         write_back: Whether each training step stores its embeddings over those of its rows, from training
-            mode, with their dropout and augmentation. That takes clip ids, one pair for each clip, and one
-            exchange of embeddings between ranks in each step, and each checkpoint writes the knowledge.
-            Prototypes, and rows that no step has seen, stay as they are until the next refresh.
+            mode, with their dropout and augmentation. That takes clip ids, where clips have several pairs
+            also caption ids, and one exchange of embeddings between ranks in each step, and each checkpoint
+            writes the knowledge. Prototypes, and rows that no step has seen, stay as they are until the next
+            refresh.
         refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
             nearest stored pairs. None: it is stored as it is.
         in_background: Whether refreshes after the first one encode while training goes on: a copy of the
@@ -153,8 +155,8 @@ class KnowledgeRefreshCallback(Callback):
     Raises:
         ValueError: An argument out of range, or options that exclude each other.
         RuntimeError: At the start of `fit`, where ASK cannot train; with `T="auto"` or `write_back` later,
-            where the knowledge has none of the clips of the batches; with `write_back` also where it has
-            several pairs of one.
+            where the knowledge has none of the pairs of the batches, or two with one clip id and one caption
+            id; with `write_back` also where it has several pairs of a clip and captions have no ids.
 
     Examples:
         >>> KnowledgeRefreshCallback(T=15, num_prototypes=64).T
@@ -246,7 +248,8 @@ class KnowledgeRefreshCallback(Callback):
         self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
         self.num_encoded = self._num_written = self._num_steps = 0
         self._told_search: str | None = None
-        self._warned_of_collapse, self._gradient_check = False, GradientCheck()
+        self._warned_of_collapse, self._warned_of_captions = False, False
+        self._gradient_check = GradientCheck()
         self._reader.restart()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -332,12 +335,12 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
-        if self.write_back and self.target.loss.knowledge is not None:
-            check_single_pairs(self.target.loss.knowledge)
+        if self.target.loss.knowledge is not None:
+            self._check_pairs(self.target.loss.knowledge)
         self._resume_in_background(trainer, pl_module)
         if self._finds_rows_for is not None:
             self._remove_recorder()
-            self._recorder = StepRecorder(self.target.loss, self._finds_rows_for)
+            self._recorder = StepRecorder(self.target, self._finds_rows_for)
         if self.schedule is not None:
             self.schedule.budget.start()
 
@@ -362,6 +365,22 @@ class KnowledgeRefreshCallback(Callback):
         if self.schedule is not None:
             self.schedule.budget.stop()
 
+    def _check_pairs(self, base: KnowledgeBase) -> None:
+        """Checks that the rows of training samples are found in new knowledge, where an option needs them."""
+        if self._finds_rows_for is None:
+            return
+        problem = check_pairs(base, self._finds_rows_for, has_caption_ids=self.target.pair_ids is not None)
+        if problem is None:
+            return
+        if self.write_back:  # to another pair's row, which would be lost
+            raise RuntimeError(problem)
+        if not self._warned_of_captions:
+            self._warned_of_captions = True
+            rank_zero_warn(
+                f"{problem} Until then the nearest caption that is stored of the clip is compared, often "
+                "another one, so the drift comes out too small."
+            )
+
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the base that a checkpoint names."""
         state, self._to_restore = self._to_restore, None
@@ -380,6 +399,9 @@ class KnowledgeRefreshCallback(Callback):
             )
             if self._renewer.needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
+            finds_captions = self._finds_rows_for is not None and self.target.pair_ids is not None
+            if finds_captions and base.training_clips is None and base.caption_ids is None:
+                raise SnapshotError("It lacks the caption ids, by which rows are found now.")
             if self.target.loss.needs_prototypes and len(base.coarse) == 0:
                 raise SnapshotError("It lacks prototypes, which the loss looks up.")
         except SnapshotError as error:
@@ -603,7 +625,7 @@ class KnowledgeRefreshCallback(Callback):
             return
         base = self.target.loss.knowledge
         assert base is not None
-        step = self._recorder.take(base)
+        step = self._recorder.take(base, batch)
         self._num_steps += 1
         if self.schedule is not None:
             step, stored = stored_embeddings(base, step)
@@ -629,10 +651,13 @@ class KnowledgeRefreshCallback(Callback):
         if self.write_back and self._num_steps and not self._num_written:
             option = "write_back=True"
         if option is not None:
+            what, names = "clips", "clip ids"
+            if self.target.pair_ids is not None:
+                what, names = "pairs", "clip ids and caption ids"
             raise RuntimeError(
                 f"KnowledgeRefreshCallback({option}) compares training batches with what is stored of their "
-                "clips, but the knowledge has none of them. Leave `source` out, or pass a source with the "
-                "clip ids of the training data."
+                f"{what}, but the knowledge has none of them. Leave `source` out, or pass a source with the "
+                f"{names} of the training data."
             )
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -670,8 +695,7 @@ class KnowledgeRefreshCallback(Callback):
         """Puts new knowledge, by the encoders of an epoch, in place of the old, and reports on it."""
         base, old = renewal.base, self.target.loss.knowledge
         self.target.loss.check_knowledge(base)
-        if self.write_back:
-            check_single_pairs(base)
+        self._check_pairs(base)
         self._tell_search(base)
         self.target.loss.knowledge = base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))

@@ -36,6 +36,7 @@ from ask_lightning.encoding.source_loader import has_index
 from ask_lightning.encoding.target import Target
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.mapping import MappedRefresh
+from ask_lightning.knowledge.row_matching import agree
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -207,6 +208,7 @@ class Renewer:
         has_same_rows = old is not None and has_index(loader) and base.has_same_rows_as(old)
         if has_same_rows and old is not None:
             has_same_rows = torch.equal(base.ids, old.ids) if source.ids is not None else is_same_source
+            has_same_rows = has_same_rows and agree(base.caption_ids, old.caption_ids)
         return Renewal(base, None, has_same_rows)
 
     def rows_directory(self, trainer: pl.Trainer) -> Path | None:
@@ -263,7 +265,10 @@ class Renewer:
         overwrite(audio, text, shard, encoded)
         needs_prototypes = self.target.loss.needs_prototypes
         ids = shard.select(old.ids)
-        base = self.builder.of_rows(audio, text, ids, shard, None, old, needs_prototypes=needs_prototypes)
+        captions = None if old.caption_ids is None else shard.select(old.caption_ids)
+        base = self.builder.of_rows(
+            audio, text, ids, captions, shard, None, old, needs_prototypes=needs_prototypes
+        )
         return Renewal(base, encoded.rows, True, {} if maps is None else maps.report())
 
     def _check_index(self, loader: Iterable[Any]) -> None:

@@ -5,18 +5,19 @@ Axes: `n` samples of this rank, `d` width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ask_lightning.encoding.target import Target
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.row_matching import match_rows
-from ask_lightning.losses.base import Ids, RetrievalLoss
+from ask_lightning.knowledge.row_matching import match_rows, repeated_pairs
+from ask_lightning.losses.base import Ids
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 
@@ -29,11 +30,13 @@ class StepEmbeddings:
         ids: `(n,)` int64, their clips.
         audio: `(n, d)`, unit vectors.
         text: `(n, d)`, unit vectors.
+        caption_ids: `(n,)` int64, their captions; `None` where captions have no ids.
     """
 
     ids: Tensor
     audio: Tensor
     text: Tensor
+    caption_ids: Tensor | None = None
 
     def select(self, which: Tensor) -> StepEmbeddings:
         """Some of the samples.
@@ -41,21 +44,22 @@ class StepEmbeddings:
         Args:
             which: Boolean mask `(n,)`, or numbers of the samples.
         """
-        return StepEmbeddings(self.ids[which], self.audio[which], self.text[which])
+        captions = None if self.caption_ids is None else self.caption_ids[which]
+        return StepEmbeddings(self.ids[which], self.audio[which], self.text[which], captions)
 
 
 class StepRecorder:
     """Keeps what the loss was last called with while it trains.
 
     Args:
-        loss: The loss of the training steps.
+        target: The loss of the training steps, and the ids of their batches.
         option: What needs the recorder, for a message.
     """
 
-    def __init__(self, loss: RetrievalLoss, option: str) -> None:
-        self._option = option
+    def __init__(self, target: Target, option: str) -> None:
+        self._option, self._pair_ids = option, target.pair_ids
         self._recorded: StepEmbeddings | None = None
-        self._hook: RemovableHandle | None = loss.register_forward_hook(self._record, with_kwargs=True)
+        self._hook: RemovableHandle | None = target.loss.register_forward_hook(self._record, with_kwargs=True)
 
     def remove(self) -> None:
         """Take the hook off the loss."""
@@ -63,17 +67,37 @@ class StepRecorder:
             self._hook.remove()
             self._hook = None
 
-    def take(self, base: KnowledgeBase) -> StepEmbeddings:
+    def take(self, base: KnowledgeBase, batch: Any) -> StepEmbeddings:
         """The samples of the step that has ended, without those that have overflowed; each is given out once.
 
         Args:
             base: The knowledge in use, which gives a step without samples its width, dtype and device.
+            batch: The batch of the step, which tells its captions.
+
+        Raises:
+            RuntimeError: The batch holds other samples than those that the loss was called with.
         """
         recorded, self._recorded = self._recorded, None
         if recorded is None:  # a batch of a single pair, or one that the training step has skipped
             nothing = base.coarse.audio.new_empty(0, base.width, dtype=torch.float32)
-            return StepEmbeddings(torch.empty(0, dtype=torch.int64, device=base.device), nothing, nothing)
+            no_ids = torch.empty(0, dtype=torch.int64, device=base.device)
+            return StepEmbeddings(no_ids, nothing, nothing, None if self._pair_ids is None else no_ids)
+        if self._pair_ids is not None:
+            recorded = replace(recorded, caption_ids=self._captions_of(recorded, *self._pair_ids(batch)))
         return recorded.select((recorded.audio + recorded.text).isfinite().all(dim=1))
+
+    def _captions_of(self, recorded: StepEmbeddings, ids: Ids | None, caption_ids: Ids | None) -> Tensor:
+        """The captions of the recorded samples, which have to be those of the batch."""
+        captions = integer_ids(() if caption_ids is None else caption_ids, name="caption_ids")
+        clips = recorded.ids if ids is None else integer_ids(ids).to(recorded.ids.device)
+        if len(captions) != len(recorded.ids) or not torch.equal(clips, recorded.ids):
+            raise RuntimeError(
+                f"KnowledgeRefreshCallback({self._option}) takes the captions of a step's samples from its "
+                f"batch, which has {len(captions)}, but the loss was last called with {len(recorded.ids)} "
+                "samples, other ones or in another order. Call the loss once in a step, with all samples of "
+                "the batch in its order."
+            )
+        return captions.to(recorded.ids.device)
 
     @torch.no_grad()
     def _record(
@@ -112,33 +136,48 @@ def stored_embeddings(
         clips = base.find_clips(step.ids)
         audio, text, known = clips.audio, clips.text, clips.known
     else:
-        rows = match_rows(base, step.ids, step.text)
+        rows = match_rows(base, step.ids, step.text, step.caption_ids)
         audio, text = base.fine.pairs(rows.clamp(min=0))
         known = rows >= 0
     return step.select(known), (audio[known].float(), text[known].float())
 
 
-def check_single_pairs(base: KnowledgeBase) -> None:
-    """Refuse to write back to knowledge that holds several pairs of a clip.
-
-    Which of them a sample is could be told by the nearest stored caption alone. An encoder that is still to
-    learn takes more than half of them for another one, whose row would then be lost.
+def check_pairs(base: KnowledgeBase, option: str, *, has_caption_ids: bool) -> str | None:
+    """Refuse knowledge in which the rows of a sample cannot be told from others.
 
     Args:
         base: The knowledge.
+        option: The option that finds rows, as it is written.
+        has_caption_ids: Whether the captions of batches are known.
+
+    Returns:
+        What is known too little of several pairs of a clip; `None` where every row is found.
 
     Raises:
-        RuntimeError: A clip has several pairs.
+        RuntimeError: Two pairs have one clip and one caption.
     """
+    if base.training_clips is not None:  # whole clips are compared
+        return None
+    name = f"KnowledgeRefreshCallback({option})"
+    if has_caption_ids and base.caption_ids is not None:
+        repeated = repeated_pairs(base)
+        if len(repeated):
+            raise RuntimeError(
+                f"{name} finds the row of a sample by its clip and its caption, but {len(repeated)} of the "
+                f"{len(base.ids)} pairs of the knowledge, the first of them row {int(repeated[0])}, have the "
+                "clip id and the caption id of a pair before them. Caption ids have to differ within a clip, "
+                "and the source has to hold each pair once."
+            )
+        return None
     counts = base.ids.unique(return_counts=True)[1]
     several = int((counts > 1).sum())
-    if several:
-        raise RuntimeError(
-            "KnowledgeRefreshCallback(write_back=True) finds the row of a sample by its clip id, but "
-            f"{several} of the {len(counts)} clips in the knowledge have several pairs, up to "
-            f"{int(counts.max())}, which clip ids do not tell apart. Renew them by "
-            'KnowledgeRefreshCallback(5), mode="rolling" or T="auto".'
-        )
+    if not several:
+        return None
+    return (
+        f"{name} finds the row of a sample by its clip id, but {several} of the {len(counts)} clips in the "
+        f"knowledge have several pairs, up to {int(counts.max())}, which clip ids do not tell apart. Pass "
+        "the ids of the captions: ASKModule(..., caption_ids=...)."
+    )
 
 
 @torch.no_grad()
@@ -146,14 +185,14 @@ def write_back(base: KnowledgeBase, step: StepEmbeddings, ranks: Ranks) -> Tenso
     """Store the samples of all ranks' steps over what is stored of them; collective.
 
     Args:
-        base: The knowledge in use, with one pair for each clip.
+        base: The knowledge in use, with caption ids or one pair for each clip.
         step: The samples of this rank.
         ranks: The processes of the run.
 
     Returns:
         Global numbers of the rows that were replaced, the same on all ranks; a number may occur twice.
     """
-    rows = match_rows(base, step.ids, step.text)
+    rows = match_rows(base, step.ids, step.text, step.caption_ids)
     known = rows >= 0
     step, rows = step.select(known), rows[known]
     # Each rank finds the rows of its own samples, so that all write the same whatever their devices round.

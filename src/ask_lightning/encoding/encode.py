@@ -31,8 +31,8 @@ from ask_lightning.knowledge.row_shard import RowShard
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 
-Embed = Callable[[Any], tuple[Tensor, Tensor, Any]]
-"""From a batch to audio `(B, d)`, text `(B, d)` and clip ids or `None`."""
+Embed = Callable[[Any], tuple[Any, ...]]
+"""From a batch to audio `(B, d)`, text `(B, d)`, clip ids or `None`, and caption ids where there are any."""
 
 # Embeddings of one pair in batches of other sizes differ by rounding only.
 _SAME_ROW = 1e-4
@@ -48,6 +48,7 @@ class Encoded:
         ids: `(n,)` int64, the clip of each pair, or `None`.
         shard: Which rows of the source these are.
         files: The files that the rows were written to, if they were.
+        caption_ids: `(n,)` int64, the caption of each pair, or `None`.
     """
 
     audio: Tensor
@@ -55,6 +56,7 @@ class Encoded:
     ids: Tensor | None
     shard: RowShard
     files: PairFiles | None = None
+    caption_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class _RankSummary:
         num_rows: Number of rows.
         width: Width of the embeddings; `None` without a row.
         has_ids: Whether the rows have clip ids.
+        has_caption_ids: Whether they have caption ids.
         num_items: Number of source items that the rows were made of; 0 if it is not known.
         rows_per_item: Rows that collation makes of every item; 0 if that varies, `None` without an item.
     """
@@ -72,6 +75,7 @@ class _RankSummary:
     num_rows: int
     width: int | None
     has_ids: bool
+    has_caption_ids: bool
     num_items: int
     rows_per_item: int | None
 
@@ -97,7 +101,7 @@ def encode_source(
         trainer: The running trainer.
         module: The module that it trains.
         loader: Batches of this rank's items of the source, in order, from `source_loader`.
-        embed: Function from a batch to its audio embeddings, text embeddings and clip ids.
+        embed: Function from a batch to its embeddings and ids, see `Embed`.
         on_batch: Function to call after each batch, for a progress bar.
         ranks: The processes among which the source is divided, as for `source_loader`; then this is
             collective.
@@ -156,14 +160,14 @@ def require_equal_weights(
 
 def embed_source_batch(
     trainer: pl.Trainer, module: pl.LightningModule, batch: Any, embed: Embed
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Move a batch of a source to the device as the trainer moves its own, and embed it.
 
     Args:
         trainer: The trainer.
         module: The module whose hooks see the batch.
         batch: The batch, as the loader yields it.
-        embed: Function from a batch to its audio embeddings, text embeddings and clip ids.
+        embed: Function from a batch to its embeddings and ids.
 
     Returns:
         What `embed` returns.
@@ -221,14 +225,16 @@ class EncodedBatches:
         self.audio: list[Tensor] = []
         self.text: list[Tensor] = []
         self.ids: list[Tensor] = []
+        self.caption_ids: list[Tensor] = []
         self.sizes: list[int] = []
         self.width: int | None = None
 
-    def add(self, embedded: tuple[Any, Any, Any], loader: Iterable[Any], limit: RowLimit) -> None:
+    def add(self, embedded: tuple[Any, ...], loader: Iterable[Any], limit: RowLimit) -> None:
         """Take a batch, or as much of it as is wanted.
 
         Args:
-            embedded: Audio embeddings, text embeddings and clip ids or `None`, as encoders return them.
+            embedded: Audio embeddings, text embeddings, clip ids or `None`, and caption ids if there are any,
+                as encoders return them.
             loader: The loader that the batch is from.
             limit: Number of rows to read at most, which counts these.
 
@@ -236,12 +242,14 @@ class EncodedBatches:
             ValueError: The embeddings are not two equal `(B, d)`, or the ids are of another number.
             RuntimeError: The source is a stream that does not end.
         """
-        audio, text, ids = pooled(embedded[0]), pooled(embedded[1]), embedded[2]
-        _check_batch(audio, text, ids)
+        audio, text, ids, *captions = pooled(embedded[0]), pooled(embedded[1]), *embedded[2:]
+        _check_batch(audio, text, ids, *captions)
         wanted = limit.add(len(audio), has_length=_has_length(loader))
         audio, text = audio[:wanted], text[:wanted]
         if ids is not None:
             self.ids.append(integer_ids(ids)[:wanted].cpu())
+        if captions:
+            self.caption_ids.append(integer_ids(captions[0], name="caption_ids")[:wanted].cpu())
         self.sizes.append(len(audio))
         self.width = audio.shape[1]
         if self.writer is not None:
@@ -288,10 +296,12 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
     """
     batch_rows, batch_items, ids = batches.sizes, items_per_batch(loader), batches.ids
     own_ids = torch.cat(ids) if ids else None
+    own_captions = torch.cat(batches.caption_ids) if batches.caption_ids else None
     own = _RankSummary(
         num_rows=sum(batch_rows),
         width=batches.width,
         has_ids=own_ids is not None,
+        has_caption_ids=own_captions is not None,
         num_items=sum(batch_items),
         rows_per_item=_rows_per_item(batch_rows, batch_items, own_ids) if batch_items else None,
     )
@@ -303,11 +313,14 @@ def assemble(batches: EncodedBatches, loader: Iterable[Any], device: torch.devic
         own_audio, own_text, files = batches.finish(width, device)
     if not batch_rows and any(one.has_ids for one in summaries):  # fewer rows than ranks
         own_ids = torch.empty(0, dtype=torch.int64)
+    if not batch_rows and any(one.has_caption_ids for one in summaries):
+        own_captions = torch.empty(0, dtype=torch.int64)
     if ranks.size > 1 and not has_index(loader):
         _check_ranks_differ(own_audio, own_text, own_ids, ranks)
         if own_ids is not None:
             _warn_of_shared_pairs(own_audio, own_text, own_ids, ranks)
-    return Encoded(own_audio, own_text, own_ids, _shard_of(summaries, ranks), files)
+    shard = _shard_of(summaries, ranks)
+    return Encoded(own_audio, own_text, own_ids, shard, files, own_captions)
 
 
 def _shard_of(summaries: list[_RankSummary], ranks: Ranks) -> RowShard:
@@ -384,7 +397,7 @@ def _has_length(loader: Iterable[Any]) -> bool:
     return True
 
 
-def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
+def _check_batch(audio: Tensor, text: Tensor, ids: Any, *captions: Any) -> None:
     """Refuse embeddings that are not two equal `(B, d)`, and ids of another number."""
     if audio.ndim != 2 or audio.shape != text.shape:
         raise ValueError(
@@ -395,3 +408,6 @@ def _check_batch(audio: Tensor, text: Tensor, ids: Any) -> None:
         )
     if ids is not None and len(ids) != len(audio):
         raise ValueError(f"There have to be {len(audio)} clip ids in this batch, but got {len(ids)}.")
+    for caption_ids in captions:
+        if (count := 0 if caption_ids is None else len(caption_ids)) != len(audio):
+            raise ValueError(f"There have to be {len(audio)} caption ids in this batch, but got {count}.")

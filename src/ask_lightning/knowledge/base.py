@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.base_file import REPLICATED, SHARDED, BaseParts, read_base, write_base
-from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, Storage, row_ids_of
+from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, RowIds, Storage
 from ask_lightning.knowledge.checksum import checksum
 from ask_lightning.knowledge.embedding_checks import check_embeddings, check_rows
 from ask_lightning.knowledge.exact_search import Search
@@ -54,6 +54,8 @@ class KnowledgeBase:
         coarse: The prototypes, Eq. 8.
         ids: `(N,)` int64, the clip that each pair belongs to; a clip may have several pairs.
         training_clips: The training clips, where the pairs are those of another source; else `None`.
+        caption_ids: `(N,)` int64, the caption of each pair, which with its clip says which pair it is; `None`
+            where the captions have no ids.
 
     Examples:
         >>> generator = torch.Generator().manual_seed(0)
@@ -71,11 +73,13 @@ class KnowledgeBase:
         coarse: StoredPairs,
         ids: Tensor,
         training_clips: StoredClips | None = None,
+        caption_ids: Tensor | None = None,
     ) -> None:
         self.fine = fine
         self.coarse = coarse
         self.ids = ids
         self.training_clips = training_clips
+        self.caption_ids = caption_ids
 
     def __repr__(self) -> str:
         return (
@@ -114,6 +118,7 @@ class KnowledgeBase:
         text: Tensor,
         *,
         ids: Tensor | Sequence[int] | Sequence[str] | None = None,
+        caption_ids: Tensor | Sequence[int] | Sequence[str] | None = None,
         num_prototypes: int = 512,
         prototype_pairing: PrototypePairing = "matched",
         normalize_prototypes: bool = True,
@@ -133,6 +138,8 @@ class KnowledgeBase:
             audio: `(N, d)`, audio embeddings; normalised here.
             text: `(N, d)`, text embeddings; row j of both is pair j.
             ids: N clip identifiers, integers or strings. Default: the row numbers.
+            caption_ids: N caption identifiers, integers or strings, unique at least within their clip, by
+                which `rows_of_pairs` finds a pair. Default: captions of a clip are not told apart.
             num_prototypes: M, the number of prototypes. More than N becomes N with a warning. 0 makes a base
                 whose coarse knowledge cannot be looked up.
             prototype_pairing: How audio and text clusters become pairs, see
@@ -164,7 +171,8 @@ class KnowledgeBase:
 
         Raises:
             ValueError: Shapes that are not two equal `(N, d)`, no rows, NaN or Inf (with the rows), ids
-                of another number, an unknown pairing, clustering, storage or placement.
+                of another number, caption ids without clip ids, an unknown pairing, clustering, storage or
+                placement.
         """
         shard = shard or RowShard.unsharded(audio.shape[0] if audio.ndim else 0)
         check_choice("storage", storage, STORAGES)
@@ -173,7 +181,7 @@ class KnowledgeBase:
         )
         settings.check(shard, is_in_files=storage == "memmap")
         check_embeddings(audio, text, shard)
-        row_ids = row_ids_of(ids, shard)
+        row_ids = RowIds.of(ids, caption_ids, shard)
         learnt = (None, None) if previous is None else previous.fine.local.learnt
         if storage == "memmap":
             if directory is None:
@@ -206,6 +214,7 @@ class KnowledgeBase:
         settings: BaseSettings,
         *,
         ids: Tensor | Sequence[int] | Sequence[str] | None = None,
+        caption_ids: Tensor | Sequence[int] | Sequence[str] | None = None,
         shard: RowShard | None = None,
         training_clips: StoredClips | None = None,
         previous: KnowledgeBase | None = None,
@@ -219,6 +228,7 @@ class KnowledgeBase:
             settings: The options that `from_embeddings` takes one by one. The pairing cannot be `"joint"`;
                 on several ranks the placement has to be `"sharded"`.
             ids: N clip identifiers, see `from_embeddings`.
+            caption_ids: N caption identifiers, see `from_embeddings`.
             shard: Which of the N pairs these are, see `from_embeddings`.
             training_clips: The training clips, see `from_embeddings`.
             previous: The base before this one, see `from_embeddings`.
@@ -235,13 +245,13 @@ class KnowledgeBase:
         learnt = (None, None) if previous is None else previous.fine.local.learnt
         local = MappedPairs.of_files(files, settings.index, Path(directory), learnt=learnt).to(device)
         check_rows(*local.tables(shard))
-        return cls._of_pairs(local, row_ids_of(ids, shard), shard, settings, training_clips)
+        return cls._of_pairs(local, RowIds.of(ids, caption_ids, shard), shard, settings, training_clips)
 
     @classmethod
     def _of_pairs(
         cls,
         local: StoredPairs,
-        row_ids: Tensor,
+        row_ids: RowIds,
         shard: RowShard,
         settings: BaseSettings,
         training_clips: StoredClips | None,
@@ -267,8 +277,9 @@ class KnowledgeBase:
         if is_in_files or local.index not in ("auto", "exact"):
             with shard.ranks.all_or_none("building its index"):
                 _ = fine.search_audio, fine.search_text  # an index string that cannot work fails now
-        all_ids = shard.gather(row_ids.to(local.device))
-        base = cls(fine, coarse.to(local.device), all_ids, training_clips)
+        all_ids = shard.gather(row_ids.clips.to(local.device))
+        captions = None if row_ids.captions is None else shard.gather(row_ids.captions.to(local.device))
+        base = cls(fine, coarse.to(local.device), all_ids, training_clips, captions)
         if shard.ranks.size > 1:
             shard.ranks.require_equal(base.fingerprint, "the knowledge base")
         return base
@@ -352,6 +363,38 @@ class KnowledgeBase:
         places = first[:, None] + torch.arange(self._rows_per_id, device=ordered.device)  # (B, m)
         rows = order[places.clamp(max=len(order) - 1)]
         return torch.where(places < behind[:, None], rows, -1)
+
+    def rows_of_pairs(self, ids: Tensor, caption_ids: Tensor) -> Tensor:
+        """The row that each pair has in the fine knowledge, by its clip and its caption; not collective.
+
+        Args:
+            ids: `(B,)` int64 clip ids, see `integer_ids`.
+            caption_ids: `(B,)` int64 caption ids, see `integer_ids`.
+
+        Returns:
+            `(B,)` int64 global row numbers; -1 for a pair that is not stored. Of a pair that is stored
+            several times it is the first row.
+
+        Raises:
+            ValueError: The base has no caption ids.
+
+        Examples:
+            >>> base = KnowledgeBase.from_embeddings(
+            ...     torch.eye(3), torch.eye(3), ids=[7, 4, 7], caption_ids=[0, 0, 1], num_prototypes=1
+            ... )
+            >>> base.rows_of_pairs(torch.tensor([7, 4]), torch.tensor([1, 1]))
+            tensor([ 2, -1])
+        """
+        if self.caption_ids is None:
+            raise ValueError(
+                "The knowledge base has no caption ids. Build it with them: "
+                "KnowledgeBase.from_embeddings(..., ids=..., caption_ids=...)."
+            )
+        rows = self.rows_of_clips(ids)  # (B, m)
+        captions = self.caption_ids[rows.clamp(min=0)]  # (B, m)
+        is_pair = (rows >= 0) & (captions == caption_ids.to(rows.device)[:, None])
+        first = is_pair.int().argmax(dim=1, keepdim=True)
+        return torch.where(is_pair, rows, -1).gather(1, first).squeeze(1)
 
     @torch.no_grad()
     def replace_rows(self, rows: Tensor, audio: Tensor, text: Tensor) -> None:
@@ -458,13 +501,13 @@ class KnowledgeBase:
     def _checksums(self) -> dict[str, int]:
         """The checksum of each tensor of a snapshot by name, over the rows of all ranks."""
         sums = (*self.fine.checksums, *self.coarse.checksums, checksum(self.ids))
-        clips = {name: checksum(tensor) for name, tensor in self._parts.tensors_of_clips().items()}
-        return dict(zip((*SHARDED, *REPLICATED), sums, strict=True)) | clips
+        others = {name: checksum(tensor) for name, tensor in self._parts.optional_tensors().items()}
+        return dict(zip((*SHARDED, *REPLICATED), sums, strict=True)) | others
 
     @property
     def _parts(self) -> BaseParts:
         """What a snapshot holds."""
-        return BaseParts(self.fine, self.coarse, self.ids, self.training_clips)
+        return BaseParts(self.fine, self.coarse, self.ids, self.training_clips, self.caption_ids)
 
     @cached_property
     def _rows_by_id(self) -> tuple[Tensor, Tensor]:
@@ -546,7 +589,8 @@ class KnowledgeBase:
         if self.device == torch.device(device):
             return self
         clips = self.training_clips and self.training_clips.to(device)
-        moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device), clips)
+        captions = None if self.caption_ids is None else self.caption_ids.to(device)
+        moved = type(self)(self.fine.to(device), self.coarse.to(device), self.ids.to(device), clips, captions)
         return copy_cached(moved, self, "fingerprint", "_checksums", "_rows_per_id", "_num_ids")
 
     def save(self, path: str | Path) -> list[Path]:
@@ -592,7 +636,7 @@ class KnowledgeBase:
             SnapshotError: A file is missing, damaged or of another format.
         """
         parts = read_base(Path(path), ranks, None if directory is None else Path(directory))
-        return cls(parts.fine, parts.coarse, parts.ids, parts.training_clips).to(device)
+        return cls(parts.fine, parts.coarse, parts.ids, parts.training_clips, parts.caption_ids).to(device)
 
 
 def repeats(clips: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ SHARDED, REPLICATED = ("fine_audio", "fine_text"), ("coarse_audio", "coarse_text
 LEARNT = ("learnt_audio", "learnt_text")
 # Tensors of a snapshot that its first file holds if the training clips are not those of the pairs.
 CLIPS = ("clip_ids", "clip_sums")
+# The tensor of a snapshot that its first file holds if the captions have ids.
+CAPTIONS = "caption_ids"
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,23 @@ class BaseParts:
         coarse: The prototypes.
         ids: `(N,)` int64, the clip of each pair.
         training_clips: The training clips, where the pairs are those of another source.
+        caption_ids: `(N,)` int64, the caption of each pair, where that is known.
     """
 
     fine: PairStore
     coarse: StoredPairs
     ids: Tensor
     training_clips: StoredClips | None
+    caption_ids: Tensor | None
 
-    def tensors_of_clips(self) -> dict[str, Tensor]:
-        """The tensors of the training clips by their names in a snapshot."""
-        if self.training_clips is None:
-            return {}
-        return dict(zip(CLIPS, (self.training_clips.ids, self.training_clips.sums), strict=True))
+    def optional_tensors(self) -> dict[str, Tensor]:
+        """The tensors that not every base has, by their names in a snapshot."""
+        found: dict[str, Tensor] = {}
+        if self.training_clips is not None:
+            found |= zip(CLIPS, (self.training_clips.ids, self.training_clips.sums), strict=True)
+        if self.caption_ids is not None:
+            found[CAPTIONS] = self.caption_ids
+        return found
 
 
 def write_base(path: Path, parts: BaseParts, checksums: Mapping[str, int]) -> list[Path]:
@@ -90,7 +97,7 @@ def write_base(path: Path, parts: BaseParts, checksums: Mapping[str, int]) -> li
         tensors |= zip(SHARDED, (local.audio, local.text), strict=True)
     if ranks.rank == 0:
         tensors |= zip(REPLICATED, (parts.coarse.audio, parts.coarse.text, parts.ids), strict=True)
-        tensors |= parts.tensors_of_clips()
+        tensors |= parts.optional_tensors()
     if ranks.size > 1:
         tensors["rows"] = shard.global_rows()
     learnt = dict(zip(LEARNT, local.learnt, strict=True))
@@ -141,7 +148,8 @@ def read_base(path: Path, ranks: Ranks | None, directory: Path | None = None) ->
     else:
         local = _read_tensors(contents, shard, index)
     fine: PairStore = ShardedPairs(local, shard) if shard.ranks.size > 1 else local
-    return BaseParts(fine, StoredPairs(kept["coarse_audio"], kept["coarse_text"]), kept["ids"], clips)
+    coarse = StoredPairs(kept["coarse_audio"], kept["coarse_text"])
+    return BaseParts(fine, coarse, kept["ids"], clips, first[1].get(CAPTIONS))
 
 
 _Content = tuple[Path, dict[str, Tensor], dict[str, object]]

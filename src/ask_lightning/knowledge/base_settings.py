@@ -79,23 +79,51 @@ def check_memmap(prototype_pairing: str, placement: str, num_ranks: int) -> None
         )
 
 
-def row_ids_of(ids: Tensor | Sequence[int] | Sequence[str] | None, shard: RowShard) -> Tensor:
-    """The clip of each pair of this rank.
+@dataclass(frozen=True)
+class RowIds:
+    """What the pairs of this rank are called.
 
-    Args:
-        ids: n clip identifiers, integers or strings; `None` for the row numbers.
-        shard: Which of the pairs are this rank's.
-
-    Returns:
-        `(n,)` int64.
-
-    Raises:
-        ValueError: There are ids of another number.
+    Attributes:
+        clips: `(n,)` int64, the clip of each pair.
+        captions: `(n,)` int64, the caption of each pair; `None` where nobody has said.
     """
-    row_ids = shard.global_rows() if ids is None else integer_ids(ids)
-    if row_ids.shape != (shard.num_local_rows,):
+
+    clips: Tensor
+    captions: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        ids: Tensor | Sequence[int] | Sequence[str] | None,
+        caption_ids: Tensor | Sequence[int] | Sequence[str] | None,
+        shard: RowShard,
+    ) -> RowIds:
+        """The ids of this rank's pairs as integers.
+
+        Args:
+            ids: n clip identifiers, integers or strings; `None` for the row numbers.
+            caption_ids: n caption identifiers, integers or strings; `None` where there are none.
+            shard: Which of the pairs are this rank's.
+
+        Raises:
+            ValueError: There are ids of another number, or captions of clips without ids.
+        """
+        if ids is None and caption_ids is not None:
+            raise ValueError(
+                "Argument `caption_ids` tells the captions of a clip apart, so it needs `ids`, which say "
+                "which clip a pair belongs to, but got None. Pass both."
+            )
+        clips = shard.global_rows() if ids is None else _one_for_each_pair("ids", ids, shard)
+        captions = None if caption_ids is None else _one_for_each_pair("caption_ids", caption_ids, shard)
+        return cls(clips, captions)
+
+
+def _one_for_each_pair(name: str, ids: Tensor | Sequence[int] | Sequence[str], shard: RowShard) -> Tensor:
+    """Ids as integers, one for each pair of this rank."""
+    found = integer_ids(ids, name=name)
+    if found.shape != (shard.num_local_rows,):
         raise ValueError(
-            f"Argument `ids` has to hold one id for each of the {shard.num_local_rows} pairs, "
-            f"but got {tuple(row_ids.shape)}."
+            f"Argument `{name}` has to hold one id for each of the {shard.num_local_rows} pairs, "
+            f"but got {tuple(found.shape)}."
         )
-    return row_ids
+    return found
