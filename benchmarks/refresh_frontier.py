@@ -139,6 +139,7 @@ def train(options: dict[str, Any], loss: str, kind: str, seed: int) -> Path:
         task.make_model(task.learning_rate),
         variant.loss(**{"positives": "diagonal", **variant.options, **variant.grid[0]}),
         ids="clip_id",
+        caption_ids="caption_id",
     )
     refresh = KnowledgeRefreshCallback(
         **{**task.refresh, "save_knowledge": False, **variant.refresh, **REFRESHES[kind]}
@@ -295,8 +296,6 @@ def main() -> None:
     parsed = parser.parse_args()
     if parsed.data == "captions" and parsed.captions is None:
         parser.error("--data captions needs --captions FOLDER")
-    if parsed.data == "captions":  # whose clips have several pairs, which write-back refuses
-        parsed.refreshes = [kind for kind in parsed.refreshes if "write_back" not in REFRESHES[kind]]
     options = vars(parsed)
     suffix = "-quick" if parsed.quick else ""
     options["output"] = str(parsed.output or Path("runs/refresh_frontier") / f"{parsed.data}{suffix}")

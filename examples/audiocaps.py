@@ -55,6 +55,7 @@ def main() -> None:
             model,
             ReliabilityOTLoss(temperature=model.temperature),
             ids="clip_id",
+            caption_ids="caption_id",
         )
         refresh = KnowledgeRefreshCallback(T=1 if options.demo else 15, source=data.knowledge_dataset)
         callbacks += [refresh, DriftMonitor(), QueryTable()]

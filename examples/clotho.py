@@ -60,6 +60,7 @@ def main() -> None:
         model,
         ReliabilityOTLoss(temperature=model.temperature),
         ids="clip_id",
+        caption_ids="caption_id",
     )
     # WavCaps holds most of Clotho; `knowledge_dataset` leaves the evaluation clips out and says how many.
     refresh = KnowledgeRefreshCallback(T=1 if options.demo else 5, source=clotho.knowledge_dataset)

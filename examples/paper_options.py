@@ -97,7 +97,7 @@ def build(
     loss = ReliabilityOTLoss(**of_loss)
     widths = (np.load(path, mmap_mode="r").shape[1] for path in (options.audio, options.text))
     heads = TrainedHeads(*widths, options.width, options.learning_rate)
-    module = ASKModule(heads, loss, ids="clip_id" if loss.needs_ids else None)
+    module = ASKModule(heads, loss, ids="clip_id", caption_ids="caption_id")
     return module, [KnowledgeRefreshCallback(**of_refresh), DriftMonitor()]
 
 

@@ -52,7 +52,7 @@ def main() -> None:
 
     # ASK's temperature is the model's own, so that what differs from plain fine-tuning is ASK alone.
     loss = ReliabilityOTLoss(temperature=model.temperature)
-    module = ASKModule(model, loss, ids="clip_id")
+    module = ASKModule(model, loss, ids="clip_id", caption_ids="caption_id")
     refresh = KnowledgeRefreshCallback(T=1 if options.demo else 5, source=data.knowledge_dataset)
     trainer = L.Trainer(
         accelerator="cpu" if options.demo else "auto",

@@ -107,9 +107,9 @@ class ASKModule(NamedAsModel):
         ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
             callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
             `positives="same_clip"` of a loss need it.
-        caption_ids: Key, position or callable of the caption ids, as for `ids`: integers or strings that differ
-            within a clip, such as the captions themselves, and are the same in the knowledge source. Where
-            clips have several captions they tell which stored pair a sample is, for
+        caption_ids: Key, position or callable of the caption ids, as for `ids`: integers or strings that
+            differ within a clip, such as the captions themselves, and are the same in the knowledge source.
+            Where clips have several captions they tell which stored pair a sample is, for
             `KnowledgeRefreshCallback(write_back=True)` and `T="auto"`. None: captions of a clip are not told
             apart.
         step: Way to take the embeddings. `"capture"` runs the model's own `training_step`, records the

@@ -185,11 +185,37 @@ def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
     assert message in refusal(capsys, *given, *flags)
 
 
+def section_of(kind, *, chunk_size=None, **refresh):
+    return {
+        "loss": partial(kind),
+        "audio": None,
+        "text": None,
+        "ids": "clip_id",
+        "caption_ids": "caption_id",
+        "chunk_size": chunk_size,
+        "refresh": {"T": 15, "write_back": False} | refresh,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "refresh", "expected"),
+    [
+        (library.ReliabilityOTLoss, {}, None),
+        (library.ReliabilityOTLoss, {"write_back": True}, "caption_id"),
+        (library.ReliabilityOTLoss, {"T": "auto"}, "caption_id"),
+        (library.NTXentLoss, {"T": "auto"}, None),
+    ],
+)
+def test_captions_are_told_apart_where_rows_are_found(kind, refresh, expected):
+    options = ask_module(resnet38_bert(), section_of(kind, **refresh))._options()
+    assert options["caption_ids"] == expected
+
+
 @pytest.mark.parametrize(
     "kind", [library.NTXentLoss, library.ReliabilityOTLoss, library.KnowledgeDistillationLoss]
 )
 def test_the_loss_takes_the_models_interaction(kind):
-    section = {"loss": partial(kind), "audio": None, "text": None, "ids": "clip_id", "chunk_size": 8}
+    section = section_of(kind, chunk_size=8)
     module = ask_module(resnet38_bert(interaction="frames"), section)
     assert module.loss.interaction == "interaction"
     assert module._options()["chunk_size"] == 8
@@ -197,13 +223,7 @@ def test_the_loss_takes_the_models_interaction(kind):
 
 
 def test_a_loss_that_takes_no_tokens_is_refused_for_a_model_of_tokens():
-    section = {
-        "loss": partial(library.TripletLoss),
-        "audio": None,
-        "text": None,
-        "ids": None,
-        "chunk_size": None,
-    }
+    section = section_of(library.TripletLoss)
     with pytest.raises(UsageError, match="TripletLoss compares pooled embeddings, but ResNet38BERT compares"):
         ask_module(resnet38_bert(interaction="prototypes"), section)
 

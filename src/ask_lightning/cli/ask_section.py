@@ -40,6 +40,11 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
         help_text = f"The model's method that encodes {side}; null: found by its usual names."
         add(f"--ask.{side}", type=str | None, default=None, help=help_text)
     add("--ask.ids", type=str, default="clip_id", help="Key of a batch under which clip ids are.")
+    help_text = (
+        "Key of a batch under which caption ids are, for `write_back` and `T: auto` of the refresh; null: "
+        "captions of a clip are not told apart."
+    )
+    add("--ask.caption_ids", type=str | None, default="caption_id", help=help_text)
     help_text = "Most pairs that the encoders get at once in training; larger batches are encoded in chunks."
     add("--ask.chunk_size", type=int | None, default=None, help=help_text)
     help_text = "Log RDM, OBI and what queries retrieve, as far as the loss uses the knowledge so."
@@ -124,12 +129,16 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     loss = make_loss()
     # A term that the model adds to its contrastive loss stays.
     criterion = "loss" if getattr(model, "embedding_regularizer", 0) else None
+    refresh = section["refresh"]
+    # Batches of the user's own need not have caption ids that nobody reads.
+    finds_pairs = loss.needs_knowledge and (refresh["write_back"] or not isinstance(refresh["T"], int))
     return ASKModule(
         model,
         loss,
         audio=section["audio"],
         text=section["text"],
         ids=section["ids"],
+        caption_ids=section["caption_ids"] if finds_pairs else None,
         criterion=criterion,
         chunk_size=section["chunk_size"],
     )

@@ -42,7 +42,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """Captioned clips as mono audio of one rate, with an item for each pair of clip and caption.
 
     Items hold `"waveform"` `(T,)`, `"num_samples"`, the length of the audio without its padding, `"caption"`,
-    `"clip_id"`, which is the same for all captions of a recording, and `"caption_id"`, the item's number.
+    `"clip_id"`, which is the same for all captions of a recording, and `"caption_id"`, which tells the items
+    of a recording apart. Both are the same in every dataset, whatever other clips and captions it has.
     With `features="log_mel"` they hold `"log_mel"` `(F, num_mels)` in place of the first two.
 
     Channels are averaged and other rates resampled. Only the wanted part of a long recording is read. A
@@ -190,7 +191,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         text = {
             "caption": self.clips[number].captions[caption],
             "clip_id": self._clip_ids[number],
-            "caption_id": index,
+            "caption_id": _caption_id(self.clips[number], caption),
         }
         # Padding makes a copy in any case: the sound itself serves the next caption of the clip.
         if self.audio.features is not None:
@@ -314,6 +315,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         """Whether a clip is short enough to be kept whole."""
         frames, rate = self._frames_and_rate(clip)
         return frames <= _MAX_SECONDS_KEPT_WHOLE * rate
+
+
+def _caption_id(clip: Clip, number: int) -> int:
+    """The id of a caption by its clip and its text; of repeated texts, by which of them it is."""
+    text = clip.captions[number]
+    before = clip.captions[:number].count(text)
+    return int(integer_ids([f"{clip.key}\n{before}\n{text}"]))
 
 
 def _describe_skipped(skipped: dict[str, str]) -> str:

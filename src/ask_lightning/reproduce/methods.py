@@ -297,7 +297,7 @@ def _build(
         interaction = {"interaction": "interaction"}
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
     loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
-    module = ASKModule(model, loss, ids="clip_id")
+    module = ASKModule(model, loss, ids="clip_id", caption_ids="caption_id")
     callbacks = [make() for make in variant.callbacks]
     if loss.needs_knowledge:
         refresher = KnowledgeRefreshCallback(save_knowledge=False, **refresh)

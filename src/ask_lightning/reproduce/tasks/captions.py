@@ -85,11 +85,14 @@ class CaptionPairs(Dataset[dict[str, Any]]):
         words: Words of the second captions by their numbers, padded with 0, `(N, W)`.
         captions: The N second captions as texts, for a reader; models take the words.
         clip_id: Clip of each pair, `(N,)`.
+        caption_id: Number of each pair's second caption among those of its clip, `(N,)`.
     """
 
-    def __init__(self, audio: Tensor, words: Tensor, captions: Sequence[str], clip_id: Tensor) -> None:
+    def __init__(
+        self, audio: Tensor, words: Tensor, captions: Sequence[str], clip_id: Tensor, caption_id: Tensor
+    ) -> None:
         self.audio, self.words, self.captions = audio[clip_id], words, captions
-        self.clip_id = clip_id
+        self.clip_id, self.caption_id = clip_id, caption_id
 
     def __len__(self) -> int:
         return len(self.clip_id)
@@ -100,6 +103,7 @@ class CaptionPairs(Dataset[dict[str, Any]]):
             "words": self.words[row],
             "caption": self.captions[row],
             "clip_id": self.clip_id[row],
+            "caption_id": self.caption_id[row],
         }
 
 
@@ -184,9 +188,10 @@ def _load(folder: Path, captions_per_clip: int) -> _Loaded:
             torch.tensor([number_of[word] for word in captions[clip][place] if word in number_of]).long()
             for clip, place in chosen
         ]
-        clip_id = torch.from_numpy(np.repeat(clips[split], len(places)))
+        clip_id, caption_id = (torch.tensor(numbers) for numbers in zip(*chosen, strict=True))
         padded = nn.utils.rnn.pad_sequence(words, batch_first=True)
-        return CaptionPairs(audio, padded, [texts[clip][place] for clip, place in chosen], clip_id)
+        said = [texts[clip][place] for clip, place in chosen]
+        return CaptionPairs(audio, padded, said, clip_id, caption_id)
 
     trained, all_places = range(captions_per_clip), range(_NUM_CAPTIONS)
     others = all_places[captions_per_clip:]

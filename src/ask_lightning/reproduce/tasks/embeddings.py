@@ -84,16 +84,22 @@ class EmbeddedPairs(Dataset[dict[str, Any]]):
         audio: Audio embeddings, `(N, d)`.
         text: Text embeddings, `(N, d)`.
         clip_id: Clip of each pair, `(N,)`.
+        caption_id: Caption of each pair, `(N,)`.
     """
 
-    def __init__(self, audio: Tensor, text: Tensor, clip_id: Tensor) -> None:
-        self.audio, self.text, self.clip_id = audio, text, clip_id
+    def __init__(self, audio: Tensor, text: Tensor, clip_id: Tensor, caption_id: Tensor) -> None:
+        self.audio, self.text, self.clip_id, self.caption_id = audio, text, clip_id, caption_id
 
     def __len__(self) -> int:
         return len(self.clip_id)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"audio": self.audio[row], "text": self.text[row], "clip_id": self.clip_id[row]}
+        return {
+            "audio": self.audio[row],
+            "text": self.text[row],
+            "clip_id": self.clip_id[row],
+            "caption_id": self.caption_id[row],
+        }
 
 
 class ProjectionHeads(pl.LightningModule):
@@ -167,7 +173,7 @@ def _load(
     clip_id = torch.tensor([number[clip] for clip in clips])
     parts = split_by_clip(clip_id.tolist(), tuple(_SHARES.values()), split_seed)
     return {
-        name: EmbeddedPairs(audio_rows[rows], text_rows[rows], clip_id[rows])
+        name: EmbeddedPairs(audio_rows[rows], text_rows[rows], clip_id[rows], rows)
         for name, rows in zip(_SHARES, map(torch.tensor, parts), strict=True)
     }
 
