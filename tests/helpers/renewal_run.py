@@ -56,6 +56,7 @@ def fit(
     extra: tuple[pl.Callback, ...] = (),
     data: pl.LightningDataModule | None = None,
     ids: str | None = "clip_id",
+    caption_ids: str | None = None,
     learning_rate: float = 1e-2,
     **settings,
 ) -> dict:
@@ -73,7 +74,9 @@ def fit(
         enable_checkpointing=bool(keep),
         logger=logger,
     )
-    module = ASKModule(model, loss or ReliabilityOTLoss(num_neighbors=4, gather=True), ids=ids)
+    module = ASKModule(
+        model, loss or ReliabilityOTLoss(num_neighbors=4, gather=True), ids=ids, caption_ids=caption_ids
+    )
     run.fit(module, datamodule=data or PairData(BATCH), ckpt_path=resume)
     return {
         "losses": watcher.losses,
