@@ -348,6 +348,14 @@ def test_knowledge_of_a_checkpoint_without_caption_ids_is_encoded_anew(tmp_path)
         fit(T=NEVER, epochs=2, resume=tmp_path / "one" / "last.ckpt", **options)
 
 
+@pytest.mark.parametrize("options", [{"mode": "mapped"}, {"in_background": True, "num_workers": 1}])
+def test_every_kind_of_refresh_keeps_them(options):
+    last = Last()
+    fit(T=1, epochs=3, data=CaptionedData(), caption_ids="caption_id", extra=(last,), **options)
+    expected = [Captioned()[row]["caption_id"] for row in range(PAIRS)]
+    assert last.captions.tolist() == expected
+
+
 def test_only_where_they_are_given():
     runs = [fit(T=NEVER, epochs=1, data=CaptionedData(), caption_ids=ids) for ids in (None, "caption_id")]
     assert runs[0]["losses"] == runs[1]["losses"]

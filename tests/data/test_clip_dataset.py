@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -317,8 +318,23 @@ def test_numbers_of_items_may_be_of_any_kind_of_integer(tmp_path, noise, integer
     noise("a.wav")
     clips = dataset(tmp_path, "a.wav", captions=2, crop="random")
     batch = collate_pairs([Subset(clips, integers([1, 0]))[item] for item in range(2)])
-    assert batch["caption_id"].tolist() == [1, 0]
+    assert batch["caption_id"].tolist() == [clips[1]["caption_id"], clips[0]["caption_id"]]
     assert torch.equal(batch["waveform"][0], clips[1]["waveform"])
+
+
+def test_a_caption_keeps_its_id_among_others(tmp_path, noise):
+    """In the knowledge, a dataset may have fewer clips and further captions."""
+    noise("a.wav")
+    noise("b.wav")
+    texts = ("rain", "a dog", "rain")
+    clips = [replace(clip, captions=texts, group="session") for clip in clips_of("a.wav", "b.wav")]
+    whole = dataset(tmp_path, "a.wav", "b.wav").variant(clips=clips)
+    ids = [item["caption_id"] for item in whole]
+    assert len(set(ids)) == 6, "those of clips of one recording and of repeated texts differ as well"
+    assert collate_pairs([whole[0], whole[5]])["caption_id"].dtype == torch.int64
+    part = whole.variant(clips=[replace(clips[1], captions=("thunder", *texts))])
+    assert [item["caption_id"] for item in part][1:] == ids[3:]
+    assert part[0]["caption_id"] not in ids
 
 
 def test_iteration_ends(tmp_path, noise):

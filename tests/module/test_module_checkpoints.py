@@ -135,6 +135,7 @@ def test_contents(fitted):
             "audio": "encode_audio",
             "text": "encode_text",
             "ids": None,
+            "caption_ids": None,
             "step": "capture",
             "criterion": None,
             "chunk_size": None,
@@ -364,14 +365,16 @@ class Listener(PlainTowers):
 
 
 def test_how_the_model_was_wrapped_comes_back(tmp_path):
-    module = wrap(Listener(), audio="listen", text="read", ids="clip_id")
+    module = wrap(Listener(), audio="listen", text="read", ids="clip_id", caption_ids="clip_id")
     run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
     run.fit(module, make_loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     for place in (tmp_path / "a.ckpt", (tmp_path / "a.ckpt").as_uri()):
         again = ASKModule.load_from_checkpoint(place, Listener())
         assert_same_weights(again, module)
-        assert torch.equal(again.embed_pairs(make_loader().dataset[:3])[2], torch.arange(3))
+        batch = make_loader().dataset[:3]
+        assert torch.equal(again.embed_pairs(batch)[2], torch.arange(3))
+        assert torch.equal(again.encode_caption_ids(batch), torch.arange(3))
     assert ASKModule.load_from_checkpoint(place, Listener(), step="encode").ask_step == "encode"
 
 

@@ -137,6 +137,28 @@ def test_ids_of_another_name():
         make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
 
 
+def test_caption_ids_of_another_name():
+    module = wrap(PlainTowers(), ids="clip_id", caption_ids="words")
+    with pytest.raises(
+        ValueError, match=r"Argument `caption_ids` has to be a key .* got 'words' and the batch"
+    ):
+        make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
+
+
+@pytest.mark.parametrize(
+    ("found", "count"), [(lambda model, batch: None, 0), (lambda model, batch: [1, 2], 2)]
+)
+def test_caption_ids_of_another_number(found, count):
+    module = wrap(PlainTowers(), ids="clip_id", caption_ids=found)
+    with pytest.raises(ValueError, match=f"have to be 8 caption ids in this batch, but got {count}"):
+        make_trainer(callbacks=[make_refresh()]).fit(module, make_loader())
+
+
+def test_caption_ids_without_clips():
+    with pytest.raises(ValueError, match=r"Argument `ids` has to be given with `caption_ids`"):
+        ASKModule(PlainTowers(), caption_ids="caption")
+
+
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), 3])
 def test_loss_of_another_class(loss):
     with pytest.raises(
