@@ -348,6 +348,19 @@ def test_knowledge_of_a_checkpoint_without_caption_ids_is_encoded_anew(tmp_path)
         fit(T=NEVER, epochs=2, resume=tmp_path / "one" / "last.ckpt", **options)
 
 
+def test_knowledge_with_other_caption_ids_is_encoded_anew(tmp_path):
+    options = {"write_back": True, "caption_ids": "caption_id"}
+    fit(1, tmp_path / "one", T=NEVER, epochs=1, data=CaptionedData(), **options)
+    with pytest.warns(UserWarning, match=r"caption ids of the first and last row \[0, \d\] → .* anew"):
+        fit(
+            T=NEVER,
+            epochs=2,
+            resume=tmp_path / "one" / "last.ckpt",
+            data=CaptionedData(numbers=False),
+            **options,
+        )
+
+
 @pytest.mark.parametrize("options", [{"mode": "mapped"}, {"in_background": True, "num_workers": 1}])
 def test_every_kind_of_refresh_keeps_them(options):
     last = Last()

@@ -73,9 +73,13 @@ class KnownSource:
         if changed := differences(self.key or {}, source_key(loader)):
             return changed
         if has_index(loader) and len(base.fine) == num_items(loader):  # one row for each item
-            ids, stored = _ids_at_ends(trainer, module, target, loader), base.ids[[0, -1]].tolist()
-            if ids is not None and ids != stored:
-                return [f"clip ids of the first and last row {stored} → {ids}"]
+            ends = _ids_at_ends(trainer, module, target, loader)
+            for kind, ids, all_stored in zip(
+                ("clip", "caption"), ends, (base.ids, base.caption_ids), strict=True
+            ):
+                stored = None if all_stored is None else all_stored[[0, -1]].tolist()
+                if ids is not None and stored is not None and ids != stored:
+                    return [f"{kind} ids of the first and last row {stored} → {ids}"]
         return []
 
 
@@ -101,7 +105,7 @@ def check_ranks_share_source(
         if is_sharded(trainer)
         else ranks.all_or_none("encoding its part of the knowledge source")
     ):
-        ids = _ids_at_ends(trainer, module, target, loader)
+        ids, _ = _ids_at_ends(trainer, module, target, loader)
     parts = ranks.all_gather_object((source_key(loader)["selection"], ids))
     if any(part != parts[0] for part in parts):
         ends = ", ".join(f"rank {rank}: {ids}" for rank, (_, ids) in enumerate(parts) if ids is not None)
@@ -131,14 +135,15 @@ def differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
 
 def _ids_at_ends(
     trainer: pl.Trainer, module: pl.LightningModule, target: Target, loader: Iterable[Any]
-) -> list[int] | None:
-    """Clip ids of the first and last item of a source with an index; `None` without ids."""
+) -> tuple[list[int] | None, list[int] | None]:
+    """Clip ids and caption ids of the first and last item of a source with an index; `None` without ids."""
     items = num_items(loader)
     if not items or getattr(loader, "batch_size", None) is None:
-        return None
+        return None, None
     dataset: Any = loader.dataset  # type: ignore[attr-defined]
     probe = source_loader(Subset(dataset, [0, items - 1]), loader)
     # Where each forward pass needs all ranks, they also learn in the encoding which of them has failed.
     ranks = Ranks.current() if is_sharded(trainer) else Ranks()
-    ids = encode_source(trainer, module, probe, target.embed, ranks=ranks).ids
-    return None if ids is None else ids.tolist()
+    ends = encode_source(trainer, module, probe, target.embed, ranks=ranks)
+    ids, captions = (None if found is None else found.tolist() for found in (ends.ids, ends.caption_ids))
+    return ids, captions
