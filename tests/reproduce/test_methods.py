@@ -53,6 +53,13 @@ def test_options_and_refresh_of_a_variant_are_its_own():
     assert (module.loss.ot_factor, module.loss.temperature, refresh.T) == (0.0, 0.05, 7)
 
 
+@pytest.mark.parametrize(("refresh", "key"), [({"T": 1}, None), ({"T": "auto"}, "caption_id")])
+def test_captions_are_told_apart_where_rows_are_found(refresh, key):
+    (method,) = loss_methods({"ASK": LOSSES["ASK"]}, Towers, learning_rate=0.1, refresh=refresh)
+    module, _ = method.build(method.candidates[0])
+    assert module._options()["caption_ids"] == key
+
+
 def test_plain_contrast_is_the_first():
     assert LOSSES["NT-Xent"].loss is NTXentLoss
 

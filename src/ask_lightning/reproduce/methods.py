@@ -297,7 +297,11 @@ def _build(
         interaction = {"interaction": "interaction"}
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
     loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
-    module = ASKModule(model, loss, ids="clip_id", caption_ids="caption_id")
+    # Batches of other tasks need not have caption ids that nobody reads.
+    finds_pairs = loss.needs_knowledge and (
+        refresh.get("write_back", False) or not isinstance(refresh.get("T", 15), int)
+    )
+    module = ASKModule(model, loss, ids="clip_id", caption_ids="caption_id" if finds_pairs else None)
     callbacks = [make() for make in variant.callbacks]
     if loss.needs_knowledge:
         refresher = KnowledgeRefreshCallback(save_knowledge=False, **refresh)
