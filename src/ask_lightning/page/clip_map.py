@@ -71,7 +71,7 @@ def map_html(collection: Collection, rows: Sequence[int], places: Tensor) -> str
         file = collection.files[row]
         name = collection.names[row] if file is None else file.name
         label = f"{captions[0]}, {name}" if captions else name
-        texts = " ".join((collection.names[row], name, *captions)).casefold()
+        texts = "\n".join(collection.texts_of(row)).casefold()
         points.append(
             f'<circle class="point" cx="{right:.1f}" cy="{down:.1f}" r="6" role="button" '
             f'tabindex="{-1 if number else 0}" data-row="{row}" data-texts="{escape(texts)}" '
