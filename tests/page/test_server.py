@@ -14,6 +14,7 @@ import soundfile
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
 from fastapi.testclient import TestClient
+from starlette.responses import FileResponse
 
 from ask_lightning.page.collection import answer_query
 from ask_lightning.page.server import is_served, listen, make_app
@@ -55,6 +56,39 @@ def test_what_cannot_be_heard_says_why(client):
     (client.folder / "low.wav").unlink()
     gone = client.get("/clip/0")
     assert (gone.status_code, gone.text) == (404, "low.wav: the file is no longer there.")
+
+
+def test_a_file_that_goes_while_it_is_asked_for(client, monkeypatch):
+    answer = FileResponse.__call__
+
+    async def gone(response, *given):
+        Path(response.path).unlink()
+        await answer(response, *given)
+
+    monkeypatch.setattr(FileResponse, "__call__", gone)
+    heard = client.get("/clip/0")
+    assert (heard.status_code, heard.text) == (404, "low.wav: the file is no longer there.")
+    monkeypatch.undo()
+    # Between the look at the file and its opening.
+    opened = FileResponse._open_file
+
+    def gone_too(response):
+        Path(response.path).unlink()
+        return opened(response)
+
+    monkeypatch.setattr(FileResponse, "_open_file", gone_too)
+    heard = client.get("/clip/1")
+    assert (heard.status_code, heard.text) == (404, "high.flac: the file is no longer there.")
+
+
+def test_a_picture_is_that_of_the_present_file(client):
+    low, high = (client.folder / name for name in ("low.wav", "high.flac"))
+    pictures = [client.get(f"/clip/{row}/spectrogram.png").content for row in (0, 1)]
+    soundfile.write(low, soundfile.read(high)[0], 16000)
+    assert client.get("/clip/0/spectrogram.png").content == pictures[1] != pictures[0]
+    low.unlink()
+    drawn = client.get("/clip/0/spectrogram.png")
+    assert (drawn.status_code, drawn.text) == (404, "low.wav: the file is no longer there.")
 
 
 @pytest.mark.parametrize("row", ["4", "-1", "99999999999999999999"])
