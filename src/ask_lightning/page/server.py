@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import lru_cache
-from html import escape
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ask_lightning.page.clip_cards import CLIP_PATH, answer_html, clip_card
 from ask_lightning.page.clip_map import choose_rows, map_html, place_points
 from ask_lightning.page.collection import MOST_SHOWN, Answer, Collection, answer_query, filter_matches
 from ask_lightning.page.pictures import draw_spectrogram
+from ask_lightning.page.texts import as_html, as_unicode
 from ask_lightning.utilities.optional_imports import import_optional
 
 LARGEST_UPLOAD = 64 * 1024**2
@@ -260,7 +260,7 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
     responses = import_optional("starlette.responses")
 
     def refuse(message: str, status: int) -> Any:
-        return responses.PlainTextResponse(message, status_code=status)
+        return responses.PlainTextResponse(as_unicode(message), status_code=status)
 
     def file_of(row: int) -> Path | None:
         return collection.files[row] if 0 <= row < len(collection) else None
@@ -363,7 +363,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         return ask_again(answer, refined, *filters)
 
     with gradio.Blocks(
-        title=f"Search sounds: {collection.title}",
+        title=as_unicode(f"Search sounds: {collection.title}"),
         analytics_enabled=False,
         delete_cache=(_SECONDS_OF_UPLOADS, _SECONDS_OF_UPLOADS),
         fill_width=True,
@@ -371,7 +371,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         gradio.HTML(
             # What is said to screen readers stays the same element, for new ones are not listened to.
             '<a class="skip" href="#results">Skip to the results</a>'
-            f'<header class="page"><h1>Search sounds</h1><p>{escape(collection.title)}</p></header>'
+            f'<header class="page"><h1>Search sounds</h1><p>{as_html(collection.title)}</p></header>'
             '<div id="said" class="unseen" role="status" aria-live="polite"></div>',
             elem_id="page-header",
         )
