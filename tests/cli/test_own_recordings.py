@@ -211,10 +211,7 @@ def test_a_run_without_validation_has_no_best_epoch_to_go_on_with(tmp_path, caps
     ("command", "said"),
     [
         ("inspect", "ask-lightning: inspect was ended by Ctrl-C; the same command begins anew.\n"),
-        (
-            "reproduce",
-            "ask-lightning: reproduce was ended by Ctrl-C; the same command goes on after the finished runs.\n",
-        ),
+        ("reproduce", "ask-lightning: reproduce was ended by Ctrl-C; the same command goes on"),
         ("serve", ""),  # which ends in no other way
         # Which says by itself whether there is a checkpoint.
         ("fit", "ask-lightning: fit was ended by Ctrl-C.\n"),
@@ -238,7 +235,9 @@ def test_after_ctrl_c_a_command_says_how_to_go_on(command, said, swallowed, monk
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == said
+    written = capsys.readouterr().err
+    assert written.startswith(said)
+    assert len(written.splitlines()) == bool(said)
 
 
 def test_an_inspection_that_is_ended_leaves_nothing(tmp_path, monkeypatch, capsys):

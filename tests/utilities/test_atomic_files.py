@@ -7,6 +7,8 @@ import time
 
 import filelock
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ask_lightning.utilities.atomic_files import atomic_write, remove_abandoned
 
@@ -70,6 +72,21 @@ def test_a_folder_of_the_name_is_in_the_way(tmp_path):
     with pytest.raises(IsADirectoryError):
         write(tmp_path / "a.bin", b"content")
     assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": torch.ones(1)}, temporary)
+        with atomic_write(tmp_path / "b") as temporary:
+            temporary.mkdir()
+            save_file({"a": torch.ones(1)}, temporary / "b.safetensors")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a.safetensors", tmp_path / "b" / "b.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("is_full", [True, False])

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from ask_lightning.utilities.file_lock import LockHeldError, file_lock
 _TEMPORARY, _LOCK = ".tmp", ".lock"
 # Locks of some file systems do not reach other machines, whose writers are left alone for so long.
 _SECONDS_FOR_OTHER_MACHINES = 3600.0
+_PRIVATE = 0o600
 _MACHINE = f"{crc32(platform.node().encode()):08x}"
 _LOCK_NAME = re.compile(rf"\..+\.([0-9a-f]{{8}})[0-9a-f]{{32}}{re.escape(_LOCK)}", re.DOTALL)
 
@@ -111,11 +113,24 @@ def _may_have_died(lock: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or all files of a folder, are on the disk."""
+    """Wait until a file, or all files of a folder, are on the disk, with the permissions of any new file."""
+    usual = _usual_permissions(path.with_name(f"{path.name}.new"))
     for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file() or file == path:
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
+        if not file.is_file() and file != path:
+            continue
+        with open(file, "rb") as written:
+            if stat.S_IMODE(os.fstat(written.fileno()).st_mode) == _PRIVATE:
+                file.chmod(usual)  # which safetensors makes private, whatever the umask
+            os.fsync(written.fileno())
+
+
+def _usual_permissions(unused: Path) -> int:
+    """The permissions that a new file gets in a folder."""
+    try:
+        with open(unused, "xb") as new:
+            return stat.S_IMODE(os.fstat(new.fileno()).st_mode)
+    finally:
+        unused.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
