@@ -206,6 +206,22 @@ def test_parts_of_a_dataset_are_told_the_epoch(folder, join):
     assert crops[0] != crops[1]
 
 
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_persistent_workers_are_told_the_epoch(folder, context):
+    dataset = AudioFolder(folder, folder / "clips.csv", sample_rate=8000, seconds=0.1, crop="random")
+    sampler = EpochSampler(dataset, num_replicas=1, rank=0, seed=0)
+    options = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": context}
+    loader = DataLoader(dataset, None, sampler=sampler, **options)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for item in loader:
+            expected = dataset[item["caption_id"]]["waveform"]
+            assert torch.equal(item["waveform"], expected)
+    before = dataset[0]["waveform"]
+    dataset.variant().set_epoch(7)
+    assert torch.equal(dataset[0]["waveform"], before)
+
+
 def test_a_bad_file_is_reported_once_for_all_parts(folder):
     (folder / "3.wav").unlink()
     with pytest.warns(UserWarning, match="Left out 1") as caught:
