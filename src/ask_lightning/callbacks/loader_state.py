@@ -43,9 +43,10 @@ class LoaderStateCallback(Callback):
 
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
-        `torchdata.stateful_dataloader.StatefulDataLoader`. Several of them need a length, and the mode
-        `"max_size_cycle"` (Lightning's default) or `"min_size"` of `CombinedLoader`. What is not part of a
-        loader, such as the random streams of dropout, is not restored.
+        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. Several of them
+        need a length, and the mode `"max_size_cycle"` (Lightning's default) or `"min_size"` of
+        `CombinedLoader`. What is not part of a loader, such as the random streams of dropout, is not
+        restored.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
@@ -79,9 +80,8 @@ class LoaderStateCallback(Callback):
         is_ahead = is_read_ahead(trainer)
         self._surplus = [0] * len(loaders)
         if place is not None:
-            ahead = _batches_counted(_place_of(loaders)["loaders"])
-            counted = zip(ahead, _batches_counted(place["loaders"]), strict=True)
-            self._surplus = [now - stored - is_ahead for now, stored in counted]
+            stored = zip(loaders, place["loaders"], strict=True)
+            self._surplus = [_batches_ahead(loader, state, is_ahead) for loader, state in stored]
         self._places = []
         if is_ahead:
             self._note_place(trainer)
@@ -112,6 +112,7 @@ class LoaderStateCallback(Callback):
                 # Unless it was left before its end, it moves there by itself when it is iterated.
                 if is_next and not _was_left(loader, stored, state["batches"]):
                     loader.load_state_dict(deepcopy(stored))
+            _leave_restored_place(loaders)
             _restore_generators(loaders, place)
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
@@ -170,6 +171,10 @@ class LoaderStateCallback(Callback):
         """Notes the epoch that the loaders are in."""
         if trainer.current_epoch != self._epoch:
             self._begin_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets the next epoch begin at its start after one that was resumed."""
+        _leave_restored_place(stateful_loaders(trainer))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -346,8 +351,17 @@ def _count_in(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return {"": 0}, ""
 
 
-def _batches_counted(states: list[dict[str, Any]]) -> list[int]:
-    return [counts[name] for counts, name in map(_count_in, states)]
+def _batches_counted(loader: StatefulLoader) -> int:
+    counts, name = _count_in(loader.state_dict())
+    return int(counts[name])
+
+
+def _batches_ahead(loader: StatefulLoader, stored: dict[str, Any], is_read_ahead: bool) -> int:
+    """How many batches more than training has had a loader counts that was brought to a stored place."""
+    counts, name = _count_in(stored)
+    if not name:  # not asked: before its first batch a loader of litdata forgets the epoch when it is
+        return 0
+    return _batches_counted(loader) - int(counts[name]) - is_read_ahead
 
 
 def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
@@ -360,7 +374,7 @@ def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
     """
     counts, name = _count_in(stored)
     if name:
-        return bool(_batches_counted([loader.state_dict()])[0] > counts[name])
+        return _batches_counted(loader) > int(counts[name])
     try:
         return bool(batches < len(loader))
     except TypeError:  # without a length
@@ -372,6 +386,17 @@ def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) 
     for loader, stored in zip(loaders, place["loaders"], strict=True):
         _set_sampler_epoch(loader, epoch)
         loader.load_state_dict(deepcopy(stored))
+
+
+def _leave_restored_place(loaders: list[StatefulLoader]) -> None:
+    """Have loaders of litdata begin anew when they are next iterated.
+
+    They go on at a place to which they were brought until an iterator ends, which Lightning does not wait for
+    where it knows their length.
+    """
+    for loader in loaders:
+        if type(loader).__module__.split(".")[0] == "litdata":
+            loader.restore = False  # type: ignore[attr-defined]
 
 
 def _restore_generators(loaders: list[StatefulLoader], place: dict[str, Any]) -> None:
