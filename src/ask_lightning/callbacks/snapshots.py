@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -26,13 +25,12 @@ from ask_lightning.knowledge.snapshot_file import (
     rows_stem,
     snapshot_paths,
 )
-from ask_lightning.utilities.atomic_files import TEMPORARY
+from ask_lightning.utilities.atomic_files import remove_abandoned
 from ask_lightning.utilities.checkpoint_directory import common_file
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
 # A temporary file that has not been written to for so long was left by a process that was killed.
-_ABANDONED_SECONDS = 3600.0
 # So many superseded snapshots are worth a word where nothing removes them.
 _PILE = 3
 
@@ -116,6 +114,8 @@ class SnapshotWriter:
             )
             return
         path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
+        if Ranks.current().rank == 0:
+            remove_abandoned(directory, f"{_PREFIX}*")
         failure = self._save(base, path)
         if failure is None:
             record.current = path
@@ -238,7 +238,6 @@ class SnapshotCollector:
         if Ranks.current().rank > 0:  # rank 0 writes the checkpoints and sees them first
             record.written = [path for path in record.written if path == record.current]
             return
-        self._remove_abandoned({path.parent for path in superseded})
         contents, unreadable_since = self._contents_of_checkpoints()
         for path in superseded:
             if any(path.name.encode() in content for content in contents):
@@ -312,15 +311,6 @@ class SnapshotCollector:
             start = content.find(_PREFIX.encode())
             self._contents[key] = b"" if start < 0 else content[start:]
         return self._contents[key]
-
-    @staticmethod
-    def _remove_abandoned(folders: Iterable[Path]) -> None:
-        """Remove temporary files that processes left when they were killed."""
-        for folder in folders:
-            for file in folder.glob(f".{_PREFIX}*{TEMPORARY}"):
-                with suppress(OSError):  # it does no harm
-                    if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                        file.unlink()
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
