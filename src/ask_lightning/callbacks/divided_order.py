@@ -1,8 +1,8 @@
 """The order of a shuffled loader that Lightning draws as a whole and divides among processes.
 
-With several processes Lightning puts a `DistributedSamplerWrapper` around samplers that it does not know, such as
-that of torchdata's `StatefulDataLoader(shuffle=True)`. The state of the loader then counts the items of an order,
-but no longer knows the order.
+With several processes Lightning puts a `DistributedSamplerWrapper` around samplers that it does not know,
+such as that of torchdata's `StatefulDataLoader(shuffle=True)`. The state of the loader then counts the items
+of an order, but no longer knows the order.
 """
 
 from __future__ import annotations

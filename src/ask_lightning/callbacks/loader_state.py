@@ -281,8 +281,8 @@ def warn_of_order(loader: object) -> None:
     rank_zero_warn(
         f"The order of {type(sampler).__name__}{', divided among processes,' if is_divided else ''} is not "
         "part of the state of the training loader, so a resume reads other batches than a run without a "
-        "break. Use StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the "
-        "epoch."
+        "break. Use StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on "
+        "the epoch."
     )
 
 
@@ -423,7 +423,7 @@ def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) 
 
 
 def _before_its_end(stored: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state of torchdata from which a loader that has ended ends again, and does not begin anew."""
+    """A copy of a state from which a loader of torchdata that has ended ends again, and does not begin anew."""
     state = deepcopy(stored)
     if state.get("_iterator_finished"):
         state["_iterator_finished"] = False
