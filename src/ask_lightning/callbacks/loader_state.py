@@ -423,7 +423,7 @@ def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) 
 
 
 def _before_its_end(stored: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state from which a loader of torchdata that has ended ends again, and does not begin anew."""
+    """A copy of a state by which a loader of torchdata that has ended ends again, and does not restart."""
     state = deepcopy(stored)
     if state.get("_iterator_finished"):
         state["_iterator_finished"] = False

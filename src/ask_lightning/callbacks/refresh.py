@@ -220,7 +220,7 @@ class KnowledgeRefreshCallback(Callback):
         self._known_renewer: Renewer | None = None
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self._step = 0  # number of optimiser steps before the present one
+        self._step, self._is_step_used = 0, True  # number of optimiser steps before the present one
         self._start_anew()
         check_combination(
             self._builder,
@@ -350,7 +350,10 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Takes the hook off the loss and ends the thread; Lightning does not call `teardown` then."""
-        self._remove_recorder()
+        if self._recorder is not None:
+            self._recorder.remove()  # what it holds may belong into a checkpoint that the error makes
+        if self.schedule is not None:
+            self.schedule.budget.stop()
         if self._background is not None:
             self._background.stop()
 
@@ -591,7 +594,7 @@ class KnowledgeRefreshCallback(Callback):
         self._refresh_if_due(trainer, pl_module)
         if not is_sharded(trainer):  # there is no value outside of the forward pass
             self.target.loss.check_temperature(batch_idx)
-        self._step = trainer.global_step
+        self._step, self._is_step_used = trainer.global_step, False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -599,8 +602,13 @@ class KnowledgeRefreshCallback(Callback):
         """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
         terms, self.target.loss.last = self.target.loss.last, {}
         log_loss_terms(trainer, pl_module, terms)
-        if self._recorder is None:
-            return
+        self._use_step(trainer)
+
+    def _use_step(self, trainer: pl.Trainer) -> bool:
+        """Makes use of the embeddings of the step that has ended, once; whether it has; collective."""
+        if self._recorder is None or self._is_step_used:
+            return False
+        self._is_step_used = True
         base = self.target.loss.knowledge
         assert base is not None
         step = self._recorder.take(base)
@@ -614,6 +622,7 @@ class KnowledgeRefreshCallback(Callback):
             self._ages.renew(rows, trainer.current_epoch)
             self._num_written += len(rows)
             self._snapshots.supersede()
+        return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
@@ -748,6 +757,10 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
         begin_epoch_with_all_batches(trainer, checkpoint)
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        # A callback before this one saves at the end of a step, before this one has made use of it.
+        if progress.processed == progress.ready and self._use_step(trainer):
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
         base = None if self._known_renewer is None else self.target.loss.knowledge
         if base is None or self._built_at is None:
             return
