@@ -20,6 +20,7 @@ from ask_lightning import (
 from ask_lightning.callbacks.auto_period import AutoPeriod
 from ask_lightning.callbacks.step_embeddings import StepRecorder
 from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.snapshot_file import find_snapshot
 from tests.helpers.clients import (
     EpochSeededSampler,
     Pairs,
@@ -177,7 +178,7 @@ def test_a_callback_that_saves_before_this_one_has_seen_the_step(size, options, 
             del state["schedule"]["budget"]  # seconds
     before, after = (tree_map_only(torch.Tensor, torch.Tensor.tolist, state) for state in (before, after))
     assert before == after
-    assert Path(before["snapshot"]).exists()
+    assert find_snapshot(Path(before["snapshot"]))
 
 
 def test_the_checkpoint_of_an_error_before_this_callback_has_seen_the_step(tmp_path):

@@ -21,7 +21,7 @@ from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
-from ask_lightning.callbacks.loss_terms import log_loss_terms
+from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
 from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
 from ask_lightning.callbacks.refresh_source import SourceReader
@@ -480,16 +480,10 @@ class KnowledgeRefreshCallback(Callback):
         assert self._built_at is not None
         self._collector.collect()
         if not trainer.barebones:
-            pl_module.log(
-                "ask/knowledge_age",
-                float(trainer.current_epoch - self._built_at),
-                batch_size=1,
-                sync_dist=True,
-            )
+            ages = {"knowledge_age": float(trainer.current_epoch - self._built_at)}
             if self._ages is not None:
-                mean, longest = self._ages.mean_and_max(trainer.current_epoch)
-                ages = {"ask/row_age_mean": mean, "ask/row_age_max": longest}
-                pl_module.log_dict(ages, batch_size=1, sync_dist=True)
+                ages["row_age_mean"], ages["row_age_max"] = self._ages.mean_and_max(trainer.current_epoch)
+            log_own(trainer, pl_module, ages, sync_dist=True)
 
     def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if this epoch asks for it, or if there is none."""
@@ -634,7 +628,7 @@ class KnowledgeRefreshCallback(Callback):
             elif not trainer.barebones and not math.isnan(drift):
                 num_refreshes = float(self.schedule.num_refreshes)
                 values = {"drift": drift, "refreshes": num_refreshes, "refresh_share": share}
-                pl_module.log_dict({f"ask/{name}": value for name, value in values.items()}, batch_size=1)
+                log_own(trainer, pl_module, values)
         if self.write_back and self._num_steps and not self._num_written:
             option = "write_back=True"
         if option is not None:
@@ -707,8 +701,7 @@ class KnowledgeRefreshCallback(Callback):
             if renewal.has_same_rows:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
-            values = {f"ask/{name}": value for name, value in report.items()}
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            log_own(trainer, pl_module, report, on_step=False, on_epoch=True, sync_dist=True)
 
     def _tell_search(self, base: KnowledgeBase) -> None:
         """Say which search `index="auto"` has become, when it is another than before."""
