@@ -49,6 +49,7 @@ from ask_lightning.encoding.compatibility import (
 )
 from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.gradient_check import GradientCheck
+from ask_lightning.encoding.isolation import restore_in_checkpoint
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
@@ -676,10 +677,10 @@ class KnowledgeRefreshCallback(Callback):
         if self.write_back:
             check_single_pairs(base)
         self._tell_search(base)
+        self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base
         self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
         self._built_at = epoch
-        self._snapshots.supersede()
         if renewal.rows is not None:
             assert self._ages is not None
             self._ages.renew(renewal.rows, epoch)
@@ -750,6 +751,7 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
         begin_epoch_with_all_batches(trainer, checkpoint)
+        restore_in_checkpoint(pl_module, checkpoint)
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         # A callback before this one saves at the end of a step, before this one has made use of it.
         if progress.processed == progress.ready and self._use_step(trainer):
