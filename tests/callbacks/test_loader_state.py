@@ -22,6 +22,7 @@ from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh,
 from tests.helpers.interrupted_run import Stop, Stopped
 from tests.helpers.ranks import python_path
 from tests.helpers.stateful_run import EPOCHS, STEPS, fit, make_stateful
+from tests.helpers.streams import write_chunks
 
 LAST = EPOCHS * STEPS - 1  # whose row holds the end of the epoch alone
 KINDS = ["shuffle", "generator", "epoch sampler", "stream", "sized stream"]
@@ -107,6 +108,44 @@ def test_stopped_with_workers(kind, tmp_path):
         fit(tmp_path / "run", partial(make_stateful, kind, num_workers=2), stop=Stop(1, 3))
     resumed = fit(tmp_path / "run", partial(make_stateful, kind, num_workers=2), resume="last")
     assert_goes_on(resumed, unbroken, STEPS + 3)
+
+
+@pytest.fixture(name="make_chunked", scope="module")
+def make_chunked_fixture(tmp_path_factory):
+    """What makes a loader of litdata over chunks of 48 pairs."""
+    litdata = pytest.importorskip("litdata", reason="litdata is not installed")
+    chunks = write_chunks(tmp_path_factory.mktemp("chunks"), 48)
+
+    def make(shuffle: bool, num_workers: int = 0):
+        dataset = litdata.StreamingDataset(chunks, shuffle=shuffle, drop_last=True)
+        return litdata.StreamingDataLoader(dataset, batch_size=8, num_workers=num_workers)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "num_workers", "epoch", "batch", "limit"),
+    [
+        pytest.param(True, 0, 0, 2, None, id="in the first epoch"),
+        pytest.param(True, 0, 1, 3, None, id="inside"),
+        pytest.param(False, 0, 1, 3, None, id="inside, in order"),
+        pytest.param(True, 2, 2, 5, None, id="inside, with workers"),
+        pytest.param(True, 0, 2, 0, None, id="at the last step"),
+        pytest.param(True, 0, 1, 2, 4, id="inside, epochs that are left"),
+        pytest.param(True, 0, 2, 0, 4, id="at the last step, epochs that are left"),
+    ],
+)
+def test_loader_of_litdata(make_chunked, shuffle, num_workers, epoch, batch, limit, tmp_path):
+    make = partial(make_chunked, shuffle, num_workers)
+    unbroken = fit(tmp_path / "whole", make, limit=limit)
+    assert len(unbroken["clips"]) == EPOCHS * (limit or STEPS)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", make, stop=Stop(epoch, batch), limit=limit)
+    step = step_of(tmp_path / "run" / "last.ckpt")
+    assert step == epoch * (limit or STEPS) + batch
+    resumed = fit(tmp_path / "run", make, resume="last", limit=limit)
+    assert resumed["clips"] == unbroken["clips"][step:]
+    assert resumed["losses"] == unbroken["losses"][step:]
 
 
 def resumed_twice(kind, tmp_path):
@@ -282,6 +321,13 @@ def test_two_loaders_of_which_one_has_ended(mode, kind, batch, tmp_path):
     """The first has three batches; then it begins again, or gives none."""
     unbroken, resumed = numbered(partial(two_loaders, mode, kind), tmp_path / "two.ckpt", batch)
     assert resumed.seen == unbroken.seen[batch + 1 :]
+
+
+def test_an_end_that_may_not_be_part_of_the_state_is_pointed_at():
+    run = make_trainer(max_steps=1, callbacks=[LoaderStateCallback()])
+    loaders = CombinedLoader({"first": counting(), "second": counting()}, "max_size")
+    with pytest.warns(UserWarning, match=r"'max_size', and the state of Counting may not.*max_size_cycle"):
+        run.fit(NumberedTowers(), loaders)
 
 
 @pytest.mark.usefixtures("torchdata")

@@ -40,8 +40,8 @@ def web_pairs(urls: list[str], **settings):
     return webdataset.WebDataset(urls, **settings).decode().map(as_pair)
 
 
-def numbered_pair(row: int) -> dict:
-    item = Pairs(44)[row]
+def numbered_pair(row: int, size: int = 44) -> dict:
+    item = Pairs(size)[row]
     return {"audio": item["audio"], "text": item["text"], "clip_id": row}
 
 
@@ -51,7 +51,7 @@ def write_chunks(directory: Path, size: int = 44) -> str:
 
     cache = Cache(str(directory), chunk_size=5)
     for row in range(size):
-        cache[row] = numbered_pair(row)
+        cache[row] = numbered_pair(row, size)
     cache.done()
     cache.merge()
     return str(directory)

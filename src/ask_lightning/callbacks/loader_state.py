@@ -45,8 +45,8 @@ class LoaderStateCallback(Callback):
 
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
-        `torchdata.stateful_dataloader.StatefulDataLoader`. What is not part of a loader, such as the random
-        streams of dropout, is not restored.
+        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. What is not part
+        of a loader, such as the random streams of dropout, is not restored.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
@@ -89,15 +89,15 @@ class LoaderStateCallback(Callback):
         for loader in loaders:
             warn_of_order(loader)
         warn_of_other_orders(loaders, Ranks.current())
+        warn_of_ended_loaders(trainer, loaders)
         state, self._to_restore = self._to_restore, None
         place = None if state is None else self._restore(trainer, loaders, state)
         self._epoch = trainer.current_epoch
         is_ahead = is_read_ahead(trainer)
         self._surplus = [0] * len(loaders)
         if place is not None:
-            ahead = _batches_counted(_place_of(loaders)["loaders"])
-            counted = zip(ahead, _batches_counted(place["loaders"]), strict=True)
-            self._surplus = [now - stored - is_ahead for now, stored in counted]
+            stored = zip(loaders, place["loaders"], strict=True)
+            self._surplus = [_batches_ahead(loader, state, is_ahead) for loader, state in stored]
         self._places = []
         if is_ahead:
             self._note_place(trainer)
@@ -129,6 +129,7 @@ class LoaderStateCallback(Callback):
                 if is_next and not _was_left(loader, stored, state["batches"]):
                     loader.load_state_dict(deepcopy(stored))
             _draw_orders_from(loaders, None)
+            _leave_restored_place(loaders)
             _restore_generators(loaders, place)
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
@@ -188,6 +189,10 @@ class LoaderStateCallback(Callback):
         """Notes the epoch that the loaders are in."""
         if trainer.current_epoch != self._epoch:
             self._begin_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets the next epoch begin at its start after one that was resumed."""
+        _leave_restored_place(stateful_loaders(trainer))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -284,6 +289,25 @@ def warn_of_order(loader: object) -> None:
         "break. Use StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on "
         "the epoch."
     )
+
+
+def warn_of_ended_loaders(trainer: pl.Trainer, loaders: list[StatefulLoader]) -> None:
+    """Warn of loaders that begin anew at a resume where the others are to go on without them.
+
+    Args:
+        trainer: The running trainer.
+        loaders: Its stateful training loaders.
+    """
+    combined = trainer.fit_loop._combined_loader
+    if combined is None or combined._mode != "max_size" or len(combined.flattened) == 1:
+        return
+    others = [loader for loader in loaders if not _is_of_torchdata(loader)]
+    if others:
+        rank_zero_warn(
+            "LoaderStateCallback has training loaders combined by mode 'max_size', and the state of "
+            f"{type(others[0]).__name__} may not tell that it has ended: a resume behind its end reads it "
+            'again. Use CombinedLoader(..., "max_size_cycle"), or torchdata\'s StatefulDataLoader.'
+        )
 
 
 def warn_of_other_orders(loaders: list[StatefulLoader], ranks: Ranks) -> None:
@@ -393,8 +417,17 @@ def _count_in(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return {"": 0}, ""
 
 
-def _batches_counted(states: list[dict[str, Any]]) -> list[int]:
-    return [counts[name] for counts, name in map(_count_in, states)]
+def _batches_counted(loader: StatefulLoader) -> int:
+    counts, name = _count_in(loader.state_dict())
+    return int(counts[name])
+
+
+def _batches_ahead(loader: StatefulLoader, stored: dict[str, Any], is_read_ahead: bool) -> int:
+    """How many batches more than training has had a loader counts that was brought to a stored place."""
+    counts, name = _count_in(stored)
+    if not name:  # not asked: before its first batch a loader of litdata forgets the epoch when it is
+        return 0
+    return _batches_counted(loader) - int(counts[name]) - is_read_ahead
 
 
 def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
@@ -407,7 +440,7 @@ def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
     """
     counts, name = _count_in(stored)
     if name:
-        return bool(_batches_counted([loader.state_dict()])[0] > counts[name])
+        return _batches_counted(loader) > int(counts[name])
     try:
         return bool(batches < len(loader))
     except TypeError:  # without a length
@@ -435,6 +468,21 @@ def _draw_orders_from(loaders: list[StatefulLoader], states: list[Tensor | None]
     for number, loader in enumerate(loaders):
         if (order := order_of(loader)) is not None:
             order.draw_from = None if states is None else states[number]
+
+
+def _is_of_torchdata(loader: object) -> bool:
+    return any(kind.__module__.split(".")[0] == "torchdata" for kind in type(loader).__mro__)
+
+
+def _leave_restored_place(loaders: list[StatefulLoader]) -> None:
+    """Have loaders of litdata begin anew when they are next iterated.
+
+    They go on at a place to which they were brought until an iterator ends, which Lightning does not wait for
+    where it knows their length.
+    """
+    for loader in loaders:
+        if type(loader).__module__.split(".")[0] == "litdata":
+            loader.restore = False  # type: ignore[attr-defined]
 
 
 def _restore_generators(loaders: list[StatefulLoader], place: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.data import Subset
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
+from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
 from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
@@ -47,13 +46,11 @@ from ask_lightning.encoding.compatibility import (
     check_trainer,
     warn_of_single_pair,
 )
-from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import restore_in_checkpoint
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
-from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
-from ask_lightning.encoding.source_loader import Source, has_index, num_items, source_loader
+from ask_lightning.encoding.source_loader import Source
 from ask_lightning.encoding.target import Target, find_target
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.base_settings import Placement, Storage, check_memmap
@@ -238,8 +235,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots = SnapshotRecord()
         self._collector = SnapshotCollector(self._snapshots)
         self._to_restore: dict[str, Any] | None = None
-        self._source_key: dict[str, Any] | None = None  # of the base in use
-        self._dataset: Callable[[], object] | None = None  # a weak reference to that of the base in use
+        self._known_source = KnownSource()
         self._ages: RowAges | None = None  # where rows may be of different ages
         self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
@@ -249,10 +245,6 @@ class KnowledgeRefreshCallback(Callback):
         self._told_search: str | None = None
         self._warned_of_collapse, self._gradient_check = False, GradientCheck()
         self._reader.restart()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is sent to another process, such as by `ddp_spawn`; a weak reference cannot be."""
-        return vars(self) | {"_dataset": None}
 
     @property
     def _keeps_ages(self) -> bool:
@@ -396,7 +388,7 @@ class KnowledgeRefreshCallback(Callback):
             return
         self.target.loss.knowledge = base.to(pl_module.device)
         self._built_at = state["built_at"]
-        self._source_key = state.get("source")
+        self._known_source.key = state.get("source")
         self._decided_at = state.get("decided_at")
         self._in_flight = state.get("in_flight")
         if self._keeps_ages:
@@ -405,13 +397,7 @@ class KnowledgeRefreshCallback(Callback):
             self._ages = one_age if encoded_at is None else RowAges.from_state(encoded_at)
         if self.schedule is not None and state.get("schedule") is not None:
             self.schedule.load_state(state["schedule"], ranks)
-        settings, stored = self._settings(), state.get("settings", {})
-        changed = [
-            f"{name} {value!r} → {settings[name]!r}"
-            for name, value in stored.items()
-            if value != settings[name]
-        ]
-        if changed:
+        if changed := differences(state.get("settings", {}), self._settings()):
             rank_zero_warn(
                 f"The run resumes with knowledge that was built with other settings: {', '.join(changed)}. "
                 "The new ones take effect at the next refresh."
@@ -421,59 +407,12 @@ class KnowledgeRefreshCallback(Callback):
         """Drops the base of another source than the present one, so that it is built anew."""
         base, loader = self.target.loss.knowledge, self.loader(trainer)
         assert base is not None
-        present, stored = source_key(loader), self._source_key or {}
-        changed = [
-            f"{name} {value} → {present[name]}" for name, value in stored.items() if value != present[name]
-        ]
-        one_row_per_item = has_index(loader) and len(base.fine) == num_items(loader)
-        if not changed and one_row_per_item:
-            ids = self._ids_at_ends(trainer, pl_module, loader)
-            stored_ids = base.ids[[0, -1]].tolist()
-            if ids is not None and ids != stored_ids:
-                changed = [f"clip ids of the first and last row {stored_ids} → {ids}"]
-        if changed:
+        if changed := self._known_source.changes(trainer, pl_module, self.target, loader, base):
             rank_zero_warn(
                 f"The knowledge source is another one than that of the knowledge in use "
                 f"({', '.join(changed)}), so the knowledge is encoded anew."
             )
             self.target.loss.knowledge = self._built_at = self._in_flight = None
-
-    def _ids_at_ends(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
-    ) -> list[int] | None:
-        """Clip ids of the first and last item of a source with an index; `None` without ids."""
-        items = num_items(loader)
-        if not items or getattr(loader, "batch_size", None) is None:
-            return None
-        dataset: Any = loader.dataset  # type: ignore[attr-defined]
-        probe = source_loader(Subset(dataset, [0, items - 1]), loader)
-        # Where each forward pass needs all ranks, they also learn in the encoding which of them has failed.
-        ranks = Ranks.current() if is_sharded(trainer) else Ranks()
-        ids = encode_source(trainer, pl_module, probe, self.target.embed, ranks=ranks).ids
-        return None if ids is None else ids.tolist()
-
-    def _check_ranks_share_source(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loader: Iterable[Any]
-    ) -> None:
-        """Refuses a source with an index of which each rank has a part of its own; collective."""
-        ranks = Ranks.current()
-        if ranks.size == 1 or not has_index(loader):
-            return
-        with (
-            nullcontext()
-            if is_sharded(trainer)
-            else ranks.all_or_none("encoding its part of the knowledge source")
-        ):
-            ids = self._ids_at_ends(trainer, pl_module, loader)
-        parts = ranks.all_gather_object((source_key(loader)["selection"], ids))
-        if any(part != parts[0] for part in parts):
-            ends = ", ".join(f"rank {rank}: {ids}" for rank, (_, ids) in enumerate(parts) if ids is not None)
-            told = f" (clip ids of the first and the last: {ends})" if ends else ""
-            raise RuntimeError(
-                f"Each rank has rows of its own in the knowledge source{told}, but a map-style dataset is "
-                "divided among the ranks by the refresh, so it has to be the whole one on all of them. Pass "
-                "it: KnowledgeRefreshCallback(source=dataset)."
-            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -550,7 +489,7 @@ class KnowledgeRefreshCallback(Callback):
         encoded, seconds, report = refresh.finish(trainer.global_step)
         started = time.perf_counter()
         loader = refresh.loaders[0]
-        is_same_source = self._is_of_same_source(loader)
+        is_same_source = self._known_source.is_of(loader)
         renewal = self._renewer.of_encoded(trainer, pl_module, loader, encoded, is_same_source=is_same_source)
         self._background = None
         building = time.perf_counter() - started
@@ -656,8 +595,8 @@ class KnowledgeRefreshCallback(Callback):
         started = time.perf_counter()
         loaders, limits = self._renewer.open(trainer)
         if self.target.loss.knowledge is None:
-            self._check_ranks_share_source(trainer, pl_module, loaders[0])
-        is_same_source = self._is_of_same_source(loaders[0])
+            check_ranks_share_source(trainer, pl_module, self.target, loaders[0])
+        is_same_source = self._known_source.is_of(loaders[0])
         renewal = self._renewer.renew(trainer, pl_module, loaders, limits, is_same_source=is_same_source)
         seconds = time.perf_counter() - started
         self._use(renewal, trainer, pl_module, loaders[0], trainer.current_epoch, seconds)
@@ -679,7 +618,7 @@ class KnowledgeRefreshCallback(Callback):
         self._tell_search(base)
         self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base
-        self._source_key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
+        self._known_source.note(loader)
         self._built_at = epoch
         if renewal.rows is not None:
             assert self._ages is not None
@@ -713,11 +652,6 @@ class KnowledgeRefreshCallback(Callback):
                 f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
                 'index="auto".'
             )
-
-    def _is_of_same_source(self, loader: Iterable[Any]) -> bool:
-        """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads."""
-        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
-        return same_dataset and self._source_key in (None, source_key(loader))
 
     def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
         """Warn if the embeddings of both modalities have collapsed; whether they have."""
@@ -772,7 +706,7 @@ class KnowledgeRefreshCallback(Callback):
             **self._snapshots.state(),
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
-            "source": self._source_key,
+            "source": self._known_source.key,
             "encoded_at": None if self._ages is None else self._ages.encoded_at,
             "decided_at": self._decided_at,
             "in_flight": self._in_flight if self._background is None else self._background.state(),

@@ -64,6 +64,8 @@ class ExactSearch:
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search as `Search` describes; memory is bounded by a block of scores, whatever B and N are."""
+        if len(queries) <= _QUERIES_PER_BLOCK:
+            return self._search(queries, k)
         found = [self._search(block, k) for block in queries.split(_QUERIES_PER_BLOCK)]
         scores, rows = zip(*found, strict=True)
         return torch.cat(scores), torch.cat(rows)
@@ -76,19 +78,18 @@ class ExactSearch:
             return scores[:1], rows[:1]
         dtype = computation_dtype(self.vectors)
         queries = queries.to(dtype)
-        scores = queries.new_empty(len(queries), 0)
-        rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         num_scores = _SCORES_PER_BLOCK * (_GPU_BLOCK if queries.is_cuda else 1)
         height = max(k, num_scores // max(1, len(queries)))
-        for first in range(0, len(self.vectors), height):
+        for first in range(0, max(1, len(self.vectors)), height):  # a rank may have no rows
             block = self.vectors[first : first + height]  # (height, d)
             block_scores = products(block, queries).T.contiguous()  # (B, height)
             block_rows = stable_topk(block_scores, min(k, block_scores.shape[1]))  # (B, k)
+            best, best_rows = block_scores.gather(1, block_rows), block_rows + first  # (B, k)
+            if first > 0:
+                best, best_rows = torch.cat([scores, best], dim=1), torch.cat([rows, best_rows], dim=1)
             # Rows ascend from block to block and within each, so a stable sort orders ties by row.
-            scores = torch.cat([scores, block_scores.gather(1, block_rows)], dim=1)
-            rows = torch.cat([rows, block_rows + first], dim=1)
-            scores, order = scores.sort(dim=1, descending=True, stable=True)
-            scores, rows = scores[:, :k], rows.gather(1, order[:, :k])
+            best, order = best.sort(dim=1, descending=True, stable=True)
+            scores, rows = best[:, :k], best_rows.gather(1, order[:, :k])
         return scores, rows
 
 
