@@ -686,7 +686,7 @@ class KnowledgeRefreshCallback(Callback):
         """Writes the base in use, once, before the first checkpoint that depends on it."""
         begin_epoch_with_all_batches(trainer, checkpoint)
         restore_in_checkpoint(pl_module, checkpoint)
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         # A callback before this one saves at the end of a step, before this one has made use of it.
         if progress.processed == progress.ready and self._use_step(trainer):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
