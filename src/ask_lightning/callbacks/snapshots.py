@@ -116,9 +116,10 @@ class SnapshotWriter:
         path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
         if Ranks.current().rank == 0:
             remove_abandoned(directory, f"{_PREFIX}*")
+        # Known before it is there: a cluster's signal may ask for a checkpoint meanwhile.
+        before, record.current = record.current, path
         failure = self._save(base, path)
         if failure is None:
-            record.current = path
             record.written += [path] if path not in record.written else []
             return
         if Ranks.current().rank == 0:
@@ -126,7 +127,7 @@ class SnapshotWriter:
                 f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
                 stacklevel=3,
             )
-        record.current = record.current or path  # so that a resumed run can say what it misses
+        record.current = before or path  # so that a resumed run can say what it misses
 
     def _save(self, base: KnowledgeBase, path: Path) -> str | None:
         """Save the base; the error message if that fails. Collective for a sharded base."""
