@@ -275,8 +275,7 @@ class ASKModule(NamedAsModel):
         """The training step, compared with what a refresh or a copy of the model does with a batch."""
         self._compares_step = False
         comparison = StepComparison(self.model, str(self._audio), str(self._text), batch)
-        if self.ask_step == "criterion":
-            self._comparison = comparison
+        self._comparison = comparison
         try:
             with comparison.observing():
                 result = self._step(batch, *args)
@@ -305,8 +304,10 @@ class ASKModule(NamedAsModel):
 
     def _loss_of(self, batch: Any, audio: Embeddings, text: Embeddings) -> Tensor:
         """The loss of a training batch whose embeddings are known."""
-        if self._comparison is not None:
-            self._comparison.compare_embeddings(str(self._criterion), audio, text)
+        if self._comparison is not None and self._criterion is not None:
+            self._comparison.compare_embeddings(self._criterion, audio, text)
+        elif self._comparison is not None:
+            self._comparison.compare_captured(audio, text)
         if pooled(audio).shape == pooled(text).shape and len(audio) < self.loss.min_pairs:
             return self._loss_of_single_pair(audio, text)
         ids = self._ids_of(batch)

@@ -55,7 +55,8 @@ class StepComparison:
                     ]
                     self._other_arguments.setdefault(name, ", ".join(passed))
                 output = method(*positional, **named)
-                self._outputs[name] = as_embeddings(output, name).detach()
+                # A copy, which the step does not change in place.
+                self._outputs[name] = as_embeddings(output, name).detach().clone()
                 return output
 
             return call
@@ -77,6 +78,25 @@ class StepComparison:
             "methods, or in the model's `on_after_batch_transfer`, or by "
             'ASKModule(..., step="encode", audio=lambda model, batch: ..., text=lambda model, batch: ...).'
         )
+
+    def compare_captured(self, audio: Embeddings, text: Embeddings) -> None:
+        """Warn if the step has changed in place what the two methods have returned in it.
+
+        Args:
+            audio: What the audio method has returned, at the end of the step.
+            text: What the text method has returned, at the end of the step.
+        """
+        changed = [
+            f"`{name}`"
+            for name, side in zip(self._names, (audio, text), strict=True)
+            if name in self._outputs and not _are_same(side, self._outputs[name])
+        ]
+        if changed:
+            rank_zero_warn(
+                f"`{type(self._model).__name__}.training_step` changes in place what {' and '.join(changed)} "
+                "returned, so the loss gets other embeddings than knowledge, and keys of momentum encoders, "
+                "consist of. Do that in the two methods, so that both are compared in one space."
+            )
 
     def compare_embeddings(self, criterion: str, audio: Embeddings, text: Embeddings) -> None:
         """Compare what the step passes to its criterion with what the two methods have returned in it.

@@ -94,3 +94,44 @@ def test_every_step_is_logged_where_lightning_does_not_say_which_it_reads(monkey
     assert hasattr(_LoggerConnector, "should_update_logs"), "which decides with this version"
     monkeypatch.setattr(trainer, "_logger_connector", Silent())
     assert loss_terms._is_read(trainer)
+
+
+class Namesake(PlainTowers):
+    """Logs under a name of ASK's, in the hook that it is told."""
+
+    def __init__(self, hook: str, name: str) -> None:
+        super().__init__()
+        self.hook, self.name = hook, name
+
+    def log_in(self, hook: str) -> None:
+        if hook == self.hook:
+            self.log(self.name, torch.tensor(100.0))
+
+    def training_step(self, batch, batch_idx):
+        self.log_in("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        self.log_in("on_train_batch_end")
+
+    def on_train_epoch_start(self) -> None:
+        self.log_in("on_train_epoch_start")
+
+
+@pytest.mark.parametrize(
+    ("loss", "hook", "name"),
+    [
+        *((loss, hook, "ask/loss") for loss in LOSSES for hook in ("training_step", "on_train_batch_end")),
+        ("with a refresh", "on_train_epoch_start", "ask/knowledge_age"),
+        ("with a refresh", "training_step", "ask/own"),
+        ("without", "", ""),
+    ],
+)
+def test_a_name_that_the_model_logs_as_well_is_pointed_at_once(loss, hook, name, recwarn):
+    module = ASKModule(Namesake(hook, name), LOSSES[loss]())
+    refresh = [make_refresh()] if module.loss.needs_knowledge else []
+    run = make_trainer(callbacks=refresh, logger=MemoryLogger(), max_epochs=2, log_every_n_steps=2)
+    run.fit(module, make_loader())
+    told = [str(each.message) for each in recwarn if "by ASK under the same name" in str(each.message)]
+    expected = name not in ("ask/own", "")
+    assert [text.split(" by the model")[0] for text in told] == [f"`{name}` is logged in `{hook}`"] * expected

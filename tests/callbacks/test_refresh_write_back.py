@@ -1,21 +1,27 @@
 """`write_back=True`: the embeddings of a step replace the stored ones of its rows."""
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from ask_lightning import (
+    ASKModule,
     KnowledgeBase,
     KnowledgeDistillationLoss,
     KnowledgeRefreshCallback,
     ReliabilityOTLoss,
 )
+from ask_lightning.callbacks.auto_period import AutoPeriod
 from ask_lightning.callbacks.step_embeddings import StepRecorder
 from ask_lightning.encoding.target import Target
 from ask_lightning.functional import unit_length
+from ask_lightning.knowledge.snapshot_file import find_snapshot
 from tests.helpers.clients import (
     EpochSeededSampler,
     Pairs,
@@ -24,6 +30,7 @@ from tests.helpers.clients import (
     make_loader,
     make_trainer,
 )
+from tests.helpers.distributed_run import PairData
 from tests.helpers.interrupted_run import Stop, Stopped
 from tests.helpers.ranks import on_ranks
 from tests.helpers.renewal_run import PAIRS, assert_goes_on, fit, logged
@@ -124,6 +131,72 @@ def test_a_checkpoint_inside_an_epoch_holds_the_rows_of_its_step(tmp_path):
     }
     assert found[4]["encoded_at"].tolist() == [0] * PAIRS
     assert found[8]["encoded_at"].sum() == 16, "two batches of eight in the second epoch"
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint at the end of a step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            trainer.save_checkpoint(self.path)
+
+
+def states_before_and_after(size: int, directory: Path, options: dict) -> list[dict]:
+    """What checkpoints hold that callbacks before and behind the refresh write at the end of a step."""
+    paths = directory / "before.ckpt", directory / "after.ckpt"
+    first, last = map(SaveAt, paths)
+    refresh = KnowledgeRefreshCallback(num_prototypes=6, **options)
+    run = make_trainer(
+        max_epochs=2,
+        devices=size,
+        strategy="ddp" if size > 1 else "auto",
+        callbacks=[first, refresh, last],
+        default_root_dir=directory,
+    )
+    module = ASKModule(PlainTowers(), ReliabilityOTLoss(num_neighbors=4, gather=True), ids="clip_id")
+    run.fit(module, datamodule=PairData(8))
+    return [torch.load(path, weights_only=True)["callbacks"]["KnowledgeRefreshCallback"] for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (1, {"T": 9, "write_back": True}),
+        (1, {"T": AutoPeriod(max_share=1.0)}),
+        pytest.param(2, {"T": 9, "write_back": True, "placement": "sharded"}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_callback_that_saves_before_this_one_has_seen_the_step(size, options, tmp_path):
+    if size == 1:
+        before, after = states_before_and_after(size, tmp_path, options)
+    else:
+        before, after = on_ranks(size, states_before_and_after, size, tmp_path, options, grouped=False)[0]
+    for state in (before, after):
+        if state["schedule"]:
+            del state["schedule"]["budget"]  # seconds
+    before, after = (tree_map_only(torch.Tensor, torch.Tensor.tolist, state) for state in (before, after))
+    assert before == after
+    assert find_snapshot(Path(before["snapshot"]))
+
+
+def test_the_checkpoint_of_an_error_before_this_callback_has_seen_the_step(tmp_path):
+    often = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = fit(1, tmp_path / "other", T=9, write_back=True, epochs=2, extra=(often,))
+    keep = OnExceptionCheckpoint(tmp_path, "error")
+    refresh = KnowledgeRefreshCallback(9, num_prototypes=6, write_back=True)
+    pl.seed_everything(1, verbose=False)
+    run = make_trainer(max_epochs=2, callbacks=[Stop(1, 2), refresh, keep], enable_checkpointing=True)
+    with pytest.raises(Stopped):
+        run.fit(
+            ASKModule(PlainTowers(), ReliabilityOTLoss(num_neighbors=4), ids="clip_id"),
+            datamodule=PairData(8),
+        )
+    state = torch.load(tmp_path / "error.ckpt", weights_only=True)
+    assert state["global_step"] == 9
+    assert state["callbacks"]["KnowledgeRefreshCallback"]["fingerprint"] == whole["knowledge"][8]
 
 
 class Several(pl.LightningDataModule):

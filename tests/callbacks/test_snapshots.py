@@ -4,7 +4,6 @@ import os
 import re
 import resource
 import signal
-import time
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ask_lightning.callbacks.snapshots import SnapshotRecord, SnapshotWriter
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.checkpoint_directory import OF_DEEPSPEED
 from ask_lightning.utilities.distributed import Ranks
 from tests.helpers.clients import PlainTowers, Watcher, make_loader, make_refresh, make_trainer, wrap
@@ -187,14 +187,18 @@ def test_other_runs_snapshots_are_left_alone(tmp_path):
     assert snapshots(tmp_path) == {0, 5}
 
 
-def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path):
-    old, young = (tmp_path / f".knowledge-epoch=0-{name}.safetensors.77.tmp" for name in ("old", "young"))
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    left = []
+    with atomic_write(tmp_path / "knowledge-epoch=0-1.safetensors") as temporary:
+        for ending in (".tmp", ".lock"):
+            left.append(temporary.with_name(temporary.name[: -4 - 32] + 32 * "0" + ending))
+            left[-1].write_bytes(b"half")
+        temporary.touch()
+    mine = tmp_path / ".knowledge-epoch=0-1.safetensors.77.tmp"
+    mine.touch()
     fit(ModelCheckpoint(tmp_path, save_top_k=1, every_n_epochs=1))
-    assert not old.exists()
-    assert young.exists()
+    assert [path.exists() for path in left] == [False, False]
+    assert mine.exists()
 
 
 def test_written_once_a_refresh(tmp_path, monkeypatch):

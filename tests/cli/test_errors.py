@@ -13,6 +13,7 @@ from ask_lightning.cli import main
 from ask_lightning.cli.errors import UsageError, construct, explain, usage_errors
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.knowledge.snapshot_file import SnapshotError
+from ask_lightning.models import ResNet38BERT
 from tests.helpers.command_line import ASK, ask_lightning, refusal
 
 
@@ -38,6 +39,26 @@ def through_worker(error: Exception) -> Exception:
 @pytest.mark.parametrize("kind", [AudioFileError, FileNotFoundError, ImportError, SnapshotError, UsageError])
 def test_some_classes_are_explained_at_any_time(kind):
     assert explain(kind("There is\n  no such file.")) == "There is no such file."
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "a.csv"), "[Errno 28] No space left on device: 'a.csv'."),
+        (OSError(122, "Disk quota exceeded"), "[Errno 122] Disk quota exceeded."),
+        (UsageError("a.bin cannot be written: (os error 28)"), "a.bin cannot be written: (os error 28)."),
+    ],
+)
+def test_what_to_do_about_a_full_disk(error, said):
+    assert explain(error) == f"{said} Free space there, or write to another disk. What is complete stays."
+
+
+def test_arguments_of_a_message_are_named_as_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught, usage_errors():
+        construct(ResNet38BERT, audio_weights="missing.pth", text_weights=None, tokenizer="hashed")
+    assert "`audio_weights` names weights that are not there" in str(caught.value)
+    assert str(caught.value).endswith("Random weights have to be asked for: `--model.audio_weights null`.")
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError])

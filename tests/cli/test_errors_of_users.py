@@ -270,19 +270,19 @@ def test_help_of_transfer(capsys):
 
 
 def test_ctrl_c_while_the_library_is_imported():
-    """Torch takes seconds; until then there is nothing to tell."""
+    """Torch takes seconds."""
     code = (
         "import builtins, sys\n"
         "real = builtins.__import__\n"
-        "def interrupted(name, *rest):\n"
+        "def interrupted(name, *rest, **options):\n"
         "    if name == 'torch': raise KeyboardInterrupt\n"
-        "    return real(name, *rest)\n"
+        "    return real(name, *rest, **options)\n"
         "builtins.__import__ = interrupted\n"
         "from ask_lightning.cli import main\n"
         f"sys.exit(main(['fit', '--config', {ASK!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (130, "ask-lightning: fit was ended by Ctrl-C.\n")
 
 
 def test_as_a_process_of_its_own():

@@ -1,6 +1,7 @@
 """One's own recordings: names of configs, columns that are found, flags that do not exist."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -210,19 +211,33 @@ def test_a_run_without_validation_has_no_best_epoch_to_go_on_with(tmp_path, caps
     ("command", "said"),
     [
         ("inspect", "ask-lightning: inspect was ended by Ctrl-C; the same command begins anew.\n"),
-        ("reproduce", "ask-lightning: ended by Ctrl-C; the same command goes on after the finished runs.\n"),
+        ("reproduce", "ask-lightning: reproduce was ended by Ctrl-C; the same command goes on"),
         ("serve", ""),  # which ends in no other way
-        ("fit", ""),  # which says by itself whether there is a checkpoint
+        # Which says by itself whether there is a checkpoint.
+        ("fit", "ask-lightning: fit was ended by Ctrl-C.\n"),
     ],
 )
-def test_after_ctrl_c_a_command_says_how_to_go_on(command, said, monkeypatch, capsys):
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_after_ctrl_c_a_command_says_how_to_go_on(command, said, swallowed, monkeypatch, capsys):
     def interrupt(arguments):
-        raise KeyboardInterrupt
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise
+        raise ValueError("a library has taken Ctrl-C for an error of its own")
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "run", interrupt)
     monkeypatch.setattr(cli, "check", lambda arguments: None)
-    assert cli.main([command]) == 130
-    assert capsys.readouterr().err == said
+    try:
+        assert cli.main([command]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    written = capsys.readouterr().err
+    assert written.startswith(said)
+    assert len(written.splitlines()) == bool(said)
 
 
 def test_an_inspection_that_is_ended_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -70,6 +70,10 @@ def test_all_rows_that_pass_a_filter_are_those_that_pass_one_by_one(side, words)
     passes = WordFilter(pairs, side, words)
     rows = range(len(getattr(pairs, side)))
     assert passes.rows().tolist() == [row for row in rows if passes(row)]
+    whole = WordFilter(pairs, side, words, whole_clips=True)
+    clips = {pairs.clip_and_captions(side, row)[0] for row in rows if passes(row)}
+    assert whole.rows().tolist() == [row for row in rows if whole(row)]
+    assert whole.rows().tolist() == [row for row in rows if pairs.clip_and_captions(side, row)[0] in clips]
     without = replace(pairs, files=())
     passes = WordFilter(without, side, words)
     assert passes.rows().tolist() == [row for row in rows if passes(row)]

@@ -104,6 +104,35 @@ def test_a_page_that_finds_the_best_alone_shows_what_one_does_that_ranks_all(
     assert len(found.matches) == 30
     assert list(found.matches) == ranked
     assert [match.row for match in answer_query(best, "rain", words="/123.WAV").matches] == [123]
+    # One of the three captions of each clip contains it; the clip is shown with its best one.
+    for words in (f", {row}" for row in (0, 299, 300, 601)):
+        ranked = filter_matches(whole, answer_query(whole, sound, True).matches, words=words, count=50)
+        assert ranked
+        assert list(answer_query(best, sound, refined=True, words=words).matches) == ranked
+
+
+def test_a_page_filters_as_a_search_does_and_by_the_file_that_it_shows(sound, monkeypatch):
+    pairs = random_pairs()
+    pairs.files = ["folder/Bell 0.WAV", "other/1.wav", "", *pairs.files[3:]]
+    save_with_model(pairs, FILE)
+    Path("sounds/folder/0.wav").rename("sounds/folder/bell_0.flac")
+    for limit in (299, 300):
+        monkeypatch.setattr(serve, "RANKED_AS_A_WHOLE", limit)
+        page = collection_by("exact")
+        for words, rows in (
+            ("folder/29", {29, *range(290, 300)}),
+            ("Folder/bell 0", {0}),
+            ("other/", {1}),
+            ("file:2.wav", {2}),
+        ):
+            found = answer_query(page, "rain", words=words)
+            shown = filter_matches(page, found.matches, words=words, count=50)
+            assert {match.row for match in shown} == rows
+            hits = ask_lightning("search", FILE, "--text", "rain", "--contains", words, "--top", 50)
+            assert [match.row for match in shown] == [hit.row for hit in hits]
+        for words in ("bell_0.FLAC", "0.flac"):
+            found = answer_query(page, "rain", words=words)
+            assert [match.row for match in filter_matches(page, found.matches, words=words)] == [0]
 
 
 def test_the_command_serves_by_an_index_that_search_uses_too(sound, monkeypatch, capsys):

@@ -1,8 +1,12 @@
 """Loaders: layout of batches, an order that depends on seed and epoch alone, parts that share no clip."""
 
+import unicodedata
+from pathlib import Path
+
 import lightning as L
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -202,6 +206,22 @@ def test_parts_of_a_dataset_are_told_the_epoch(folder, join):
     assert crops[0] != crops[1]
 
 
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_persistent_workers_are_told_the_epoch(folder, context):
+    dataset = AudioFolder(folder, folder / "clips.csv", sample_rate=8000, seconds=0.1, crop="random")
+    sampler = EpochSampler(dataset, num_replicas=1, rank=0, seed=0)
+    options = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": context}
+    loader = DataLoader(dataset, None, sampler=sampler, **options)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for item in loader:
+            expected = dataset[item["caption_id"]]["waveform"]
+            assert torch.equal(item["waveform"], expected)
+    before = dataset[0]["waveform"]
+    dataset.variant().set_epoch(7)
+    assert torch.equal(dataset[0]["waveform"], before)
+
+
 def test_a_bad_file_is_reported_once_for_all_parts(folder):
     (folder / "3.wav").unlink()
     with pytest.warns(UserWarning, match="Left out 1") as caught:
@@ -218,6 +238,27 @@ def test_a_missing_file_moves_no_clip_to_another_part(folder):
     with pytest.warns(UserWarning, match="Left out 1"):
         after = parts()
     assert after == {key: name for key, name in before.items() if key != "file:0.wav"}
+
+
+def names_of_parts(root: Path, names: list[str]) -> dict[str, set[str]]:
+    root.mkdir()
+    for name in names:
+        soundfile.write(root / name, np.zeros(800), 8000)
+    (root / "clips.csv").write_text("\n".join(["file,caption", *(f"{name},{name[0]}" for name in names)]))
+    data = FolderData(root, sample_rate=8000, seconds=0.1, fractions=(0.5, 0.3, 0.2), check="none")
+    return {
+        split: {unicodedata.normalize("NFC", clip.name) for clip in part.clips}
+        for split, part in data.datasets.items()
+    }
+
+
+def test_parts_are_the_same_in_every_order_of_the_rows_and_on_every_system(tmp_path):
+    names = [f"{number} \N{LATIN SMALL LETTER E WITH ACUTE}.wav" for number in range(20)]
+    expected = names_of_parts(tmp_path / "first", names)
+    assert names_of_parts(tmp_path / "second", names[::-1]) == expected
+    assert (
+        names_of_parts(tmp_path / "third", [unicodedata.normalize("NFD", name) for name in names]) == expected
+    )
 
 
 def test_knowledge_and_encoding_have_no_random_crops(folder):

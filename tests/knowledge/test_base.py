@@ -305,3 +305,23 @@ def test_on_a_gpu(device):
         assert torch.equal(found[name].text_rows.cpu(), expected.text_rows)
     with pytest.raises(ValueError, match=r"lies on cuda:0, but was asked from cpu"):
         base.lookup(audio[:5], text[:5], 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_rows_of_any_length_are_brought_to_unit_length_or_refused(dtype):
+    rows = torch.randn(6, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    largest = torch.finfo(dtype).max / 8
+    rows[3] *= largest
+    if dtype == torch.float16:
+        base = KnowledgeBase.from_embeddings(rows, rows, num_prototypes=2)
+        torch.testing.assert_close(base.fine.audio.norm(dim=1), torch.ones(6))
+        return
+    # Of such a row float32 makes zeros, for its length overflows.
+    with pytest.raises(ValueError, match=r"audio embeddings of 1 of 6 source rows contain NaN or Inf"):
+        KnowledgeBase.from_embeddings(rows, rows, num_prototypes=2)
+    base = KnowledgeBase.from_embeddings(rows[:3], rows[:3], num_prototypes=2)
+    with pytest.raises(ValueError, match="1 of the 1 rows to replace contain NaN or Inf"):
+        base.replace_rows(torch.tensor([1]), rows[3:4], rows[:1])
+    rows[0] = 1e-30
+    with pytest.warns(UserWarning, match="1 of 3 source rows are all zero"):
+        KnowledgeBase.from_embeddings(rows[:3], rows[:3], num_prototypes=2)

@@ -216,3 +216,12 @@ def test_the_score_of_a_row_does_not_depend_on_where_it_stands(num_queries, coun
     whole = scores_by_row(rows, queries)
     for first in range(3):
         assert torch.equal(scores_by_row(rows[first::3], queries), whole[:, first::3])
+
+
+@pytest.mark.parametrize("width", [6, 33, 50])
+@pytest.mark.parametrize("count", [3, 17, 100])
+def test_copies_of_a_row_have_equal_scores_in_any_width(count, width):
+    rows, queries = directions(1, width, seed=1).expand(count, -1), directions(5, width, seed=2)
+    scores, found = ExactSearch(rows.contiguous())(queries, count)
+    assert torch.equal(scores, scores[:, :1].expand(-1, count))
+    assert torch.equal(found, torch.arange(count).expand(5, -1))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ask_lightning.functional import unit_length
 from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch
 from ask_lightning.knowledge.search import build_search
 from tests.helpers.vectors import faiss_as
@@ -45,3 +46,18 @@ def test_without_faiss_torch_does_all():
 
 def test_other_types_stay_with_torch():
     assert isinstance(build_search(whole_numbers(300, 8).double(), "auto"), ExactSearch)
+
+
+@pytest.mark.parametrize("width", [30, 512, 1024])
+def test_copies_of_a_row_are_found_in_order(width):
+    """Faiss rounds by where a row stands: the five rows of a clip have not quite the same score."""
+    generator = torch.Generator().manual_seed(0)
+    clips = unit_length(torch.randn(200, width, generator=generator))
+    clip_of = torch.arange(1000) % 200
+    vectors = clips[clip_of].contiguous()
+    queries = unit_length(torch.randn(256, width, generator=generator))
+    order = (queries.double() @ clips.double().T)[:, clip_of].argsort(dim=1, descending=True, stable=True)
+    for k in (3, 10):
+        scores, rows = FastestExactSearch(vectors)(queries, k)
+        assert torch.equal(rows, order[:, :k])
+        torch.testing.assert_close(scores, (queries[:, None] * vectors[rows]).sum(dim=2))

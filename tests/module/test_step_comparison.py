@@ -150,3 +150,34 @@ def test_text_before_audio_is_refused():
 def test_the_embeddings_themselves_are_not(precision):
     found = fit(wrap(CriterionStep(), criterion="loss_fn"), precision=precision)
     assert not [text for text in found if "other embeddings" in text]
+
+
+class InPlace(PlainTowers):
+    """Changes embeddings in place behind the encoders."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def training_step(self, batch, batch_idx):
+        audio, text = self.encode_audio(batch), self.encode_text(batch)
+        self.change(audio)
+        return self.loss_fn(audio, text)
+
+    def loss_fn(self, audio, text):
+        return self.contrast(audio, text)
+
+
+@pytest.mark.parametrize("criterion", [None, "loss_fn"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda audio: audio.div_(audio.detach().norm(dim=1, keepdim=True)), False),
+        (lambda audio: audio.sub_(audio.mean(dim=0)), True),
+    ],
+)
+def test_embeddings_that_the_step_changes_in_place(change, told, criterion, recwarn):
+    module = wrap(InPlace(change), criterion=criterion)
+    make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    words = "other embeddings than" if criterion else "changes in place what `encode_audio` returned, so"
+    assert len([each for each in recwarn if words in str(each.message)]) == told

@@ -56,6 +56,7 @@ def make_collection(files: list[Path | None], refinement: Refinement | None = No
         names=["low", "high", "noise", "hostile"],
         captions=CAPTIONS,
         files=files,
+        file_names=["" if file is None else file.name for file in files],
         embeddings=torch.eye(4),
         by_text=by_text,
         by_sound=by_sound,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ask_lightning.data import AudioFileError
+from ask_lightning.page.clip_map import map_html, place_points
 from ask_lightning.page.collection import answer_query, contains, filter_matches
 from tests.page.clips import CALIBRATION, TOKENS, make_collection, write_sounds
 
@@ -91,3 +92,11 @@ def test_filters_go_together():
     assert rows(words="low.WAV") == [0]
     assert rows(words="tone", lowest=0.6) == [1]
     assert contains(collection, 3, "") is True
+
+
+def test_words_are_not_found_across_the_end_of_a_text():
+    collection = make_collection([Path("a/Low.wav"), None, None, None])
+    assert collection.texts_of(0) == ["low", "Low.wav", "a low tone", "humming"]
+    assert not contains(collection, 0, "tone humming")
+    html = map_html(collection, [0], place_points(collection.embeddings[:1]))
+    assert 'data-texts="low\nlow.wav\na low tone\nhumming"' in html

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -14,7 +15,9 @@ import soundfile
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
 from fastapi.testclient import TestClient
+from starlette.responses import FileResponse
 
+from ask_lightning.page.clip_cards import answer_html
 from ask_lightning.page.collection import answer_query
 from ask_lightning.page.server import is_served, listen, make_app
 from tests.page.clips import make_collection, write_sounds
@@ -55,6 +58,39 @@ def test_what_cannot_be_heard_says_why(client):
     (client.folder / "low.wav").unlink()
     gone = client.get("/clip/0")
     assert (gone.status_code, gone.text) == (404, "low.wav: the file is no longer there.")
+
+
+def test_a_file_that_goes_while_it_is_asked_for(client, monkeypatch):
+    answer = FileResponse.__call__
+
+    async def gone(response, *given):
+        Path(response.path).unlink()
+        await answer(response, *given)
+
+    monkeypatch.setattr(FileResponse, "__call__", gone)
+    heard = client.get("/clip/0")
+    assert (heard.status_code, heard.text) == (404, "low.wav: the file is no longer there.")
+    monkeypatch.undo()
+    # Between the look at the file and its opening.
+    opened = FileResponse._open_file
+
+    def gone_too(response):
+        Path(response.path).unlink()
+        return opened(response)
+
+    monkeypatch.setattr(FileResponse, "_open_file", gone_too)
+    heard = client.get("/clip/1")
+    assert (heard.status_code, heard.text) == (404, "high.flac: the file is no longer there.")
+
+
+def test_a_picture_is_that_of_the_present_file(client):
+    low, high = (client.folder / name for name in ("low.wav", "high.flac"))
+    pictures = [client.get(f"/clip/{row}/spectrogram.png").content for row in (0, 1)]
+    soundfile.write(low, soundfile.read(high)[0], 16000)
+    assert client.get("/clip/0/spectrogram.png").content == pictures[1] != pictures[0]
+    low.unlink()
+    drawn = client.get("/clip/0/spectrogram.png")
+    assert (drawn.status_code, drawn.text) == (404, "low.wav: the file is no longer there.")
 
 
 @pytest.mark.parametrize("row", ["4", "-1", "99999999999999999999"])
@@ -214,3 +250,20 @@ def test_the_end_is_quiet_although_a_browser_shows_the_page():
             process.kill()
     assert "Traceback" not in said, said
     assert "ERROR" not in said, said
+
+
+def test_a_name_that_is_no_unicode(tmp_path, monkeypatch):
+    """Of a file from a system with another encoding: neither it nor the page beside it may fail."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (low, *_) = write_sounds(tmp_path)
+    odd = low.rename(low.with_name(os.fsdecode(b"caf\xe9.wav")))
+    collection = make_collection([odd, odd.with_name(os.fsdecode(b"\xff.wav")), None, None])
+    collection = replace(collection, names=[odd.name, "high", "noise", "hostile"], title=odd.name)
+    with TestClient(make_app(collection, tmp_path, ["127.0.0.1"]), base_url="http://127.0.0.1") as client:
+        assert "caf\ufffd.wav" in client.get("/").text
+        assert "caf\ufffd.wav" in client.get("/clip/0/card").text
+        assert client.get("/clip/0").status_code == 200
+        assert client.get("/clip/1").text == "\ufffd.wav: the file is no longer there."
+        assert client.get("/clip/1/spectrogram.png").status_code == 404
+    answer = answer_query(collection, "a")
+    assert "caf\ufffd.wav" in answer_html(collection, answer, answer.matches)

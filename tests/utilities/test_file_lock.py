@@ -1,11 +1,12 @@
 """The lock of a file: others wait for it, and file systems without locks go on."""
 
+import errno
 import threading
 
 import filelock
 import pytest
 
-from ask_lightning.utilities.file_lock import file_lock
+from ask_lightning.utilities.file_lock import LockHeldError, file_lock
 
 
 def test_another_one_waits(tmp_path):
@@ -34,13 +35,22 @@ def test_it_is_released_after_an_error(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOTSUP, "Operation not supported")])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, error):
     def refuse(*_, **__):
-        raise NotImplementedError
+        raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with file_lock(tmp_path / "a.lock"):
-        pass
+    for wait in (True, False):
+        with file_lock(tmp_path / "a.lock", wait=wait) as is_locked:
+            assert not is_locked
+
+
+def test_a_held_lock_is_not_waited_for(tmp_path):
+    with file_lock(tmp_path / "a.lock") as is_locked:
+        assert is_locked
+        with pytest.raises(LockHeldError, match=r"a\.lock"), file_lock(tmp_path / "a.lock", wait=False):
+            pass
 
 
 def test_a_path_that_cannot_be(tmp_path):

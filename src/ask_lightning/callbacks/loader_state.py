@@ -11,8 +11,10 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import IterableDataset, SequentialSampler
 
+from ask_lightning.callbacks.divided_order import has_divided_order, order_of, sampler_of, watch_order
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -43,10 +45,8 @@ class LoaderStateCallback(Callback):
 
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
-        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. Several of them
-        need a length, and the mode `"max_size_cycle"` (Lightning's default) or `"min_size"` of
-        `CombinedLoader`. What is not part of a loader, such as the random streams of dropout, is not
-        restored.
+        `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. What is not part
+        of a loader, such as the random streams of dropout, is not restored.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
@@ -62,6 +62,21 @@ class LoaderStateCallback(Callback):
         self._surplus: list[int] = []  # of the batches that each loader counts in its present epoch
         self._to_restore: dict[str, Any] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Sees to it that orders are noted which Lightning draws when it has made the loaders."""
+        if stage != "fit":
+            return
+        self.teardown(trainer, pl_module, stage)  # of a run that was broken off
+        fit_loop = trainer.fit_loop
+        load_states = fit_loop._load_combined_loader_states
+
+        def watch_and_load_states() -> None:
+            for loader in stateful_loaders(trainer):
+                watch_order(loader)
+            load_states()
+
+        fit_loop.__dict__["_load_combined_loader_states"] = watch_and_load_states
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the loaders back to where the run was that is resumed."""
         loaders = stateful_loaders(trainer)
@@ -73,7 +88,8 @@ class LoaderStateCallback(Callback):
             )
         for loader in loaders:
             warn_of_order(loader)
-        warn_of_several(trainer)
+        warn_of_other_orders(loaders, Ranks.current())
+        warn_of_ended_loaders(trainer, loaders)
         state, self._to_restore = self._to_restore, None
         place = None if state is None else self._restore(trainer, loaders, state)
         self._epoch = trainer.current_epoch
@@ -112,6 +128,7 @@ class LoaderStateCallback(Callback):
                 # Unless it was left before its end, it moves there by itself when it is iterated.
                 if is_next and not _was_left(loader, stored, state["batches"]):
                     loader.load_state_dict(deepcopy(stored))
+            _draw_orders_from(loaders, None)
             _leave_restored_place(loaders)
             _restore_generators(loaders, place)
             for loader in loaders:
@@ -120,16 +137,16 @@ class LoaderStateCallback(Callback):
         fit_loop = trainer.fit_loop
         is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
         if trainer.current_epoch == 0 or is_resuming:  # else Lightning does so itself
-            assert fit_loop._data_fetcher is not None
-            iter(fit_loop._data_fetcher)
+            _iterate(trainer, place["ended"] if trainer.current_epoch == state["epoch"] else None)
         if trainer.current_epoch != state["epoch"]:
             return None
+        _draw_orders_from(loaders, None)
         _restore_generators(loaders, place)
         return place
 
     def _present_place(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Where the loaders are now."""
-        place = _place_of(stateful_loaders(trainer))
+        place = _place_of(stateful_loaders(trainer)) | {"ended": _ended(trainer)}
         for stored, surplus in zip(place["loaders"], self._surplus, strict=True):
             if surplus:
                 counts, name = _count_in(stored)
@@ -158,6 +175,7 @@ class LoaderStateCallback(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
         trainer.fit_loop.epoch_loop.__dict__.pop("_on_after_fetch", None)
+        trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -246,24 +264,6 @@ def count_batches_from_zero(trainer: pl.Trainer) -> None:
     epoch_loop.val_loop.batch_progress.total.reset()
 
 
-def warn_of_several(trainer: pl.Trainer) -> None:
-    """Warn of several training loaders that Lightning combines in a way that a resume cannot bring back.
-
-    Args:
-        trainer: The running trainer.
-    """
-    combined = trainer.fit_loop._combined_loader
-    if combined is None or len(combined.flattened) == 1:
-        return
-    if combined._mode == "max_size" or is_read_ahead(trainer):
-        rank_zero_warn(
-            f"LoaderStateCallback has {len(combined.flattened)} training loaders, combined by mode "
-            f"{combined._mode!r}, and which of them have ended is not part of their state. A resume behind "
-            "the end of the shortest, or at the end of an epoch, reads other batches than a run without a "
-            'break. Use loaders that have a length, combined by "max_size_cycle" or "min_size".'
-        )
-
-
 def warn_of_order(loader: object) -> None:
     """Warn of a sampler whose order cannot be made again, so that a loader's place in it says nothing.
 
@@ -272,15 +272,12 @@ def warn_of_order(loader: object) -> None:
     """
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return
-    batches = getattr(loader, "batch_sampler", None)
-    sampler = getattr(batches, "sampler", batches) or getattr(loader, "sampler", None)
-    remedy = (
-        "StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on the epoch"
-    )
+    sampler = sampler_of(loader)
     if is_divided := isinstance(sampler, DistributedSamplerWrapper):
         # Lightning draws the whole order through it, of which a loader's state then knows nothing.
+        if has_divided_order(loader):
+            return
         sampler = sampler.dataset._sampler  # type: ignore[attr-defined]
-        remedy = "sampler=torch.utils.data.DistributedSampler(dataset), which Lightning leaves as it is"
     if sampler is None or isinstance(sampler, SequentialSampler) or hasattr(sampler, "set_epoch"):
         return
     has_state = isinstance(sampler, StatefulLoader) or type(sampler).__module__.split(".")[0] == "torchdata"
@@ -289,8 +286,48 @@ def warn_of_order(loader: object) -> None:
     rank_zero_warn(
         f"The order of {type(sampler).__name__}{', divided among processes,' if is_divided else ''} is not "
         "part of the state of the training loader, so a resume reads other batches than a run without a "
-        f"break. Use {remedy}."
+        "break. Use StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on "
+        "the epoch."
     )
+
+
+def warn_of_ended_loaders(trainer: pl.Trainer, loaders: list[StatefulLoader]) -> None:
+    """Warn of loaders that begin anew at a resume where the others are to go on without them.
+
+    Args:
+        trainer: The running trainer.
+        loaders: Its stateful training loaders.
+    """
+    combined = trainer.fit_loop._combined_loader
+    if combined is None or combined._mode != "max_size" or len(combined.flattened) == 1:
+        return
+    others = [loader for loader in loaders if not _is_of_torchdata(loader)]
+    if others:
+        rank_zero_warn(
+            "LoaderStateCallback has training loaders combined by mode 'max_size', and the state of "
+            f"{type(others[0]).__name__} may not tell that it has ended: a resume behind its end reads it "
+            'again. Use CombinedLoader(..., "max_size_cycle"), or torchdata\'s StatefulDataLoader.'
+        )
+
+
+def warn_of_other_orders(loaders: list[StatefulLoader], ranks: Ranks) -> None:
+    """Warn where each process has drawn an order of its own of which it takes its part; collective.
+
+    Args:
+        loaders: Stateful training loaders.
+        ranks: The processes of the run.
+    """
+    states = [order.drawn_from for loader in loaders if (order := order_of(loader)) is not None]
+    if not states:
+        return
+    digests = ranks.all_gather_object([None if state is None else state.tolist() for state in states])
+    if any(digest != digests[0] for digest in digests):
+        rank_zero_warn(
+            "Each process has shuffled the training data in its own way and takes its part of that order, so "
+            "some pairs are trained on by several processes and others by none. Call "
+            "lightning.seed_everything(seed) before the loader is made, or give it a generator with the same "
+            "seed on all processes."
+        )
 
 
 def warn_of_inexact_resume(trainer: pl.Trainer) -> None:
@@ -325,7 +362,7 @@ def _training_loaders(trainer: pl.Trainer) -> list[Any]:
 
 def _generators(loader: object) -> dict[str, torch.Generator]:
     """The generators from which a loader draws orders and the seeds of its workers."""
-    holders = {"loader": loader, "sampler": getattr(loader, "sampler", None)}
+    holders = {"loader": loader, "sampler": sampler_of(loader), "order": order_of(loader)}
     found = {name: getattr(holder, "generator", None) for name, holder in holders.items()}
     return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
 
@@ -338,7 +375,36 @@ def _place_of(loaders: list[StatefulLoader]) -> dict[str, Any]:
             {name: generator.get_state() for name, generator in _generators(loader).items()}
             for loader in loaders
         ],
+        "orders": [order.drawn_from if (order := order_of(loader)) else None for loader in loaders],
     }
+
+
+def _ended(trainer: pl.Trainer) -> list[bool] | None:
+    """Which loaders have been at their end in this epoch and have begun again, where Lightning notes it."""
+    combined = trainer.fit_loop._combined_loader
+    consumed = getattr(None if combined is None else combined._iterator, "_consumed", None)
+    return None if consumed is None else list(consumed)
+
+
+def _iterate(trainer: pl.Trainer, ended: list[bool] | None) -> None:
+    """Begin to read training batches.
+
+    Args:
+        trainer: The running trainer.
+        ended: What `_ended` has returned of an epoch inside of which reading begins.
+    """
+    fetcher: Any = trainer.fit_loop._data_fetcher
+
+    def reset() -> None:  # called before the first batch is read ahead
+        type(fetcher).reset(fetcher)
+        if ended is not None:
+            fetcher.combined_loader._iterator._consumed = list(ended)
+
+    fetcher.__dict__["reset"] = reset
+    try:
+        iter(fetcher)
+    finally:
+        del fetcher.__dict__["reset"]
 
 
 def _count_in(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -383,9 +449,29 @@ def _was_left(loader: Any, stored: dict[str, Any], batches: int) -> bool:
 
 def _put_back(loaders: list[StatefulLoader], place: dict[str, Any], epoch: int) -> None:
     """Bring loaders to a place in an epoch; they read from there when they are iterated."""
+    _draw_orders_from(loaders, place["orders"])
     for loader, stored in zip(loaders, place["loaders"], strict=True):
         _set_sampler_epoch(loader, epoch)
-        loader.load_state_dict(deepcopy(stored))
+        loader.load_state_dict(_before_its_end(stored))
+
+
+def _before_its_end(stored: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state by which a loader of torchdata that has ended ends again, and does not restart."""
+    state = deepcopy(stored)
+    if state.get("_iterator_finished"):
+        state["_iterator_finished"] = False
+    return state
+
+
+def _draw_orders_from(loaders: list[StatefulLoader], states: list[Tensor | None] | None) -> None:
+    """Have each order drawn from a stored state of its generator; from the present one without states."""
+    for number, loader in enumerate(loaders):
+        if (order := order_of(loader)) is not None:
+            order.draw_from = None if states is None else states[number]
+
+
+def _is_of_torchdata(loader: object) -> bool:
+    return any(kind.__module__.split(".")[0] == "torchdata" for kind in type(loader).__mro__)
 
 
 def _leave_restored_place(loaders: list[StatefulLoader]) -> None:

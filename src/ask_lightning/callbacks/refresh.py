@@ -20,7 +20,7 @@ from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
-from ask_lightning.callbacks.loss_terms import log_loss_terms
+from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
 from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
 from ask_lightning.callbacks.refresh_source import SourceReader
@@ -47,6 +47,7 @@ from ask_lightning.encoding.compatibility import (
     warn_of_single_pair,
 )
 from ask_lightning.encoding.gradient_check import GradientCheck
+from ask_lightning.encoding.isolation import restore_in_checkpoint
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_loader import Source
@@ -219,7 +220,7 @@ class KnowledgeRefreshCallback(Callback):
         self._known_renewer: Renewer | None = None
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self._step = 0  # number of optimiser steps before the present one
+        self._step, self._is_step_used = 0, True  # number of optimiser steps before the present one
         self._start_anew()
         check_combination(
             self._builder,
@@ -345,7 +346,10 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Takes the hook off the loss and ends the thread; Lightning does not call `teardown` then."""
-        self._remove_recorder()
+        if self._recorder is not None:
+            self._recorder.remove()  # what it holds may belong into a checkpoint that the error makes
+        if self.schedule is not None:
+            self.schedule.budget.stop()
         if self._background is not None:
             self._background.stop()
 
@@ -438,16 +442,10 @@ class KnowledgeRefreshCallback(Callback):
         assert self._built_at is not None
         self._collector.collect()
         if not trainer.barebones:
-            pl_module.log(
-                "ask/knowledge_age",
-                float(trainer.current_epoch - self._built_at),
-                batch_size=1,
-                sync_dist=True,
-            )
+            ages = {"knowledge_age": float(trainer.current_epoch - self._built_at)}
             if self._ages is not None:
-                mean, longest = self._ages.mean_and_max(trainer.current_epoch)
-                ages = {"ask/row_age_mean": mean, "ask/row_age_max": longest}
-                pl_module.log_dict(ages, batch_size=1, sync_dist=True)
+                ages["row_age_mean"], ages["row_age_max"] = self._ages.mean_and_max(trainer.current_epoch)
+            log_own(trainer, pl_module, ages, sync_dist=True)
 
     def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if this epoch asks for it, or if there is none."""
@@ -552,7 +550,7 @@ class KnowledgeRefreshCallback(Callback):
         self._refresh_if_due(trainer, pl_module)
         if not is_sharded(trainer):  # there is no value outside of the forward pass
             self.target.loss.check_temperature(batch_idx)
-        self._step = trainer.global_step
+        self._step, self._is_step_used = trainer.global_step, False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -560,8 +558,13 @@ class KnowledgeRefreshCallback(Callback):
         """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
         terms, self.target.loss.last = self.target.loss.last, {}
         log_loss_terms(trainer, pl_module, terms)
-        if self._recorder is None:
-            return
+        self._use_step(trainer)
+
+    def _use_step(self, trainer: pl.Trainer) -> bool:
+        """Makes use of the embeddings of the step that has ended, once; whether it has; collective."""
+        if self._recorder is None or self._is_step_used:
+            return False
+        self._is_step_used = True
         base = self.target.loss.knowledge
         assert base is not None
         step = self._recorder.take(base, batch)
@@ -575,6 +578,7 @@ class KnowledgeRefreshCallback(Callback):
             self._ages.renew(rows, trainer.current_epoch)
             self._num_written += len(rows)
             self._snapshots.supersede()
+        return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
@@ -586,7 +590,7 @@ class KnowledgeRefreshCallback(Callback):
             elif not trainer.barebones and not math.isnan(drift):
                 num_refreshes = float(self.schedule.num_refreshes)
                 values = {"drift": drift, "refreshes": num_refreshes, "refresh_share": share}
-                pl_module.log_dict({f"ask/{name}": value for name, value in values.items()}, batch_size=1)
+                log_own(trainer, pl_module, values)
         if self.write_back and self._num_steps and not self._num_written:
             option = "write_back=True"
         if option is not None:
@@ -636,10 +640,10 @@ class KnowledgeRefreshCallback(Callback):
         self.target.loss.check_knowledge(base)
         self._check_pairs(base)
         self._tell_search(base)
+        self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base
         self._known_source.note(loader)
         self._built_at = epoch
-        self._snapshots.supersede()
         if renewal.rows is not None:
             assert self._ages is not None
             self._ages.renew(renewal.rows, epoch)
@@ -661,8 +665,7 @@ class KnowledgeRefreshCallback(Callback):
             if renewal.has_same_rows:
                 report |= knowledge_drift(base, old)
         if not trainer.barebones:
-            values = {f"ask/{name}": value for name, value in report.items()}
-            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            log_own(trainer, pl_module, report, on_step=False, on_epoch=True, sync_dist=True)
 
     def _tell_search(self, base: KnowledgeBase) -> None:
         """Say which search `index="auto"` has become, when it is another than before."""
@@ -706,6 +709,11 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Writes the base in use, once, before the first checkpoint that depends on it."""
         begin_epoch_with_all_batches(trainer, checkpoint)
+        restore_in_checkpoint(pl_module, checkpoint)
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        # A callback before this one saves at the end of a step, before this one has made use of it.
+        if progress.processed == progress.ready and self._use_step(trainer):
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
         base = None if self._known_renewer is None else self.target.loss.knowledge
         if base is None or self._built_at is None:
             return

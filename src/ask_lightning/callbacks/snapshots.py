@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -26,13 +25,12 @@ from ask_lightning.knowledge.snapshot_file import (
     rows_stem,
     snapshot_paths,
 )
-from ask_lightning.utilities.atomic_files import TEMPORARY
+from ask_lightning.utilities.atomic_files import remove_abandoned
 from ask_lightning.utilities.checkpoint_directory import common_file
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
 # A temporary file that has not been written to for so long was left by a process that was killed.
-_ABANDONED_SECONDS = 3600.0
 # So many superseded snapshots are worth a word where nothing removes them.
 _PILE = 3
 
@@ -116,9 +114,12 @@ class SnapshotWriter:
             )
             return
         path = directory / f"{_PREFIX}epoch={epoch}-{base.fingerprint}.safetensors"
+        if Ranks.current().rank == 0:
+            remove_abandoned(directory, f"{_PREFIX}*")
+        # Known before it is there: a cluster's signal may ask for a checkpoint meanwhile.
+        before, record.current = record.current, path
         failure = self._save(base, path)
         if failure is None:
-            record.current = path
             record.written += [path] if path not in record.written else []
             return
         if Ranks.current().rank == 0:
@@ -126,7 +127,7 @@ class SnapshotWriter:
                 f"The knowledge of epoch {epoch} could not be written ({failure}). {consequence}",
                 stacklevel=3,
             )
-        record.current = record.current or path  # so that a resumed run can say what it misses
+        record.current = before or path  # so that a resumed run can say what it misses
 
     def _save(self, base: KnowledgeBase, path: Path) -> str | None:
         """Save the base; the error message if that fails. Collective for a sharded base."""
@@ -238,7 +239,6 @@ class SnapshotCollector:
         if Ranks.current().rank > 0:  # rank 0 writes the checkpoints and sees them first
             record.written = [path for path in record.written if path == record.current]
             return
-        self._remove_abandoned({path.parent for path in superseded})
         contents, unreadable_since = self._contents_of_checkpoints()
         for path in superseded:
             if any(path.name.encode() in content for content in contents):
@@ -312,15 +312,6 @@ class SnapshotCollector:
             start = content.find(_PREFIX.encode())
             self._contents[key] = b"" if start < 0 else content[start:]
         return self._contents[key]
-
-    @staticmethod
-    def _remove_abandoned(folders: Iterable[Path]) -> None:
-        """Remove temporary files that processes left when they were killed."""
-        for folder in folders:
-            for file in folder.glob(f".{_PREFIX}*{TEMPORARY}"):
-                with suppress(OSError):  # it does no harm
-                    if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                        file.unlink()
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:

@@ -78,35 +78,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the user can mend, 130 after Ctrl-C, 143 after SIGTERM. Other errors are raised.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    ctrl_c = _CtrlC(given)
     try:
-        return _main(given)
-    except KeyboardInterrupt:
-        _say_how_to_go_on(given)
-        return _INTERRUPTED
-    except SystemExit as end:
-        # Lightning ends the process this way after Ctrl-C, and after SIGTERM as if it had succeeded.
-        if isinstance(end.__context__, KeyboardInterrupt):
+        with ctrl_c.noticed():
+            return _main(given, ctrl_c)
+    except BaseException as error:
+        if ctrl_c.is_cause_of(error):
             _say_how_to_go_on(given)
             return _INTERRUPTED
-        if type(end).__name__ == "SIGTERMException":
+        # Lightning ends the process this way after SIGTERM, as if it had succeeded.
+        if type(error).__name__ == "SIGTERMException":
             print("ask-lightning: ended by SIGTERM", file=sys.stderr)
             return _TERMINATED
         raise
 
 
+class _CtrlC:
+    """Notices Ctrl-C, which a library may turn into an error of its own.
+
+    Args:
+        arguments: The command and what follows it.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = arguments
+        self._has_come = False
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Notice it, where this is the main thread and nobody else does."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._raise)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @contextmanager
+    def ends_the_process(self) -> Iterator[None]:
+        """Let it end the process at once: packages that are interrupted in their import go on and fail."""
+        if signal.getsignal(signal.SIGINT) != self._raise:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._exit)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._raise)
+
+    def is_cause_of(self, error: BaseException) -> bool:
+        """Whether an error that ends the command comes from Ctrl-C."""
+        # Lightning ends the process by a `SystemExit` after Ctrl-C.
+        is_plain = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        return self._has_come or is_plain
+
+    def _raise(self, *_: object) -> None:
+        self._has_come = True
+        raise KeyboardInterrupt
+
+    def _exit(self, *_: object) -> None:
+        _say_how_to_go_on(self._arguments)
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
+
+
 def _say_how_to_go_on(arguments: Sequence[str]) -> None:
-    """Say after Ctrl-C what the same command does, where the command has not said so itself."""
+    """Say that Ctrl-C has ended a command, and where it has not said so itself, what the same one does."""
+    from ask_lightning.cli.run_lock import is_first_process
+
     command = arguments[0] if arguments else ""
+    if not command or command == "serve" or not is_first_process():  # nothing else ends `serve`
+        return
+    follows = ""
     if command in _KEEPING_NOTHING:
-        print(f"ask-lightning: {command} was ended by Ctrl-C; the same command begins anew.", file=sys.stderr)
+        follows = "; the same command begins anew"
     elif command == "reproduce":
-        print(
-            "ask-lightning: ended by Ctrl-C; the same command goes on after the finished runs.",
-            file=sys.stderr,
-        )
+        follows = "; the same command goes on after the finished runs"
+    print(f"ask-lightning: {command} was ended by Ctrl-C{follows}.", file=sys.stderr)
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], ctrl_c: _CtrlC) -> int:
     """Run the program; Ctrl-C passes."""
     if arguments[:1] == ["--version"]:
         print(f"ask-lightning {ask_lightning.__version__}")
@@ -120,33 +174,19 @@ def _main(arguments: list[str]) -> int:
     from ask_lightning.cli.errors import UsageError, explain
 
     try:
-        with _ctrl_c_ends_the_process():  # imports take seconds
+        with ctrl_c.ends_the_process():  # imports take seconds
             check(arguments)
             if arguments and arguments[0] in COMMANDS:
                 with suppress(ImportError):  # `run` says which package is missing, if the command needs it
                     from ask_lightning.cli import commands  # noqa: F401
         run(arguments)
     except Exception as error:
-        message = explain(error)
+        message = None if ctrl_c.is_cause_of(error) else explain(error)
         if message is None:
             raise
         print(f"ask-lightning: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-@contextmanager
-def _ctrl_c_ends_the_process() -> Iterator[None]:
-    """End the process at once after Ctrl-C: packages that are interrupted in their import go on and fail."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.cli.stored_texts import StoredTexts
-from ask_lightning.utilities.atomic_files import TEMPORARY, atomic_write
+from ask_lightning.utilities.atomic_files import atomic_write, remove_abandoned
 
 _ENDING = ".safetensors"
 _MOST_BATCHES = 64
@@ -68,8 +68,9 @@ class EncodedParts:
             OSError: A file cannot be removed.
         """
         others = [path for path in self.folder.glob(f"part-*{_ENDING}") if not self._is_own(path)]
-        for path in (*others, *self.folder.glob(f".*{TEMPORARY}")):
+        for path in others:
             path.unlink()
+        remove_abandoned(self.folder)
         return len(others)
 
     def write(self, number: int, tensors: dict[str, Tensor], captions: list[str]) -> None:

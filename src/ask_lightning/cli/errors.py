@@ -1,6 +1,9 @@
 """Which errors are the user's to mend, decided by their class and by the phase in which they arise."""
 
+import errno
+import inspect
 import os
+import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,14 @@ _PARSER_NOISE = (
     "Given value",
     "- Expected a <class 'NoneType'>",
 )
+
+
+# How the operating system and libraries that do not pass its error on say that a disk is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAYS_FULL = re.compile(r"no space left|quota exceeded|os error (28|122)\b", re.IGNORECASE)
+_REMEDY_OF_FULL = "Free space there, or write to another disk. What is complete stays."
+# An argument with a value, as messages of constructors write it.
+_ARGUMENT = re.compile(r"`(\w+)=(\"?)([\w.-]+)\2`")
 
 
 class UsageError(Exception):
@@ -84,7 +95,26 @@ def construct(kind: type, *arguments: Any, **options: Any) -> Any:
             message += ' Install what loggers need: pip install "ask-lightning[track]".'
         raise _ConstructorError(message) from error
     except Exception as error:
-        raise _ConstructorError(_message(error)) from error
+        raise _ConstructorError(_with_flags(_message(error), kind)) from error
+
+
+def _with_flags(message: str, kind: type) -> str:
+    """A message of a constructor with the flags of the arguments that it asks for."""
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    sections = {"model": LightningModule, "data": LightningDataModule}
+    section = next((name for name, base in sections.items() if issubclass(kind, base)), None)
+    if section is None:
+        return message
+    arguments = inspect.signature(kind).parameters
+
+    def as_flag(found: re.Match[str]) -> str:
+        name, _, value = found.groups()
+        if name not in arguments:
+            return found[0]
+        return f"`--{section}.{name} {'null' if value == 'None' else value}`"
+
+    return _ARGUMENT.sub(as_flag, message)
 
 
 def explain(error: Exception) -> str | None:
@@ -139,7 +169,11 @@ def _message(error: Exception) -> str:
     text = str(error)
     if "Traceback (most recent call last)" in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    is_full = isinstance(error, OSError) and error.errno in _FULL
+    if (is_full or _SAYS_FULL.search(text)) and _REMEDY_OF_FULL not in text:
+        text = f"{text.removesuffix('.')}. {_REMEDY_OF_FULL}"
+    return text
 
 
 def _parser_message(error: ArgumentError) -> str:

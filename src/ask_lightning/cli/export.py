@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ask_lightning.models import from_pretrained, save_pretrained
 from ask_lightning.models.exported import CALIBRATION_FILE
 from ask_lightning.models.hub import upload_folder
 from ask_lightning.models.stored_calibration import calibration_fingerprint
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.weights import weights_fingerprint
 
 # Of the checkpoints of a run, the first that is there.
@@ -206,9 +206,7 @@ def _write(
     calibration: Path | None,
 ) -> None:
     """Write the folder as a whole or not at all, and make sure that it loads."""
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
-    try:
+    with atomic_write(output.absolute()) as temporary:
         save_pretrained(model, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for number, one in enumerate(results, start=1):
@@ -228,12 +226,8 @@ def _write(
                 f"{type(model).__name__} has other weights after it is loaded from its folder: does its "
                 "constructor or `load_state_dict` change them?"
             )
-        temporary.chmod(0o755)  # which mkdtemp makes private
         if output.exists():
             output.rmdir()
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _push(folder: Path, repository: str, *, private: bool) -> None:

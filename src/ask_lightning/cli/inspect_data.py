@@ -18,6 +18,7 @@ from ask_lightning.data import FolderData, RetrievalDataModule, log_mel
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.summary import DataSummary, spread, summarize
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.text_tables import Cell, print_table
 
@@ -188,8 +189,8 @@ def _draw(found: DataSummary, datasets: dict[str, ClipDataset], path: Path) -> N
         axis.imshow(spectrogram.T.numpy(), origin="lower", aspect="auto")
         axis.set_title(clip.captions[0][:50], fontsize=9)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with usage_errors(), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=100, format=path.suffix.removeprefix(".") or "png")
     import_optional("matplotlib.pyplot").close(figure)
 
 

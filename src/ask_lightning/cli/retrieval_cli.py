@@ -17,6 +17,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -33,6 +34,7 @@ from ask_lightning.cli.ask_section import (
     check_ask,
     check_knowledge_flags,
 )
+from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
 from ask_lightning.cli.encode_split import SplitEncoder, encode_split
 from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
@@ -473,6 +475,8 @@ class RetrievalCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
         trainer.model_section = self._model_section
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # no other one was asked for
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def before_fit(self) -> None:

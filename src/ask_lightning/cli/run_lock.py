@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError, usage_errors
+from ask_lightning.utilities.file_lock import LockHeldError, file_lock
 
 
 @contextmanager
@@ -24,30 +25,25 @@ def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    from filelock import FileLock, Timeout
-    from lightning.pytorch.utilities import rank_zero_warn
-
-    with usage_errors():
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    with ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except NotImplementedError:
-            rank_zero_warn(
-                f"The file system of {folder} has no locks: nobody notices if another run writes there too."
-            )
-        except Timeout as error:
+            with usage_errors():
+                folder.mkdir(parents=True, exist_ok=True)
+                is_locked = held.enter_context(file_lock(folder / ".lock", wait=False))
+        except LockHeldError as error:
             raise UsageError(
                 f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
                 f"path as `{flag}`."
             ) from error
-    try:
+        if not is_locked:
+            from lightning.pytorch.utilities import rank_zero_warn
+
+            rank_zero_warn(
+                f"The file system of {folder} has no locks: nobody notices if another run writes there too."
+            )
         yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-        if not any(folder.iterdir()):  # refused before anything was written
-            folder.rmdir()
+    if not any(folder.iterdir()):  # refused before anything was written
+        folder.rmdir()
 
 
 def is_first_process() -> bool:

@@ -249,6 +249,7 @@ def find_hits(
     rerank: int = RERANKED,
     index: Search | None = None,
     contains: str = "",
+    whole_clips: bool = False,
     lowest: float | None = None,
 ) -> list[Hit]:
     """Find the clips that match a text best, or the captions that match an audio file best.
@@ -264,6 +265,7 @@ def find_hits(
         index: Search of the clips, or of the captions, by an index. None: all are compared.
         contains: Text that the name or file name of a clip, or a caption, has to contain, in any case. A clip
             may contain it in any of its captions.
+        whole_clips: Whether a caption is found, too, if another caption of its clip contains the text.
         lowest: Lowest score that is returned. None: all are.
 
     Returns:
@@ -275,7 +277,7 @@ def find_hits(
     """
     side: Side = "audio" if isinstance(query, str) else "text"
     encoded = _encode_text(model, pairs, query) if isinstance(query, str) else _hear(model, pairs, query)
-    passes = WordFilter(pairs, side, contains) if contains.strip() else None
+    passes = WordFilter(pairs, side, contains, whole_clips) if contains.strip() else None
     best = _best_hits(model, pairs, side, encoded, top, rerank, index, passes)
     hits = []
     for score, cosine, row in best:

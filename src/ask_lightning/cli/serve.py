@@ -1,5 +1,6 @@
 """`ask-lightning serve`: a local page on which the clips of an encoded file are searched and heard."""
 
+import posixpath
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -119,6 +120,7 @@ def make_collection(
             f"{len(missing)} of {len(pairs.names)} clips have no file of their own in {folder} and cannot be "
             f"heard{several}: {abbreviate(missing)}."
         )
+    pairs = replace(pairs, files=_searched_names(pairs, found.paths))
     searches = {side: chosen.search for side, chosen in (indexes or {}).items()}
     by_index = [chosen.name for chosen in (indexes or {}).values() if chosen.search is not None]
     ranks_all = not by_index and max(len(pairs.names), len(pairs.captions)) <= RANKED_AS_A_WHOLE
@@ -150,6 +152,7 @@ def make_collection(
                 rerank=compared,
                 index=searches.get("audio" if isinstance(query, str) else "text"),
                 contains=words,
+                whole_clips=True,
             )
         except UsageError as error:
             raise QueryError(str(error)) from error
@@ -165,9 +168,19 @@ def make_collection(
         embeddings=pairs.audio,
         by_text=by_text,
         by_sound=by_sound,
+        file_names=pairs.files,
         refinement=_refinement(model, pairs, rerank, ranks_all),
         finds_all=ranks_all,
     )
+
+
+def _searched_names(pairs: EncodedPairs, paths: Sequence[Path | None]) -> list[str]:
+    """Names by which filters find the clips' files: as their dataset writes them, and as they are shown."""
+    names = []
+    for written, path in zip(pairs.files or [""] * len(paths), paths, strict=True):
+        other = "" if path is None or path.name == posixpath.basename(written) else path.name
+        names.append(f"{written}\n{other}".strip())
+    return names
 
 
 class _CaptionsOfClips(Sequence[list[str]]):

@@ -18,11 +18,13 @@ class WordFilter:
         side: `"audio"`: a clip passes by any of its captions. `"text"`: a caption passes by itself, or by the
             name or file name of its clip.
         words: The text; spaces around it do not count.
+        whole_clips: Whether a caption passes by the other captions of its clip, too.
     """
 
     pairs: EncodedPairs
     side: Side
     words: str
+    whole_clips: bool = False
 
     @property
     def _wanted(self) -> str:
@@ -36,6 +38,8 @@ class WordFilter:
         """
         pairs, wanted = self.pairs, self._wanted
         clip, captions = pairs.clip_and_captions(self.side, row)
+        if self.whole_clips:
+            captions = pairs.captions_of(clip)
         texts = (pairs.names[clip], *pairs.files[clip : clip + 1], *(pairs.captions[one] for one in captions))
         return any(wanted in text.casefold() for text in texts)
 
@@ -45,8 +49,9 @@ class WordFilter:
         if len(self.pairs.files):
             clips |= self._containing(self.pairs.files)
         captions = self._containing(self.pairs.captions)  # (P,)
-        if self.side == "audio":
+        if self.side == "audio" or self.whole_clips:
             clips[self.pairs.clip_of[captions]] = True
+        if self.side == "audio":
             return clips.nonzero()[:, 0]
         return (captions | clips[self.pairs.clip_of]).nonzero()[:, 0]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -93,7 +94,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.audio = AudioOptions() if audio is None else audio
         self.caption_style: CaptionStyle = caption_style
         self._store = store
-        self._epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64)
         self._cache = AudioCache(self.audio.cache)
         self._lengths: dict[str, tuple[int, int]] = {}
         self.listed = list(clips)
@@ -126,6 +127,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             ValueError: An argument is outside its range.
         """
         other = copy.copy(self)
+        other._epoch = self._epoch.clone()
         other.audio = replace(
             self.audio,
             crop=self.audio.crop if crop is None else crop,
@@ -177,7 +179,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         Args:
             epoch: Number of the epoch, counted from 0.
         """
-        self._epoch = epoch
+        # In memory that workers share, which live on from epoch to epoch with `persistent_workers=True`.
+        self._epoch.share_memory_().fill_(epoch)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -274,7 +277,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         num_places = max(0, total - wanted) // step + 1
         place = (num_places - 1) // 2
         if self.audio.crop == "random":
-            draw = np.random.SeedSequence([self.audio.seed, self._epoch, index]).generate_state(1)[0]
+            draw = np.random.SeedSequence([self.audio.seed, int(self._epoch), index]).generate_state(1)[0]
             place = int(draw) % num_places
         return place * step, min(wanted, total)
 

@@ -1,5 +1,6 @@
 """Lightning data modules for audio–text retrieval. Axes: `B` batch, `T` samples, `F` frames."""
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -502,8 +503,8 @@ class FolderData(RetrievalDataModule):
     def _divide(self, clips: Sequence[Clip], found: Recordings) -> dict[Split, list[Clip]]:
         """The clips of each split.
 
-        Clips are divided by their numbers in the table, so that the names of files do not matter. Clips that
-        are left out count, so that a file which is missing today moves no other clip to another split.
+        Neither the order of the rows nor the folder in which they are matters. Clips that are left out count,
+        so that a file which is missing today moves no other clip to another split.
         """
         if not found.splits:
             return dict(zip(SPLITS, self._parts(clips, self._fractions), strict=False))
@@ -522,9 +523,9 @@ class FolderData(RetrievalDataModule):
 
     def _parts(self, clips: Sequence[Clip], fractions: Sequence[float]) -> list[list[Clip]]:
         """The clips in parts at random, takes of a recording together."""
-        recordings = dict.fromkeys(clip.recording for clip in clips)
-        numbers = {recording: number for number, recording in enumerate(recordings)}
-        parts = split_by_clip([numbers[clip.recording] for clip in clips], fractions, self._split_seed)
+        # Some systems write an accent as a sign of its own.
+        recordings = [unicodedata.normalize("NFC", clip.recording) for clip in clips]
+        parts = split_by_clip(recordings, fractions, self._split_seed)
         return [[clips[index] for index in indices] for indices in parts]
 
     def _warn_of_overlap(self, datasets: Mapping[str, ClipDataset], found: Recordings) -> None:

@@ -37,7 +37,7 @@ def split_by_clip(clip_ids: Sequence[Hashable], fractions: Sequence[float], seed
         raise ValueError(f"Argument `fractions` has to be positive numbers with sum 1, but got {fractions}.")
     # Ordered by a hash and not by a random generator: numpy and torch do not promise the same permutation in
     # every version.
-    clips = sorted(set(clip_ids), key=lambda clip: hashlib.blake2b(f"{seed}:{clip}".encode()).digest())
+    clips = sorted(set(clip_ids), key=lambda clip: _digest(f"{seed}:{clip}"))
     ends = [round(len(clips) * sum(fractions[: part + 1])) for part in range(len(fractions))]
     part_of_clip: dict[Hashable, int] = {}
     for part, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
@@ -50,3 +50,8 @@ def split_by_clip(clip_ids: Sequence[Hashable], fractions: Sequence[float], seed
     for index, clip in enumerate(clip_ids):
         parts[part_of_clip[clip]].append(index)
     return parts
+
+
+def _digest(text: str) -> bytes:
+    # Names of files may be of another encoding.
+    return hashlib.blake2b(text.encode(errors="surrogatepass")).digest()

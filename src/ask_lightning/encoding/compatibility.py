@@ -202,8 +202,9 @@ def check_finders(trainer: pl.Trainer) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+            search = "lr_find" if isinstance(callback, LearningRateFinder) else "scale_batch_size"
             raise RuntimeError(
                 f"{type(callback).__name__} disables all other callbacks while it searches, so there would "
                 "be no knowledge to train with. Search with the plain model first, then train with ASK: "
-                "Tuner(Trainer(...)).lr_find(ask_module.model, ...) with a trainer of its own."
+                f"Tuner(Trainer(...)).{search}(ask_module.model, ...) with a trainer of its own."
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +17,9 @@ from torch.utils.data import IterableDataset
 from ask_lightning.encoding.run_state import BufferState, RandomSource, RandomState, restorer
 from ask_lightning.utilities.distributed import Ranks
 
+# Owner, name and value of what a refresh changes in a module for as long as it takes.
+_Values: TypeAlias = list[tuple[nn.Module, str, Tensor]]
+_of_training: WeakKeyDictionary[nn.Module, _Values] = WeakKeyDictionary()
 # Longer lists and mappings of a dataset hold its items.
 _ITEMS_SEARCHED = 64
 
@@ -32,12 +36,38 @@ def isolated_from_training(trainer: pl.Trainer, module: pl.LightningModule) -> I
         module: The module that it trains.
     """
     with ExitStack() as stack:
+        values = _of_training[module] = []
+        stack.callback(_of_training.pop, module)
         stack.enter_context(preserved_random_state())
-        stack.enter_context(_buffers_of_rank_zero(module))
-        stack.enter_context(_evaluation_mode(module))
+        stack.enter_context(_buffers_of_rank_zero(module, values))
+        stack.enter_context(_evaluation_mode(module, values))
         stack.enter_context(muted_logging(module))
         stack.enter_context(_validation_stage(trainer))
         yield
+
+
+def restore_in_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Put weights and buffers as training has them into a checkpoint that is written during a refresh.
+
+    A cluster's signal can ask for one at any moment. Values that are not those of the module now, such as
+    averages of weights, are left alone.
+
+    Args:
+        module: The module that is trained.
+        checkpoint: The checkpoint.
+    """
+    values = {(id(part), name): value for part, name, value in _of_training.get(module, ())}
+    if not values:
+        return
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, present in (part._parameters | part._buffers).items():
+            if present is None or (id(part), name) not in values:
+                continue
+            key = f"{prefix}.{name}" if prefix else name
+            for states in ("state_dict", "current_model_state"):
+                stored = checkpoint.get(states, {}).get(key)
+                if isinstance(stored, Tensor) and stored.data_ptr() == present.data_ptr():
+                    checkpoint[states][key] = values[id(part), name]
 
 
 @contextmanager
@@ -62,13 +92,14 @@ def isolated_copy(copy: nn.Module, trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
+def _buffers_of_rank_zero(module: nn.Module, values: _Values) -> Iterator[None]:
     """Give every rank the buffers of rank 0, so that all encode by the encoder that a checkpoint holds.
 
     Each rank updates running means of batch norm by its own batches, and DDP makes them equal again only at
     the next training step. Afterwards each rank has its own again, whatever the encoders did with them.
     """
     ranks, own = Ranks.current(), BufferState(module)
+    values += own.values
     for buffer in module.buffers():
         ranks.broadcast(buffer)
     try:
@@ -78,7 +109,7 @@ def _buffers_of_rank_zero(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+def _evaluation_mode(module: nn.Module, values: _Values) -> Iterator[None]:
     """Put the module into evaluation mode; afterwards each submodule has its own mode again.
 
     Submodules with a `train` method of their own, such as those that merge low-rank updates into their
@@ -87,7 +118,12 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     # `train()` of the whole would un-freeze submodules that the user had put into evaluation mode.
     modes = {submodule: submodule.training for submodule in module.modules()}
     own = [submodule for submodule in modes if _has_own_train(submodule)]
-    weights = {weight: weight.detach().clone() for submodule in own for weight in submodule.parameters()}
+    parts = {part for submodule in own for part in submodule.modules()}
+    weights = {weight: weight.detach().clone() for part in parts for weight in part.parameters(recurse=False)}
+    for part in parts:
+        values += [
+            (part, name, weights[weight]) for name, weight in part._parameters.items() if weight is not None
+        ]
     module.eval()
     try:
         yield
@@ -99,9 +135,9 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             if submodule.training != mode:
                 submodule.training = mode
         with torch.no_grad():
-            for weight, values in weights.items():
-                if not torch.equal(weight, values):
-                    weight.copy_(values)
+            for weight, value in weights.items():
+                if not torch.equal(weight, value):
+                    weight.copy_(value)
 
 
 def _has_own_train(module: nn.Module) -> bool:

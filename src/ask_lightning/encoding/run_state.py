@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 RandomSource = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
 """A random stream that somebody holds."""
@@ -68,6 +68,11 @@ class BufferState:
             for name, buffer in part._buffers.items()
             if buffer is not None
         ]
+
+    @property
+    def values(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Owner, name in the owner and value of each buffer."""
+        return ((part, name, values) for part, name, _, values in self._owners)
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -17,7 +17,7 @@ from ask_lightning.functional.injection import unit_length
 from ask_lightning.knowledge.base_file import REPLICATED, SHARDED, BaseParts, read_base, write_base
 from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, RowIds, Storage
 from ask_lightning.knowledge.checksum import checksum
-from ask_lightning.knowledge.embedding_checks import check_embeddings, check_rows
+from ask_lightning.knowledge.embedding_checks import check_embeddings, check_rows, row_lengths
 from ask_lightning.knowledge.exact_search import Search
 from ask_lightning.knowledge.kmeans import Clustering
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
@@ -434,7 +434,7 @@ class KnowledgeBase:
                 f"{int(rows.min())} to {int(rows.max())}."
             )
         rows, audio, text = (given.to(self.device) for given in (rows, audio, text))
-        broken = ~(audio.isfinite() & text.isfinite()).all(dim=1)
+        broken = ~(row_lengths(audio).isfinite() & row_lengths(text).isfinite())
         if bool(broken.any()):
             raise NonFiniteEmbeddingsError(
                 f"The embeddings of {int(broken.sum())} of the {len(rows)} rows to replace contain NaN or Inf"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
+from ask_lightning.utilities.dtypes import computation_dtype
 from ask_lightning.utilities.non_finite import NonFiniteEmbeddingsError
 
 _ROWS_NAMED_IN_AN_ERROR = 5
@@ -22,7 +23,8 @@ def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
         shard: Which rows of the source these are.
 
     Raises:
-        ValueError: Shapes that are not two equal `(n, d)`, no rows on any rank, NaN or Inf (with the rows).
+        ValueError: Shapes that are not two equal `(n, d)`, no rows on any rank, or (with the rows) NaN, Inf
+            or a length that overflows.
     """
     shapes = (tuple(audio.shape), tuple(text.shape))
     shapes_of_ranks = shard.ranks.all_gather_object(shapes)
@@ -39,6 +41,8 @@ def check_embeddings(audio: Tensor, text: Tensor, shard: RowShard) -> None:
 def check_rows(audio: ShardedRows, text: ShardedRows, *, stacklevel: int = 3) -> None:
     """Refuse tables with NaN or Inf or without rows, and warn of zero rows; collective.
 
+    A row counts by its length: one so long that it overflows could not be brought to unit length.
+
     Args:
         audio: The audio rows.
         text: The text rows.
@@ -53,8 +57,9 @@ def check_rows(audio: ShardedRows, text: ShardedRows, *, stacklevel: int = 3) ->
     for name, side in (("audio", audio), ("text", text)):
         broken, zero, first = [torch.empty(0, dtype=torch.int64)], 0, 0
         for block in side.blocks():
-            broken.append((~block.isfinite().all(dim=1)).nonzero().flatten().cpu() + first)
-            zero += int((block == 0).all(dim=1).sum())
+            lengths = row_lengths(block)
+            broken.append((~lengths.isfinite()).nonzero().flatten().cpu() + first)
+            zero += int((lengths == 0).sum())
             first += len(block)
         reports = shard.ranks.all_gather_object((shard.to_global(torch.cat(broken)).tolist(), zero))
         rows = sorted(row for numbers, _ in reports for row in numbers)
@@ -71,3 +76,13 @@ def check_rows(audio: ShardedRows, text: ShardedRows, *, stacklevel: int = 3) ->
                 "zero and are similar to nothing.",
                 stacklevel=stacklevel,  # the caller of `from_embeddings`
             )
+
+
+def row_lengths(rows: Tensor) -> Tensor:
+    """The lengths `(n,)` of rows `(n, d)`, as they are divided by; not finite where they overflow.
+
+    Args:
+        rows: The rows, of any floating dtype.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=computation_dtype(rows))
+    return lengths

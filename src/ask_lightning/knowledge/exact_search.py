@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ask_lightning.utilities.dtypes import computation_dtype
 from ask_lightning.utilities.faiss_import import import_faiss
@@ -21,6 +22,11 @@ _QUERIES_PER_BLOCK = 1024
 # Number of half-precision values converted at a time on a CPU: 1 MB of float32, which its product then finds
 # in the cache (benchmarks/storage.py).
 _VALUES_PER_CONVERSION = 1 << 18
+# In float32 a product on a CPU rounds equal rows equally, wherever they stand, if their width is a multiple
+# of this.
+_EVEN_WIDTH = 4
+# Faiss's kernel does not: this share of the largest score is more than what it rounds by.
+_ROUNDING = 4e-6
 # Number of queries from which on Faiss's kernel is faster than torch on a CPU (benchmarks/step.py).
 _QUERIES_FOR_FAISS = 128
 HALF = (torch.float16, torch.bfloat16)
@@ -104,6 +110,8 @@ def products(vectors: Tensor, queries: Tensor) -> Tensor:
         `(n, B)`: tall times thin runs faster than thin times tall on a CPU.
     """
     rows = max(1, _VALUES_PER_CONVERSION // vectors.shape[1])
+    if vectors.is_cpu and (missing := -vectors.shape[1] % _EVEN_WIDTH):
+        vectors, queries = pad(vectors, (0, missing)), pad(queries, (0, missing))
     if vectors.dtype not in HALF or not vectors.is_cpu or len(vectors) <= rows:
         return vectors.to(queries.dtype) @ queries.T
     found = queries.new_empty(len(vectors), len(queries))
@@ -147,8 +155,9 @@ def stable_topk(scores: Tensor, k: int) -> Tensor:
 class FastestExactSearch:
     """Exact search by torch for small batches of queries, by Faiss's kernel for large ones on a CPU.
 
-    Faiss searches the vectors in place, without a copy. It does not order ties by row, so queries with a tie
-    for the last place are searched again by torch.
+    Faiss searches the vectors in place, without a copy. It does not order ties by row, and rounds the scores
+    of equal rows unequally. So the rows that it finds are scored again, and queries with a tie for the last
+    place, or one but for rounding, are searched again by torch.
 
     Args:
         vectors: `(N, d)`, float32 on a CPU.
@@ -170,11 +179,17 @@ class FastestExactSearch:
         rows_of = (side.detach().float().contiguous().numpy() for side in (queries, self.vectors))
         found = faiss.knn(*rows_of, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
         scores, rows = (torch.from_numpy(side) for side in found)  # (B, K + 1)
-        tied = scores[:, k - 1] == scores[:, k]
-        scores, rows = sort_candidates(scores[:, :k], rows[:, :k])
+        tied = scores[:, k - 1] - scores[:, k] <= _ROUNDING * scores.abs().max()
+        scores, rows = sort_candidates(self._scores_of(queries, rows[:, :k]), rows[:, :k])
         if bool(tied.any()):
             scores[tied], rows[tied] = self._exact(queries[tied], k)
         return scores, rows
+
+    def _scores_of(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Inner products `(B, K)` of queries `(B, d)` with rows `(B, K)` of each, equal for equal rows."""
+        height = max(1, _SCORES_PER_BLOCK // (rows.shape[1] * self.vectors.shape[1]))
+        blocks = zip(queries.float().split(height), rows.split(height), strict=True)
+        return torch.cat([torch.linalg.vecdot(self.vectors[some], own[:, None]) for own, some in blocks])
 
 
 def sort_candidates(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """Clips as HTML: players, spectrograms, scores. Whatever comes from data is escaped."""
 
 from collections.abc import Sequence
-from html import escape
 
 from ask_lightning.page.collection import Answer, Collection, Match
+from ask_lightning.page.texts import as_html
 
 CLIP_PATH = "/clip"
 """Path of the server under which clips are: `/clip/3` the sound of clip 3, `/clip/3/spectrogram.png`, …"""
@@ -25,7 +25,7 @@ def answer_html(collection: Collection, answer: Answer, shown: Sequence[Match]) 
     """
     heading = '<h2 id="results" class="unseen" tabindex="-1">Results</h2>'
     if answer.problem:
-        return f'{heading}<p class="problem" role="alert">{escape(answer.problem)}</p>'
+        return f'{heading}<p class="problem" role="alert">{as_html(answer.problem)}</p>'
     if answer.query is None:
         return f'{heading}<p class="status">{_WELCOME}</p>'
     lines = [f'{heading}<p class="status">{_describe(answer, shown)}</p>']
@@ -59,19 +59,19 @@ def clip_card(
     others = [text for text in dict.fromkeys(captions) if text != headline]
     more = ""
     if others:
-        items = "".join(f"<li>{escape(text)}</li>" for text in others)
+        items = "".join(f"<li>{as_html(text)}</li>" for text in others)
         word = "caption" if len(others) == 1 else "captions"
         more = (
             f"<details><summary>{len(others)} more {word}"
-            f'<span class="unseen"> of {escape(collection.names[row])}</span></summary>'
+            f'<span class="unseen"> of {as_html(collection.names[row])}</span></summary>'
             f"<ul>{items}</ul></details>"
         )
     file = collection.files[row]
     subtitle = collection.names[row] if file is None else file.name
     return (
-        f'<article class="clip" data-row="{row}" aria-label="{escape(headline)}">'
-        f"<header>{place}<h3>{escape(headline)}</h3>{score}</header>"
-        f'<p class="name">{escape(subtitle)}</p>'
+        f'<article class="clip" data-row="{row}" aria-label="{as_html(headline)}">'
+        f"<header>{place}<h3>{as_html(headline)}</h3>{score}</header>"
+        f'<p class="name">{as_html(subtitle)}</p>'
         f"{_sound_html(collection, row, headline)}{more}</article>"
     )
 
@@ -82,7 +82,7 @@ def _sound_html(collection: Collection, row: int, headline: str) -> str:
     if file is None:
         return '<p class="problem">The folder of audio has no file of this clip, or several.</p>'
     address = f"{CLIP_PATH}/{row}"
-    name, words = escape(file.name), escape(headline)
+    name, words = as_html(file.name), as_html(headline)
     return (
         '<div class="picture">'
         f'<img src="{address}/spectrogram.png" loading="lazy" width="640" height="128" '
@@ -104,9 +104,9 @@ def _score_html(match: Match, refined: bool, share: float) -> str:
 def _describe(answer: Answer, shown: Sequence[Match]) -> str:
     """What an answer shows, in a sentence, as HTML."""
     query = (
-        f"“{escape(answer.query)}”"
+        f"“{as_html(answer.query)}”"
         if isinstance(answer.query, str)
-        else f"the sound {escape(answer.query.name) if answer.query else ''}"
+        else f"the sound {as_html(answer.query.name) if answer.query else ''}"
     )
     if not shown:
         return f"No clip for {query} passes the filters. Loosen them to see some."

@@ -1,13 +1,13 @@
 """The map: clips as points, near to each other where their embeddings are. Axes: `n` clips, `d` width."""
 
 from collections.abc import Sequence
-from html import escape
 
 import torch
 from torch import Tensor
 
 from ask_lightning.callbacks.drift_map import project_to_plane
 from ask_lightning.page.collection import Collection
+from ask_lightning.page.texts import as_html
 from ask_lightning.utilities.arguments import check_count
 
 MOST_POINTS = 2000
@@ -71,11 +71,11 @@ def map_html(collection: Collection, rows: Sequence[int], places: Tensor) -> str
         file = collection.files[row]
         name = collection.names[row] if file is None else file.name
         label = f"{captions[0]}, {name}" if captions else name
-        texts = " ".join((collection.names[row], name, *captions)).casefold()
+        texts = "\n".join(collection.texts_of(row)).casefold()
         points.append(
             f'<circle class="point" cx="{right:.1f}" cy="{down:.1f}" r="6" role="button" '
-            f'tabindex="{-1 if number else 0}" data-row="{row}" data-texts="{escape(texts)}" '
-            f'aria-label="{escape(label)}"></circle>'
+            f'tabindex="{-1 if number else 0}" data-row="{row}" data-texts="{as_html(texts)}" '
+            f'aria-label="{as_html(label)}"></circle>'
         )
     total = len(collection)
     which = f"All {total:,} clips." if len(rows) == total else f"{len(rows):,} of {total:,} clips."

@@ -65,6 +65,7 @@ class Collection:
             cannot be used.
         by_sound: Function that ranks clips or captions for the path of an audio file, best first, in the same
             way.
+        file_names: Names of the files of the N clips by which a filter finds them. Empty: there are none.
         refinement: What sorts the clips better than cosine similarity, if there is something.
         finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones
             alone, at least `MOST_SHOWN` if there are so many, and has to know which words clips have to
@@ -78,11 +79,20 @@ class Collection:
     embeddings: Tensor
     by_text: Callable[[str, bool, str], list[Match]]
     by_sound: Callable[[Path, bool, str], list[Match]]
+    file_names: Sequence[str] = ()
     refinement: Refinement | None = None
     finds_all: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def texts_of(self, row: int) -> list[str]:
+        """The texts of a clip in which a filter looks for words: its name, its file name and its captions.
+
+        Args:
+            row: Number of the clip.
+        """
+        return [self.names[row], *self.file_names[row : row + 1], *self.captions[row]]
 
 
 @dataclass(frozen=True)
@@ -192,6 +202,4 @@ def contains(collection: Collection, row: int, words: str) -> bool:
         words: The text; spaces around it do not count.
     """
     wanted = words.strip().casefold()
-    file = collection.files[row]
-    texts = (collection.names[row], *collection.captions[row], *(() if file is None else (file.name,)))
-    return any(wanted in text.casefold() for text in texts)
+    return any(wanted in text.casefold() for text in collection.texts_of(row))

@@ -147,9 +147,11 @@
 
   function mark(words) {
     const wanted = words.trim().toLowerCase();
+    // The texts are casefolded: ß is ss there, which it becomes by way of its capital.
+    const folded = [...wanted].map((sign) => sign.toUpperCase().toLowerCase()).join("");
     let count = 0;
     for (const point of points()) {
-      const marked = wanted !== "" && point.dataset.texts.includes(wanted);
+      const marked = wanted !== "" && [wanted, folded].some((form) => point.dataset.texts.includes(form));
       point.classList.toggle("marked", marked);
       if (marked && count++ === 0) reach(point, false);
     }

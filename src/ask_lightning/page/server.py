@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import lru_cache
-from html import escape
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ask_lightning.page.clip_cards import CLIP_PATH, answer_html, clip_card
 from ask_lightning.page.clip_map import choose_rows, map_html, place_points
 from ask_lightning.page.collection import MOST_SHOWN, Answer, Collection, answer_query, filter_matches
 from ask_lightning.page.pictures import draw_spectrogram
+from ask_lightning.page.texts import as_html, as_unicode
 from ask_lightning.utilities.optional_imports import import_optional
 
 LARGEST_UPLOAD = 64 * 1024**2
@@ -260,17 +260,41 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
     responses = import_optional("starlette.responses")
 
     def refuse(message: str, status: int) -> Any:
-        return responses.PlainTextResponse(message, status_code=status)
+        return responses.PlainTextResponse(as_unicode(message), status_code=status)
 
     def file_of(row: int) -> Path | None:
         return collection.files[row] if 0 <= row < len(collection) else None
 
-    # Many clips are drawn again with each change of a filter.
+    # Many clips are drawn again with each change of a filter, and anew where the file is another than it was.
     @lru_cache(maxsize=_PICTURES_KEPT)
-    def picture(row: int) -> bytes:
-        file = file_of(row)
-        assert file is not None
+    def picture(file: Path, changed: int, size: int) -> bytes:
         return draw_spectrogram(file)
+
+    def gone(file: Path) -> Any:
+        return refuse(f"{file.name}: the file is no longer there.", 404)
+
+    class SoundFile(responses.FileResponse):  # type: ignore[misc,name-defined]
+        """A file that may go before it is sent; nothing is sent of it before it is open."""
+
+        async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+            held: list[MutableMapping[str, Any]] = []
+            is_open = False
+
+            async def send_when_open(message: MutableMapping[str, Any]) -> None:
+                nonlocal is_open
+                held.append(message)
+                if message["type"] == "http.response.start":
+                    return
+                is_open = True
+                while held:
+                    await send(held.pop(0))
+
+            try:
+                await super().__call__(scope, receive, send_when_open)
+            except (OSError, RuntimeError):
+                if is_open:
+                    raise
+                await gone(Path(self.path))(scope, receive, send)
 
     @app.api_route(f"{CLIP_PATH}/{{row}}", methods=["GET", "HEAD"], response_model=None)  # type: ignore[untyped-decorator]
     def sound(row: int) -> Any:
@@ -278,24 +302,30 @@ def _add_clip_routes(app: Any, collection: Collection) -> None:
         if file is None:
             return refuse("There is no sound of this clip.", 404)
         if not file.is_file():
-            return refuse(f"{file.name}: the file is no longer there.", 404)
+            return gone(file)
         try:
             content, media_type = playable_sound(file)
         except (AudioFileError, ImportError) as error:
             return refuse(str(error), 422)
+        except OSError:
+            return gone(file)
         headers = {"cache-control": "no-cache"}
         if isinstance(content, bytes):
             return responses.Response(content, media_type=media_type, headers=headers)
-        return responses.FileResponse(content, media_type=media_type, headers=headers)
+        return SoundFile(content, media_type=media_type, headers=headers)
 
     @app.get(f"{CLIP_PATH}/{{row}}/spectrogram.png", response_model=None)  # type: ignore[untyped-decorator]
     def spectrogram(row: int) -> Any:
-        if file_of(row) is None:
+        file = file_of(row)
+        if file is None:
             return refuse("There is no sound of this clip.", 404)
         try:
-            content = picture(row)
+            state = file.stat()
+            content = picture(file, state.st_mtime_ns, state.st_size)
         except (AudioFileError, ImportError) as error:
             return refuse(str(error), 422)
+        except OSError:
+            return gone(file)
         return responses.Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
 
     @app.get(f"{CLIP_PATH}/{{row}}/card", response_model=None)  # type: ignore[untyped-decorator]
@@ -333,7 +363,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         return ask_again(answer, refined, *filters)
 
     with gradio.Blocks(
-        title=f"Search sounds: {collection.title}",
+        title=as_unicode(f"Search sounds: {collection.title}"),
         analytics_enabled=False,
         delete_cache=(_SECONDS_OF_UPLOADS, _SECONDS_OF_UPLOADS),
         fill_width=True,
@@ -341,7 +371,7 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         gradio.HTML(
             # What is said to screen readers stays the same element, for new ones are not listened to.
             '<a class="skip" href="#results">Skip to the results</a>'
-            f'<header class="page"><h1>Search sounds</h1><p>{escape(collection.title)}</p></header>'
+            f'<header class="page"><h1>Search sounds</h1><p>{as_html(collection.title)}</p></header>'
             '<div id="said" class="unseen" role="status" aria-live="polite"></div>',
             elem_id="page-header",
         )

@@ -36,6 +36,13 @@ def test_equal_titles_of_sounds_with_other_ids_are_chance():
     assert find_leakage([other], TEST).by_title == ["freesound:8"]
 
 
+def test_a_source_without_ids_is_compared_by_title():
+    own = Clip("file:rain on a roof", ("Water.",), "rain on a roof.flac")
+    assert find_leakage([own], KNOWN).by_title == ["file:rain on a roof"]
+    assert find_leakage([own], TEST).by_title == ["file:rain on a roof"]
+    assert not find_leakage([own], VAL)
+
+
 def test_stretches_of_one_video_are_one_recording():
     part = Clip("youtube:b0RFKhbpFJA@30", ("x",), "b0RFKhbpFJA", ("youtube:b0RFKhbpFJA",), start=30)
     assert find_leakage(WAVCAPS, [part]).by_id == ["youtube:b0RFKhbpFJA"]

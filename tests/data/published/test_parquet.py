@@ -79,6 +79,16 @@ def test_audio_by_path_and_as_bare_bytes(tmp_path):
         assert torch.equal(data[0]["waveform"], torch.from_numpy(tone(0)))
 
 
+def test_rows_named_by_the_path_of_their_audio_are_read_without_the_audio(tmp_path, monkeypatch):
+    read = []
+    as_list = datasets.Dataset.to_list
+    monkeypatch.setattr(datasets.Dataset, "to_list", lambda self: read.append(as_list(self)) or read[-1])
+    audio = {"bytes": encoded(0), "path": "audio/a.wav"}
+    clips, _ = read_parquet([write_parquet(tmp_path / "a.parquet", [{"audio": audio, "text": "a"}])], "file")
+    assert [clip.key for clip in clips] == ["file:a"]
+    assert read == [[{"text": "a"}], [{"audio.path": "audio/a.wav"}]]
+
+
 @pytest.mark.parametrize("cell", ["audio/a.wav", {"bytes": None, "path": "audio/a.wav"}])
 def test_a_changed_file_beside_the_table_misses_the_cache(cell, tmp_path):
     (tmp_path / "audio").mkdir()

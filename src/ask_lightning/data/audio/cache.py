@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ask_lightning.utilities.atomic_files import atomic_write
+from ask_lightning.utilities.atomic_files import atomic_write, remove_abandoned
 
 _FORMAT = 2  # raise this when decoding or `log_mel` changes, so that older files are not used
 
@@ -37,6 +37,7 @@ class AudioCache:
     def __init__(self, place: Literal["memory"] | str | Path | None) -> None:
         self._memory: dict[str, Tensor] | None = {} if place == "memory" else None
         self._folder = None if place in (None, "memory") else Path(place)
+        self._has_looked_for_abandoned = False
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,9 @@ class AudioCache:
         except (ValueError, EOFError):
             pass  # cut short by a full disk or a copy that was interrupted: written anew below
         value = compute()
+        if not self._has_looked_for_abandoned:  # once, since a folder may hold very many files
+            self._has_looked_for_abandoned = True
+            remove_abandoned(self._folder)
         with atomic_write(stored, flush=False) as temporary, temporary.open("wb") as file:
             np.save(file, value.numpy(), allow_pickle=False)
         return value

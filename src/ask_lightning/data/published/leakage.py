@@ -35,8 +35,9 @@ class Leakage:
 
     Attributes:
         by_id: Clips with the id of an evaluation clip.
-        by_title: Further clips with the title of an evaluation clip, for sets whose ids are unknown, such as
-            Clotho without its metadata. A title such as `rain.wav` may agree by chance.
+        by_title: Further clips with the title of an evaluation clip, where the ids of one of the two are
+            unknown, such as those of Clotho without its metadata. A title such as `rain.wav` may agree by
+            chance.
         by_caption: Further clips with a caption of an evaluation clip, punctuation and case aside. Short
             captions may agree by chance.
         num_clips: Number of clips of the source.
@@ -69,12 +70,14 @@ def find_leakage(source: Clips, *evaluation: Clips) -> Leakage:
     """
     clips = [clip for part in evaluation for clip in clips_of(part)]
     names = frozenset(name for clip in clips for name in _identity(clip))
+    titles = frozenset(name for clip in clips for name in clip.keys if _is_title(name))
     captions = frozenset(plain_words(caption) for clip in clips for caption in clip.captions)
     found: dict[LeakKind, list[str]] = {kind: [] for kind in _KINDS}
     own = clips_of(source)
     for clip in own:
-        shared = clip.keys & names
-        if any(not name.startswith("file:") for name in shared):
+        # Titles decide where the ids of one of the two are not known.
+        shared = clip.keys & (names | titles if all(map(_is_title, clip.keys)) else names)
+        if not all(map(_is_title, shared)):
             found["id"].append(clip.key)
         elif shared:
             found["title"].append(clip.key)
@@ -89,7 +92,12 @@ def _identity(clip: Clip) -> list[str]:
     Ids of captions are left out, because the id of the video identifies the clip already.
     """
     names = [name for name in clip.keys if not name.startswith("audiocap:")]
-    return [name for name in names if not name.startswith("file:")] or names
+    return [name for name in names if not _is_title(name)] or names
+
+
+def _is_title(name: str) -> bool:
+    """Whether a key is the title of a recording, and not an id."""
+    return name.startswith("file:")
 
 
 def leaked_ids(source: Clips, *evaluation: Clips, by: Iterable[LeakKind] = ("id", "title")) -> list[str]:

@@ -131,10 +131,11 @@ def _read_table(where: str, dataset: Any, namespace: str, folder: Path) -> tuple
     """The clips of a table, and the store of its audio, whose paths are relative to a folder."""
     dataset = dataset.cast_column(_AUDIO, import_optional("datasets").Audio(decode=False))
     wanted = _wanted_columns(dataset.column_names)
-    if any(column in _NAMES for column in wanted):
-        rows = dataset.select_columns(wanted).to_list()
-    else:
-        rows = _named_by_audio_path(dataset.select_columns([*wanted, _AUDIO]).to_list())
+    rows = dataset.select_columns(wanted).to_list()
+    if not any(column in _NAMES for column in wanted):
+        # Of the audio, the bytes beside the path are not read.
+        paths = dataset.select_columns(_AUDIO).flatten().select_columns(f"{_AUDIO}.path").to_list()
+        rows = [row | {"file_name": path[f"{_AUDIO}.path"]} for row, path in zip(rows, paths, strict=True)]
     return _rows_to_clips(where, rows, namespace), ColumnStore(dataset, where, folder)
 
 
@@ -151,14 +152,6 @@ def _check_audio_and_captions(where: str, columns: Sequence[str]) -> None:
             f"{where}: it needs a column 'audio' and one called caption, captions, caption_1 or text, "
             f"but has {list(columns)}. Rename its columns."
         )
-
-
-def _named_by_audio_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give rows without a name the path that goes with their audio as name."""
-    for row in rows:
-        audio = row.pop(_AUDIO)
-        row["file_name"] = audio if isinstance(audio, str) else (audio or {}).get("path") or ""
-    return rows
 
 
 def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:

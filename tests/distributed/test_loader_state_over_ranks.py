@@ -1,0 +1,95 @@
+"""Places in stateful loaders whose order Lightning divides among the processes of a run."""
+
+import os
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import WeightedRandomSampler
+
+from ask_lightning.callbacks import LoaderStateCallback
+from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_trainer
+from tests.helpers.ranks import on_ranks
+
+STEPS = 4  # of an epoch
+
+
+class SaveAt(pl.Callback):
+    """Writes checkpoints behind some batches."""
+
+    def __init__(self, folder: Path, moments: list[tuple[int, int]]) -> None:
+        self.folder, self.moments = folder, moments
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if (trainer.current_epoch, batch_idx) in self.moments:
+            trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-{batch_idx}.ckpt")
+
+
+def make_loader(kind: str):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    pairs, generator = Pairs(32), torch.Generator().manual_seed(3)
+    torch.rand(2, generator=generator)  # it is not as it was made
+    if kind == "weights":
+        sampler = WeightedRandomSampler(torch.ones(32), 32, generator=generator)
+        return StatefulDataLoader(pairs, 4, sampler=sampler)
+    return StatefulDataLoader(pairs, 4, shuffle=True, generator=generator if kind == "generator" else None)
+
+
+def fit(kind: str, folder: Path, moments=(), resume=None) -> list[list[int]]:
+    """The clips of the batches of three epochs."""
+    pl.seed_everything(1, verbose=False)
+    loader, watcher = make_loader(kind), Watcher()
+    callbacks = [watcher, LoaderStateCallback(), SaveAt(folder, moments)]
+    run = make_trainer(max_epochs=3, devices=2, strategy="ddp", callbacks=callbacks)
+    run.fit(PlainTowers(), loader, ckpt_path=resume)
+    assert isinstance(run.train_dataloader.batch_sampler.sampler, DistributedSamplerWrapper)
+    return watcher.clips
+
+
+def fit_from_seeds_of_ranks() -> list[str]:
+    """What is warned of where each rank shuffles in its own way."""
+    torch.manual_seed(int(os.environ["RANK"]))
+    run = make_trainer(max_steps=1, devices=2, strategy="ddp", callbacks=[LoaderStateCallback()])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(PlainTowers(), make_loader("shuffle"))
+    return [str(each.message) for each in caught]
+
+
+def fit_and_resume(kind: str, directory: str) -> dict:
+    folder, moments = Path(directory), [(0, 1), (1, 2), (1, 3)]
+    whole = fit(kind, folder, moments)
+    resumed = {at: fit(kind, folder, resume=folder / "{}-{}.ckpt".format(*at)) for at in moments}
+    fit(kind, folder, [(1, 2)], resume=folder / "0-1.ckpt")
+    again = fit(kind, folder, resume=folder / "1-2.ckpt")
+    return {"whole": whole, "resumed": resumed, "resumed_again": again}
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "generator", "weights"])
+def test_a_shuffle_that_lightning_divides(kind, tmp_path):
+    pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    ranks = on_ranks(2, fit_and_resume, kind, str(tmp_path), grouped=False)
+    for rank in ranks:
+        whole = rank["whole"]
+        assert len(whole) == 3 * STEPS
+        assert whole[:STEPS] != whole[STEPS : 2 * STEPS] != whole[2 * STEPS :]
+        for (epoch, batch), clips in rank["resumed"].items():
+            assert clips == whole[epoch * STEPS + batch + 1 :], (epoch, batch)
+        assert rank["resumed_again"] == whole[STEPS + 3 :]
+    if kind != "weights":
+        for step in range(0, 3 * STEPS, STEPS):
+            of_epoch = [
+                clip for rank in ranks for batch in rank["whole"][step : step + STEPS] for clip in batch
+            ]
+            assert sorted(of_epoch) == list(range(32))
+
+
+def test_a_shuffle_of_each_ranks_own_is_pointed_at():
+    pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    first, second = on_ranks(2, fit_from_seeds_of_ranks, grouped=False)
+    assert [text for text in first if "Each process has shuffled" in text and "seed_everything" in text]
+    assert not [text for text in second if "Each process has shuffled" in text]
