@@ -220,7 +220,8 @@ class KnowledgeRefreshCallback(Callback):
         self._known_renewer: Renewer | None = None
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
         self._recorder: StepRecorder | None = None
-        self._step, self._is_step_used = 0, True  # number of optimiser steps before the present one
+        self._step = 0  # number of optimiser steps before the present one
+        self._batch: Any = None  # of the present step, until its embeddings have been made use of
         self._start_anew()
         check_combination(
             self._builder,
@@ -550,7 +551,7 @@ class KnowledgeRefreshCallback(Callback):
         self._refresh_if_due(trainer, pl_module)
         if not is_sharded(trainer):  # there is no value outside of the forward pass
             self.target.loss.check_temperature(batch_idx)
-        self._step, self._is_step_used = trainer.global_step, False
+        self._step, self._batch = trainer.global_step, batch if self._recorder is not None else None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -562,9 +563,9 @@ class KnowledgeRefreshCallback(Callback):
 
     def _use_step(self, trainer: pl.Trainer) -> bool:
         """Makes use of the embeddings of the step that has ended, once; whether it has; collective."""
-        if self._recorder is None or self._is_step_used:
+        if self._recorder is None or self._batch is None:
             return False
-        self._is_step_used = True
+        batch, self._batch = self._batch, None
         base = self.target.loss.knowledge
         assert base is not None
         step = self._recorder.take(base, batch)
