@@ -214,8 +214,8 @@ def test_persistent_workers_are_told_the_epoch(folder, context):
     loader = DataLoader(dataset, None, sampler=sampler, **options)
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        for item in loader:
-            expected = dataset[item["caption_id"]]["waveform"]
+        for row, item in zip(sampler, loader, strict=True):
+            expected = dataset[row]["waveform"]
             assert torch.equal(item["waveform"], expected)
     before = dataset[0]["waveform"]
     dataset.variant().set_epoch(7)

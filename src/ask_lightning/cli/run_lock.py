@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError, usage_errors
@@ -25,25 +25,28 @@ def locked_run(folder: Path, flag: str = "--run") -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    with ExitStack() as held:
-        try:
-            with usage_errors():
-                folder.mkdir(parents=True, exist_ok=True)
-                is_locked = held.enter_context(file_lock(folder / ".lock", wait=False))
-        except LockHeldError as error:
-            raise UsageError(
-                f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
-                f"path as `{flag}`."
-            ) from error
-        if not is_locked:
-            from lightning.pytorch.utilities import rank_zero_warn
+    try:
+        with ExitStack() as held:
+            try:
+                with usage_errors():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    is_locked = held.enter_context(file_lock(folder / ".lock", wait=False))
+            except LockHeldError as error:
+                raise UsageError(
+                    f"Another run is writing to {folder} at this moment. Wait for its end, or pass another "
+                    f"path as `{flag}`."
+                ) from error
+            if not is_locked:
+                from lightning.pytorch.utilities import rank_zero_warn
 
-            rank_zero_warn(
-                f"The file system of {folder} has no locks: nobody notices if another run writes there too."
-            )
-        yield
-    if not any(folder.iterdir()):  # refused before anything was written
-        folder.rmdir()
+                rank_zero_warn(
+                    f"The file system of {folder} has no locks: nobody notices if another run writes there "
+                    "too."
+                )
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty, unless the run was refused before anything was written
+            folder.rmdir()
 
 
 def is_first_process() -> bool:
