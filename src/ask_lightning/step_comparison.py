@@ -79,6 +79,7 @@ class StepComparison:
             'ASKModule(..., step="encode", audio=lambda model, batch: ..., text=lambda model, batch: ...).'
         )
 
+    @outside_graphs
     def compare_captured(self, audio: Embeddings, text: Embeddings) -> None:
         """Warn if the step has changed in place what the two methods have returned in it.
 
