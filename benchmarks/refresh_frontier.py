@@ -113,9 +113,6 @@ def run_path(options: dict[str, Any], loss: str, kind: str, seed: int) -> Path:
 
 def settings_of(options: dict[str, Any], task: Task, loss: str, kind: str, seed: int) -> dict[str, Any]:
     """What decides a run's result, as JSON gives it back."""
-    refresh = REFRESHES[kind]
-    finds_pairs = "write_back" in refresh or isinstance(refresh["T"], AutoPeriod)
-    told_apart = {"pairs_by": "caption_ids"} if options["data"] == "captions" and finds_pairs else {}
     settings = {
         "task": task.name,
         **task.description,
@@ -124,7 +121,7 @@ def settings_of(options: dict[str, Any], task: Task, loss: str, kind: str, seed:
         "learning_rate": task.learning_rate,
         "loss": loss,
         "loss_options": dict(LOSSES[loss].grid[0]),
-        "refresh": {name: str(value) for name, value in refresh.items()} | told_apart,
+        "refresh": {name: str(value) for name, value in REFRESHES[kind].items()},
         "seed": seed,
     }
     return json.loads(json.dumps(settings))

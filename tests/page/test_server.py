@@ -235,21 +235,26 @@ with listen("127.0.0.1", 0) as listening:
 
 
 @pytest.mark.slow
-def test_the_end_is_quiet_although_a_browser_shows_the_page():
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_end_is_quiet_although_a_browser_shows_the_page(sent, status, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     root = Path(__file__).parents[2]  # of `tests`
-    with subprocess.Popen([sys.executable, "-c", SERVED], cwd=root, **pipes) as process:
+    variables = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", SERVED], cwd=root, env=variables, **pipes) as process:
         try:
             address = f"http://127.0.0.1:{int(process.stdout.readline())}"
             # By this a page hears that its server lives.
             with urlopen(f"{address}/gradio_api/heartbeat/abc", timeout=60) as heartbeat:
                 heartbeat.read(1)
-                process.send_signal(signal.SIGINT)
+                assert list(tmp_path.glob("ask-lightning-page-*"))
+                process.send_signal(sent)
                 _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     assert "Traceback" not in said, said
     assert "ERROR" not in said, said
+    assert process.returncode == status
+    assert not list(tmp_path.glob("ask-lightning-page-*"))
 
 
 def test_a_name_that_is_no_unicode(tmp_path, monkeypatch):

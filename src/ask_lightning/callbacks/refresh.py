@@ -21,7 +21,13 @@ from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
-from ask_lightning.callbacks.refresh_options import MODES, Mode, check_combination, mode_option
+from ask_lightning.callbacks.refresh_options import (
+    MODES,
+    Mode,
+    check_combination,
+    mode_option,
+    row_finding_option,
+)
 from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
 from ask_lightning.callbacks.refresh_source import SourceReader
 from ask_lightning.callbacks.renewal import Renewal, Renewer
@@ -270,9 +276,7 @@ class KnowledgeRefreshCallback(Callback):
     @property
     def _finds_rows_for(self) -> str | None:
         """The option that finds rows by their clip ids, as it is written."""
-        if self.write_back:
-            return "write_back=True"
-        return 'T="auto"' if isinstance(self.T, AutoPeriod) else None
+        return row_finding_option(self.T, self.write_back)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks that ASK can train this module with this trainer."""
@@ -358,7 +362,7 @@ class KnowledgeRefreshCallback(Callback):
         """Stops looking at training steps and at the time."""
         if self._recorder is not None:
             self._recorder.remove()
-            self._recorder = None
+            self._recorder = self._batch = None
         if self.schedule is not None:
             self.schedule.budget.stop()
 

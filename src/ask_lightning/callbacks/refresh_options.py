@@ -23,6 +23,22 @@ def mode_option(mode: str | MappedRefresh) -> str:
     return f'mode="{mode}"' if isinstance(mode, str) else 'mode="mapped"'
 
 
+def row_finding_option(T: object, write_back: bool) -> str | None:
+    """The option by which a refresh finds the rows of training samples, as it is written; `None` without one.
+
+    Args:
+        T: Number of epochs between refreshes, `"auto"`, or an `AutoPeriod`.
+        write_back: Whether steps store their embeddings.
+
+    Examples:
+        >>> row_finding_option("auto", write_back=False)
+        'T="auto"'
+    """
+    if write_back:
+        return "write_back=True"
+    return None if isinstance(T, int) else 'T="auto"'
+
+
 def check_combination(
     builder: BaseBuilder,
     *,

@@ -16,6 +16,7 @@ from ask_lightning import (
     ReliabilityOTLoss,
 )
 from ask_lightning.callbacks import QueryTable
+from ask_lightning.callbacks.refresh_options import row_finding_option
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.interaction import Interaction
 from ask_lightning.losses import RetrievalLoss
@@ -129,9 +130,9 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
     loss = make_loss()
     # A term that the model adds to its contrastive loss stays.
     criterion = "loss" if getattr(model, "embedding_regularizer", 0) else None
-    refresh = section["refresh"]
     # Batches of the user's own need not have caption ids that nobody reads.
-    finds_pairs = loss.needs_knowledge and (refresh["write_back"] or not isinstance(refresh["T"], int))
+    refresh = section["refresh"]
+    finds_pairs = loss.needs_knowledge and row_finding_option(refresh["T"], refresh["write_back"])
     return ASKModule(
         model,
         loss,

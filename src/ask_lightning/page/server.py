@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -487,7 +489,8 @@ def serve_collection(collection: Collection, listening: socket.socket, host: str
         ImportError: gradio is missing.
     """
     names = [host, "localhost", "127.0.0.1", "[::1]"] if is_loopback(host) else ["*"]
-    with tempfile.TemporaryDirectory(prefix="ask-lightning-page-") as folder, _uploads_to(folder):
+    made = tempfile.TemporaryDirectory(prefix="ask-lightning-page-")
+    with _exit_on_sigterm(), made as folder, _uploads_to(folder):
         app = make_app(collection, Path(folder).resolve(), names)
         uvicorn = import_optional("uvicorn")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_SECONDS_TO_FINISH)
@@ -495,6 +498,23 @@ def serve_collection(collection: Collection, listening: socket.socket, host: str
         # A browser that still shows the page is cut off after Ctrl-C, which is no error to be told of.
         logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         server.run(sockets=[listening])
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process as an error does, by way of the ends of contexts; else it leaves files."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ask_lightning.callbacks import DriftMonitor, KnowledgeRefreshCallback
+from ask_lightning.callbacks.refresh_options import row_finding_option
 from ask_lightning.encoding.encoders import find_interaction
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
@@ -298,8 +299,8 @@ def _build(
     # Alike for all: an option of the settings alone makes another sample of a clip more than a negative.
     loss = variant.loss(**({"positives": "diagonal"} | interaction | dict(variant.options) | own))
     # Batches of other tasks need not have caption ids that nobody reads.
-    finds_pairs = loss.needs_knowledge and (
-        refresh.get("write_back", False) or not isinstance(refresh.get("T", 15), int)
+    finds_pairs = loss.needs_knowledge and row_finding_option(
+        refresh.get("T", 15), refresh.get("write_back", False)
     )
     module = ASKModule(model, loss, ids="clip_id", caption_ids="caption_id" if finds_pairs else None)
     callbacks = [make() for make in variant.callbacks]
