@@ -229,3 +229,13 @@ def test_copies_of_a_row_have_equal_scores_in_any_width(count, width, dtype):
         scores = scores_by_row(rows, queries)
         copies = scores[:, ::2]
         assert torch.equal(copies, copies[:, :1].expand_as(copies))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("rest", [1, 2, 3])
+def test_copies_of_a_row_tie_where_the_last_block_is_low(monkeypatch, rest, dtype):
+    use_blocks(monkeypatch, 8 * 31, None)
+    rows = directions(1, 24, seed=1, dtype=dtype).expand(2 * 8 + rest, -1).contiguous()
+    for k in (1, 5, len(rows)):
+        _, found = ExactSearch(rows)(directions(31, 24, seed=2), k)
+        assert torch.equal(found, torch.arange(k).expand(31, -1))
