@@ -85,24 +85,18 @@ def encoder_steps(
     return {name: lambda objective=objective: step(objective) for name, objective in objectives.items()}
 
 
-def compiled_steps(
-    losses: dict[str, RetrievalLoss], audio: torch.Tensor, text: torch.Tensor, ids: torch.Tensor
-) -> dict[str, Callable[[], None]]:
-    """Steps of compiled copies of losses."""
-    torch.compiler.reset()  # what was compiled for another size would be compiled for any size now
+def compiled_copy(loss: RetrievalLoss) -> RetrievalLoss:
+    copy = type(loss)(**loss.options)
+    copy.knowledge = loss.knowledge
+    copy.compile(mode="reduce-overhead")
+    return copy
 
-    def step(loss: RetrievalLoss) -> None:
-        torch.autograd.grad(loss(audio, text, ids=ids), (audio, text))
 
-    steps = {}
-    for name, loss in losses.items():
-        copy = type(loss)(**loss.options)
-        copy.knowledge = loss.knowledge
-        copy.compile(mode="reduce-overhead")
-        steps[f"{name}, compiled"] = functools.partial(step, copy)
-        for _ in range(3):  # compiles, and on a GPU warms up and records
-            steps[f"{name}, compiled"]()
-    return steps
+def warmed_up(step: Callable[[], object]) -> Callable[[], object]:
+    """A step of a compiled loss after it has been compiled, and on a GPU recorded."""
+    for _ in range(3):
+        step()
+    return step
 
 
 def step_rows(batch: int, base: KnowledgeBase, options: argparse.Namespace) -> dict:
@@ -122,15 +116,31 @@ def step_rows(batch: int, base: KnowledgeBase, options: argparse.Namespace) -> d
         "products": products_of(list(looked_up.values()), audio, text),
         "teacher": lambda: gradients(teacher(audio, text, ids=ids)),
     }
+    losses: dict[str, RetrievalLoss] = {"NT-Xent": plain, "ASK": ask, "teacher": teacher}
     if options.compile:
-        tasks |= compiled_steps({"NT-Xent": plain, "ASK": ask, "teacher": teacher}, audio, text, ids)
+        torch.compiler.reset()  # what was compiled for another size would be compiled for any size now
+        losses |= {f"{name}, compiled": compiled_copy(loss) for name, loss in losses.items()}
+        for name in list(losses)[3:]:
+            tasks[name] = warmed_up(lambda loss=losses[name]: gradients(loss(audio, text, ids=ids)))
     took = medians(options.rounds, options.device, **tasks)
     row = {"B": batch, "N": len(base.fine), "d": base.width, **took}
     if options.encoder:
-        steps = encoder_steps(batch, options.seconds, options.device, plain=plain, ask=ask)
-        both = medians(options.encoder_rounds, options.device, **steps)
-        row |= {"encoder step": both["plain"], "encoder step with ASK": both["ask"]}
+        objectives = {"NT-Xent": plain, "ASK": ask}
+        if options.compile:
+            objectives["ASK, compiled"] = losses["ASK, compiled"]
+        steps = encoder_steps(batch, options.seconds, options.device, **objectives)
+        steps = {name: warmed_up(step) for name, step in steps.items()}
+        took = medians(options.encoder_rounds, options.device, **steps)
+        row |= {f"encoder step with {name}": time for name, time in took.items()}
     return row
+
+
+def print_encoder_steps(rows: list[dict], seconds: float) -> None:
+    """The steps of `--encoder`."""
+    columns = [name for name in rows[0] if name.startswith("encoder step")]
+    table = [[row["B"], *(f"{row[name]:.1f}" for name in columns)] for row in rows]
+    print(f"\nA step of ResNet-38 + BERT on clips of {seconds:g} s, milliseconds\n")
+    print(markdown_table(["B", *columns], table))
 
 
 def print_compiled(rows: list[dict], threads: str) -> None:
@@ -150,8 +160,6 @@ def print_compiled(rows: list[dict], threads: str) -> None:
 def print_steps(rows: list[dict], threads: str) -> None:
     columns = ["B", "N", "d", "NT-Xent", "ASK", "added by ASK", "lookup", "loss without lookup"]
     columns += ["… / NT-Xent", "products", "teacher / NT-Xent"]
-    has_encoder = "encoder step" in rows[0]
-    columns += ["encoder step", "with ASK", "added by ASK / encoder step"] if has_encoder else []
     table = []
     for row in rows:
         added = row["ASK"] - row["NT-Xent"]
@@ -159,9 +167,6 @@ def print_steps(rows: list[dict], threads: str) -> None:
         cells += [f"{added:.2f}", f"{row['lookup']:.2f}", f"{row['loss']:.2f}"]
         cells += [f"{row['loss'] / row['NT-Xent']:.1f}", f"{row['products']:.2f}"]
         cells += [f"{row['teacher'] / row['NT-Xent']:.1f}"]
-        if has_encoder:
-            encoder = row["encoder step"]
-            cells += [f"{encoder:.1f}", f"{row['encoder step with ASK']:.1f}", f"{added / encoder:.2%}"]
         table.append(cells)
     print(f"\nA step, K = {K}, 512 prototypes, {threads}, milliseconds\n")
     print(markdown_table(columns, table))
@@ -227,6 +232,8 @@ def main() -> None:
         print_steps(rows, where)
         if options.compile:
             print_compiled(rows, where)
+        if options.encoder:
+            print_encoder_steps(rows, options.seconds)
         if options.lookup:
             import faiss
 
