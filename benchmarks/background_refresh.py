@@ -4,8 +4,8 @@
 
 prints each run as it ends, and then JSON: the median of the epochs of all repeats in seconds, each epoch, and
 the share of a refresh's time that the background hides: 1 where an epoch with a refresh in the background
-takes no longer than one without. Encoders of the size of CED-Tiny or CED-Base take waveforms and captions of a
-few words. The training data are the source, and each epoch has its refresh. Kinds take turns; the first two
+takes no longer than one without. Encoders of the size of CED-Tiny or CED-Base take waveforms and captions of
+a few words. The training data are the source, and each epoch has its refresh. Kinds take turns; the first two
 epochs and the last one of a run are left out. On a CPU both share the cores, so that little can be hidden.
 """
 
