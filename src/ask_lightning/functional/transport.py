@@ -26,8 +26,8 @@ _SMALLEST_EXPONENTIAL_EPSILON = 0.03
 # On a GPU an iteration of a small problem takes as long as the launching of its kernels: two in the log
 # domain, four in the exponential one. From here on the reading and writing of the matrix counts.
 _SMALLEST_EXPONENTIAL_GPU_ROWS = 256
-# Number of entries that the registers of one multiprocessor of a GPU hold.
-_MOST_ENTRIES_OF_ONE_KERNEL = 256 * 256
+# The registers of one multiprocessor of a GPU hold as many rows and columns.
+_LARGEST_OF_ONE_KERNEL = 256
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -247,10 +247,9 @@ def _exponential_domain_on_cpu(similarity: Tensor, epsilon: float, iterations: i
 
 def _fits_one_kernel(similarity: Tensor) -> bool:
     """Whether a multiprocessor of a GPU can hold each problem as a whole."""
-    if not (_HAS_TRITON and similarity.is_cuda and similarity.dtype == torch.float32):
-        return False
-    height, width = (1 << (size - 1).bit_length() for size in similarity.shape[-2:])
-    return height * width <= _MOST_ENTRIES_OF_ONE_KERNEL
+    rows, columns = similarity.shape[-2:]
+    is_small = rows <= _LARGEST_OF_ONE_KERNEL and columns <= _LARGEST_OF_ONE_KERNEL
+    return _HAS_TRITON and is_small and similarity.is_cuda and similarity.dtype == torch.float32
 
 
 @torch.library.custom_op("ask_lightning::exponential_plan", mutates_args=(), device_types="cpu")
