@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ask_lightning import ASKModule, KnowledgeDistillationLoss, NTXentLoss, ReliabilityOTLoss
+from ask_lightning import (
+    ASKModule,
+    KnowledgeBase,
+    KnowledgeDistillationLoss,
+    NTXentLoss,
+    ReliabilityOTLoss,
+)
 from tests.helpers.clients import MemoryLogger, Pairs, PlainTowers, make_refresh, make_trainer
 from tests.helpers.loss_cases import make_case
-from tests.helpers.vectors import needs_gpu
+from tests.helpers.vectors import directions, needs_gpu
 
 LOSSES = {
     "ask": lambda: ReliabilityOTLoss(num_neighbors=3),
@@ -87,6 +93,19 @@ def test_loss_is_one_graph_for_the_whole_run(name):
     rows = fit(loss)
     assert len(graphs) == 2, "one for the first size, one for all others, and none for new knowledge"
     assert_same_rows(rows, fit(LOSSES[name]()))
+
+
+def test_compiled_loss_refuses_a_factor_that_is_not_positive():
+    torch._dynamo.reset()
+    audio = 3 * directions(40, 8)
+    base = KnowledgeBase.from_embeddings(audio, audio, num_prototypes=4, index="exact")
+    for pairs in (base.fine, base.coarse):
+        vars(pairs)["is_bounded"] = False
+        pairs.audio.mul_(3), pairs.text.mul_(3)
+    loss = ReliabilityOTLoss(num_neighbors=1, lambda_fine=0.6, lambda_coarse=0.3)
+    loss.compile(backend="eager")
+    with pytest.raises(ValueError, match="modulation factor of direction"):
+        loss(audio[:4], audio[:4], knowledge=base)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
