@@ -2,16 +2,17 @@
 
     python benchmarks/background_refresh.py --device cuda --model base --pairs 4096
 
-prints JSON: the median of the epochs of all repeats in seconds, each epoch, and the share of a refresh's time
-that the background hides: 1 where an epoch with a refresh in the background takes no longer than one without.
-Encoders of the size of CED-Tiny or CED-Base take waveforms and captions of a few words. The training data are
-the source, and each epoch has its refresh. Kinds take turns; the first two epochs and the last one of a run
-are left out. On a CPU both share the cores, so that little can be hidden.
+prints each run as it ends, and then JSON: the median of the epochs of all repeats in seconds, each epoch, and
+the share of a refresh's time that the background hides: 1 where an epoch with a refresh in the background
+takes no longer than one without. Encoders of the size of CED-Tiny or CED-Base take waveforms and captions of
+a few words. The training data are the source, and each epoch has its refresh. Kinds take turns; the first two
+epochs and the last one of a run are left out. On a CPU both share the cores, so that little can be hidden.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
 
@@ -107,6 +108,7 @@ def main() -> None:
         for kind in KINDS:
             seconds, told[kind] = epochs_of(kind, options)
             durations[kind] += seconds
+            print(f"{kind}: {seconds} s an epoch, {told[kind]}", file=sys.stderr, flush=True)
     median = {kind: statistics.median(seconds) for kind, seconds in durations.items()}
     hidden = (median["foreground"] - median["background"]) / (median["foreground"] - median["none"])
     device = (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
 from ask_lightning import (
     ASKModule,
@@ -20,9 +21,10 @@ from ask_lightning import (
 )
 from ask_lightning import losses as library
 from ask_lightning.callbacks import QueryTable
-from ask_lightning.cli.ask_section import ask_module
+from ask_lightning.cli.ask_section import add_ask_arguments, ask_module
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.flags import check_flags
 from tests.helpers.command_line import BASELINE, Distance, ask_lightning, logged, refusal
 from tests.helpers.retrievers import resnet38_bert
 
@@ -185,7 +187,15 @@ def test_one_line_for_what_a_loss_refuses(flags, message, demo, capsys):
     assert message in refusal(capsys, *given, *flags)
 
 
-def section_of(kind, *, chunk_size=None, **refresh):
+def test_every_option_of_the_section_is_a_known_flag():
+    parser = LightningArgumentParser()
+    add_ask_arguments(parser)
+    options = {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("ask.")}
+    assert {"caption_ids", "refresh"} <= options
+    check_flags("fit", {}, [f"--ask.{name}" for name in options])
+
+
+def section_of(kind, *, chunk_size=None, compile_loss=False, **refresh):
     return {
         "loss": partial(kind),
         "audio": None,
@@ -193,6 +203,7 @@ def section_of(kind, *, chunk_size=None, **refresh):
         "ids": "clip_id",
         "caption_ids": "caption_id",
         "chunk_size": chunk_size,
+        "compile_loss": compile_loss,
         "refresh": {"T": 15, "write_back": False} | refresh,
     }
 
@@ -220,6 +231,14 @@ def test_the_loss_takes_the_models_interaction(kind):
     assert module.loss.interaction == "interaction"
     assert module._options()["chunk_size"] == 8
     assert ask_module(resnet38_bert(), section).loss.interaction is None
+
+
+def test_the_loss_is_compiled_where_that_is_asked_for(monkeypatch):
+    modes = []
+    monkeypatch.setattr(library.NTXentLoss, "compile", lambda loss, mode: modes.append((type(loss), mode)))
+    for compile_loss in (False, True):
+        ask_module(resnet38_bert(), section_of(library.NTXentLoss, compile_loss=compile_loss))
+    assert modes == [(library.NTXentLoss, "reduce-overhead")]
 
 
 def test_a_loss_that_takes_no_tokens_is_refused_for_a_model_of_tokens():

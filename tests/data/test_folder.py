@@ -1,5 +1,6 @@
 """A folder of audio files with a CSV: lengths, rates, channels, crops, features, bad files and the cache."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -116,8 +117,9 @@ BAD = {
     "nothing.wav": "nothing.wav: the file holds no samples",
     "samples.raw": "samples.raw: not an audio file that soundfile can read",
     f"{'a caption ' * 30}": "a caption: the file cannot be looked for",
-    "nul\0.wav": "the file does not exist",
 }
+if sys.version_info >= (3, 11):  # before, a table with this character cannot be read
+    BAD["nul\0.wav"] = "the file does not exist"
 
 
 @pytest.mark.parametrize(("name", "message"), BAD.items())
@@ -127,7 +129,7 @@ def test_strict_names_the_file(bad_folder, name, message):
 
 
 def test_bad_files_are_left_out_and_named_once(bad_folder):
-    with pytest.warns(UserWarning, match="Left out 7 clips whose audio cannot be used") as caught:
+    with pytest.warns(UserWarning, match=f"Left out {len(BAD)} clips whose audio cannot be used") as caught:
         clips = folder_of(bad_folder, "missing.wav", "good.wav", *BAD, seconds=1)
     assert len(caught) == 1
     for message in list(BAD.values())[:5]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ask_lightning.knowledge.pairs import StoredPairs
 from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.distributed import Ranks
 
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 # The versions before the one whose operators are counted.
 IS_OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 
@@ -28,8 +30,8 @@ class _Counting(TorchDispatchMode):
         alias = [returned.alias_info for returned in operator._schema.returns]
         # Views, and what asks for a property of a tensor, cost neither a kernel nor a reading of memory.
         is_view = any(info is not None and not info.is_write for info in alias)
-        if operator.namespace == "aten" and not is_view:
-            self.calls[str(operator.overloadpacket).removeprefix("aten.")] += 1
+        if operator.namespace in ("aten", "ask_lightning") and not is_view:
+            self.calls[str(operator.overloadpacket).removeprefix("aten.").removeprefix("ask_lightning.")] += 1
         return operator(*args, **(kwargs or {}))
 
 
@@ -64,7 +66,7 @@ def base_on(device: str, pairs: int = 100, prototypes: int = 10, width: int = 8)
 
     def rows(count: int) -> StoredPairs:
         made = StoredPairs(*torch.full((2, count, width), width**-0.5, device=device), "exact")
-        vars(made)["max_norm"] = 1.0
+        vars(made)["is_bounded"] = True
         return made
 
     base = KnowledgeBase(rows(pairs), rows(prototypes), torch.arange(pairs, device=device) // 2)

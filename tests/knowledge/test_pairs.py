@@ -23,11 +23,15 @@ def found() -> Neighborhood:
     return read_neighborhood(pairs(), rows[0], rows[1])
 
 
-def test_longest_row():
-    text = torch.zeros(3, 2)
-    text[1] = torch.tensor([3.0, 4.0])
-    assert StoredPairs(torch.eye(3)[:, :2], text).max_norm == 5
-    assert StoredPairs(torch.empty(0, 2), torch.empty(0, 2)).max_norm == 0
+@pytest.mark.parametrize(
+    ("length", "is_bounded"), [(0.5, True), (1 + 1e-6, True), (1 + 1e-4, False), (5, False)]
+)
+def test_rows_that_are_too_long_are_noticed_in_either_modality(length, is_bounded):
+    rows = torch.zeros(3, 2)
+    rows[1] = length * torch.tensor([0.6, 0.8])
+    for sides in ((torch.eye(3)[:, :2], rows), (rows, torch.eye(3)[:, :2])):
+        assert StoredPairs(*sides).is_bounded is is_bounded
+    assert StoredPairs(torch.empty(0, 2), torch.empty(0, 2)).is_bounded
 
 
 def test_indexes_do_not_travel():
@@ -59,7 +63,7 @@ def test_a_single_shard_of_all_rows_is_the_whole():
         one, other = (getattr(side, f"search_{name}")(queries, 6) for side in (sharded, stored))
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
-    assert (sharded.max_norm, sharded.checksums) == (stored.max_norm, stored.checksums)
+    assert (sharded.is_bounded, sharded.checksums) == (stored.is_bounded, stored.checksums)
     for one, other in zip(sharded.pairs(rows), stored.pairs(rows), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(sharded.mean, stored.mean, strict=True):

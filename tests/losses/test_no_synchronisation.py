@@ -78,7 +78,7 @@ def test_factor_that_is_not_positive_is_refused_a_step_late_on_a_gpu(device):
     long = [3 * directions(40, 8, seed).to(device) for seed in (0, 0)]
     base = KnowledgeBase.from_embeddings(*long, num_prototypes=4, normalize_prototypes=False, index="exact")
     for pairs in (base.fine, base.coarse):
-        vars(pairs)["max_norm"] = 3.0
+        vars(pairs)["is_bounded"] = False
         pairs.audio.mul_(3), pairs.text.mul_(3)
     loss = ReliabilityOTLoss(num_neighbors=1, lambda_fine=0.6, lambda_coarse=0.3)
     audio, text = (side[:4].clone().requires_grad_() for side in long)

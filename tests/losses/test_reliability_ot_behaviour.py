@@ -274,7 +274,7 @@ def test_unit_vectors_in_half_precision_count_as_bounded(storage):
     """They are a little longer than one; the fast transport plan is for them, too."""
     audio, text = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
     base = KnowledgeBase.from_embeddings(audio, text, num_prototypes=4, storage=storage)
-    assert base.fine.max_norm != 1
+    assert bool((base.fine.audio.double().norm(dim=1) > 1).any())
     assert ReliabilityOTLoss().is_bounded(base)
     longer = KnowledgeBase.from_embeddings(
         audio, text, num_prototypes=4, storage=storage, normalize_prototypes=False

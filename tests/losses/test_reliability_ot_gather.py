@@ -54,7 +54,7 @@ class Towers(nn.Module):
         return audio @ self.audio, text @ self.text, self.log_temperature.exp()
 
 
-def step(rows: slice, name: str, ddp: bool) -> dict[str, Tensor]:
+def step(rows: slice, name: str, ddp: bool, compiled: bool = False) -> dict[str, Tensor]:
     """The loss of some rows of the batch and the gradient of every parameter."""
     generator = torch.Generator().manual_seed(1)
     audio, text = torch.randn(2, BATCH, INPUT, generator=generator, dtype=torch.float64)
@@ -68,6 +68,8 @@ def step(rows: slice, name: str, ddp: bool) -> dict[str, Tensor]:
     u, v, temperature = model(audio[rows], text[rows])
     options = {"num_neighbors": 4, "gather": True} | OPTIONS[name]
     loss = ReliabilityOTLoss(temperature=lambda: temperature, **options)
+    if compiled:
+        loss.compile(backend="eager")
     value = loss(u, v, ids=ids[rows], knowledge=knowledge)
     value.backward()
     terms = {f"term {key}": term for key, term in loss.last.items()}
@@ -105,6 +107,19 @@ def test_gradient_is_that_of_one_process(bounds):
                     atol=1e-10,
                     msg=lambda text, about=(name, rank, key): f"{about}: {text}",
                 )
+
+
+def compiled_steps(bounds: list[int]) -> dict[str, dict[str, Tensor]]:
+    rank = torch.distributed.get_rank()
+    rows = slice(bounds[rank], bounds[rank + 1])
+    return {name: step(rows, name, ddp=True, compiled=True) for name in ("defaults", "teacher")}
+
+
+def test_gradient_of_a_compiled_loss_is_that_of_one_process():
+    for result in on_ranks(2, compiled_steps, [0, 2, 12]):
+        for name, terms in result.items():
+            for key, expected in step(slice(None), name, ddp=False).items():
+                torch.testing.assert_close(terms[key], expected, rtol=1e-10, atol=1e-10)
 
 
 def local_and_plain() -> tuple[Tensor, Tensor]:

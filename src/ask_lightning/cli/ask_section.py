@@ -48,6 +48,10 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
     add("--ask.caption_ids", type=str | None, default="caption_id", help=help_text)
     help_text = "Most pairs that the encoders get at once in training; larger batches are encoded in chunks."
     add("--ask.chunk_size", type=int | None, default=None, help=help_text)
+    help_text = (
+        "Compile the loss, which on a GPU makes recorded graphs of it: about half a minute at the start."
+    )
+    add("--ask.compile_loss", type=bool, default=False, help=help_text)
     help_text = "Log RDM, OBI and what queries retrieve, as far as the loss uses the knowledge so."
     add("--ask.monitors", type=bool, default=True, help=help_text)
     # Left out are objects, which a file cannot hold, and the temperature, which is the model's.
@@ -128,6 +132,8 @@ def ask_module(model: pl.LightningModule, section: Mapping[str, Any]) -> ASKModu
             )
         make_loss = partial(make_loss, interaction="interaction")
     loss = make_loss()
+    if section["compile_loss"]:
+        loss.compile(mode="reduce-overhead")
     # A term that the model adds to its contrastive loss stays.
     criterion = "loss" if getattr(model, "embedding_regularizer", 0) else None
     # Batches of the user's own need not have caption ids that nobody reads.

@@ -14,7 +14,10 @@ from typing import Any
 from ask_lightning.cli.errors import UsageError
 
 _SECTIONS = ("model", "data", "trainer", "ask")
-_ASK = ("enabled", "audio", "text", "ids", "chunk_size", "monitors", "loss", "refresh")
+_ASK = (
+    *("enabled", "audio", "text", "ids", "caption_ids", "chunk_size", "compile_loss", "monitors", "loss"),
+    "refresh",
+)
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs", "help")
 # What the parser of every command has besides, and the flags that are read before.
 _COMMON = (

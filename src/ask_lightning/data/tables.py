@@ -111,10 +111,13 @@ def numbered_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
         problem = str(error)
         if "field limit" in problem:
             problem = f"a field is longer than {csv.field_size_limit()} characters"
-        raise ValueError(
-            f"{path}, line {reader.line_num}: {problem}. Look for a double quote that is not closed or not "
-            'doubled; inside a quoted field it is written "".'
-        ) from error
+        remedy = (
+            "Remove that character."  # which Python 3.10 alone refuses
+            if "NUL" in problem
+            else "Look for a double quote that is not closed or not doubled; inside a quoted field it is "
+            'written "".'
+        )
+        raise ValueError(f"{path}, line {reader.line_num}: {problem}. {remedy}") from error
     if spanning:
         rank_zero_warn(
             f"{path}: {len(spanning)} rows span several lines ({abbreviate(spanning)}). Was a double quote "

@@ -6,6 +6,7 @@ Axes: `B` rows, `C` columns, of which there are as many in a batch; `G` problems
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +25,10 @@ A2TRealignment = Literal["transposed_plan", "transposed_result", "same_plan"]
 _SMALLEST_EXPONENTIAL_EPSILON = 0.03
 # On a GPU an iteration of a small problem takes as long as the launching of its kernels: two in the log
 # domain, four in the exponential one. From here on the reading and writing of the matrix counts.
-_SMALLEST_EXPONENTIAL_GPU_ROWS = 1024
+_SMALLEST_EXPONENTIAL_GPU_ROWS = 256
+# The registers of one multiprocessor of a GPU hold as many rows and columns.
+_LARGEST_OF_ONE_KERNEL = 256
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def sinkhorn_plan(
@@ -68,12 +72,15 @@ def sinkhorn_plan(
     # The exponential domain's gradient squares scalings that may themselves be near float32's limit.
     if differentiated or not bounded or epsilon < _SMALLEST_EXPONENTIAL_EPSILON:
         return _log_domain(similarity / epsilon, iterations)
-    if similarity.is_cpu:
-        solve = _outside_of_graphs if torch.compiler.is_compiling() else _exponential_domain_on_cpu
-        return solve(similarity.detach(), epsilon, iterations)
+    similarity = similarity.detach()
+    if similarity.is_cpu and not torch.compiler.is_compiling():
+        return _exponential_domain_on_cpu(similarity, epsilon, iterations)
+    if similarity.is_cpu or _fits_one_kernel(similarity):
+        plan: Tensor = _operator(similarity, epsilon, iterations)
+        return plan
     if similarity.shape[-2] < _SMALLEST_EXPONENTIAL_GPU_ROWS:
-        return _log_domain(similarity.detach() / epsilon, iterations)
-    return _exponential_domain(similarity.detach(), epsilon, iterations)
+        return _log_domain(similarity / epsilon, iterations)
+    return _exponential_domain(similarity, epsilon, iterations)
 
 
 def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) -> Tensor:
@@ -238,11 +245,31 @@ def _exponential_domain_on_cpu(similarity: Tensor, epsilon: float, iterations: i
     return kernel.reshape(similarity.shape)
 
 
-def _outside_of_graphs(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """The same where `torch.compile` traces, which would make slow torch of the NumPy."""
-    solve = torch.compiler.disable(_exponential_domain_on_cpu)
-    plan: Tensor = solve(similarity, epsilon, iterations)
-    return plan
+def _fits_one_kernel(similarity: Tensor) -> bool:
+    """Whether a multiprocessor of a GPU can hold each problem as a whole."""
+    rows, columns = similarity.shape[-2:]
+    is_small = rows <= _LARGEST_OF_ONE_KERNEL and columns <= _LARGEST_OF_ONE_KERNEL
+    return _HAS_TRITON and is_small and similarity.is_cuda and similarity.dtype == torch.float32
+
+
+@torch.library.custom_op("ask_lightning::exponential_plan", mutates_args=(), device_types="cpu")
+def _operator(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The same as one operator, of which `torch.compile` sees the result alone."""
+    return _exponential_domain_on_cpu(similarity, epsilon, iterations)
+
+
+@_operator.register_kernel("cuda")
+def _operator_on_gpu(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The operator on a GPU, for what fits one kernel."""
+    from ask_lightning.functional.transport_kernel import plan_in_one_kernel  # needs Triton
+
+    return plan_in_one_kernel(similarity, epsilon, iterations)
+
+
+@_operator.register_fake
+def _operator_without_numbers(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The shape of the operator's result."""
+    return similarity.new_empty(similarity.shape)
 
 
 def _scale(kernel: Array, iterations: int) -> tuple[Array, Array]:

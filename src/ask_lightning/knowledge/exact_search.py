@@ -144,8 +144,10 @@ def stable_topk(scores: Tensor, k: int) -> Tensor:
     width = scores.shape[1]
     largest, columns = scores.topk(min(k + 1, width), dim=1)
     kth = largest[:, k - 1 : k]
-    # On a GPU, asking whether a tie crosses the boundary would wait for the device; the work is cheaper.
-    if width > k and (scores.is_cuda or bool((kth == largest[:, k:]).any())):
+    # On a GPU, asking whether a tie crosses the boundary would wait for the device, and it would divide a
+    # graph of `torch.compile`; the work is cheaper.
+    asks = not (scores.is_cuda or torch.compiler.is_compiling())
+    if width > k and not (asks and not bool((kth == largest[:, k:]).any())):
         position = torch.arange(width, 0, -1, dtype=torch.int32, device=scores.device)
         priority = torch.where(scores > kth, position + width, torch.where(scores == kth, position, 0))
         columns = priority.topk(k, dim=1).indices

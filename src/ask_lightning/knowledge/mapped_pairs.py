@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.file_search import FileSearch
-from ask_lightning.knowledge.pairs import Learnt, PairStore, StoredPairs, copy_cached, forget_cached
+from ask_lightning.knowledge.pairs import (
+    Learnt,
+    PairStore,
+    StoredPairs,
+    are_bounded,
+    copy_cached,
+    forget_cached,
+)
 from ask_lightning.knowledge.row_files import PairFiles, copy_pairs
 from ask_lightning.knowledge.row_shard import RowShard, ShardedRows
 
@@ -86,14 +93,9 @@ class MappedPairs(StoredPairs):
         return FileSearch(self.files.text, self.index, self.earlier[1])
 
     @cached_property
-    def max_norm(self) -> float:
-        """Length of the longest row, 0 if there is none."""
-        lengths = [
-            float(torch.linalg.vector_norm(block.float(), dim=1).max())
-            for side in self.files.sides
-            for _, block in side.blocks()
-        ]
-        return max(lengths, default=0.0)
+    def is_bounded(self) -> bool:
+        """Whether no row is longer than one, up to rounding."""
+        return all(are_bounded(block) for side in self.files.sides for _, block in side.blocks())
 
     @cached_property
     def checksums(self) -> tuple[int, int]:
@@ -196,7 +198,7 @@ class MappedPairs(StoredPairs):
             directory=self.directory,
             on=torch.device(device),
         )
-        return copy_cached(moved, self, "search_audio", "search_text", "max_norm", "checksums", "sums")
+        return copy_cached(moved, self, "search_audio", "search_text", "is_bounded", "checksums", "sums")
 
     def tables(self, shard: RowShard) -> tuple[ShardedRows, ShardedRows]:
         """The audio rows and the text rows as tables of which these are a shard."""

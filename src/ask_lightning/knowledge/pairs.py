@@ -132,8 +132,8 @@ class PairStore(Protocol):
         ...
 
     @property
-    def max_norm(self) -> float:
-        """Length of the longest row; at most 1 keeps similarities in [-1, 1] and Ψ in [1/e, e]."""
+    def is_bounded(self) -> bool:
+        """Whether no row is longer than one, up to rounding: similarities are in [-1, 1], Ψ in [1/e, e]."""
         ...
 
     @property
@@ -244,11 +244,9 @@ class StoredPairs:
         return torch.empty(0, self.audio.shape[1], dtype=computation_dtype(self.audio), device=self.device)
 
     @cached_property
-    def max_norm(self) -> float:
-        """Length of the longest row, 0 if there is none."""
-        sides = (self.audio, self.text)
-        lengths = [torch.linalg.vector_norm(side, dim=1, dtype=computation_dtype(side)) for side in sides]
-        return float(torch.cat(lengths).max()) if len(self) else 0.0
+    def is_bounded(self) -> bool:
+        """Whether no row is longer than one, up to rounding."""
+        return all(are_bounded(side) for side in (self.audio, self.text))
 
     @cached_property
     def checksums(self) -> tuple[int, int]:
@@ -293,7 +291,7 @@ class StoredPairs:
         """Write new unit vectors `(n, d)` over those of the pairs with the numbers `rows` `(n,)`."""
         self.audio[rows], self.text[rows] = audio.to(self.audio), text.to(self.text)
         object.__setattr__(self, "earlier", self.learnt)  # the next indexes need not learn from scratch
-        # The length of the longest row stays what it is, up to the rounding of unit vectors.
+        # Unit vectors take the place of rows that were as long, so what is bounded stays so.
         forget_cached(self, "search_audio", "search_text", "checksums")
 
     def drift_from(self, stored: PairStore, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,7 +309,7 @@ class StoredPairs:
     def to(self, device: torch.device | str) -> StoredPairs:
         """The same pairs on another device."""
         moved = StoredPairs(self.audio.to(device), self.text.to(device), self.index, self.learnt)
-        return copy_cached(moved, self, "max_norm", "checksums")
+        return copy_cached(moved, self, "is_bounded", "checksums")
 
 
 def read_neighborhood(pairs: PairStore, audio_rows: Tensor, text_rows: Tensor) -> Neighborhood:
@@ -324,6 +322,14 @@ def read_neighborhood(pairs: PairStore, audio_rows: Tensor, text_rows: Tensor) -
     """
     audio, text = pairs.pairs(torch.stack([audio_rows, text_rows]))  # (2, B, K, d)
     return Neighborhood(audio_rows, text_rows, audio[0], audio[1], text[0], text[1])
+
+
+def are_bounded(rows: Tensor) -> bool:
+    """Whether no row `(n, d)` is longer than one, up to the rounding of unit vectors in their dtype."""
+    # Unit vectors stored in half precision are a little longer or shorter.
+    longest = 1 + max(1e-5, 2 * torch.finfo(rows.dtype).eps)
+    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=computation_dtype(rows))
+    return bool((lengths <= longest).all())
 
 
 def forget_cached(changed: object, *names: str) -> None:

@@ -72,9 +72,9 @@ class ShardedPairs:
         return ShardedSearch(self.shard, self.local.search_text if len(self.local) else None)
 
     @cached_property
-    def max_norm(self) -> float:
-        """Length of the longest row of any rank."""
-        return float(max(self.shard.ranks.all_gather_object(self.local.max_norm)))
+    def is_bounded(self) -> bool:
+        """Whether no row of any rank is longer than one, up to rounding."""
+        return all(self.shard.ranks.all_gather_object(self.local.is_bounded))
 
     @cached_property
     def checksums(self) -> tuple[int, int]:
@@ -130,7 +130,7 @@ class ShardedPairs:
     def to(self, device: torch.device | str) -> ShardedPairs:
         """The same pairs on another device."""
         moved = ShardedPairs(self.local.to(device), self.shard)
-        return copy_cached(moved, self, "max_norm", "checksums")
+        return copy_cached(moved, self, "is_bounded", "checksums")
 
 
 class ShardedSearch:

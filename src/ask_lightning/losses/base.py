@@ -339,7 +339,9 @@ class RetrievalLoss(nn.Module, ABC):
         return 0.0 * (total + sum(self.scalars.values()))
 
     def check_knowledge(self, knowledge: KnowledgeBase) -> None:
-        """Refuse a base with which the loss cannot be computed, when it is made; by default none.
+        """Refuse a base with which the loss cannot be computed, when it is made, or prepare it for lookups.
+
+        By default all are as good as they are.
 
         Args:
             knowledge: The new base.

@@ -103,6 +103,14 @@ class KnowledgeDistillationLoss(InteractingLoss):
         """Never: the teacher reads the rows of clips."""
         return False
 
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Prepare a base for lookups; none is refused.
+
+        Args:
+            knowledge: The new base.
+        """
+        knowledge.prepare(clips=True)
+
     def extra_repr(self) -> str:
         """The options that decide what the targets are."""
         names = ("distillation_weight", "teacher_temperature", "teacher")

@@ -208,7 +208,9 @@ class ReliabilityOTLoss(InteractingLoss):
     @property
     def needs_ids(self) -> bool:
         """Whether an option is on that compares clip ids."""
-        return self.exclude_self or self.distinct_clips or super().needs_ids or self.needs_training_clips
+        # What the base class asks is asked here as well: `torch.compile` does not follow `super()` to it.
+        compares_clips = self.exclude_self or self.distinct_clips or self.positives != "diagonal"
+        return compares_clips or self.needs_training_clips
 
     @property
     def needs_training_clips(self) -> bool:
@@ -257,7 +259,7 @@ class ReliabilityOTLoss(InteractingLoss):
         return ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "granularities"))
 
     def check_knowledge(self, knowledge: KnowledgeBase) -> None:
-        """Refuse a base with fewer rows than the neighbours that are looked up.
+        """Refuse a base with fewer rows than the neighbours that are looked up, and prepare others.
 
         Args:
             knowledge: The new base.
@@ -267,6 +269,7 @@ class ReliabilityOTLoss(InteractingLoss):
         """
         counts = self._neighbors_by_granularity
         knowledge.check_num_neighbors(counts, exclude=self.exclude_self, distinct_clips=self.distinct_clips)
+        knowledge.prepare(self.granularities, clips=self.needs_training_clips)
 
     def compute(
         self, audio: Embeddings, text: Embeddings, ids: Tensor | None, knowledge: KnowledgeBase | None
@@ -326,10 +329,7 @@ class ReliabilityOTLoss(InteractingLoss):
     def is_bounded(self, knowledge: KnowledgeBase) -> bool:
         """Whether the rows that this loss looks up have at most unit length, up to rounding."""
         stored: list[PairStore] = [getattr(knowledge, name) for name in self.granularities]
-        # Unit vectors stored in half precision are a little longer or shorter.
-        return all(
-            pairs.max_norm <= 1 + max(1e-5, 2 * torch.finfo(pairs.local.audio.dtype).eps) for pairs in stored
-        )
+        return all(pairs.is_bounded for pairs in stored)
 
     def from_neighborhoods(
         self,

@@ -38,6 +38,13 @@ class DeferredCheck:
             value: 0-d tensor.
             check: Function that raises if it is given a number that is not allowed.
         """
+        if torch.compiler.is_compiling():  # copies and events that outlast the call are not for a graph
+            torch.compiler.disable(self._check)(value, check)
+        else:
+            self._check(value, check)
+
+    def _check(self, value: Tensor, check: Callable[[float], None]) -> None:
+        """Check the number that is underway and this one, or send this one."""
         self.finish()
         if not value.is_cuda:
             check(float(value.detach()))
