@@ -444,7 +444,8 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
             slider.preprocess = partial(within, least=least, most=most, usual=usual)
         refined.input(ask_again, [answer, refined, *filters], outputs, **hidden)
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last", **hidden}
-        words.input(filter_by_words, [answer, refined, *filters], outputs, **quietly)
+        # What is deleted from a field sends no `input`.
+        words.change(filter_by_words, [answer, refined, *filters], outputs, **quietly)
         gradio.on([lowest.input, count.input], show, [answer, *filters], found, **quietly)
     return blocks
 
@@ -462,8 +463,9 @@ def within(value: object, least: float, most: float, usual: float) -> float:
         >>> [within(value, 1, 50, 10) for value in (7, 99, -3, None, "many")]
         [7, 50, 1, 10, 10]
     """
-    is_number = isinstance(value, int | float) and value == value  # no NaN
-    return min(max(value, least), most) if is_number else usual  # type: ignore[type-var,return-value]
+    if isinstance(value, int | float) and value == value:  # no NaN
+        return min(max(value, least), most)
+    return usual
 
 
 def is_loopback(host: str) -> bool:
