@@ -313,6 +313,7 @@ class ASKModule(NamedAsModel):
         ids = self._ids_of(batch)
         self._undo_repeated_batch()
         if self.loss.needs_keys:
+            self._check_steps_are_counted()
 
             def encode(copy: nn.Module) -> tuple[Tensor, Tensor]:
                 with isolated_copy(copy, self.trainer):
@@ -330,6 +331,16 @@ class ASKModule(NamedAsModel):
         if self._logs_terms:
             log_loss_terms(self.trainer, self, self.loss.last)
         return loss
+
+    def _check_steps_are_counted(self) -> None:
+        """Refuse a loss whose copy of the model follows the optimiser's steps where there is no trainer."""
+        if self._trainer is None:
+            raise RuntimeError(
+                f"{type(self.loss).__name__} follows the optimiser's steps, which a Trainer counts, but this "
+                "ASKModule has none. Train with a Trainer; or, as with Fabric, without the wrapper: call "
+                "`loss.make_keys(model, encode, step)` with your own count of steps before the loss of each "
+                "batch."
+            )
 
     @outside_graphs  # the number of the batch is another one in each step
     def _undo_repeated_batch(self) -> None:

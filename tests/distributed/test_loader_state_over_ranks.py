@@ -11,8 +11,9 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import WeightedRandomSampler
 
 from ask_lightning.callbacks import LoaderStateCallback
-from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_trainer
+from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_refresh, make_trainer, wrap
 from tests.helpers.ranks import on_ranks
+from tests.helpers.streams import write_chunks
 
 STEPS = 4  # of an epoch
 
@@ -93,3 +94,57 @@ def test_a_shuffle_of_each_ranks_own_is_pointed_at():
     first, second = on_ranks(2, fit_from_seeds_of_ranks, grouped=False)
     assert [text for text in first if "Each process has shuffled" in text and "seed_everything" in text]
     assert not [text for text in second if "Each process has shuffled" in text]
+
+
+class Chunks(pl.LightningDataModule):
+    """Makes its dataset when the processes know each other, which litdata asks for in its constructor."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self.directory = directory
+
+    def train_dataloader(self):
+        import litdata
+
+        dataset = litdata.StreamingDataset(self.directory, shuffle=True, drop_last=True)
+        return litdata.StreamingDataLoader(dataset, batch_size=6)
+
+
+def fit_on_chunks(directory: str, moments=(), resume=None) -> tuple:
+    """Batches, losses and knowledge of three epochs with a refresh in every second one, and the weights."""
+    pl.seed_everything(1, verbose=False)
+    watcher, module = Watcher(), wrap(PlainTowers())
+    callbacks = [
+        watcher,
+        make_refresh(2),
+        LoaderStateCallback(),
+        SaveAt(Path(directory), moments),
+    ]
+    run = make_trainer(
+        max_epochs=3, devices=2, strategy="ddp", callbacks=callbacks, default_root_dir=directory
+    )
+    run.fit(module, datamodule=Chunks(f"{directory}/chunks"), ckpt_path=resume)
+    seen = list(zip(watcher.clips, watcher.losses, watcher.knowledge, strict=True))
+    return seen, module.model.state_dict()
+
+
+def fit_and_resume_on_chunks(directory: str) -> tuple:
+    moments = [(1, 2), (1, 3)]
+    whole = fit_on_chunks(directory, moments)
+    paths = {at: Path(directory, "{}-{}.ckpt".format(*at)) for at in moments}
+    return whole, {at: fit_on_chunks(directory, resume=path) for at, path in paths.items()}
+
+
+@pytest.mark.slow
+def test_chunks_that_litdata_divides(tmp_path):
+    pytest.importorskip("litdata", reason="litdata is not installed")
+    write_chunks(tmp_path / "chunks", 48)
+    ranks = on_ranks(2, fit_and_resume_on_chunks, str(tmp_path), grouped=False)
+    for (seen, weights), resumed in ranks:
+        assert len(seen) == 3 * STEPS
+        for (epoch, batch), (later, end) in resumed.items():
+            assert later == seen[epoch * STEPS + batch + 1 :], (epoch, batch)
+            assert all(torch.equal(end[name], weight) for name, weight in weights.items())
+    for step in range(0, 3 * STEPS, STEPS):
+        clips = [clip for (seen, _), _ in ranks for batch, *_ in seen[step : step + STEPS] for clip in batch]
+        assert sorted(clips) == list(range(48))

@@ -39,6 +39,25 @@ def test_keeps_dtype_and_shape_with_leading_axes(dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_long_rows_in_half_precision(dtype):
+    """Their length is more than float16 can hold, although they are not."""
+    embeddings = torch.full((2, 512), 6e4, dtype=dtype).requires_grad_()
+    expected = torch.full((2, 512), 512**-0.5, dtype=dtype)
+    normalised = unit_length(embeddings)
+    torch.testing.assert_close(normalised, expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    normalised.sum().backward()
+    assert embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unit_rows_in_half_precision_pass_bit_for_bit(dtype):
+    unit = F.normalize(rows(0, 64, 128, torch.float32), dim=1).to(dtype)
+    unit = unit[torch.linalg.vector_norm(unit, dim=1) == 1]  # but for rounding
+    assert len(unit) > 16
+    assert torch.equal(unit_length(unit), unit)
+
+
 @PROPERTY
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 64), width=st.sampled_from([1, 2, 7, 128, 1024]))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

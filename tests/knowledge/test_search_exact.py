@@ -218,10 +218,24 @@ def test_the_score_of_a_row_does_not_depend_on_where_it_stands(num_queries, coun
         assert torch.equal(scores_by_row(rows[first::3], queries), whole[:, first::3])
 
 
-@pytest.mark.parametrize("width", [6, 33, 50])
-@pytest.mark.parametrize("count", [3, 17, 100])
-def test_copies_of_a_row_have_equal_scores_in_any_width(count, width):
-    rows, queries = directions(1, width, seed=1).expand(count, -1), directions(5, width, seed=2)
-    scores, found = ExactSearch(rows.contiguous())(queries, count)
-    assert torch.equal(scores, scores[:, :1].expand(-1, count))
-    assert torch.equal(found, torch.arange(count).expand(5, -1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [6, 8, 33, 50])
+@pytest.mark.parametrize("count", [3, 7, 17, 100])
+def test_copies_of_a_row_have_equal_scores_in_any_width(count, width, dtype):
+    rows = directions(count, width, seed=1, dtype=dtype)
+    rows[::2] = rows[0]
+    for num_queries in (1, 2, 5, 31):
+        queries = directions(num_queries, width, seed=2, dtype=dtype)
+        scores = scores_by_row(rows, queries)
+        copies = scores[:, ::2]
+        assert torch.equal(copies, copies[:, :1].expand_as(copies))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("rest", [1, 2, 3])
+def test_copies_of_a_row_tie_where_the_last_block_is_low(monkeypatch, rest, dtype):
+    use_blocks(monkeypatch, 8 * 31, None)
+    rows = directions(1, 24, seed=1, dtype=dtype).expand(2 * 8 + rest, -1).contiguous()
+    for k in (1, 5, len(rows)):
+        _, found = ExactSearch(rows)(directions(31, 24, seed=2), k)
+        assert torch.equal(found, torch.arange(k).expand(31, -1))

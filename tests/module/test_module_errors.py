@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning as other_pl
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -465,3 +466,13 @@ def test_a_whole_encoder_in_a_reentrant_checkpoint():
 
     with pytest.warns(UserWarning, match=r"audio_encoder.weight, .*no gradient.*pass `use_reentrant=False`"):
         make_trainer(max_epochs=1).fit(ASKModule(Checkpointed(), NTXentLoss()), make_loader())
+
+
+@pytest.mark.parametrize("client", [PlainTowers, Towers])
+def test_keys_without_a_trainer_that_counts_steps(client):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module = fabric.setup_module(ASKModule(client(), MomentumContrastLoss(), ids="clip_id"))
+    module.mark_forward_method("training_step")
+    batch = next(iter(make_loader()))
+    with pytest.raises(RuntimeError, match=r"MomentumContrastLoss follows .*Fabric.*loss\.make_keys"):
+        module.training_step(batch, 0)

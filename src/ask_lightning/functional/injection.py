@@ -25,10 +25,13 @@ def unit_length(embeddings: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)  # (..., 1)
-    is_unchanged = (length == 0) | ((length - 1).abs() <= _UNIT_TOLERANCE)
+    # In float16 the length of a row may overflow that is itself finite.
+    wide = torch.float32 if embeddings.dtype == torch.float16 else None
+    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True, dtype=wide)  # (..., 1)
+    rounded = length.to(embeddings.dtype)
+    is_unchanged = (rounded == 0) | ((rounded - 1).abs() <= _UNIT_TOLERANCE)
     unit: Tensor = embeddings / length.masked_fill(is_unchanged, 1.0)
-    return unit
+    return unit.to(embeddings.dtype)
 
 
 def inject_knowledge(

@@ -22,9 +22,9 @@ _QUERIES_PER_BLOCK = 1024
 # Number of half-precision values converted at a time on a CPU: 1 MB of float32, which its product then finds
 # in the cache (benchmarks/storage.py).
 _VALUES_PER_CONVERSION = 1 << 18
-# In float32 a product on a CPU rounds equal rows equally, wherever they stand, if their width is a multiple
-# of this.
-_EVEN_WIDTH = 4
+# A product on a CPU rounds equal rows equally, in whatever block they stand, if their width is a multiple of
+# this and there are at least so many; in float64 if the numbers of rows and of queries are multiples, too.
+_EVEN = 4
 # Faiss's kernel does not: this share of the largest score is more than what it rounds by.
 _ROUNDING = 4e-6
 # Number of queries from which on Faiss's kernel is faster than torch on a CPU (benchmarks/step.py).
@@ -110,8 +110,13 @@ def products(vectors: Tensor, queries: Tensor) -> Tensor:
         `(n, B)`: tall times thin runs faster than thin times tall on a CPU.
     """
     rows = max(1, _VALUES_PER_CONVERSION // vectors.shape[1])
-    if vectors.is_cpu and (missing := -vectors.shape[1] % _EVEN_WIDTH):
+    if vectors.is_cpu and (missing := -vectors.shape[1] % _EVEN):
         vectors, queries = pad(vectors, (0, missing)), pad(queries, (0, missing))
+    is_double = queries.dtype == torch.float64
+    if vectors.is_cpu and (is_double or len(vectors) < _EVEN):
+        even, others = (pad(side, (0, 0, 0, -len(side) % _EVEN)) for side in (vectors, queries))
+        others = others if is_double else queries
+        return (even.to(queries.dtype) @ others.T)[: len(vectors), : len(queries)]
     if vectors.dtype not in HALF or not vectors.is_cpu or len(vectors) <= rows:
         return vectors.to(queries.dtype) @ queries.T
     found = queries.new_empty(len(vectors), len(queries))
