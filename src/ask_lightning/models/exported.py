@@ -17,6 +17,7 @@ from ask_lightning.data.clips import abbreviate
 from ask_lightning.models.tokens import TOKENIZER_FILE, VocabularyTokenizer
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.optional_imports import import_optional
+from ask_lightning.utilities.weights import weights_fingerprint
 
 CONFIG_FILE = "config.json"
 """Class and hyperparameters, under the key of `SECTION`."""
@@ -60,6 +61,7 @@ def save_pretrained(model: L.LightningModule, folder: str | Path) -> None:
         "class_path": _class_path(type(model)),
         "init_args": _init_args(model),
         "version": import_module("ask_lightning").__version__,
+        "fingerprint": weights_fingerprint(model),
     }
     part = _transformers_part(type(model))
     config: dict[str, Any] = {"architectures": [type(model).__name__]}
