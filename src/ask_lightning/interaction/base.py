@@ -102,7 +102,7 @@ def as_similarities(scores: Any) -> Similarities:
         >>> as_similarities(torch.zeros(2, 3)).to_text.shape
         torch.Size([3, 2])
     """
-    if not isinstance(scores, Tensor | Similarities):
+    if not isinstance(scores, (Tensor, Similarities)):
         raise TypeError(
             "An interaction has to return a tensor (texts, audios), or Similarities, but got a "
             f"{type(scores).__name__}."
