@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
+from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import collate_pairs
 from ask_lightning.metrics.grid import unit_clips
 from ask_lightning.models import ResNet38BERT
@@ -111,3 +112,19 @@ def test_a_full_disk_leaves_the_file_of_before_and_the_parts(
     assert Path("a.safetensors").read_bytes() == before
     left = sorted(path.name for path in Path().rglob("*") if path.suffix in (".safetensors", ".tmp"))
     assert left == ["a.safetensors", *(f"part-0000000{number}.safetensors" for number in range(num_parts))]
+
+
+@pytest.mark.parametrize("side", ["audio", "text"])
+def test_a_byte_that_changed_in_the_embeddings_is_noticed(side):
+    rows = {"audio": torch.randn(5, 64), "text": torch.randn(5, 64)}
+    path = Path("a.safetensors")
+    names = [str(number) for number in range(5)]
+    EncodedPairs(**rows, clip_ids=torch.arange(5), clip_of=torch.arange(5), names=names, captions=names).save(
+        path
+    )
+    assert torch.equal(EncodedPairs.load(path).audio, rows["audio"])
+    content = bytearray(path.read_bytes())
+    content[content.index(rows[side].numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"damaged: its {side} embeddings are not those that were written"):
+        EncodedPairs.load(path)

@@ -235,7 +235,7 @@ class FakeHub:
         self.calls.append(("create", repo_id, private, exist_ok))
         return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
         if self.error is not None:
             raise self.error
         self.calls.append(("upload", repo_id, sorted(file.name for file in folder_path.iterdir())))

@@ -30,6 +30,10 @@ def test_a_figure_is_written_and_a_repeated_command_trains_nothing(flags, tmp_pa
     assert not (folder / ".lock").exists()
     assert run(["reproduce", "figure6", *flags, "--quick"]) == texts
     assert "0 runs to do, 6 are there." in capsys.readouterr().out
+    flags[flags.index("--width") + 1] = "6"
+    assert main(["reproduce", "figure6", *flags, "--quick"]) == 2
+    error = capsys.readouterr().err
+    assert "holds runs under another protocol: width 8 → 6. Use another folder" in error.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_an_index_of_other_embeddings_is_built_anew(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("damage", ["cut", "other note", "no note", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "other note", "list as note", "no note", "noise", "zeros"])
 def test_a_damaged_index_is_built_anew(damage, capsys):
     pairs = saved()
     choose_index(FILE, pairs, "audio", "ivf")
@@ -71,13 +71,19 @@ def test_a_damaged_index_is_built_anew(damage, capsys):
         index.write_bytes(content[:-100])
     elif damage == "noise":
         index.write_bytes(b"x" * len(content))
+    elif damage == "zeros":  # within the lists, which Faiss reads without a word
+        index.write_bytes(content[: len(content) // 2] + bytes(512) + content[len(content) // 2 + 512 :])
+    elif damage == "list as note":
+        note.write_text("[1]")
     elif damage == "no note":
         note.unlink()
     else:
         note.write_text(json.dumps({"format": "another"}))
     capsys.readouterr()
     search = choose_index(FILE, pairs, "audio", "ivf").search
-    assert "Building the index IVF" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Building the index IVF" in said
+    assert (f"{index} is damaged." in said) == (damage in ("cut", "noise", "zeros"))
     assert search(pairs.audio[7:8], 1)[1].item() == 7
 
 
@@ -85,7 +91,7 @@ def test_a_note_of_earlier_embeddings_does_not_outlive_their_index(monkeypatch, 
     choose_index(FILE, saved(), "audio", "ivf")
     changed = saved(seed=1)
     with monkeypatch.context() as killed:
-        killed.setattr(StoredIndex, "_identity", lambda *_: 1 / 0)  # between the index and its note
+        killed.setattr(StoredIndex, "_note_of", lambda *_: 1 / 0)  # between the index and its note
         killed.setattr(StoredIndex, "load", lambda *_: None)
         with pytest.raises(ZeroDivisionError):
             StoredIndex(FILE, "audio", "ivf").build(changed, "clips")

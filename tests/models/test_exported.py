@@ -304,3 +304,47 @@ def test_what_is_no_folder_is_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert isinstance(TinyRetriever.from_pretrained("me/tiny", revision="v1", token="t"), TinyRetriever)
     assert (asked["name"], asked["revision"], asked["token"]) == ("me/tiny", "v1", "t")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    save_pretrained(tiny(), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name, tensor = next((name, one) for name, one in state.items() if name in dict(tiny().named_parameters()))
+    tensor.view(-1)[-1] = value
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"NaN or infinity, in '?{re.escape(name)}.* an earlier checkpoint"):
+        from_pretrained(tmp_path)
+
+
+def test_weights_of_fewer_bits_are_pointed_at(tmp_path):
+    model = tiny()
+    save_pretrained(model, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(halves, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"weights in float16, in which they were rounded"):
+        loaded = from_pretrained(tmp_path)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, halves[name].to(value.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_args": {"width": "eight"}}, "makes no TinyRetriever \\(.*Undo what was changed"),
+        ({"init_args": {"widht": 8}}, "makes no TinyRetriever \\(.*widht.*Undo what was changed"),
+        ({"init_args": {"temperature": 0}}, "makes no TinyRetriever \\(Argument.*Undo what was changed"),
+        ({"init_args": [8]}, "an object as `init_args`.*Undo the change"),
+        ({"class_path": None}, "a name as `class_path`.*Undo the change"),
+    ],
+)
+def test_a_config_that_was_changed_by_hand_is_named(tmp_path, change, message):
+    save_pretrained(tiny(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["ask_lightning"] |= change
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json .*{message}"):
+        from_pretrained(tmp_path)

@@ -5,8 +5,9 @@ import torch
 from safetensors import SafetensorError
 
 from ask_lightning.metrics import Calibration, QueryBank
-from ask_lightning.models import stored_calibration
+from ask_lightning.models import TinyRetriever, load_calibration, stored_calibration
 from ask_lightning.models.stored_calibration import save_calibration
+from ask_lightning.utilities.weights import weights_fingerprint
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
@@ -22,3 +23,19 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         save_calibration(tmp_path, bank, Calibration(), "1" * 16)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
+
+
+def test_the_calibration_of_other_weights_is_refused(tmp_path):
+    """As where a model that was trained further is saved into the folder of the earlier one."""
+    model = TinyRetriever(width=8)
+    model.save_pretrained(tmp_path)
+    save_calibration(
+        tmp_path, QueryBank(torch.eye(8), torch.eye(8)), Calibration(), weights_fingerprint(model)
+    )
+    assert load_calibration(tmp_path) is not None
+    model.save_pretrained(tmp_path)
+    assert load_calibration(tmp_path) is not None
+    torch.nn.init.zeros_(next(model.parameters()))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is the calibration of other weights .* Remove it, or export"):
+        load_calibration(tmp_path)

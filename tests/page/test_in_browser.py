@@ -214,6 +214,21 @@ def test_the_page_in_a_browser(page):
     assert not logged
 
 
+def test_a_filter_that_is_deleted_filters_no_more(page):
+    page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+    words = page.one("#words textarea, #words input")
+    words.send_keys("hum")
+    page.wait_for_text("#answer .status", "1 of 4 clips")
+    words.send_keys("x")
+    page.wait_for_text("#answer .status", "No clip")
+    words.send_keys(Keys.BACKSPACE)
+    page.wait_for_text("#answer .status", "1 of 4 clips")
+    words.send_keys(Keys.CONTROL, "a")
+    words.send_keys(Keys.DELETE)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+
+
 def test_a_sound_track_is_taken_as_a_query(page):
     pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
     write_media(page.folder / "tone.m4a", 0.5 * np.sin(np.arange(16000) / 5), 16000, "aac")

@@ -142,13 +142,15 @@ def test_uploads_have_a_limit(client, monkeypatch):
     assert "maximum allowed size" in huge.text
 
 
+def number_of(client, question):
+    """The number by which a request names a question."""
+    asked = client.get("/config").json()["dependencies"]
+    return next(each["id"] for each in asked if each["api_name"] == question)
+
+
 def ask(client, sound):
     """What the page says of a sound, given as a request names it."""
-    (number,) = (
-        question["id"]
-        for question in client.get("/config").json()["dependencies"]
-        if question["api_name"] == "ask_sound"
-    )
+    number = number_of(client, "ask_sound")
     data = [{"path": str(sound), "meta": {"_type": "gradio.FileData"}}, False, "", -1, 10]
     joined = client.post(
         "/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": "one"}
@@ -179,6 +181,30 @@ def test_a_sound_that_was_not_uploaded_is_no_question(client, tmp_path):
 def test_a_question_has_a_limit(client):
     answer = client.post("/gradio_api/queue/join", content=bytes(2 * 1024**2))
     assert (answer.status_code, answer.text) == (413, "The question is too long")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "count", "shown"),
+    [(None, None, 4), ("", [], 4), (99, 10, 1), (-7, 10, 4), (-1, 99, 4), (-1, 0, 1), (-1, 2.7, 2)],
+)
+def test_what_a_field_of_a_slider_holds_while_it_is_typed_is_no_error(client, lowest, count, shown, capsys):
+    """An empty field sends nothing, and a number beyond the ends is sent before the browser corrects it."""
+    data = ["high tone", False, "", lowest, count]
+    joined = client.post(
+        "/gradio_api/queue/join",
+        json={"data": data, "fn_index": number_of(client, "ask"), "session_hash": "one"},
+    )
+    assert joined.status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=one") as answer:
+        answered = [line for line in answer.iter_lines() if "process_completed" in line]
+    assert f"{shown} of 4 clips" in answered[0]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_page_of_no_clips_is_refused(tmp_path):
+    empty = replace(make_collection([None] * 4), names=[], captions=[], files=[])
+    with pytest.raises(ValueError, match="`collection` has to hold at least one clip"):
+        make_app(empty, tmp_path, ["127.0.0.1"])
 
 
 def test_paths_that_climb_are_not_uploads(tmp_path):

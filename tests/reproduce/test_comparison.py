@@ -29,6 +29,7 @@ from ask_lightning.reproduce import (
     train_and_evaluate,
     tuning_markdown,
 )
+from ask_lightning.reproduce.run_table import RunsError
 
 
 def scores(value: float) -> dict[str, float]:
@@ -172,6 +173,15 @@ def test_another_protocol_needs_another_folder(calls, tmp_path):
     with pytest.raises(ValueError, match=r"under another protocol: batch_size 32 → 64\. Use another"):
         compare(methods(0.1), other, tmp_path, seeds=[0], log=len)
     assert json.loads((tmp_path / "protocol.json").read_text())["batch_size"] == 32
+
+
+@pytest.mark.parametrize("content", ['{"max_epochs": 3,', "[]", '{"methods": 3}'])
+def test_a_damaged_protocol_is_named(calls, tmp_path, content):
+    compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
+    (tmp_path / "protocol.json").write_text(content)
+    with pytest.raises(RunsError, match=r"protocol\.json is damaged .* Use another folder"):
+        compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+    assert (tmp_path / "protocol.json").read_text() == content
 
 
 def test_a_method_with_other_options_needs_another_folder(calls, tmp_path):

@@ -113,3 +113,20 @@ def test_calibrations_of_another_version_are_refused(tmp_path):
         ValueError, match=r"runs.csv holds calibrations of another kind .* Use another folder"
     ):
         table.read()
+
+
+def test_a_line_without_recalls_or_in_another_encoding_is_named(tmp_path):
+    table = RunTable(tmp_path)
+    for seed in range(2):
+        table.append(make_run(tmp_path, seed=seed))
+    whole = table.path.read_bytes()
+    with table.path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    emptied = ["" if name.startswith("validation/") else cell for name, cell in zip(*rows[:2], strict=True)]
+    with table.path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([rows[0], emptied, rows[2]])
+    with pytest.raises(ValueError, match=r"runs\.csv, line 2, is damaged .* empty.* Remove the line"):
+        table.read()
+    table.path.write_bytes(whole.replace(b"\nNT-Xent", b"\n\xff-Xent", 1))
+    with pytest.raises(ValueError, match=r"runs\.csv, line 2, is damaged: it is no UTF-8"):
+        table.read()

@@ -14,6 +14,7 @@ from ask_lightning.cli.run_lock import locked_run
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.reproduce import MAX_CANDIDATES, silence_lightning
 from ask_lightning.reproduce.artifacts import ARTIFACTS, EXPERIMENTS, Artifact
+from ask_lightning.reproduce.run_table import RunsError
 from ask_lightning.reproduce.study import Study
 from ask_lightning.reproduce.tasks import TASKS, Task, quick_options
 
@@ -39,8 +40,16 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
         What each has to say, in Markdown, by name.
 
     Raises:
-        UsageError: The command line cannot be used.
+        UsageError: The command line cannot be used, or the folder holds runs with other options or damaged
+            ones.
     """
+    try:
+        return _reproduce(arguments)
+    except RunsError as error:
+        raise UsageError(str(error)) from error
+
+
+def _reproduce(arguments: Sequence[str]) -> dict[str, str]:
     options, own = parse_flags(arguments)
     with usage_errors():
         task = TASKS[options.data](**own)

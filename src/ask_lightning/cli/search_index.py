@@ -13,6 +13,7 @@ from ask_lightning.cli.errors import UsageError
 from ask_lightning.knowledge.exact_search import Search
 from ask_lightning.knowledge.faiss_search import FaissSearch
 from ask_lightning.utilities.atomic_files import atomic_write
+from ask_lightning.utilities.file_checksum import sampled_checksum
 from ask_lightning.utilities.file_lock import file_lock
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -20,7 +21,7 @@ COMPARED_BY_AUTO = 2_000_000
 """Number of rows up to which `auto` compares all of them (docs/benchmarks.md)."""
 
 _NAMED = ("auto", "exact", "ivf", "hnsw")
-_FORMAT = "ask-lightning index 1"
+_FORMAT = "ask-lightning index 2"
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,14 @@ class StoredIndex:
         return self.encoded.with_name(f"{self.encoded.name}.{self.side}.{readable}.faiss")
 
     def is_of(self, pairs: EncodedPairs) -> bool:
-        """Whether the file is there, complete and of these very embeddings.
+        """Whether the file is there, of these very embeddings and undamaged, as `sampled_checksum` tells.
 
         Args:
             pairs: The content of the encoded file.
         """
         try:
-            stated = json.loads(self._note.read_text(encoding="utf-8"))
-            return bool(stated == self._identity(pairs) | {"bytes": self.path.stat().st_size})
-        except (OSError, ValueError):
+            return self._is_said_to_be_of(pairs) and self._noted == self._note_of(pairs)
+        except OSError:
             return False
 
     def load(self, pairs: EncodedPairs) -> Search | None:
@@ -159,7 +159,11 @@ class StoredIndex:
                 held.enter_context(file_lock(self.path.with_suffix(".lock")))
             if (found := self.load(pairs)) is not None:
                 return found
-            changed = "The encoded file has changed since its index was built. " if self.path.exists() else ""
+            changed = ""
+            if self.path.exists():
+                changed = "The encoded file has changed since its index was built. "
+                if self._is_said_to_be_of(pairs):
+                    changed = f"{self.path} is damaged. "
             print(f"{changed}Building the index {factory} of {what}, once:", file=sys.stderr, flush=True)
             started = time.monotonic()
             with _progress(len(rows)) as advance:
@@ -170,9 +174,9 @@ class StoredIndex:
                 self._note.unlink(missing_ok=True)
                 with atomic_write(self.path) as temporary:
                     built.save(temporary)
-                note = self._identity(pairs) | {"bytes": self.path.stat().st_size}
+                note = json.dumps(self._note_of(pairs), indent=2) + "\n"
                 with atomic_write(self._note) as temporary:
-                    temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+                    temporary.write_text(note, encoding="utf-8")
             except OSError as error:
                 reason = error.strerror or error
                 print(f"{took}, and cannot be kept as {self.path} ({reason}).", file=sys.stderr)
@@ -184,6 +188,24 @@ class StoredIndex:
     @property
     def _note(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def _noted(self) -> dict[str, object]:
+        """What the small file says; empty where it is missing or damaged."""
+        try:
+            noted = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+    def _is_said_to_be_of(self, pairs: EncodedPairs) -> bool:
+        """Whether the small file names these embeddings."""
+        return self._noted.items() >= self._identity(pairs).items()
+
+    def _note_of(self, pairs: EncodedPairs) -> dict[str, object]:
+        """What the small file has to say of the index that is there."""
+        content = {"bytes": self.path.stat().st_size, "content": sampled_checksum(self.path)}
+        return self._identity(pairs) | content
 
     def _identity(self, pairs: EncodedPairs) -> dict[str, object]:
         """What the index depends on."""

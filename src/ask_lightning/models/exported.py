@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ask_lightning.data.clips import abbreviate
 from ask_lightning.models.tokens import TOKENIZER_FILE, VocabularyTokenizer
 from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.optional_imports import import_optional
+from ask_lightning.utilities.weights import weights_fingerprint
 
 CONFIG_FILE = "config.json"
 """Class and hyperparameters, under the key of `SECTION`."""
@@ -59,6 +61,7 @@ def save_pretrained(model: L.LightningModule, folder: str | Path) -> None:
         "class_path": _class_path(type(model)),
         "init_args": _init_args(model),
         "version": import_module("ask_lightning").__version__,
+        "fingerprint": weights_fingerprint(model),
     }
     part = _transformers_part(type(model))
     config: dict[str, Any] = {"architectures": [type(model).__name__]}
@@ -112,7 +115,8 @@ def from_pretrained(
     Raises:
         FileNotFoundError: There is no such folder or repository, or it lacks a file.
         ImportError: The class that the folder names cannot be imported, or needs a package that is missing.
-        ValueError: The folder holds something else, or weights that do not fit.
+        ValueError: The folder holds something else, arguments that the class refuses, or weights that do not
+            fit or are not finite.
 
     Examples:
         >>> from ask_lightning.models import TinyRetriever
@@ -128,7 +132,16 @@ def from_pretrained(
     unknown = sorted(set(hyperparameters) - _parameters(chosen).keys())
     if unknown and not _takes_any(chosen):
         raise ValueError(f"{chosen.__name__} has no argument {', '.join(f'`{name}`' for name in unknown)}.")
-    model = chosen(**arguments)
+    try:
+        model = chosen(**arguments)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if hyperparameters:  # which may be what is refused
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{folder / CONFIG_FILE} makes no {chosen.__name__} ({reason}). Undo what was changed in its "
+            "`init_args`, or export the model anew."
+        ) from error
     _load(model, folder)
     return model.eval()
 
@@ -169,6 +182,7 @@ def _load(model: nn.Module, folder: Path) -> None:
         state = {prefix + name: tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}. Export the model anew.") from error
+    _check_values(model, state, folder / WEIGHTS_FILE)
     tokenizer = _vocabulary_tokenizer(model)
     if tokenizer is not None:
         name, module = tokenizer
@@ -182,6 +196,27 @@ def _load(model: nn.Module, folder: Path) -> None:
         raise ValueError(
             f"The weights in {folder} do not fit {type(model).__name__} as {CONFIG_FILE} makes it: {error}"
         ) from error
+
+
+def _check_values(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse parameters that are not finite, and point at those of fewer bits than the model's."""
+    parameters = {name: value for name, value in model.named_parameters() if name in state}
+    broken = [name for name in parameters if not bool(state[name].isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{path} holds NaN or infinity, in {abbreviate(broken)}, so that the model finds nothing: its "
+            "training diverged, or the file was changed. Export an earlier checkpoint."
+        )
+    rounded = [
+        name for name, value in parameters.items() if state[name].element_size() < value.element_size()
+    ]
+    if rounded:
+        stored = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in rounded}))
+        rank_zero_warn(
+            f"{path} holds {len(rounded)} weights in {stored}, in which they were rounded, such as "
+            f"{rounded[0]!r}. The model computes in the precision of its class, and finds what the rounded "
+            "weights find. Export the checkpoint of the training for the weights in full."
+        )
 
 
 def _init_args(model: L.LightningModule) -> dict[str, Any]:
@@ -269,12 +304,20 @@ def _read_section(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is damaged: {error}. Undo the change, or export the model anew."
+        ) from error
     section = content.get(SECTION) if isinstance(content, Mapping) else None
     if not isinstance(section, Mapping) or not {"class_path", "init_args"} <= section.keys():
         raise ValueError(
             f"{folder} holds no model of this library: its {CONFIG_FILE} has no section {SECTION!r}. Models "
             "of transformers are loaded by name as the encoders of a new model, see `CLAPRetriever`."
+        )
+    if not isinstance(section["class_path"], str) or not isinstance(section["init_args"], Mapping):
+        raise ValueError(
+            f"{folder / CONFIG_FILE} has to hold a name as `class_path` and an object as `init_args`, but "
+            f"got {section['class_path']!r} and {section['init_args']!r}. Undo the change, or export the "
+            "model anew."
         )
     return dict(section)
 

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+from ask_lightning.models.exported import CALIBRATION_FILE
 from ask_lightning.utilities.optional_imports import import_optional
+
+# Files that only some models have; those of an earlier model would be taken for those of the later one.
+_OF_A_MODEL = [CALIBRATION_FILE, "results.json", "results-*.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 def upload_folder(folder: str | Path, repository: str, *, private: bool = False) -> str:
     """Upload a folder to a repository of the Hugging Face hub, which is made if it does not exist.
+
+    Results, calibration and tokenizer of an earlier model are removed from it where the folder has none.
 
     Args:
         folder: Folder of a model, as `save_pretrained` writes it.
@@ -25,7 +31,10 @@ def upload_folder(folder: str | Path, repository: str, *, private: bool = False)
     try:
         created = api.create_repo(repository, private=private or None, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=Path(folder), commit_message="Upload a model of ask-lightning"
+            repo_id=repository,
+            folder_path=Path(folder),
+            commit_message="Upload a model of ask-lightning",
+            delete_patterns=_OF_A_MODEL,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ask_lightning.metrics import Calibration, QueryBank
-from ask_lightning.models.exported import CALIBRATION_FILE, find_pretrained
+from ask_lightning.models.exported import CALIBRATION_FILE, CONFIG_FILE, SECTION, find_pretrained
 from ask_lightning.utilities.atomic_files import atomic_write
 
 _FORMAT = "ask-lightning calibration 1"
@@ -77,7 +77,7 @@ def load_calibration(
 
     Raises:
         FileNotFoundError: There is no such folder or repository.
-        ValueError: The file is damaged or of another version.
+        ValueError: The file is damaged, of another version, or of other weights than the model beside it.
 
     Examples:
         >>> folder = getfixture("tmp_path")
@@ -88,9 +88,16 @@ def load_calibration(
         >>> bank.text.shape, str(calibration)
         (torch.Size([2, 2]), 'inverted_softmax, temperature=0.1')
     """
-    path = find_pretrained(str(source), revision, token) / CALIBRATION_FILE
+    folder = find_pretrained(str(source), revision, token)
+    path = folder / CALIBRATION_FILE
     if not path.is_file():
         return None
+    of_weights, weights = calibration_fingerprint(folder), _fingerprint_of_model(folder)
+    if None not in (of_weights, weights) and of_weights != weights:
+        raise ValueError(
+            f"{path} is the calibration of other weights than those of the model beside it, which were "
+            "written later. Remove it, or export the model anew."
+        )
     try:
         with safe_open(path, framework="pt") as stored:
             parameters = json.loads((stored.metadata() or {})["parameters"])
@@ -100,3 +107,12 @@ def load_calibration(
         raise ValueError(
             f"{path} is damaged or of another version ({error}). Export the model anew."
         ) from error
+
+
+def _fingerprint_of_model(folder: Path) -> str | None:
+    """The fingerprint of the weights of an exported model; None where there is no model, or it has none."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return str(config[SECTION]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

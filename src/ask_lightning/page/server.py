@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,10 @@ def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
 
     Raises:
         ImportError: gradio is missing.
+        ValueError: There are no clips.
     """
+    if not len(collection):
+        raise ValueError("Argument `collection` has to hold at least one clip, but it is empty.")
     fastapi = import_optional("fastapi")
     gradio = import_optional("gradio")
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -436,11 +439,33 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         gradio.on(
             [sound.upload, sound.stop_recording], ask_sound, [sound, refined, *filters], outputs, **hidden
         )
+        # What is typed into the field of a slider is sent before it is whole, as nothing or beyond the ends.
+        for slider, (least, most, usual) in ((lowest, (_NO_LIMIT, 1, _NO_LIMIT)), (count, _COUNTS)):
+            slider.preprocess = partial(within, least=least, most=most, usual=usual)
         refined.input(ask_again, [answer, refined, *filters], outputs, **hidden)
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last", **hidden}
-        words.input(filter_by_words, [answer, refined, *filters], outputs, **quietly)
+        # What is deleted from a field sends no `input`.
+        words.change(filter_by_words, [answer, refined, *filters], outputs, **quietly)
         gradio.on([lowest.input, count.input], show, [answer, *filters], found, **quietly)
     return blocks
+
+
+def within(value: object, least: float, most: float, usual: float) -> float:
+    """The number that a slider stands for.
+
+    Args:
+        value: What the browser sent, of any type.
+        least: The lowest number of the slider.
+        most: The highest number of the slider.
+        usual: What stands for a value that is no number, as while the field is empty.
+
+    Examples:
+        >>> [within(value, 1, 50, 10) for value in (7, 99, -3, None, "many")]
+        [7, 50, 1, 10, 10]
+    """
+    if isinstance(value, int | float) and value == value:  # no NaN
+        return min(max(value, least), most)
+    return usual
 
 
 def is_loopback(host: str) -> bool:

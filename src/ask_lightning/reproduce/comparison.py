@@ -22,6 +22,7 @@ from ask_lightning.metrics.table import mean_recall
 from ask_lightning.reproduce.run_table import (
     FailedRun,
     Run,
+    RunsError,
     RunTable,
     run_folder,
     settings_label,
@@ -156,8 +157,9 @@ def compare(
 
     Raises:
         ValueError: Methods or seeds are missing or double, the methods have not equally many candidates or
-            names that differ in signs alone, or the folder holds runs under another protocol, or of a method
-            with other options or candidates.
+            names that differ in signs alone.
+        RunsError: The folder holds runs under another protocol, or of a method with other options or
+            candidates, or what it holds is damaged.
         RuntimeError: All candidates of a method diverged, or a run failed otherwise. Runs that are finished
             stay in `runs.csv`.
     """
@@ -274,13 +276,19 @@ def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: b
     present: dict[str, Any] = json.loads(json.dumps({**options, _METHODS: own}, default=_as_json))
     file = output / "protocol.json"
     wanted = present.pop(_METHODS)
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
-    kept = stored.pop(_METHODS, {})
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
+        kept = dict(stored.pop(_METHODS, {}))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunsError(
+            f"{file} is damaged ({error}), so it does not say how the runs beside it were trained. Use "
+            "another folder, or remove this one."
+        ) from error
     changed = _changes(stored, present)
     for name in wanted:
         changed += [f"{name}: {change}" for change in _changes(kept.get(name, wanted[name]), wanted[name])]
     if changed:
-        raise ValueError(
+        raise RunsError(
             f"{output} holds runs under another protocol: {', '.join(changed)}. Use another folder, or "
             "remove this one."
         )
@@ -323,7 +331,7 @@ def _check_candidates(methods: Sequence[Method], finished: Sequence[Run | Failed
         }
         others = [label for text, label in tried.items() if text not in candidates]
         if others:
-            raise ValueError(
+            raise RunsError(
                 f"{output} holds runs of {method.name} with settings that are no candidates any more "
                 f"({'; '.join(others)}), so it would have been tuned with more runs than are counted. Use "
                 "another folder, or remove this one."

@@ -30,6 +30,10 @@ _COLUMNS = (
 _FAILED_COLUMNS = ("method", "settings", "seed", "reason")
 
 
+class RunsError(ValueError):
+    """The runs in a folder cannot be read, or were trained under other options."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished training run.
@@ -139,7 +143,7 @@ class RunTable:
         """The runs so far, by method, settings as JSON, and seed.
 
         Raises:
-            ValueError: The file has other columns or calibrations than this version writes, or a line in its
+            RunsError: The file has other columns or calibrations than this version writes, or a line in its
                 midst is damaged.
         """
         if not self.path.exists():
@@ -147,13 +151,15 @@ class RunTable:
         whole = _whole_lines(self.path)
         rows = csv.DictReader(io.StringIO(whole))
         if whole and tuple(rows.fieldnames or ()) != _COLUMNS:
-            raise ValueError(f"{self.path} has other columns than this version writes. Use another folder.")
+            raise RunsError(f"{self.path} has other columns than this version writes. Use another folder.")
         runs = {}
         for row in rows:
             calibration = self._calibration(row["calibration"])
             with _named(self.path, rows.line_num):
                 settings = json.loads(row["settings"])
                 parts: dict[str, Any] = {part: _recalls(row, part) for part in _PARTS}
+                if None in (parts["validation"], parts["test"]):  # only calibrated search may be missing
+                    raise ValueError("cells of its recalls are empty")
                 run = Run(
                     row["method"],
                     settings,
@@ -173,7 +179,7 @@ class RunTable:
         try:
             return Calibration(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise RunsError(
                 f"{self.path} holds calibrations of another kind than this version tries ({error}). Use "
                 "another folder."
             ) from error
@@ -182,7 +188,7 @@ class RunTable:
         """The runs that diverged so far, by method, settings as JSON, and seed.
 
         Raises:
-            ValueError: A line of the file is damaged.
+            RunsError: A line of the file is damaged.
         """
         if not self.failed_path.exists():
             return {}
@@ -226,7 +232,7 @@ def _named(path: Path, line: int) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise RunsError(
             f"{path}, line {line}, is damaged ({error}). Remove the line, and its run is trained again, or "
             "use another folder."
         ) from error
@@ -236,13 +242,23 @@ def _whole_lines(path: Path) -> str:
     """The text of a file without a last line that has no end, which is removed from the file.
 
     A process that was killed while it wrote leaves one.
+
+    Raises:
+        RunsError: The text is no UTF-8.
     """
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]  # of bytes, since a character may be torn as well
     if whole != content:
         # Cut off in place: were the file written anew, a kill meanwhile would lose every run.
         os.truncate(path, len(whole))
-    return whole.decode("utf-8")
+    try:
+        return whole.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = whole.count(b"\n", 0, error.start) + 1
+        raise RunsError(
+            f"{path}, line {line}, is damaged: it is no UTF-8. Remove the line, and its run is trained "
+            "again, or use another folder."
+        ) from error
 
 
 def _append(path: Path, columns: Sequence[str], line: Sequence[object]) -> None:

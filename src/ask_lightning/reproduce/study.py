@@ -119,7 +119,8 @@ class Study:
             Their runs and those of the entries whose settings they take, by name.
 
         Raises:
-            ValueError: Two entries of one name differ, or a folder holds runs of an entry with other options.
+            ValueError: Two entries of one name differ.
+            RunsError: The folder holds runs with other options, or damaged ones.
             RuntimeError: All candidates of an entry diverged, or a run failed otherwise. Runs that are
                 finished are kept.
         """
