@@ -128,3 +128,28 @@ def test_every_item_of_litdata_once(kind, tmp_path):
         assert "Ranks 0 and 1 read the same" in first[0]
     else:
         assert sorted(first[0]) == list(range(43)), first[0]
+
+
+class UnevenChunks(Chunks):
+    """22 and 21 pairs, of which one rank makes four batches and the other three."""
+
+    def train_dataloader(self) -> DataLoader:
+        import litdata
+
+        return litdata.StreamingDataLoader(
+            litdata.StreamingDataset(self.directory, drop_last=False), batch_size=7
+        )
+
+
+def read_uneven_chunks(directory: str) -> tuple[list[int] | str, list[str]]:
+    return told(UnevenChunks(directory))
+
+
+def test_different_numbers_of_batches_are_pointed_at(tmp_path):
+    pytest.importorskip("litdata", reason="litdata is not installed")
+    directory = write_chunks(Path(tmp_path) / "pairs", size=43)
+    first, second = on_ranks(2, read_uneven_chunks, directory, grouped=False)
+    told_words = [text for text in first[1] if "training batches in an epoch" in text]
+    assert len(told_words) == 1
+    assert "limit_train_batches=3" in told_words[0]
+    assert not is_about(second[1], "training batches in an epoch")

@@ -1,6 +1,7 @@
 """Callbacks: the refresh of the knowledge, and the monitors, tables and maps that report on a run."""
 
 from ask_lightning.callbacks.auto_period import AutoPeriod
+from ask_lightning.callbacks.cluster_signal import ClusterSignalCallback
 from ask_lightning.callbacks.drift_map import DriftMap
 from ask_lightning.callbacks.loader_state import LoaderStateCallback
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
@@ -12,6 +13,7 @@ from ask_lightning.knowledge.mapping import MappedRefresh
 
 __all__ = [
     "AutoPeriod",
+    "ClusterSignalCallback",
     "DriftMap",
     "DriftMonitor",
     "InfluenceMonitor",

@@ -51,6 +51,7 @@ from ask_lightning.encoding.compatibility import (
     check_finders,
     check_trainer,
     warn_of_single_pair,
+    warn_of_uneven_batches,
 )
 from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import restore_in_checkpoint
@@ -327,6 +328,7 @@ class KnowledgeRefreshCallback(Callback):
         self._snapshots.checkpoint_directories = set(checkpoint_directories(trainer))
         self._snapshots.root = local_path(trainer.default_root_dir)
         warn_of_single_pair(trainer)
+        warn_of_uneven_batches(trainer, Ranks.current())
         check_borrowed_parameters(trainer, pl_module, self.target.loss)
         self._gradient_check.start(trainer, pl_module)
         warn_of_inexact_resume(trainer)

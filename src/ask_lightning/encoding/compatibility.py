@@ -16,6 +16,7 @@ from ask_lightning.encoding.sharding import SHARDING_STRATEGIES, is_sharded
 from ask_lightning.encoding.source_loader import batch_size_of
 from ask_lightning.encoding.webdataset_source import has_epoch_of_its_own
 from ask_lightning.losses.base import RetrievalLoss
+from ask_lightning.utilities.distributed import Ranks
 
 _XLA = (SingleDeviceXLAStrategy, XLAStrategy)
 _BUILT_ON = "ask_lightning is built on `lightning.pytorch`, and the two do not know each other's classes."
@@ -188,6 +189,22 @@ def warn_of_uneven_streams(trainer: pl.Trainer, counts: Sequence[int]) -> None:
             f"The processes read {', '.join(map(str, counts))} pairs of the training stream, so some have "
             "more batches than others, and DDP waits for those that have none. Give all the same number: "
             "WebLoader(...).with_epoch(batches), or Trainer(limit_train_batches=...)."
+        )
+
+
+def warn_of_uneven_batches(trainer: pl.Trainer, ranks: Ranks) -> None:
+    """Warn if loaders with lengths give the processes different numbers of training batches; collective.
+
+    Args:
+        trainer: The running trainer.
+        ranks: The processes of the run.
+    """
+    counts = ranks.all_gather_object(trainer.num_training_batches)
+    if len(set(counts)) > 1:
+        rank_zero_warn(
+            f"The processes have {', '.join(map(str, counts))} training batches in an epoch, and DDP waits "
+            "for those that have none left. Give all the same number: drop_last=True where litdata or a "
+            f"sampler divides the rows, or Trainer(limit_train_batches={min(counts)})."
         )
 
 
