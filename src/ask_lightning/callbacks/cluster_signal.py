@@ -30,7 +30,8 @@ class ClusterSignalCallback(Callback):
     Notes:
         Each signal is answered once in a `fit`. Ask SLURM to send it earlier than the longest refresh and
         validation take: `#SBATCH --signal=SIGUSR1@600` is ten minutes before the time is over. A step costs
-        one small reduction more. Place the callback behind `KnowledgeRefreshCallback`.
+        one small reduction more, for which the host waits. Place the callback behind
+        `KnowledgeRefreshCallback`.
 
     Examples:
         >>> from ask_lightning import KnowledgeRefreshCallback
