@@ -1,6 +1,7 @@
 """The loss of a run: by the name of a config, by flags, of the user's own; and what of ASK goes with it."""
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ask_lightning import (
 )
 from ask_lightning import losses as library
 from ask_lightning.callbacks import QueryTable
+from ask_lightning.cli import main
 from ask_lightning.cli.ask_section import add_ask_arguments, ask_module
 from ask_lightning.cli.compose import compose, shipped_configs, shipped_roles
 from ask_lightning.cli.errors import UsageError
@@ -193,6 +195,15 @@ def test_every_option_of_the_section_is_a_known_flag():
     options = {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("ask.")}
     assert {"caption_ids", "refresh"} <= options
     check_flags("fit", {}, [f"--ask.{name}" for name in options])
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "encode", "inspect"])
+def test_every_flag_of_a_commands_help_is_known(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    flags = set(re.findall(r"(?:^|[\s,\[])(--[A-Za-z_][\w.]*)", capsys.readouterr().out))
+    assert "--data" in {flag.partition(".")[0] for flag in flags}
+    check_flags(command, {}, sorted(flags))
 
 
 def section_of(kind, *, chunk_size=None, compile_loss=False, **refresh):

@@ -25,10 +25,10 @@ _COMMON = (
     *("ckpt_path", "demo"),
 )
 _OF_COMMANDS = {
-    "fit": (),
-    "validate": ("verbose",),
+    "fit": ("weights_only",),  # where Lightning has it
+    "validate": ("verbose", "weights_only"),
     "test": ("verbose", "calibrate", "untrained", "json"),
-    "predict": ("return_predictions",),
+    "predict": ("return_predictions", "weights_only"),
     "encode": ("split", "output", "calibrate", "tokens"),
     "inspect": ("json", "picture"),
 }
