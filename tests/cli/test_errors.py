@@ -46,6 +46,7 @@ def test_some_classes_are_explained_at_any_time(kind):
     [
         (OSError(28, "No space left on device", "a.csv"), "[Errno 28] No space left on device: 'a.csv'."),
         (OSError(122, "Disk quota exceeded"), "[Errno 122] Disk quota exceeded."),
+        (OSError(27, "File too large", "a.csv"), "[Errno 27] File too large: 'a.csv'."),
         (UsageError("a.bin cannot be written: (os error 28)"), "a.bin cannot be written: (os error 28)."),
     ],
 )

@@ -24,9 +24,10 @@ _PARSER_NOISE = (
 )
 
 
-# How the operating system and libraries that do not pass its error on say that a disk is full.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SAYS_FULL = re.compile(r"no space left|quota exceeded|os error (28|122)\b", re.IGNORECASE)
+# How the operating system and libraries that do not pass its error on say that a disk is full, or takes no
+# file as large.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAYS_FULL = re.compile(r"no space left|quota exceeded|file too large|os error (27|28|122)\b", re.IGNORECASE)
 _REMEDY_OF_FULL = "Free space there, or write to another disk. What is complete stays."
 # An argument with a value, as messages of constructors write it.
 _ARGUMENT = re.compile(r"`(\w+)=(\"?)([\w.-]+)\2`")

@@ -18,20 +18,21 @@ def unit_length(embeddings: Tensor) -> Tensor:
         embeddings: `(..., d)`, any floating dtype.
 
     Returns:
-        `(..., d)`, same dtype, every row of length one or zero.
+        `(..., d)`, same dtype (under autocast float32), every row of length one or zero.
 
     Examples:
         >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    # In float16 the length of a row may overflow that is itself finite.
-    wide = torch.float32 if embeddings.dtype == torch.float16 else None
-    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True, dtype=wide)  # (..., 1)
-    rounded = length.to(embeddings.dtype)
+    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)  # (..., 1)
+    dtype = length.dtype  # under autocast float32
+    if dtype == torch.float16:  # in which the length of a row may overflow that is itself finite
+        length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True, dtype=torch.float32)
+    rounded = length.to(dtype)
     is_unchanged = (rounded == 0) | ((rounded - 1).abs() <= _UNIT_TOLERANCE)
     unit: Tensor = embeddings / length.masked_fill(is_unchanged, 1.0)
-    return unit.to(embeddings.dtype)
+    return unit.to(dtype)
 
 
 def inject_knowledge(

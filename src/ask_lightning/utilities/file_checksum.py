@@ -33,7 +33,7 @@ def sampled_checksum(path: Path) -> int:
     blocks = -(-size // _BLOCK)
     read = min(blocks, _BLOCKS_READ)
     total = crc32(str(size).encode())
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:
         for number in range(read):
             # The first and the last block are among them.
             file.seek(_BLOCK * (number * (blocks - 1) // max(1, read - 1)))
