@@ -184,6 +184,13 @@ def test_a_damaged_protocol_is_named(calls, tmp_path, content):
     assert (tmp_path / "protocol.json").read_text() == content
 
 
+def test_runs_without_their_protocol_are_refused(calls, tmp_path):
+    compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
+    (tmp_path / "protocol.json").unlink()
+    with pytest.raises(RunsError, match=r"protocol\.json is missing, .* Put it back, or use another folder"):
+        compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
+
+
 def test_a_method_with_other_options_needs_another_folder(calls, tmp_path):
     def described(**options):
         return [replace(method, description=options) for method in methods(0.1, names="A")]

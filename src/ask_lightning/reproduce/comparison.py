@@ -168,7 +168,7 @@ def compare(
     check_count("threads", threads)
     table = RunTable(output)
     finished, failed = table.read(), table.read_failed()
-    _check_protocol(methods, protocol, calibrated, output)
+    _check_protocol(methods, protocol, calibrated, output, has_runs=bool(finished or failed))
     _check_candidates(methods, [*finished.values(), *failed.values()], output)
     _check_folders(methods, seeds, [*finished.values(), *failed.values()], output)
     done: set[tuple[str, str, int]] = set()
@@ -263,7 +263,9 @@ def _check(methods: Sequence[Method], seeds: Sequence[int]) -> None:
         )
 
 
-def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: bool, output: Path) -> None:
+def _check_protocol(
+    methods: Sequence[Method], protocol: Protocol, calibrated: bool, output: Path, *, has_runs: bool
+) -> None:
     """Refuse a folder of runs under another protocol; note in it the protocol, and that of new methods."""
     options = {
         "max_epochs": protocol.max_epochs,
@@ -276,6 +278,11 @@ def _check_protocol(methods: Sequence[Method], protocol: Protocol, calibrated: b
     present: dict[str, Any] = json.loads(json.dumps({**options, _METHODS: own}, default=_as_json))
     file = output / "protocol.json"
     wanted = present.pop(_METHODS)
+    if has_runs and not file.exists():
+        raise RunsError(
+            f"{file} is missing, so nothing says how the runs beside it were trained. Put it back, or use "
+            "another folder."
+        )
     try:
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
         kept = dict(stored.pop(_METHODS, {}))
