@@ -29,7 +29,7 @@ from ask_lightning.reproduce import (
     train_and_evaluate,
     tuning_markdown,
 )
-from ask_lightning.reproduce.run_table import RunsError
+from ask_lightning.reproduce.run_table import RunsError, run_folder
 
 
 def scores(value: float) -> dict[str, float]:
@@ -182,6 +182,19 @@ def test_a_damaged_protocol_is_named(calls, tmp_path, content):
     with pytest.raises(RunsError, match=r"protocol\.json is damaged .* Use another folder"):
         compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0, 1], log=len)
     assert (tmp_path / "protocol.json").read_text() == content
+
+
+def test_what_was_computed_of_earlier_weights_goes_with_them(calls, tmp_path):
+    compare(methods(0.1, names="A"), PROTOCOL, tmp_path, seeds=[0], log=len)
+    kept = run_folder(tmp_path, "A", {"temperature": 0.1}, 0) / "transfer-elsewhere.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.touch()
+    compare(methods(0.1, names="A"), PROTOCOL, tmp_path, seeds=[0], log=len)
+    assert kept.exists()
+    runs = tmp_path / "runs.csv"
+    runs.write_text(runs.read_text().splitlines(keepends=True)[0])
+    compare(methods(0.1, names="A"), PROTOCOL, tmp_path, seeds=[0], log=len)
+    assert not kept.exists()
 
 
 def test_runs_without_their_protocol_are_refused(calls, tmp_path):

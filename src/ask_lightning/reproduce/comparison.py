@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -431,6 +432,7 @@ def _end_with_parent() -> None:
 def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run | FailedRun:
     started = time.perf_counter()
     folder = run_folder(output, job.method.name, job.settings, job.seed)
+    shutil.rmtree(folder, ignore_errors=True)  # what was computed of earlier weights is not of these
     loggers = () if protocol.make_loggers is None else protocol.make_loggers(folder.name)
     try:
         metrics = train_and_evaluate(
