@@ -41,12 +41,7 @@ from ask_lightning.callbacks.snapshots import (
     knowledge_directory,
     local_path,
 )
-from ask_lightning.callbacks.step_embeddings import (
-    StepRecorder,
-    check_pairs,
-    stored_embeddings,
-    write_back,
-)
+from ask_lightning.callbacks.step_rows import StepRows
 from ask_lightning.encoding.compatibility import (
     check_finders,
     check_trainer,
@@ -226,9 +221,7 @@ class KnowledgeRefreshCallback(Callback):
         )
         self._known_renewer: Renewer | None = None
         self._reader = SourceReader(source, batch_size, num_workers, max_rows)
-        self._recorder: StepRecorder | None = None
-        self._step = 0  # number of optimiser steps before the present one
-        self._batch: Any = None  # of the present step, until its embeddings have been made use of
+        self._step_rows: StepRows | None = None  # while training, where an option finds rows
         self._start_anew()
         check_combination(
             self._builder,
@@ -251,9 +244,9 @@ class KnowledgeRefreshCallback(Callback):
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
         self._background: BackgroundRefresh | None = None
         self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
-        self.num_encoded = self._num_written = self._num_steps = 0
+        self.num_encoded = 0
         self._told_search: str | None = None
-        self._warned_of_collapse, self._warned_of_captions = False, False
+        self._warned_of_collapse = False
         self._gradient_check = GradientCheck()
         self._reader.restart()
 
@@ -335,54 +328,45 @@ class KnowledgeRefreshCallback(Callback):
         self._restore(trainer, pl_module)
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
-        if self.target.loss.knowledge is not None:
-            self._check_pairs(self.target.loss.knowledge)
+        self._look_at_steps()
         self._resume_in_background(trainer, pl_module)
-        if self._finds_rows_for is not None:
-            self._remove_recorder()
-            self._recorder = StepRecorder(self.target, self._finds_rows_for)
         if self.schedule is not None:
             self.schedule.budget.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the hook off the loss, and ends what encodes in the background."""
-        self._remove_recorder()
+        self._leave_steps_alone()
         self._end_background()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Takes the hook off the loss and ends the thread; Lightning does not call `teardown` then."""
-        if self._recorder is not None:
-            self._recorder.remove()  # what it holds may belong into a checkpoint that the error makes
+        if self._step_rows is not None:
+            self._step_rows.remove_hook()  # what it holds may belong into a checkpoint that the error makes
         if self.schedule is not None:
             self.schedule.budget.stop()
         if self._background is not None:
             self._background.stop()
 
-    def _remove_recorder(self) -> None:
-        """Stops looking at training steps and at the time."""
-        if self._recorder is not None:
-            self._recorder.remove()
-            self._recorder = self._batch = None
-        if self.schedule is not None:
-            self.schedule.budget.stop()
-
-    def _check_pairs(self, base: KnowledgeBase) -> None:
-        """Checks that the rows of training samples are found in new knowledge, where an option needs them."""
+    def _look_at_steps(self) -> None:
+        """Begins to look at the rows of training steps, where an option asks for it."""
+        self._leave_steps_alone()
         if self._finds_rows_for is None:
             return
-        problem = check_pairs(base, self._finds_rows_for, has_caption_ids=self.target.pair_ids is not None)
-        if problem is None:
-            return
-        if self.write_back:  # to another pair's row, which would be lost
-            raise RuntimeError(problem)
-        if not self._warned_of_captions:
-            self._warned_of_captions = True
-            rank_zero_warn(
-                f"{problem} Until then the nearest caption that is stored of the clip is compared, often "
-                "another one, so the drift comes out too small."
-            )
+        self._step_rows = StepRows(
+            self.target, self._finds_rows_for, self.schedule, writes_back=self.write_back
+        )
+        if self.target.loss.knowledge is not None:
+            self._step_rows.check_knowledge(self.target.loss.knowledge)
+
+    def _leave_steps_alone(self) -> None:
+        """Stops looking at training steps and at the time."""
+        if self._step_rows is not None:
+            self._step_rows.remove_hook()
+            self._step_rows = None
+        if self.schedule is not None:
+            self.schedule.budget.stop()
 
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the base that a checkpoint names."""
@@ -542,7 +526,7 @@ class KnowledgeRefreshCallback(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Removes the snapshots that the last checkpoints do not need."""
         self._collector.collect()
-        self._remove_recorder()
+        self._leave_steps_alone()
         self._end_background()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -557,7 +541,8 @@ class KnowledgeRefreshCallback(Callback):
         self._refresh_if_due(trainer, pl_module)
         if not is_sharded(trainer):  # there is no value outside of the forward pass
             self.target.loss.check_temperature(batch_idx)
-        self._step, self._batch = trainer.global_step, batch if self._recorder is not None else None
+        if self._step_rows is not None:
+            self._step_rows.begin(batch, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -568,47 +553,30 @@ class KnowledgeRefreshCallback(Callback):
         self._use_step(trainer)
 
     def _use_step(self, trainer: pl.Trainer) -> bool:
-        """Makes use of the embeddings of the step that has ended, once; whether it has; collective."""
-        if self._recorder is None or self._batch is None:
+        """Makes use of the rows of the step that has ended, once; whether it has; collective."""
+        if self._step_rows is None or self._step_rows.is_used:
             return False
-        batch, self._batch = self._batch, None
         base = self.target.loss.knowledge
         assert base is not None
-        step = self._recorder.take(base, batch)
-        self._num_steps += 1
-        if self.schedule is not None:
-            step, stored = stored_embeddings(base, step)
-            self.schedule.add((step.audio, step.text), stored, step=self._step)
-        if self.write_back:
+        written = self._step_rows.end(base, Ranks.current())
+        if written is not None:
             assert self._ages is not None
-            rows = write_back(base, step, Ranks.current())
-            self._ages.renew(rows, trainer.current_epoch)
-            self._num_written += len(rows)
+            self._ages.renew(written, trainer.current_epoch)
             self._snapshots.supersede()
         return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
-        ranks, option = Ranks.current(), None
+        drift = math.nan
         if self.schedule is not None:
+            ranks = Ranks.current()
             drift, share = self.schedule.drift(ranks), self.schedule.share(ranks)
-            if math.isnan(drift) and self.schedule.num_batches:
-                option = 'T="auto"'
-            elif not trainer.barebones and not math.isnan(drift):
+            if not trainer.barebones and not math.isnan(drift):
                 num_refreshes = float(self.schedule.num_refreshes)
                 values = {"drift": drift, "refreshes": num_refreshes, "refresh_share": share}
                 log_own(trainer, pl_module, values)
-        if self.write_back and self._num_steps and not self._num_written:
-            option = "write_back=True"
-        if option is not None:
-            what, names = "clips", "clip ids"
-            if self.target.pair_ids is not None:
-                what, names = "pairs", "clip ids and caption ids"
-            raise RuntimeError(
-                f"KnowledgeRefreshCallback({option}) compares training batches with what is stored of their "
-                f"{what}, but the knowledge has none of them. Leave `source` out, or pass a source with the "
-                f"{names} of the training data."
-            )
+        if self._step_rows is not None:
+            self._step_rows.check_found(drift)
 
     def refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encode the source with the current encoders and put the new base in place of the old one.
@@ -645,7 +613,8 @@ class KnowledgeRefreshCallback(Callback):
         """Puts new knowledge, by the encoders of an epoch, in place of the old, and reports on it."""
         base, old = renewal.base, self.target.loss.knowledge
         self.target.loss.check_knowledge(base)
-        self._check_pairs(base)
+        if self._step_rows is not None:
+            self._step_rows.check_knowledge(base)
         self._tell_search(base)
         self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base

@@ -30,7 +30,6 @@ from ask_lightning.utilities.checkpoint_directory import common_file
 from ask_lightning.utilities.distributed import Ranks
 
 _PREFIX = "knowledge-"
-# A temporary file that has not been written to for so long was left by a process that was killed.
 # So many superseded snapshots are worth a word where nothing removes them.
 _PILE = 3
 

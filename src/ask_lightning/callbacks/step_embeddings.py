@@ -16,10 +16,8 @@ from ask_lightning.encoding.target import Target
 from ask_lightning.functional.injection import unit_length
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.knowledge.base import KnowledgeBase
-from ask_lightning.knowledge.row_matching import match_rows, repeated_pairs
 from ask_lightning.losses.base import Ids
 from ask_lightning.utilities.clip_ids import integer_ids
-from ask_lightning.utilities.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -116,89 +114,3 @@ class StepRecorder:
             )
         audio, text = (unit_length(pooled(arguments[side]).detach().float()) for side in ("audio", "text"))
         self._recorded = StepEmbeddings(integer_ids(ids).to(audio.device), audio, text)
-
-
-@torch.no_grad()
-def stored_embeddings(
-    base: KnowledgeBase, step: StepEmbeddings
-) -> tuple[StepEmbeddings, tuple[Tensor, Tensor]]:
-    """Find what is stored of a step's samples; collective where the base is sharded.
-
-    Args:
-        base: The knowledge in use. If it holds training clips beside pairs of another source, they are what
-            is compared, all captions of a clip as one.
-        step: The samples.
-
-    Returns:
-        The samples that are stored, and their stored audio and text `(n, d)`, float32.
-    """
-    if base.training_clips is not None:
-        clips = base.find_clips(step.ids)
-        audio, text, known = clips.audio, clips.text, clips.known
-    else:
-        rows = match_rows(base, step.ids, step.text, step.caption_ids)
-        audio, text = base.fine.pairs(rows.clamp(min=0))
-        known = rows >= 0
-    return step.select(known), (audio[known].float(), text[known].float())
-
-
-def check_pairs(base: KnowledgeBase, option: str, *, has_caption_ids: bool) -> str | None:
-    """Refuse knowledge in which the rows of a sample cannot be told from others.
-
-    Args:
-        base: The knowledge.
-        option: The option that finds rows, as it is written.
-        has_caption_ids: Whether the captions of batches are known.
-
-    Returns:
-        What is known too little of several pairs of a clip; `None` where every row is found.
-
-    Raises:
-        RuntimeError: Two pairs have one clip and one caption.
-    """
-    if base.training_clips is not None:  # whole clips are compared
-        return None
-    name = f"KnowledgeRefreshCallback({option})"
-    if has_caption_ids and base.caption_ids is not None:
-        repeated = repeated_pairs(base)
-        if len(repeated):
-            raise RuntimeError(
-                f"{name} finds the row of a sample by its clip and its caption, but {len(repeated)} of the "
-                f"{len(base.ids)} pairs of the knowledge, the first of them row {int(repeated[0])}, have the "
-                "clip id and the caption id of a pair before them. Caption ids have to differ within a clip, "
-                "and the source has to hold each pair once."
-            )
-        return None
-    counts = base.ids.unique(return_counts=True)[1]
-    several = int((counts > 1).sum())
-    if not several:
-        return None
-    return (
-        f"{name} finds the row of a sample by its clip id, but {several} of the {len(counts)} clips in the "
-        f"knowledge have several pairs, up to {int(counts.max())}, which clip ids do not tell apart. Pass "
-        "the ids of the captions: ASKModule(..., caption_ids=...)."
-    )
-
-
-@torch.no_grad()
-def write_back(base: KnowledgeBase, step: StepEmbeddings, ranks: Ranks) -> Tensor:
-    """Store the samples of all ranks' steps over what is stored of them; collective.
-
-    Args:
-        base: The knowledge in use, with caption ids or one pair for each clip.
-        step: The samples of this rank.
-        ranks: The processes of the run.
-
-    Returns:
-        Global numbers of the rows that were replaced, the same on all ranks; a number may occur twice.
-    """
-    rows = match_rows(base, step.ids, step.text, step.caption_ids)
-    known = rows >= 0
-    step, rows = step.select(known), rows[known]
-    # Each rank finds the rows of its own samples, so that all write the same whatever their devices round.
-    counts = ranks.all_gather_count(len(rows), rows.device)
-    sides = torch.cat([step.audio, step.text], dim=1)  # (n, 2 d)
-    rows, sides = (torch.cat(ranks.all_gather(part, counts)) for part in (rows, sides))
-    audio, text = sides.chunk(2, dim=1)
-    base.replace_rows(rows, audio, text)
-    return rows
