@@ -255,7 +255,7 @@ def _fits_one_kernel(similarity: Tensor) -> bool:
 @torch.library.custom_op("ask_lightning::exponential_plan", mutates_args=(), device_types="cpu")
 def _operator(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
     """The same as one operator, of which `torch.compile` sees the result alone."""
-    return _exponential_domain_on_cpu(similarity, epsilon, iterations)
+    return _exponential_domain_on_cpu(similarity, epsilon, iterations).contiguous()
 
 
 @_operator.register_kernel("cuda")
@@ -268,7 +268,7 @@ def _operator_on_gpu(similarity: Tensor, epsilon: float, iterations: int) -> Ten
 
 @_operator.register_fake
 def _operator_without_numbers(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """The shape of the operator's result."""
+    """The shape of the operator's result, which is contiguous whatever the layout of its argument."""
     return similarity.new_empty(similarity.shape)
 
 
