@@ -88,7 +88,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
 
     With the transport plan Q of `sinkhorn_plan`, log Q_ij = S_ij / ε + f_i + g_j + const; the result is
     S + ε (f + g), whose exponentials at temperature ε sum to the same in each row and in each column. The
-    shifts are constants for the gradient.
+    shifts are constants for the gradient. Computed in float32 (float64 for float64 input), as that plan is.
 
     Args:
         scores: `(B, C)`, rows and columns any two sets.
@@ -96,7 +96,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
         iterations: Number of row-and-column updates, at least 1. Column sums are exact, row sums converge.
 
     Returns:
-        `(B, C)`.
+        `(B, C)`, in float32 or float64.
 
     Raises:
         ValueError: `epsilon` is not positive or `iterations` is below 1.
@@ -110,6 +110,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
     """
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)
+    scores = scores.to(computation_dtype(scores))
     constant = scores.detach()
     num_rows, num_columns = scores.shape
     balanced = _log_scaled(constant / epsilon, iterations) + math.log(num_rows / num_columns)  # (B, C)
