@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
+from warnings import warn
 
 import numpy as np
 import torch
@@ -262,9 +263,28 @@ def _operator(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
 @_operator.register_kernel("cuda")
 def _operator_on_gpu(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
     """The operator on a GPU, for what fits one kernel."""
+    if not _builds_kernels(similarity.device):
+        return _log_domain(similarity / epsilon, iterations).contiguous()
     from ask_lightning.functional.transport_kernel import plan_in_one_kernel  # needs Triton
 
     return plan_in_one_kernel(similarity, epsilon, iterations)
+
+
+@cache
+def _builds_kernels(device: torch.device) -> bool:
+    """Whether Triton, which may be installed without what it needs, can build a kernel; else warn, once."""
+    try:
+        from ask_lightning.functional.transport_kernel import plan_in_one_kernel
+
+        plan_in_one_kernel(torch.eye(2, device=device), 0.1, 1)
+    except Exception as error:
+        warn(
+            f"Triton cannot build the kernel of the transport plan, which takes longer without it: {error} "
+            "Triton needs a C compiler and Python's headers: apt install gcc python3-dev.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @_operator.register_fake
