@@ -1,4 +1,4 @@
-"""Code blocks of README.md and of the pages import names that exist, and pass arguments that are accepted."""
+"""Code blocks of README.md and of the pages use names and arguments that exist, and tests that are named exist."""
 
 import ast
 import importlib
@@ -43,3 +43,10 @@ def test_calls_in_the_text(page):
             (call,) = ast.parse(re.sub(r"\s+", " ", code).replace("=...", "=None")).body
             named = {word.arg: None for word in call.value.keywords}
             inspect.signature(PUBLIC[name]).bind_partial(*call.value.args, **named)
+
+
+def test_tests_that_reliability_names_exist():
+    file = ""  # `…` is the file that is named before
+    for named, test in re.findall(r"`(…(?=::)|[\w/]+\.py)(?:::(\w+))?", PAGES["docs/reliability.md"]):
+        file = file if named == "…" else (ROOT / "tests" / named).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in file, f"{named}::{test}"
