@@ -1,4 +1,4 @@
-"""Code blocks of README.md and of the pages use names and arguments that exist, and tests that are named exist."""
+"""Code blocks of README.md and of the pages use what exists, and tests that a page names exist."""
 
 import ast
 import importlib
