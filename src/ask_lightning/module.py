@@ -204,6 +204,7 @@ class ASKModule(NamedAsModel):
         self._calls_of_encoders: dict[str, EncoderCall] = {}
         self._observed_in_epoch, self._checked_numbers = 0, False
         self._warned_of_single_pair = False
+        self._encodes_elsewhere = False  # by calls of the two methods outside of the step
         self._compares_step = False
         self._comparison: StepComparison | None = None  # while the first step runs
         self._last_batch: int | None = None  # number of the batch whose loss was computed last
@@ -274,7 +275,9 @@ class ASKModule(NamedAsModel):
     def _compared_step(self, batch: Any, *args: Any) -> Any:
         """The training step, compared with what a refresh or a copy of the model does with a batch."""
         self._compares_step = False
-        comparison = StepComparison(self.model, str(self._audio), str(self._text), batch)
+        comparison = StepComparison(
+            self.model, str(self._audio), str(self._text), batch, warns=self._encodes_elsewhere
+        )
         self._comparison = comparison
         try:
             with comparison.observing():
@@ -521,9 +524,11 @@ class ASKModule(NamedAsModel):
         self._last_batch = None
         check_borrowed_parameters(self.trainer, self.model, self.loss)
         self._gradient_check.start(self.trainer, self)
-        encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
+        self._encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
         has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
-        self._compares_step = encodes_elsewhere and has_methods and self.ask_step != "encode"
+        # A criterion may get text before audio, which is wrong whatever the loss.
+        compares = self.ask_step == "criterion" or (self._encodes_elsewhere and self.ask_step != "encode")
+        self._compares_step = compares and has_methods
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.

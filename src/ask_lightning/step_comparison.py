@@ -33,10 +33,13 @@ class StepComparison:
         audio: Name of the method that encodes audio.
         text: Name of the method that encodes text.
         batch: Batch of the step, before it runs.
+        warns: Whether anything but the step calls the two methods, which is when differences matter.
     """
 
-    def __init__(self, model: pl.LightningModule, audio: str, text: str, batch: Any) -> None:
-        self._model, self._names = model, (audio, text)
+    def __init__(
+        self, model: pl.LightningModule, audio: str, text: str, batch: Any, *, warns: bool = True
+    ) -> None:
+        self._model, self._names, self._warns = model, (audio, text), warns
         self._content = BatchContent(batch)
         self._outputs: dict[str, Tensor] = {}
         self._other_arguments: dict[str, str] = {}
@@ -68,7 +71,7 @@ class StepComparison:
 
     def compare_calls(self) -> None:
         """Warn if the step has called a method with something else than the batch as it was given."""
-        if not self._other_arguments:
+        if not (self._warns and self._other_arguments):
             return
         passed = " and ".join(f"`{name}` with {what}" for name, what in self._other_arguments.items())
         rank_zero_warn(
@@ -122,6 +125,8 @@ class StepComparison:
                 f'first, but ASKModule(..., criterion="{criterion}") needs a call with (audio, text). '
                 "Exchange the two arguments."
             )
+        if not self._warns:
+            return
         rank_zero_warn(
             f"`{model}.training_step` calls `self.{criterion}` with other embeddings than "
             f"`{self._names[0]}` and `{self._names[1]}` return, of which knowledge, and keys of momentum "

@@ -59,6 +59,30 @@ def test_without_triton_a_gpu_calls_operators_of_torch(monkeypatch):
         assert count_operators(lambda: sinkhorn_plan(plan))["_log_softmax"] == 100
 
 
+def test_where_triton_cannot_build_kernels_operators_of_torch_make_the_plan(monkeypatch):
+    class Broken:
+        def plan_in_one_kernel(self, *args):
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setitem(sys.modules, "ask_lightning.functional.transport_kernel", Broken())
+    transport._builds_kernels.cache_clear()
+    similarity = directions(6, 16) @ directions(5, 16, 1).T
+    with pytest.warns(UserWarning, match="cannot build .* C compiler and Python's headers") as warned:
+        plans = [transport._operator_on_gpu(similarity.T, 0.1, 50) for _ in range(2)]
+    transport._builds_kernels.cache_clear()
+    assert len(warned) == 1
+    for plan in plans:
+        assert plan.is_contiguous()
+        torch.testing.assert_close(plan, sinkhorn_plan(similarity.T), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_plan_of_a_gpu_that_is_not_the_current_one():
+    similarity = directions(6, 16) @ directions(5, 16, 1).T
+    plan = sinkhorn_plan(similarity.to("cuda:1")).cpu()
+    torch.testing.assert_close(plan, sinkhorn_plan(similarity), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 128, 128), (256, 256), (64, 1000), (300, 300), (1024, 1024)])
 def test_plan_of_a_gpu_is_that_of_a_cpu(shape, device):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ask_lightning.functional import sinkhorn_plan, transport, unit_length
 from tests.helpers import reference
@@ -268,6 +269,18 @@ class TestWays:
     def test_transposed_matrix(self):
         similarity = cosines(0, 6, 8, dtype=torch.float32)
         torch.testing.assert_close(sinkhorn_plan(similarity.T), sinkhorn_plan(similarity.T.contiguous()))
+
+    @pytest.mark.parametrize("transpose", [False, True])
+    @pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8)])
+    def test_operator_of_a_compiled_function_has_the_layout_that_the_compiler_expects(self, shape, transpose):
+        similarity = cosines(0, 12, 8, dtype=torch.float32)[: np.prod(shape[:-1])].reshape(shape)
+        similarity = similarity.mT if transpose else similarity
+        torch.library.opcheck(transport._operator, (similarity, 0.1, 5))
+        plan = transport._operator(similarity, 0.1, 5)
+        with FakeTensorMode() as mode:
+            expected = transport._operator(mode.from_tensor(similarity), 0.1, 5)
+        assert plan.stride() == expected.stride()
+        torch.testing.assert_close(plan, sinkhorn_plan(similarity, 0.1, 5))
 
     @pytest.mark.parametrize("make", [cosines, trained, uniform])
     def test_domains_agree_at_their_border(self, make):

@@ -208,6 +208,15 @@ def test_balanced_scores_have_equal_sums():
     torch.testing.assert_close(mass.sum(dim=1), torch.ones(5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_scores_in_half_precision_are_balanced_in_float32(half):
+    scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)).to(half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        balanced = balance_scores(scores, 0.1, 50)
+    for found in (balanced, balance_scores(scores, 0.1, 50)):
+        assert torch.equal(found, balance_scores(scores.float(), 0.1, 50))
+
+
 def test_gradient_of_balanced_scores_is_that_of_scores():
     scores = torch.randn(3, 4, requires_grad=True)
     weight = torch.randn(3, 4)

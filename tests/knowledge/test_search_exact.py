@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ask_lightning.knowledge import exact_search
 from ask_lightning.knowledge.exact_search import ExactSearch, FastestExactSearch, stable_topk
 from ask_lightning.knowledge.search import build_search
+from tests.helpers.operators import fake_gpu
 from tests.helpers.vectors import directions, needs_gpu, sorted_search, whole_numbers
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
@@ -152,6 +153,21 @@ def test_memory_is_bounded_by_a_block_of_scores(batch, rows, tie):
     with LargestNewTensor(vectors, queries) as memory:
         ExactSearch(vectors)(queries, 10)
     assert 100_000 < memory.elements <= exact_search._SCORES_PER_BLOCK
+
+
+@pytest.mark.parametrize(("dtype", "blocks"), [(torch.bfloat16, 8), (torch.float32, 1)])
+def test_a_gpu_converts_no_more_than_half_a_gigabyte_at_a_time(monkeypatch, dtype, blocks):
+    sizes = []
+
+    def products(vectors, queries):
+        sizes.append(vectors.numel())
+        return vectors.new_empty(len(vectors), len(queries), dtype=queries.dtype)
+
+    monkeypatch.setattr(exact_search, "products", products)
+    with fake_gpu():
+        vectors = torch.empty(1 << 20, 1024, dtype=dtype, device="cuda")
+        ExactSearch(vectors)(torch.empty(32, 1024, device="cuda"), 10)
+    assert sizes == [vectors.numel() // blocks] * blocks
 
 
 class OnGPU(torch.Tensor):

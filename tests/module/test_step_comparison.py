@@ -141,9 +141,15 @@ def test_embeddings_that_pass_through_further_layers_are_told():
     assert [text for text in fit(module) if re.search(OTHER_EMBEDDINGS, text)]
 
 
-def test_text_before_audio_is_refused():
+@pytest.mark.parametrize("loss", [None, NTXentLoss()])  # the default needs knowledge, the other does not
+def test_text_before_audio_is_refused(loss):
     with pytest.raises(RuntimeError, match=r"what `encode_text` returned first.*Exchange the two arguments"):
-        fit(wrap(CriterionStep(exchanged=True), criterion="loss_fn"))
+        fit(ASKModule(CriterionStep(exchanged=True), loss, criterion="loss_fn"))
+
+
+def test_further_layers_are_of_no_concern_without_knowledge():
+    module = ASKModule(CriterionStep(nn.Linear(WIDTH, WIDTH)), NTXentLoss(), criterion="loss_fn")
+    assert not [text for text in fit(module) if "other embeddings" in text or "as it was given" in text]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
+from warnings import warn
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
 
     With the transport plan Q of `sinkhorn_plan`, log Q_ij = S_ij / ε + f_i + g_j + const; the result is
     S + ε (f + g), whose exponentials at temperature ε sum to the same in each row and in each column. The
-    shifts are constants for the gradient.
+    shifts are constants for the gradient. Computed in float32 (float64 for float64 input), as that plan is.
 
     Args:
         scores: `(B, C)`, rows and columns any two sets.
@@ -96,7 +97,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
         iterations: Number of row-and-column updates, at least 1. Column sums are exact, row sums converge.
 
     Returns:
-        `(B, C)`.
+        `(B, C)`, in float32 or float64.
 
     Raises:
         ValueError: `epsilon` is not positive or `iterations` is below 1.
@@ -110,6 +111,7 @@ def balance_scores(scores: Tensor, epsilon: float = 0.1, iterations: int = 5) ->
     """
     check_positive("epsilon", epsilon)
     check_count("iterations", iterations)
+    scores = scores.to(computation_dtype(scores))
     constant = scores.detach()
     num_rows, num_columns = scores.shape
     balanced = _log_scaled(constant / epsilon, iterations) + math.log(num_rows / num_columns)  # (B, C)
@@ -255,20 +257,39 @@ def _fits_one_kernel(similarity: Tensor) -> bool:
 @torch.library.custom_op("ask_lightning::exponential_plan", mutates_args=(), device_types="cpu")
 def _operator(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
     """The same as one operator, of which `torch.compile` sees the result alone."""
-    return _exponential_domain_on_cpu(similarity, epsilon, iterations)
+    return _exponential_domain_on_cpu(similarity, epsilon, iterations).contiguous()
 
 
 @_operator.register_kernel("cuda")
 def _operator_on_gpu(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
     """The operator on a GPU, for what fits one kernel."""
+    if not _builds_kernels(similarity.device):
+        return _log_domain(similarity / epsilon, iterations).contiguous()
     from ask_lightning.functional.transport_kernel import plan_in_one_kernel  # needs Triton
 
     return plan_in_one_kernel(similarity, epsilon, iterations)
 
 
+@cache
+def _builds_kernels(device: torch.device) -> bool:
+    """Whether Triton, which may be installed without what it needs, can build a kernel; else warn, once."""
+    try:
+        from ask_lightning.functional.transport_kernel import plan_in_one_kernel
+
+        plan_in_one_kernel(torch.eye(2, device=device), 0.1, 1)
+    except Exception as error:
+        warn(
+            f"Triton cannot build the kernel of the transport plan, which takes longer without it: {error} "
+            "Triton needs a C compiler and Python's headers: apt install gcc python3-dev.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 @_operator.register_fake
 def _operator_without_numbers(similarity: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """The shape of the operator's result."""
+    """The shape of the operator's result, which is contiguous whatever the layout of its argument."""
     return similarity.new_empty(similarity.shape)
 
 

@@ -32,9 +32,10 @@ def plan_in_one_kernel(similarity: Tensor, epsilon: float, iterations: int) -> T
     plans = torch.empty_like(problems)
     height, width = triton.next_power_of_2(rows), triton.next_power_of_2(columns)
     warps = max(_FEWEST_WARPS, height * width // _ENTRIES_PER_WARP)
-    _scale[(len(problems),)](
-        problems, plans, rows, columns, 1 / epsilon, iterations, height, width, num_warps=warps
-    )
+    with torch.cuda.device_of(problems):  # Triton launches on the current device, wherever the tensors lie
+        _scale[(len(problems),)](
+            problems, plans, rows, columns, 1 / epsilon, iterations, height, width, num_warps=warps
+        )
     return plans.reshape(similarity.shape)
 
 

@@ -22,6 +22,8 @@ _QUERIES_PER_BLOCK = 1024
 # Number of half-precision values converted at a time on a CPU: 1 MB of float32, which its product then finds
 # in the cache (benchmarks/storage.py).
 _VALUES_PER_CONVERSION = 1 << 18
+# The same on a GPU, where few large products are faster: half a gigabyte of float32.
+_GPU_VALUES_PER_CONVERSION = 1 << 27
 # A product on a CPU rounds equal rows equally, in whatever block they stand, if their width is a multiple of
 # this and there are at least so many; in float64 if the numbers of rows and of queries are multiples, too.
 _EVEN = 4
@@ -69,7 +71,7 @@ class ExactSearch:
         self.vectors = vectors
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search as `Search` describes; memory is bounded by a block of scores, whatever B and N are."""
+        """Search as `Search` describes; memory is bounded by a block of scores and of converted rows."""
         if len(queries) <= _QUERIES_PER_BLOCK:
             return self._search(queries, k)
         found = [self._search(block, k) for block in queries.split(_QUERIES_PER_BLOCK)]
@@ -85,7 +87,10 @@ class ExactSearch:
         dtype = computation_dtype(self.vectors)
         queries = queries.to(dtype)
         num_scores = _SCORES_PER_BLOCK * (_GPU_BLOCK if queries.is_cuda else 1)
-        height = max(k, num_scores // max(1, len(queries)))
+        height = num_scores // max(1, len(queries))
+        if queries.is_cuda and self.vectors.dtype in HALF:
+            height = min(height, _GPU_VALUES_PER_CONVERSION // self.vectors.shape[1])
+        height = max(k, height)
         for first in range(0, max(1, len(self.vectors)), height):  # a rank may have no rows
             block = self.vectors[first : first + height]  # (height, d)
             block_scores = products(block, queries).T.contiguous()  # (B, height)
