@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -229,6 +230,21 @@ def test_a_checkpoint_inside_a_step_says_what_it_leaves_out(tmp_path):
     run = make_trainer(max_epochs=2, callbacks=callbacks)
     with pytest.warns(UserWarning, match=r"inside the training step of batch 2 of epoch 1.*leaves that"):
         run.fit(wrap(PlainTowers()), counting())
+
+
+def test_a_checkpoint_amid_accumulated_gradients_says_what_it_lacks(tmp_path):
+    def warnings_behind(batch: int) -> list[str]:
+        save = SaveAt(tmp_path / "amid.ckpt", batch)
+        callbacks = [make_refresh(2, Pairs(48)), LoaderStateCallback(), save]
+        run = make_trainer(max_epochs=2, callbacks=callbacks, accumulate_grad_batches=4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(wrap(PlainTowers()), counting())
+        return [str(each.message) for each in caught if "accumulate_grad_batches" in str(each.message)]
+
+    (told,) = warnings_behind(4)
+    assert "behind batch 4 of epoch 0, whose gradients wait" in told
+    assert not warnings_behind(3) + warnings_behind(5)  # of six: a whole step, and the rest of the epoch
 
 
 def test_a_loader_without_state_is_refused():
