@@ -216,7 +216,7 @@ class LoaderStateCallback(Callback):
             rank_zero_warn(
                 f"This checkpoint is written behind batch {batches - 1} of epoch {self._epoch}, whose "
                 "gradients wait for those of further batches and are not in it: a run that resumes from it "
-                "makes its first step without them. Resume from one that is written behind whole steps, such as "
+                "makes its first step without them. Resume from one that is written behind whole steps, as "
                 "by ModelCheckpoint(every_n_train_steps=...); a `val_check_interval` that is a multiple of "
                 "`accumulate_grad_batches` validates behind them, too."
             )
