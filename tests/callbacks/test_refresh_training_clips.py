@@ -67,6 +67,12 @@ def test_the_training_set_is_its_own_teacher():
     assert module.loss.last == {}, "the callback took the terms for the log"
 
 
+def test_a_limit_of_the_source_is_none_of_the_training_clips():
+    kept, _ = fit(source=Pairs(40, seed=7), max_rows=20)
+    assert [len(base.fine) for base in kept.bases] == [20, 20]
+    assert kept.unknown == [0] * 12
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
     kept, _ = fit(source=Pairs(20, seed=7), momentum=momentum)

@@ -21,7 +21,8 @@ class SourceReader:
         source: What `KnowledgeRefreshCallback` takes as its source.
         batch_size: Number of pairs per batch; None: that of the loader.
         num_workers: Number of worker processes; None: that of the loader.
-        max_rows: Number of pairs, over all ranks, that are read at most; None: all of them.
+        max_rows: Number of pairs, over all ranks, that are read at most of the source, and beside it of
+            training data that are a stream; None: all of them.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class SourceReader:
         """
         if training_data is None:
             training_data = self.source is None
-        limits = [] if self.max_rows is None else [self.max_rows]
+        # All clips of training are wanted beside a source; of a stream nothing else may end the reading.
+        is_beside = training_data and self.source is not None and has_index(trainer.train_dataloader)
+        limits = [] if self.max_rows is None or is_beside else [self.max_rows]
         option = limiting_option(trainer, is_training_data=training_data)
         size = batch_size_of(trainer.train_dataloader)
         if option is not None and size is not None:
