@@ -339,6 +339,16 @@ def test_two_loaders_of_which_one_has_ended(mode, kind, batch, tmp_path):
     assert resumed.seen == unbroken.seen[batch + 1 :]
 
 
+def test_loaders_that_are_made_anew_are_pointed_at():
+    run = make_trainer(
+        max_steps=1,
+        callbacks=[make_refresh(2, Pairs(48)), LoaderStateCallback()],
+        reload_dataloaders_every_n_epochs=1,
+    )
+    with pytest.warns(UserWarning, match="reload_dataloaders_every_n_epochs=1 a resumed run makes"):
+        run.fit(wrap(PlainTowers()), counting())
+
+
 def test_an_end_that_may_not_be_part_of_the_state_is_pointed_at():
     run = make_trainer(max_steps=1, callbacks=[LoaderStateCallback()])
     loaders = CombinedLoader({"first": counting(), "second": counting()}, "max_size")
