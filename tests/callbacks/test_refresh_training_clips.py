@@ -280,3 +280,12 @@ def test_the_loss_of_a_users_class_has_to_be_passed(tmp_path):
         ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers())
     again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers(), Mine(num_neighbors=3))
     assert type(again.loss) is Mine
+
+
+def test_training_data_that_a_refresh_cannot_read():
+    module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(), ids="clip_id")
+    run = make_trainer(callbacks=[KnowledgeRefreshCallback(1, DataLoader(Pairs(20), 8))])
+    with pytest.raises(
+        TypeError, match="training clips encoded beside `source`, but the training data are a dict"
+    ):
+        run.fit(module, {"pairs": make_loader(TRAINING), "others": make_loader(TRAINING)})

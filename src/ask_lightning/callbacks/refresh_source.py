@@ -52,14 +52,23 @@ class SourceReader:
         """
         source = None if training_data else self.source
         with preserved_random_state():  # a callable that makes the source may draw
-            return source_loader(
-                source,
-                trainer.train_dataloader,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                ranks=Ranks.current(),
-                max_items=self.max_items(trainer, num_neighbors, training_data=source is None),
-            )
+            try:
+                return source_loader(
+                    source,
+                    trainer.train_dataloader,
+                    batch_size=self.batch_size,
+                    num_workers=self.num_workers,
+                    ranks=Ranks.current(),
+                    max_items=self.max_items(trainer, num_neighbors, training_data=source is None),
+                )
+            except TypeError as error:
+                if not training_data:
+                    raise
+                raise TypeError(
+                    "A loss with a teacher has the training clips encoded beside `source`, but the training "
+                    f"data are a {type(trainer.train_dataloader).__name__}, which a refresh cannot read by "
+                    "itself. Train from one DataLoader, or with a loss without a teacher."
+                ) from error
 
     def max_items(
         self, trainer: pl.Trainer, num_neighbors: int, *, training_data: bool | None = None
