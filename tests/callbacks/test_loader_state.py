@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -231,6 +232,21 @@ def test_a_checkpoint_inside_a_step_says_what_it_leaves_out(tmp_path):
         run.fit(wrap(PlainTowers()), counting())
 
 
+def test_a_checkpoint_amid_accumulated_gradients_says_what_it_lacks(tmp_path):
+    def warnings_behind(batch: int) -> list[str]:
+        save = SaveAt(tmp_path / "amid.ckpt", batch)
+        callbacks = [make_refresh(2, Pairs(48)), LoaderStateCallback(), save]
+        run = make_trainer(max_epochs=2, callbacks=callbacks, accumulate_grad_batches=4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(wrap(PlainTowers()), counting())
+        return [str(each.message) for each in caught if "accumulate_grad_batches" in str(each.message)]
+
+    (told,) = warnings_behind(4)
+    assert "behind batch 4 of epoch 0, whose gradients wait" in told
+    assert not warnings_behind(3) + warnings_behind(5)  # of six: a whole step, and the rest of the epoch
+
+
 def test_a_loader_without_state_is_refused():
     run = make_trainer(callbacks=[make_refresh(), LoaderStateCallback()])
     with pytest.raises(
@@ -321,6 +337,16 @@ def test_two_loaders_of_which_one_has_ended(mode, kind, batch, tmp_path):
     """The first has three batches; then it begins again, or gives none."""
     unbroken, resumed = numbered(partial(two_loaders, mode, kind), tmp_path / "two.ckpt", batch)
     assert resumed.seen == unbroken.seen[batch + 1 :]
+
+
+def test_loaders_that_are_made_anew_are_pointed_at():
+    run = make_trainer(
+        max_steps=1,
+        callbacks=[make_refresh(2, Pairs(48)), LoaderStateCallback()],
+        reload_dataloaders_every_n_epochs=1,
+    )
+    with pytest.warns(UserWarning, match="reload_dataloaders_every_n_epochs=1 a resumed run makes"):
+        run.fit(wrap(PlainTowers()), counting())
 
 
 def test_an_end_that_may_not_be_part_of_the_state_is_pointed_at():

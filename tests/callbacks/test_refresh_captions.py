@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ask_lightning import ASKModule, KnowledgeDistillationLoss, KnowledgeRefreshCallback
+from ask_lightning import ASKModule, KnowledgeDistillationLoss, KnowledgeRefreshCallback, ReliabilityOTLoss
 from ask_lightning.callbacks import LoaderStateCallback
 from ask_lightning.callbacks.auto_period import AutoPeriod
 from ask_lightning.callbacks.step_embeddings import StepRecorder
@@ -395,3 +395,35 @@ def test_on_two_ranks_as_on_one(placement, storage, tmp_path):
     for run in (one, other):
         assert torch.equal(run["captions"], last.captions)
         torch.testing.assert_close(run["text"], last.stored, atol=2e-3, rtol=0)
+
+
+class Drawing(Captioned):
+    """Each of the clips, with the caption that is drawn at this reading."""
+
+    def __len__(self) -> int:
+        return len(self.clip_id.unique())
+
+    def __getitem__(self, clip: int) -> dict:
+        rows = (self.clip_id == clip).nonzero().flatten()
+        return super().__getitem__(int(rows[torch.randint(len(rows), ())]))
+
+
+def fit_drawing(*, source=None, caption_ids: str | None = "caption_id", **options) -> tuple[ASKModule, int]:
+    """A run over such a dataset; how many samples it has written back."""
+    pl.seed_everything(0, verbose=False)
+    module = ASKModule(
+        PlainTowers(), ReliabilityOTLoss(num_neighbors=2), ids="clip_id", caption_ids=caption_ids
+    )
+    refresh = KnowledgeRefreshCallback(2, source, num_prototypes=4, **options)
+    make_trainer(max_epochs=3, callbacks=[refresh]).fit(module, DataLoader(Drawing(), 4))
+    return module, refresh._num_written
+
+
+def test_a_dataset_that_draws_captions():
+    samples = 3 * len(Drawing())
+    assert fit_drawing(write_back=True, caption_ids=None)[1] == samples
+    assert fit_drawing(write_back=True, source=Captioned())[1] == samples
+    assert 0 < fit_drawing(write_back=True)[1] < samples / 2
+    told = "clips are the same, but their captions are not.* leave `caption_ids` out"
+    with pytest.warns(UserWarning, match=told):
+        fit_drawing(momentum=0.5)

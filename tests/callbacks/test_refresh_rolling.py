@@ -73,7 +73,7 @@ def test_half_precision_keeps_the_other_rows():
 
 def test_a_source_that_changes_is_encoded_anew():
     sizes = iter([20, 20, 24])
-    with pytest.warns(UserWarning, match="another one than that of the 20 pairs in use, so all of it"):
+    with pytest.warns(UserWarning, match=r"that of the 20 pairs in use \(its items, .*\), so all of it"):
         run = fit(T=2, mode="rolling", epochs=3, source=lambda: Pairs(next(sizes), seed=7))
     assert [len(stored) for stored in run["stored"]] == [20, 20, 24]
 

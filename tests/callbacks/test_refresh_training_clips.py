@@ -67,6 +67,12 @@ def test_the_training_set_is_its_own_teacher():
     assert module.loss.last == {}, "the callback took the terms for the log"
 
 
+def test_a_limit_of_the_source_is_none_of_the_training_clips():
+    kept, _ = fit(source=Pairs(40, seed=7), max_rows=20)
+    assert [len(base.fine) for base in kept.bases] == [20, 20]
+    assert kept.unknown == [0] * 12
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
     kept, _ = fit(source=Pairs(20, seed=7), momentum=momentum)
@@ -274,3 +280,12 @@ def test_the_loss_of_a_users_class_has_to_be_passed(tmp_path):
         ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers())
     again = ASKModule.load_from_checkpoint(tmp_path / "a.ckpt", PlainTowers(), Mine(num_neighbors=3))
     assert type(again.loss) is Mine
+
+
+def test_training_data_that_a_refresh_cannot_read():
+    module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(), ids="clip_id")
+    run = make_trainer(callbacks=[KnowledgeRefreshCallback(1, DataLoader(Pairs(20), 8))])
+    with pytest.raises(
+        TypeError, match="training clips encoded beside `source`, but the training data are a dict"
+    ):
+        run.fit(module, {"pairs": make_loader(TRAINING), "others": make_loader(TRAINING)})

@@ -23,6 +23,7 @@ EPOCHS, T, STEPS = 4, 2, 6
 CASES = {
     "step": (signal.SIGUSR1, (0, 1), 3 * STEPS),
     "one rank": (signal.SIGUSR1, (1,), 3 * STEPS),
+    "accumulation": (signal.SIGUSR1, (0, 1), 3 * STEPS),
     "validation": (signal.SIGUSR1, (0, 1), 2 * STEPS),
     "refresh": (signal.SIGUSR1, (0, 1), 2 * STEPS),
     "knowledge": (signal.SIGUSR1, (0, 1), STEPS),
@@ -56,6 +57,8 @@ class Sender(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if (trainer.current_epoch, batch_idx) == (2, STEPS - 1):
             self.send("step", "one rank", "end", "end one rank")
+        if (trainer.current_epoch, batch_idx) == (2, STEPS - 2):  # whose gradients wait for the next ones
+            self.send("accumulation")
 
     def on_validation_start(self, trainer, pl_module) -> None:
         if trainer.current_epoch == 1:
@@ -84,6 +87,7 @@ def fit(folder: Path, case: str | None = None, resume: Path | None = None) -> tu
     callbacks = [make_refresh(T, Source(sender)), ClusterSignalCallback(), watcher, sender]
     run = make_trainer(
         max_epochs=EPOCHS,
+        accumulate_grad_batches=2,
         devices=2,
         strategy="ddp",
         callbacks=[*callbacks, ModelCheckpoint(folder, save_last=True)],

@@ -120,3 +120,22 @@ def test_a_refresh_that_the_loss_does_not_use_is_reported():
     trainer = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(num_prototypes=2)])
     with pytest.warns(UserWarning, match="NTXentLoss needs no knowledge, so .* Leave it out"):
         trainer.fit(ASKModule(PlainTowers(), NTXentLoss()), make_loader(48))
+
+
+@pytest.mark.parametrize("criterion", [None, "loss_fn"])
+def test_a_model_with_such_a_loss_of_its_own(criterion):
+    """Knowledge goes to the wrapper's loss."""
+
+    class Own(PlainTowers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss_fn = NTXentLoss()
+
+        def training_step(self, batch, batch_idx):
+            return self.loss_fn(self.encode_audio(batch), self.encode_text(batch))
+
+    module = ASKModule(Own(), ask_lightning.losses.ReliabilityOTLoss(num_neighbors=4), criterion=criterion)
+    run = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(1, num_prototypes=4)])
+    run.fit(module, make_loader())
+    assert len(module.loss.knowledge.fine) == 48
+    assert module.model.loss_fn.knowledge is None

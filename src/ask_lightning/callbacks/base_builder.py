@@ -188,19 +188,25 @@ class BaseBuilder:
         if not self.momentum:
             return False
         same_rows = len(old.fine) == encoded.shard.num_rows and old.width == encoded.audio.shape[1]
+        advice = (
+            "If it is a new dataset of the same pairs, pass their clip ids, by which they are known again: "
+            "ASKModule(..., ids=...)."
+        )
         if encoded.ids is None:
             same_rows = same_rows and is_same_source
         elif same_rows:
             ids = encoded.shard.gather(encoded.ids.to(old.device))
             same_rows = torch.equal(ids, old.ids)
-            if encoded.caption_ids is not None:
+            if same_rows and encoded.caption_ids is not None:
                 captions = encoded.shard.gather(encoded.caption_ids.to(old.device))
-                same_rows = same_rows and agree(captions, old.caption_ids)
+                same_rows = agree(captions, old.caption_ids)
+                advice = (
+                    "Its clips are the same, but their captions are not. If it draws a caption at each "
+                    "reading, pass a source with all captions, or leave `caption_ids` out."
+                )
         if not same_rows:
             rank_zero_warn(
                 f"The knowledge source changed since the last refresh ({len(old.fine)} pairs then, "
-                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only. If it is "
-                "a new dataset of the same pairs, pass their clip ids, by which they are known again: "
-                "ASKModule(..., ids=...)."
+                f"{encoded.shard.num_rows} now), so this refresh stores the new embeddings only. {advice}"
             )
         return bool(same_rows)

@@ -24,14 +24,17 @@ class ClusterSignalCallback(Callback):
     to take part in: SIGTERM by a broadcast, SLURM's signal by a checkpoint. Processes that are at different
     places then wait for each other forever, or fail, and the checkpoint is not written. With this callback a
     process only notes the signal. At the end of the step all of them learn of it, also where one alone has
-    received it, and do what Lightning does. A signal during a refresh is answered behind it, one during a
-    validation behind the validation. A run on one process is interrupted at once, as without the callback.
+    received it, and do what Lightning does; where gradients are accumulated, behind the batch with which they
+    make a step, since a checkpoint does not hold gradients. A signal during a refresh is answered behind it,
+    one during a validation behind the validation. A run on one process is interrupted at once, as without the
+    callback.
 
     Notes:
         Each signal is answered once in a `fit`. Ask SLURM to send it earlier than the longest refresh and
         validation take: `#SBATCH --signal=SIGUSR1@600` is ten minutes before the time is over. A step costs
-        one small reduction more, for which the host waits. Place the callback behind
-        `KnowledgeRefreshCallback`.
+        one small reduction more, for which the host waits. Place the callback behind all others that do
+        something at the end of a step, such as `KnowledgeRefreshCallback` and `WeightAveraging`: what they
+        do behind it is missing in the checkpoint.
 
     Examples:
         >>> from ask_lightning import KnowledgeRefreshCallback
@@ -67,8 +70,9 @@ class ClusterSignalCallback(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Answers the signals that a process has noted; collective."""
-        self._answer(trainer)
+        """Answers the signals that a process has noted, unless gradients wait for more; collective."""
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._answer(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answers those that came while the run was validated; collective."""

@@ -88,6 +88,7 @@ class LoaderStateCallback(Callback):
             )
         for loader in loaders:
             warn_of_order(loader)
+        warn_of_reloading(trainer)
         warn_of_other_orders(loaders, Ranks.current())
         warn_of_ended_loaders(trainer, loaders)
         state, self._to_restore = self._to_restore, None
@@ -212,6 +213,14 @@ class LoaderStateCallback(Callback):
                 "that batch out. Resume from one that is written between steps, such as by "
                 "ModelCheckpoint(every_n_train_steps=...)."
             )
+        elif trainer.fit_loop.epoch_loop._should_accumulate():
+            rank_zero_warn(
+                f"This checkpoint is written behind batch {batches - 1} of epoch {self._epoch}, whose "
+                "gradients wait for those of further batches and are not in it: a run that resumes from it "
+                "makes its first step without them. Resume from one that is written behind whole steps, as "
+                "by ModelCheckpoint(every_n_train_steps=...); a `val_check_interval` that is a multiple of "
+                "`accumulate_grad_batches` validates behind them, too."
+            )
         checkpoint["callbacks"][self.state_key] = {"epoch": self._epoch, "batches": batches, "ranks": ranks}
         # Lightning puts the loaders there before this callback does, which must not fail.
         checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = deepcopy(place["loaders"])
@@ -289,6 +298,21 @@ def warn_of_order(loader: object) -> None:
         "break. Use StatefulDataLoader(shuffle=True), or a sampler with `set_epoch` whose order depends on "
         "the epoch."
     )
+
+
+def warn_of_reloading(trainer: pl.Trainer) -> None:
+    """Warn of loaders that Lightning makes anew between epochs, whose places say nothing of one another.
+
+    Args:
+        trainer: The running trainer.
+    """
+    if epochs := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        rank_zero_warn(
+            f"With reload_dataloaders_every_n_epochs={epochs} a resumed run makes its training loaders with "
+            "other random numbers and at other epochs than a run without a break, so it may read other "
+            "batches, in spite of LoaderStateCallback. Leave the option out, and let a sampler with "
+            "`set_epoch` or the data module's hooks change what is read."
+        )
 
 
 def warn_of_ended_loaders(trainer: pl.Trainer, loaders: list[StatefulLoader]) -> None:

@@ -142,7 +142,8 @@ class KnowledgeRefreshCallback(Callback):
         num_workers: Number of worker processes of a refresh; default: that of the loader. With
             `in_background` at least 1.
         max_rows: Number of pairs, over all ranks, that a refresh reads at most: the first of the source, and
-            the way to take knowledge from a stream that does not end. Default: all of them, unless
+            the way to take knowledge from a stream that does not end. Training clips that a loss learns from
+            beside another source are all read, unless they are a stream, too. Default: all of them, unless
             `fast_dev_run` or, for the training data, `limit_train_batches` makes the trainer read less.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.

@@ -21,7 +21,8 @@ class SourceReader:
         source: What `KnowledgeRefreshCallback` takes as its source.
         batch_size: Number of pairs per batch; None: that of the loader.
         num_workers: Number of worker processes; None: that of the loader.
-        max_rows: Number of pairs, over all ranks, that are read at most; None: all of them.
+        max_rows: Number of pairs, over all ranks, that are read at most of the source, and beside it of
+            training data that are a stream; None: all of them.
     """
 
     def __init__(
@@ -51,14 +52,23 @@ class SourceReader:
         """
         source = None if training_data else self.source
         with preserved_random_state():  # a callable that makes the source may draw
-            return source_loader(
-                source,
-                trainer.train_dataloader,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                ranks=Ranks.current(),
-                max_items=self.max_items(trainer, num_neighbors, training_data=source is None),
-            )
+            try:
+                return source_loader(
+                    source,
+                    trainer.train_dataloader,
+                    batch_size=self.batch_size,
+                    num_workers=self.num_workers,
+                    ranks=Ranks.current(),
+                    max_items=self.max_items(trainer, num_neighbors, training_data=source is None),
+                )
+            except TypeError as error:
+                if not training_data:
+                    raise
+                raise TypeError(
+                    "A loss with a teacher has the training clips encoded beside `source`, but the training "
+                    f"data are a {type(trainer.train_dataloader).__name__}, which a refresh cannot read by "
+                    "itself. Train from one DataLoader, or with a loss without a teacher."
+                ) from error
 
     def max_items(
         self, trainer: pl.Trainer, num_neighbors: int, *, training_data: bool | None = None
@@ -72,7 +82,9 @@ class SourceReader:
         """
         if training_data is None:
             training_data = self.source is None
-        limits = [] if self.max_rows is None else [self.max_rows]
+        # All clips of training are wanted beside a source; of a stream nothing else may end the reading.
+        is_beside = training_data and self.source is not None and has_index(trainer.train_dataloader)
+        limits = [] if self.max_rows is None or is_beside else [self.max_rows]
         option = limiting_option(trainer, is_training_data=training_data)
         size = batch_size_of(trainer.train_dataloader)
         if option is not None and size is not None:

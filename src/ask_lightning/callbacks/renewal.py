@@ -142,8 +142,8 @@ class Renewer:
             some = self._encode_some(trainer, module, loaders[0], old, is_same_source=is_same_source)
             if some is None:
                 rank_zero_warn(
-                    f"The knowledge source is another one than that of the {len(old.fine)} pairs in use, so "
-                    "all of it is encoded."
+                    f"The knowledge source is another one than that of the {len(old.fine)} pairs in use (its "
+                    "items, clips or captions differ), so all of it is encoded."
                 )
             else:
                 maps = self._fit_maps(old, some)

@@ -13,6 +13,7 @@ from ask_lightning.encoding.encode import Embed
 from ask_lightning.encoding.encoders import embed_batch, find_encoders
 from ask_lightning.losses.base import Ids, RetrievalLoss
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
+from ask_lightning.names import NamedAsModel
 
 EncodeIds = Callable[[Any], Ids | None]
 """From a batch to the ids of its samples."""
@@ -55,7 +56,9 @@ def find_target(module: pl.LightningModule) -> Target:
         ValueError: The module has no methods that encode audio and text.
     """
     name = type(module).__name__
-    losses = [part for part in module.modules() if isinstance(part, RetrievalLoss)]
+    is_wrapper = isinstance(module, NamedAsModel)  # whose model may have such a loss of its own
+    parts = [module.loss] if is_wrapper else module.modules()
+    losses = [part for part in parts if isinstance(part, RetrievalLoss)]
     if len(losses) != 1:
         raise RuntimeError(
             "The callbacks of ask_lightning need a module with one loss of ask_lightning.losses, but "
