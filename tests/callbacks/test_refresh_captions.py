@@ -416,7 +416,7 @@ def fit_drawing(*, source=None, caption_ids: str | None = "caption_id", **option
     )
     refresh = KnowledgeRefreshCallback(2, source, num_prototypes=4, **options)
     make_trainer(max_epochs=3, callbacks=[refresh]).fit(module, DataLoader(Drawing(), 4))
-    return module, refresh._num_written
+    return module, refresh.num_written
 
 
 def test_a_dataset_that_draws_captions():

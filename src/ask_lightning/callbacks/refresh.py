@@ -152,6 +152,7 @@ class KnowledgeRefreshCallback(Callback):
     Attributes:
         schedule: What decides with `T="auto"`; `None` with a number.
         num_encoded: Number of pairs that refreshes have encoded, over all ranks, in this part of the run.
+        num_written: Number of pairs that steps have written back, the same.
 
     Raises:
         ValueError: An argument out of range, or options that exclude each other.
@@ -245,7 +246,7 @@ class KnowledgeRefreshCallback(Callback):
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
         self._background: BackgroundRefresh | None = None
         self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
-        self.num_encoded = 0
+        self.num_encoded = self.num_written = 0
         self._told_search: str | None = None
         self._warned_of_collapse = False
         self._gradient_check = GradientCheck()
@@ -563,6 +564,7 @@ class KnowledgeRefreshCallback(Callback):
         if written is not None:
             assert self._ages is not None
             self._ages.renew(written, trainer.current_epoch)
+            self.num_written += len(written)
             self._snapshots.supersede()
         return True
 
