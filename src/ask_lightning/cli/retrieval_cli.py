@@ -6,9 +6,10 @@ import importlib
 import json as json_module
 import logging
 import pickle
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ask_lightning.cli.ask_section import (
     ask_callbacks,
     ask_module,
     check_ask,
+    check_compilation,
     check_knowledge_flags,
 )
 from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
@@ -450,7 +452,11 @@ class RetrievalCLI(LightningCLI):
             "init_args": copy.deepcopy(section["init_args"].as_dict()) if section.get("init_args") else {},
         }
         if checkpoint and Path(checkpoint).is_file():
-            _take_arguments_from_checkpoint(config["model"], Path(checkpoint))
+            flags = [
+                flag.replace(".init_args.", ".") for flag in self._arguments if flag.startswith("--model.")
+            ]
+            given = {re.split(r"[.=]", flag)[1] for flag in flags}
+            _take_arguments_from_checkpoint(config["model"], Path(checkpoint), given)
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""
@@ -474,6 +480,8 @@ class RetrievalCLI(LightningCLI):
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
+        if section["enabled"] and self.subcommand == "fit":
+            check_compilation(section, trainer.strategy)
         trainer.model_section = self._model_section
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # no other one was asked for
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -561,8 +569,14 @@ def _check_features(config: Any) -> None:
         )
 
 
-def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
-    """Replace the model's arguments by those in a checkpoint, which needs no published weights."""
+def _take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[str]) -> None:
+    """Replace the model's arguments by those in a checkpoint, which needs no published weights.
+
+    Args:
+        section: The section `model` of the config.
+        path: Path of the checkpoint.
+        given: Names of the arguments that the command line gives. Each one that is replaced is told.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         stored: dict[str, Any] = dict(checkpoint.get("hyper_parameters", {}))
@@ -580,7 +594,8 @@ def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
     for name, value in stored.items():
         if name in _BATCH_PARAMETERS or arguments[name] == value:
             continue
-        if isinstance(value, int | float):  # other arguments name files that the checkpoint replaces
+        # Other arguments of a config name files that the checkpoint replaces.
+        if isinstance(value, int | float) or name in given:
             changed.append(f"{name}={value!r} in place of {arguments[name]!r}")
         arguments[name] = value
     if changed:
