@@ -49,6 +49,7 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.text_tables import print_table
 
@@ -318,6 +319,20 @@ class SavePortableConfig(SaveConfigCallback):
             config = config.clone()
             config["trainer"] = _replace_run_folder(config["trainer"], str(run))
         super().__init__(parser, config, *args, **kwargs)
+        self._path: Path | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save the config, as a whole or not at all: half of one would pass for that of another command."""
+        folder = trainer.log_dir  # collective
+        if folder is not None and "://" not in folder:
+            self.save_to_log_dir, self._path = False, Path(folder) / self.config_filename
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file, in the first process."""
+        if self._path is not None:
+            with atomic_write(self._path) as temporary:
+                self.parser.save(self.config, str(temporary), skip_none=False, multifile=self.multifile)
 
 
 class LoopMarker(Callback):
