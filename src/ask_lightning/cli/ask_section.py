@@ -19,6 +19,7 @@ from ask_lightning import (
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.callbacks.refresh_options import row_finding_option
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data import RetrievalDataModule
 from ask_lightning.interaction import Interaction
 from ask_lightning.losses import RetrievalLoss
 
@@ -186,6 +187,9 @@ def ask_callbacks(
     if not loss.needs_knowledge:
         return []
     source = getattr(data, "knowledge_dataset", None)
+    is_training_set = getattr(type(data), "knowledge_dataset", None) is RetrievalDataModule.knowledge_dataset
+    if loss.needs_training_clips and is_training_set:
+        source = None  # else the same clips would be encoded twice, of which the loss reads the second ones
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
     if not section["monitors"]:
         return [refresh]
