@@ -188,6 +188,14 @@ def test_flags_that_could_not_have_an_effect(arguments, message, demo, capsys, t
     assert message in refusal(capsys, *given)
 
 
+@pytest.mark.parametrize("command", ["encode", "predict"])
+def test_data_without_an_order_are_not_encoded(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = "lightning.pytorch.demos.boring_classes.BoringDataModule"
+    message = refusal(capsys, command, "--model", "TinyRetriever", "--data", data)
+    assert message.startswith("BoringDataModule does not say which clips are encoded in which order.")
+
+
 def test_options_of_ask_for_a_baseline(demo, capsys):
     message = refusal(capsys, "fit", "--config", BASELINE, demo, "--ask.loss.num_neighbors", 3)
     assert message.startswith("--ask.loss.num_neighbors has no effect")

@@ -225,15 +225,20 @@ class RetrievalTrainer(pl.Trainer):
             The embeddings that were written; None in other processes than the first.
 
         Raises:
-            UsageError: The file cannot be written, another process is writing it, the trainer has several
-                devices under another strategy than DDP, an embedding has NaN or infinity, or what a model
-                with an interaction finds shall be calibrated.
+            UsageError: The data are of another kind, the file cannot be written, another process is writing
+                it, the trainer has several devices under another strategy than DDP, an embedding has
+                NaN or infinity, or what a model with an interaction finds shall be calibrated.
         """
         check_choice("tokens", tokens, ("float32", "float16", "none"))
         if calibrate and find_interaction(model) is not None:
             raise UsageError(
                 f"Calibrated search is of cosine similarities, but {type(model).__name__} compares tokens. "
                 "Leave `--calibrate` out."
+            )
+        if not hasattr(datamodule, "ordered_dataloader"):
+            raise UsageError(
+                f"{type(datamodule).__name__} does not say which clips are encoded in which order. Let it be "
+                "a RetrievalDataModule of ask_lightning.data, such as DatasetsDataModule over your datasets."
             )
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
@@ -514,10 +519,9 @@ class RetrievalCLI(LightningCLI):
                 "knowledge holds evaluation clips of the target."
             )
 
-    def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
+    def predict(self, model: pl.LightningModule, datamodule: Any, **options: Any) -> None:
         """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
         assert isinstance(self.trainer, RetrievalTrainer)
-        assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
 
