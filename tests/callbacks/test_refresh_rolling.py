@@ -2,9 +2,10 @@
 
 import re
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning import KnowledgeRefreshCallback
 from ask_lightning.callbacks.partial_refresh import items_of, rolling_items
@@ -37,6 +38,25 @@ def test_no_row_is_older_than_T_epochs(whole):
     assert logged(whole, "ask/row_age_max") == [0, 1, 2, 3 - 1, 2, 2]
     assert logged(whole, "ask/row_age_mean") == pytest.approx([0, 2 / 3, 1, 1, 1, 1])
     assert logged(whole, "ask/encoded_share") == pytest.approx([1, *[1 / 3] * 5])
+
+
+class Cropped(Pairs):
+    """Pairs that are read through another object, a new one each time."""
+
+    def without_random_crops(self) -> Pairs:
+        return Pairs(len(self))
+
+
+class CroppedData(pl.LightningDataModule):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Cropped(PAIRS), 8, shuffle=True)
+
+
+@pytest.mark.parametrize("ids", ["clip_id", None])
+def test_training_data_with_random_crops_are_the_same_source_at_each_refresh(ids, recwarn):
+    run = fit(T=T, mode="rolling", epochs=4, data=CroppedData(), ids=ids)
+    assert logged(run, "ask/encoded_share") == pytest.approx([1, *[1 / 3] * 3])
+    assert not [warning for warning in recwarn if "another one" in str(warning.message)]
 
 
 def test_resumed_exactly(whole, tmp_path):

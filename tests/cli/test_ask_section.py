@@ -173,6 +173,28 @@ def test_the_default_is_the_papers():
     assert callbacks_of_ask(cli) == {KnowledgeRefreshCallback}
 
 
+def test_options_of_the_refresh_reach_what_a_teacher_reads_of_ones_own_recordings(
+    demo, tmp_path, monkeypatch
+):
+    """Its clips are the source itself, not encoded once more beside it without these options."""
+    monkeypatch.chdir(tmp_path)
+    given = ("fit", "--config", "tiny_teacher", demo, "--trainer.max_epochs", 4)
+    flags = {
+        "whole": (),
+        "graph": ("--ask.refresh.refine", "graph"),
+        "half": ("--ask.refresh.storage", "float16"),
+    }
+    runs = {}
+    for name, options in flags.items():
+        cli = ask_lightning(*given, "--run", name, *options)
+        assert cli.model.loss.knowledge.training_clips is None
+        runs[name] = weights(name)
+    for name in ("graph", "half"):
+        assert any(not torch.equal(value, runs[name][key]) for key, value in runs["whole"].items()), name
+    ask_lightning(*given, "--run", "rolling", "--ask.refresh.mode", "rolling", "--ask.refresh.T", 2)
+    assert logged(Path("rolling"))["ask/encoded_share"] == pytest.approx([1, 0.5, 0.5, 0.5])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

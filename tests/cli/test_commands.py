@@ -64,6 +64,20 @@ def test_validate_repeats_what_fit_has_logged(demo, trained):
     assert cli.trainer.callback_metrics["val/mean_recall"].item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "flag", [("--model.padding", "masked"), ("--model.init_args.padding=masked",), ("--model.width", 12)]
+)
+def test_flags_of_the_model_that_a_checkpoint_overrules_are_told(flag, demo, trained, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("ask_lightning.cli.retrieval_cli.rank_zero_info", said.append)
+    given = ("--config", ASK, demo, "--run", "again", "--ckpt_path", last_checkpoint(trained))
+    for flags, is_told in ((flag, True), ((), False)):
+        ask_lightning("validate", *given, *flags)
+        told = [line for line in said if line.startswith("The model is built as its checkpoint says: ")]
+        assert bool(told) == is_told
+        said.clear()
+
+
 def test_a_checkpoint_loads_in_its_class_and_tells_its_sizes(demo, tmp_path):
     ask_lightning(
         "fit", "--config", ASK, demo, "--run", "run", "--model.width", 12, "--trainer.max_epochs", 1

@@ -169,6 +169,33 @@ def test_a_file_system_without_locks(monkeypatch):
     assert Path("run/file").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "a", "--text", "rain", "--raw", "--rerank", 5], "`--raw` sorts by cosine, so `--rerank`"),
+        (["search", "a", "--text", "rain", "--lowest", "nan"], "`--lowest` has to be a number, but got nan"),
+        (["inspect", "--config", ASK, "--monitor", "val/loss"], "so --monitor has no effect"),
+        (["inspect", "--config", ASK, "--weights", "x"], "so --weights has no effect"),
+        (
+            ["fit", "--config", ASK, "DEMO", "--ask.compile_loss=true", "--trainer.strategy=ddp_spawn"],
+            "`--ask.compile_loss true` has no effect under a strategy that sends a copy of the model",
+        ),
+    ],
+)
+def test_flags_that_could_not_have_an_effect(arguments, message, demo, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [demo if argument == "DEMO" else argument for argument in arguments]
+    assert message in refusal(capsys, *given)
+
+
+@pytest.mark.parametrize("command", ["encode", "predict"])
+def test_data_without_an_order_are_not_encoded(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = "lightning.pytorch.demos.boring_classes.BoringDataModule"
+    message = refusal(capsys, command, "--model", "TinyRetriever", "--data", data)
+    assert message.startswith("BoringDataModule does not say which clips are encoded in which order.")
+
+
 def test_options_of_ask_for_a_baseline(demo, capsys):
     message = refusal(capsys, "fit", "--config", BASELINE, demo, "--ask.loss.num_neighbors", 3)
     assert message.startswith("--ask.loss.num_neighbors has no effect")

@@ -1,5 +1,6 @@
 """A run as a folder that loads without it, its model card, and what cannot be exported."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -260,3 +261,25 @@ def test_a_push_that_fails_leaves_the_folder(run, tmp_path, monkeypatch, capsys)
     assert "was not uploaded to 'me/sounds' (401 Unauthorized)" in message
     assert "hf auth login" in message
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_config_of_which_a_full_disk_has_left_a_part_is_left_out(run, demo, tmp_path, monkeypatch, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    before = set(copied.rglob("*"))
+
+    def write_half(parser, config, path, **_):
+        Path(path).write_text("trainer:\n  callbacks: [")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("lightning.pytorch.cli.LightningArgumentParser.save", write_half)
+        refusal(capsys, "validate", "--config", ASK, demo, "--run", copied, "--ckpt_path", "best")
+    assert not [path for path in set(copied.rglob("*")) - before if path.name == "config.yaml"]
+    # Versions of this library that wrote it in place have left such a one.
+    half = copied / "logs" / "version_9" / "config.yaml"
+    half.parent.mkdir()
+    half.write_text("trainer:\n  callbacks: [")
+    ask_lightning("export", copied, "--output", tmp_path / "model")
+    assert "config.yaml is damaged and left out." in capsys.readouterr().err
+    assert "| loss | ReliabilityOTLoss |" in (tmp_path / "model" / "README.md").read_text()

@@ -87,6 +87,30 @@ def test_a_damaged_index_is_built_anew(damage, capsys):
     assert search(pairs.audio[7:8], 1)[1].item() == 7
 
 
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        (None, "is missing or damaged, which says of what"),
+        ({"format": "ask-lightning index 1"}, "was built by another version of ask-lightning"),
+        ({"factory": "IVF8,SQ8"}, "is an index IVF8,SQ8"),
+        ({"checksum": 1}, "The encoded file has changed"),
+    ],
+)
+def test_what_is_said_of_an_index_that_is_built_anew_is_true(entries, reason, capsys):
+    pairs = saved()
+    choose_index(FILE, pairs, "audio", "ivf")
+    note = StoredIndex(FILE, "audio", "ivf").path.with_suffix(".json")
+    if entries is None:
+        note.unlink()
+    else:
+        note.write_text(json.dumps(json.loads(note.read_text()) | entries))
+    capsys.readouterr()
+    choose_index(FILE, pairs, "audio", "ivf")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Building" in line]
+    assert reason in line
+    assert ("The encoded file has changed" in line) == ("changed" in reason)
+
+
 def test_a_note_of_earlier_embeddings_does_not_outlive_their_index(monkeypatch, capsys):
     choose_index(FILE, saved(), "audio", "ivf")
     changed = saved(seed=1)

@@ -264,6 +264,7 @@ def test_parts_are_the_same_in_every_order_of_the_rows_and_on_every_system(tmp_p
 def test_knowledge_and_encoding_have_no_random_crops(folder):
     data = folder_data(folder)
     source = data.knowledge_dataset()
+    assert source is data.knowledge_dataset(), "else each refresh would take it for other data"
     assert [item["clip_id"] for item in source] == [item["clip_id"] for item in data.datasets["train"]]
     encoded = data.ordered_dataloader("train").dataset[0]
     source.set_epoch(3)

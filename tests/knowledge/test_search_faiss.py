@@ -97,6 +97,12 @@ def test_hnsw_recall(vectors, queries, index):
     torch.testing.assert_close(scores, (queries @ vectors.T).gather(1, rows), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("index", "reason"), [("LSH", "METRIC_L2"), ("PQ3", "multiple of")])
+def test_a_string_that_does_not_suit_says_why(vectors, index, reason):
+    with pytest.raises(ValueError, match=f"compared by inner products, Faiss says: .*{reason}"):
+        build_search(vectors, index)
+
+
 def test_float64_and_discontiguous_tensors():
     vectors, queries = directions(200, 6, 0, torch.float64), directions(9, 6, 1, torch.float64)
     _, rows = FaissSearch(vectors.T.contiguous().T, "Flat")(queries.T.contiguous().T, 5)

@@ -175,7 +175,7 @@ def test_another_protocol_needs_another_folder(calls, tmp_path):
     assert json.loads((tmp_path / "protocol.json").read_text())["batch_size"] == 32
 
 
-@pytest.mark.parametrize("content", ['{"max_epochs": 3,', "[]", '{"methods": 3}'])
+@pytest.mark.parametrize("content", ['{"max_epochs": 3,', "[]", '{"methods": 3}', '{"methods": {"A": 3}}'])
 def test_a_damaged_protocol_is_named(calls, tmp_path, content):
     compare(methods(0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
     (tmp_path / "protocol.json").write_text(content)

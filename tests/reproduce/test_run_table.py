@@ -79,6 +79,9 @@ def test_a_line_that_is_damaged_in_the_midst_is_named(tmp_path):
     table.path.write_text("\n".join([*lines[:2], lines[2][:60], lines[3], ""]))
     with pytest.raises(ValueError, match=r"runs\.csv, line 3, is damaged .* Remove the line"):
         table.read()
+    table.path.write_text("\n".join([*lines[:2], "x" * 200_000, lines[3], ""]))
+    with pytest.raises(ValueError, match=r"runs\.csv, line 3, is damaged \(field larger .* Remove the line"):
+        table.read()
     table.failed_path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"failed\.csv, line 2, is damaged"):
         table.read_failed()

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from ask_lightning.encoding.encode import encode_source
 from ask_lightning.encoding.sharding import is_sharded
-from ask_lightning.encoding.source_identity import dataset_of, source_key, weak_reference
+from ask_lightning.encoding.source_identity import given_dataset_of, source_key, weak_reference
 from ask_lightning.encoding.source_loader import has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target
 from ask_lightning.knowledge.base import KnowledgeBase
@@ -39,7 +39,7 @@ class KnownSource:
         Args:
             loader: The loader that a refresh has read.
         """
-        self.key, self._dataset = source_key(loader), weak_reference(dataset_of(loader))
+        self.key, self._dataset = source_key(loader), weak_reference(given_dataset_of(loader))
 
     def is_of(self, loader: Iterable[Any]) -> bool:
         """Whether the base in use is, as far as can be told without ids, of the rows that a loader reads.
@@ -47,7 +47,7 @@ class KnownSource:
         Args:
             loader: The loader of a refresh.
         """
-        same_dataset = self._dataset is None or self._dataset() is dataset_of(loader)
+        same_dataset = self._dataset is None or self._dataset() is given_dataset_of(loader)
         return same_dataset and self.key in (None, source_key(loader))
 
     def changes(

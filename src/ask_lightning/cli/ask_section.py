@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import Strategy
 
 from ask_lightning import (
     ASKModule,
@@ -18,6 +19,7 @@ from ask_lightning import (
 from ask_lightning.callbacks import QueryTable
 from ask_lightning.callbacks.refresh_options import row_finding_option
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.data import RetrievalDataModule
 from ask_lightning.interaction import Interaction
 from ask_lightning.losses import RetrievalLoss
 
@@ -83,6 +85,23 @@ def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
         raise UsageError(
             f"{', '.join(without_effect)} has no effect, because the config does not train with ASK. "
             "Add `--config ask`, or the part of another loss."
+        )
+
+
+def check_compilation(section: Mapping[str, Any], strategy: Strategy) -> None:
+    """Refuse a compiled loss under a strategy whose processes would train with the loss as it was before.
+
+    Args:
+        section: The section `ask`.
+        strategy: The strategy of the trainer.
+
+    Raises:
+        UsageError: The loss shall be compiled, and the strategy sends the model to processes that it starts.
+    """
+    if section["compile_loss"] and getattr(strategy, "_start_method", None) in ("spawn", "forkserver"):
+        raise UsageError(
+            f"`--{SECTION}.compile_loss true` has no effect under a strategy that sends a copy of the model "
+            "to processes that it starts. Pass `--trainer.strategy ddp`, or leave one of them out."
         )
 
 
@@ -168,6 +187,9 @@ def ask_callbacks(
     if not loss.needs_knowledge:
         return []
     source = getattr(data, "knowledge_dataset", None)
+    is_training_set = getattr(type(data), "knowledge_dataset", None) is RetrievalDataModule.knowledge_dataset
+    if loss.needs_training_clips and is_training_set:
+        source = None  # else the same clips would be encoded twice, of which the loss reads the second ones
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
     if not section["monitors"]:
         return [refresh]

@@ -117,13 +117,21 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
 def _training_config(run: Path) -> dict[str, Any]:
     """The config of the latest `fit` of a run; else that of another command; empty if there is none."""
     found = sorted(run.glob("logs/version_*/config.yaml"), key=_version, reverse=True)
-    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in found]
-    configs = [config for config in configs if isinstance(config, dict)]
+    configs = [config for path in found if isinstance(config := _read_config(path), dict)]
     of_fit = [config for config in configs if not any(key in config for key in _NOT_OF_FIT)]
     if of_fit:
         return dict(of_fit[0])
     # Which names the class; how the model was trained it does not know.
     return {"model": configs[0].get("model")} if configs else {}
+
+
+def _read_config(path: Path) -> Any:
+    """What a file holds; None, which is said, if it is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        print(f"{path} is damaged and left out.", file=sys.stderr)
+        return None
 
 
 def _version(path: Path) -> int:

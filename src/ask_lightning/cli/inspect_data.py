@@ -69,6 +69,7 @@ def _datasets(options: RunOptions) -> dict[str, ClipDataset]:
     section = options.compose().config.get("data")
     flags = options.lightning_arguments
     strange = [flag for flag in flags if flag.startswith("--") and not flag.startswith("--data")]
+    strange += sorted(f"--{name}" for name in options.given & {"ckpt_path", "monitor", "weights"})
     if strange:
         raise UsageError(
             f"`inspect` looks at data alone, so {', '.join(strange)} has no effect. Leave it out."

@@ -6,9 +6,10 @@ import importlib
 import json as json_module
 import logging
 import pickle
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ask_lightning.cli.ask_section import (
     ask_callbacks,
     ask_module,
     check_ask,
+    check_compilation,
     check_knowledge_flags,
 )
 from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
@@ -47,6 +49,7 @@ from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
 from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.atomic_files import atomic_write
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.text_tables import print_table
 
@@ -222,15 +225,20 @@ class RetrievalTrainer(pl.Trainer):
             The embeddings that were written; None in other processes than the first.
 
         Raises:
-            UsageError: The file cannot be written, another process is writing it, the trainer has several
-                devices under another strategy than DDP, an embedding has NaN or infinity, or what a model
-                with an interaction finds shall be calibrated.
+            UsageError: The data are of another kind, the file cannot be written, another process is writing
+                it, the trainer has several devices under another strategy than DDP, an embedding has
+                NaN or infinity, or what a model with an interaction finds shall be calibrated.
         """
         check_choice("tokens", tokens, ("float32", "float16", "none"))
         if calibrate and find_interaction(model) is not None:
             raise UsageError(
                 f"Calibrated search is of cosine similarities, but {type(model).__name__} compares tokens. "
                 "Leave `--calibrate` out."
+            )
+        if not hasattr(datamodule, "ordered_dataloader"):
+            raise UsageError(
+                f"{type(datamodule).__name__} does not say which clips are encoded in which order. Let it be "
+                "a RetrievalDataModule of ask_lightning.data, such as DatasetsDataModule over your datasets."
             )
         path = Path(output or Path(self.default_root_dir) / f"encoded-{split}.safetensors")
         check_output(path)
@@ -316,6 +324,20 @@ class SavePortableConfig(SaveConfigCallback):
             config = config.clone()
             config["trainer"] = _replace_run_folder(config["trainer"], str(run))
         super().__init__(parser, config, *args, **kwargs)
+        self._path: Path | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save the config, as a whole or not at all: half of one would pass for that of another command."""
+        folder = trainer.log_dir  # collective
+        if folder is not None and "://" not in folder:
+            self.save_to_log_dir, self._path = False, Path(folder) / self.config_filename
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file, in the first process."""
+        if self._path is not None:
+            with atomic_write(self._path) as temporary:
+                self.parser.save(self.config, str(temporary), skip_none=False, multifile=self.multifile)
 
 
 class LoopMarker(Callback):
@@ -450,7 +472,11 @@ class RetrievalCLI(LightningCLI):
             "init_args": copy.deepcopy(section["init_args"].as_dict()) if section.get("init_args") else {},
         }
         if checkpoint and Path(checkpoint).is_file():
-            _take_arguments_from_checkpoint(config["model"], Path(checkpoint))
+            flags = [
+                flag.replace(".init_args.", ".") for flag in self._arguments if flag.startswith("--model.")
+            ]
+            given = {re.split(r"[.=]", flag)[1] for flag in flags}
+            _take_arguments_from_checkpoint(config["model"], Path(checkpoint), given)
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""
@@ -474,6 +500,8 @@ class RetrievalCLI(LightningCLI):
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
+        if section["enabled"] and self.subcommand == "fit":
+            check_compilation(section, trainer.strategy)
         trainer.model_section = self._model_section
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # no other one was asked for
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -491,10 +519,9 @@ class RetrievalCLI(LightningCLI):
                 "knowledge holds evaluation clips of the target."
             )
 
-    def predict(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, **options: Any) -> None:
+    def predict(self, model: pl.LightningModule, datamodule: Any, **options: Any) -> None:
         """Write the embeddings of the test split to `predictions.safetensors` in the folder of the run."""
         assert isinstance(self.trainer, RetrievalTrainer)
-        assert isinstance(datamodule, ask_lightning.data.RetrievalDataModule)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
 
@@ -561,8 +588,14 @@ def _check_features(config: Any) -> None:
         )
 
 
-def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
-    """Replace the model's arguments by those in a checkpoint, which needs no published weights."""
+def _take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[str]) -> None:
+    """Replace the model's arguments by those in a checkpoint, which needs no published weights.
+
+    Args:
+        section: The section `model` of the config.
+        path: Path of the checkpoint.
+        given: Names of the arguments that the command line gives. Each one that is replaced is told.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         stored: dict[str, Any] = dict(checkpoint.get("hyper_parameters", {}))
@@ -580,7 +613,8 @@ def _take_arguments_from_checkpoint(section: Any, path: Path) -> None:
     for name, value in stored.items():
         if name in _BATCH_PARAMETERS or arguments[name] == value:
             continue
-        if isinstance(value, int | float):  # other arguments name files that the checkpoint replaces
+        # Other arguments of a config name files that the checkpoint replaces.
+        if isinstance(value, int | float) or name in given:
             changed.append(f"{name}={value!r} in place of {arguments[name]!r}")
         arguments[name] = value
     if changed:

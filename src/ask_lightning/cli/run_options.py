@@ -45,7 +45,7 @@ class RunOptions:
         demo: Whether to run on synthetic data with shrunken models.
         checkpoint: Path of the checkpoint, or a name that Lightning resolves.
         lightning_arguments: All other arguments, which LightningCLI parses.
-        given: Names of the flags for folders that were passed.
+        given: Names of these flags that were passed.
     """
 
     configs: list[str]
@@ -81,8 +81,8 @@ class RunOptions:
         parser.add_argument("--run")
         parser.add_argument("--datasets")
         parser.add_argument("--weights")
-        parser.add_argument("--monitor", default=None)
-        parser.add_argument("--ckpt_path", default=None)
+        parser.add_argument("--monitor")
+        parser.add_argument("--ckpt_path")
         # `--demo` takes its value after `=` only; argparse would take the next argument for it.
         demo_folder, others = None, []
         for argument in arguments:
@@ -104,9 +104,9 @@ class RunOptions:
             run_folder=run_folder,
             datasets_folder=Path(demo_folder or str(getattr(known, "datasets", "data"))),
             weights_folder=Path(getattr(known, "weights", "weights")),
-            monitor=known.monitor,
+            monitor=getattr(known, "monitor", None),
             demo=demo_folder is not None,
-            checkpoint=_find_checkpoint(known.ckpt_path, run_folder),
+            checkpoint=_find_checkpoint(getattr(known, "ckpt_path", None), run_folder),
             lightning_arguments=lightning_arguments,
             given=frozenset(vars(known)),
         )

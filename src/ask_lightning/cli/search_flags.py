@@ -1,5 +1,6 @@
 """The flags of `search` and `serve`, which are read before the packages are imported that a search needs."""
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,11 @@ def parse_search_flags(arguments: Sequence[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise UsageError(f"Argument `--top` has to be at least 1, but got {options.top}.")
+    if options.lowest is not None and math.isnan(options.lowest):
+        raise UsageError("Argument `--lowest` has to be a number, but got nan.")
     _check_rerank(options)
+    if options.raw and options.rerank:
+        raise UsageError("`--raw` sorts by cosine, so `--rerank` has no effect. Leave one of them out.")
     return options
 
 

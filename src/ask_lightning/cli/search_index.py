@@ -159,12 +159,11 @@ class StoredIndex:
                 held.enter_context(file_lock(self.path.with_suffix(".lock")))
             if (found := self.load(pairs)) is not None:
                 return found
-            changed = ""
-            if self.path.exists():
-                changed = "The encoded file has changed since its index was built. "
-                if self._is_said_to_be_of(pairs):
-                    changed = f"{self.path} is damaged. "
-            print(f"{changed}Building the index {factory} of {what}, once:", file=sys.stderr, flush=True)
+            print(
+                f"{self._why_anew(pairs)}Building the index {factory} of {what}, once:",
+                file=sys.stderr,
+                flush=True,
+            )
             started = time.monotonic()
             with _progress(len(rows)) as advance:
                 built = FaissSearch(rows, factory, advance=advance)
@@ -197,6 +196,21 @@ class StoredIndex:
         except (OSError, ValueError):
             return {}
         return noted if isinstance(noted, dict) else {}
+
+    def _why_anew(self, pairs: EncodedPairs) -> str:
+        """A sentence that says why the index that is there is built anew; empty where there is none."""
+        if not self.path.exists():
+            return ""
+        noted, identity = self._noted, self._identity(pairs)
+        if "format" not in noted:
+            return f"{self._note.name} is missing or damaged, which says of what {self.path} is. "
+        if noted["format"] != identity["format"]:
+            return f"{self.path} was built by another version of ask-lightning. "
+        if noted.get("factory") != identity["factory"]:
+            return f"{self.path} is an index {noted.get('factory')}. "
+        if self._is_said_to_be_of(pairs):
+            return f"{self.path} is damaged. "
+        return "The encoded file has changed since its index was built. "
 
     def _is_said_to_be_of(self, pairs: EncodedPairs) -> bool:
         """Whether the small file names these embeddings."""

@@ -224,6 +224,11 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
         Raises:
             ValueError: There is no training dataset.
         """
+        return self._training_without_crops
+
+    @cached_property
+    def _training_without_crops(self) -> Dataset[Item]:
+        """One object for all refreshes: another one would count as other data."""
         return without_augmentation(self._dataset("train"))
 
     def _dataset(self, name: str) -> Dataset[Item]:

@@ -19,7 +19,20 @@ def dataset_of(loader: object) -> object:
     Args:
         loader: The loader that a refresh reads.
     """
-    dataset = getattr(loader, "dataset", loader)
+    return _whole(getattr(loader, "dataset", loader))
+
+
+def given_dataset_of(loader: object) -> object:
+    """The same of the dataset that a loader was made for, of which it may read a variant without crops.
+
+    Args:
+        loader: The loader that a refresh reads.
+    """
+    return _whole(loader.given_dataset) if hasattr(loader, "given_dataset") else dataset_of(loader)
+
+
+def _whole(dataset: object) -> object:
+    """A dataset without selections of its rows."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset

@@ -99,7 +99,7 @@ def source_loader(
             f"training set that is one, but got {type(given).__name__}. "
             "Pass KnowledgeRefreshCallback(source=dataset)."
         )
-    dataset = without_augmentation(dataset)
+    given_dataset, dataset = dataset, without_augmentation(dataset)
     # A loader without a batch sampler passes on what its dataset yields, which are batches already.
     makes_batches = template is given and template is not None and template.batch_sampler is None
     if is_pipeline(dataset):
@@ -116,7 +116,7 @@ def source_loader(
     settings = {} if template is None else _shared_settings(template, workers, is_source=template is given)
     if size is None and template is not given:
         settings.pop("collate_fn", None)  # which makes batches of items
-    return DataLoader(
+    made = DataLoader(
         dataset,
         batch_size=size,
         # Not a Subset, because workers may look for their settings in the dataset itself.
@@ -127,6 +127,9 @@ def source_loader(
         generator=torch.Generator(),
         **settings,
     )
+    # What a dataset is without augmentation may be another object for each loader, see `source_identity`.
+    made.given_dataset = given_dataset
+    return made
 
 
 def _warn_of_place(dataset: Dataset[Any]) -> None:

@@ -161,10 +161,16 @@ def empty_index(index: str, width: int) -> tuple[Any, str, str]:
     except RuntimeError as error:
         raise ValueError(
             'Argument `index` has to be "auto", "exact" or a Faiss factory string such as "Flat", '
-            f'"IVF1024,Flat" or "HNSW32", but got {factory!r}.'
+            f'"IVF1024,Flat" or "HNSW32", but got {factory!r}. Of rows of width {width}, compared by inner '
+            f"products, Faiss says: {_reason(error)}."
         ) from error
     set_parameters(built, parameters)
     return built, factory, parameters
+
+
+def _reason(error: RuntimeError) -> str:
+    """What Faiss says, without the place in its code."""
+    return str(error).splitlines()[0].rpartition(".cpp:")[2].partition(": ")[2].removesuffix(".")
 
 
 def set_parameters(index: Any, parameters: str) -> None:

@@ -286,7 +286,7 @@ def _check_protocol(
         )
     try:
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(present)
-        kept = dict(stored.pop(_METHODS, {}))
+        kept = {name: dict(description) for name, description in stored.pop(_METHODS, {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise RunsError(
             f"{file} is damaged ({error}), so it does not say how the runs beside it were trained. Use "

@@ -148,14 +148,13 @@ class RunTable:
         """
         if not self.path.exists():
             return {}
-        whole = _whole_lines(self.path)
-        rows = csv.DictReader(io.StringIO(whole))
-        if whole and tuple(rows.fieldnames or ()) != _COLUMNS:
+        columns, rows = _read_csv(self.path)
+        if columns and columns != _COLUMNS:
             raise RunsError(f"{self.path} has other columns than this version writes. Use another folder.")
         runs = {}
-        for row in rows:
+        for line, row in rows:
             calibration = self._calibration(row["calibration"])
-            with _named(self.path, rows.line_num):
+            with _named(self.path, line):
                 settings = json.loads(row["settings"])
                 parts: dict[str, Any] = {part: _recalls(row, part) for part in _PARTS}
                 if None in (parts["validation"], parts["test"]):  # only calibrated search may be missing
@@ -193,9 +192,8 @@ class RunTable:
         if not self.failed_path.exists():
             return {}
         failed = {}
-        rows = csv.DictReader(io.StringIO(_whole_lines(self.failed_path)))
-        for row in rows:
-            with _named(self.failed_path, rows.line_num):
+        for line, row in _read_csv(self.failed_path)[1]:
+            with _named(self.failed_path, line):
                 run = FailedRun(row["method"], json.loads(row["settings"]), int(row["seed"]), row["reason"])
             failed[run.method, settings_text(run.settings), run.seed] = run
         return failed
@@ -231,11 +229,30 @@ def _named(path: Path, line: int) -> Iterator[None]:
     """Say which line cannot be read."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise RunsError(
             f"{path}, line {line}, is damaged ({error}). Remove the line, and its run is trained again, or "
             "use another folder."
         ) from error
+
+
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
+    """The columns of a file, and its rows, each with the number of the line at which it ends.
+
+    Raises:
+        RunsError: A line is damaged, so that it is no CSV.
+    """
+    reader = csv.DictReader(io.StringIO(_whole_lines(path)))
+    rows: list[tuple[int, dict[str, str]]] = []
+    line = 1
+    while True:
+        with _named(path, line):
+            columns = tuple(reader.fieldnames or ())
+            row = next(reader, None)
+        if row is None:
+            return columns, rows
+        line = reader.line_num + 1
+        rows.append((reader.line_num, row))
 
 
 def _whole_lines(path: Path) -> str:
