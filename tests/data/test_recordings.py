@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -200,6 +201,25 @@ def saved(place: Path, audio: list[tuple[int, str]], **columns: object) -> Path:
         made = made.cast_column(name, datasets.ClassLabel(names=["train", "test"]))
     made.save_to_disk(place)
     return place
+
+
+def test_a_split_of_a_dataset_that_is_replaced_alone_misses_the_cache(tmp_path):
+    folder = tmp_path / "dataset"
+    saved(folder / "train", [(index, f"{index}.wav") for index in range(4)], text=list("abcd"))
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+
+    def heard_in_test(first: int) -> list[float]:
+        shutil.rmtree(folder / "test", ignore_errors=True)
+        audio = [(first + index, f"{first + index}.wav") for index in range(2)]
+        saved(folder / "test", audio, text=["e", "f"])
+        os.utime(next((folder / "test").glob("*.arrow")), (first, first))
+        data = FolderData(
+            hub=str(folder), fractions=(0.5, 0.25, 0.25), seconds=0.05, cache=tmp_path / "cache"
+        )
+        return level(data, "test")
+
+    assert heard_in_test(4) == [0.4, 0.5]
+    assert heard_in_test(6) == [0.6, 0.7]
 
 
 def test_the_same_audio_under_two_names_is_one_clip(tmp_path):
