@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,32 @@ def test_the_same_audio_under_two_names_is_one_clip(tmp_path):
         ("b.wav", ("wind",), "train"),
         ("b.wav#3", ("dog", "bark"), "test"),
     ]
+
+
+@pytest.mark.parametrize("table", ["t.csv", "t.parquet"])
+def test_all_names_of_a_file_are_one_clip(sounds, table):
+    (sounds / "link.wav").symlink_to(sounds / "0.wav")
+    names = ["0.wav", "./0.wav", str(sounds / "0.wav"), "link.wav", str(sounds / "1.wav"), "1.wav"]
+    if table == "t.csv":
+        (sounds / table).write_text(
+            "\n".join(["file,text", *(f"{name},{i}" for i, name in enumerate(names))])
+        )
+    else:
+        pytest.importorskip("datasets")
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"file": names, "text": list("012345")}), sounds / table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clips = found(sounds).clips
+    assert [clip.key for clip in clips] == ["file:0.wav", "file:1.wav"]
+    assert [clip.captions for clip in clips] == [("0", "1", "2", "3"), ("4", "5")]
+
+
+def test_a_link_in_a_folder_without_a_table_is_another_name_of_its_file(sounds):
+    (sounds / "a dog.wav").symlink_to(sounds / "7.wav")
+    with pytest.warns(UserWarning, match="the names of its 8 audio files are their captions"):
+        clips = found(sounds).clips
+    assert [clip.captions for clip in clips if clip.path == "7.wav"] == [("7", "a dog")]
 
 
 def test_cells_of_captions_that_hold_no_texts(tmp_path):
