@@ -134,6 +134,16 @@ def test_of_an_hour_only_the_crop_is_read(tmp_path, monkeypatch):
     )
 
 
+def test_a_cached_crop_is_not_taken_from_behind_the_end_of_an_mp3_that_was_cut(tmp_path, noise):
+    noise("a.mp3", seconds=30)
+    content = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content[: int(0.93 * len(content))])  # its header still says 30 s
+    clips = dataset(tmp_path, "a.mp3", crop="random", cache="memory")
+    for epoch in range(40):
+        clips.set_epoch(epoch)
+        assert clips[0]["num_samples"] == 16000
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
 def test_formats(tmp_path, noise, name):
     noise(name, seconds=2, rate=44100)

@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,25 @@ def saved(place: Path, audio: list[tuple[int, str]], **columns: object) -> Path:
     return place
 
 
+def test_a_split_of_a_dataset_that_is_replaced_alone_misses_the_cache(tmp_path):
+    folder = tmp_path / "dataset"
+    saved(folder / "train", [(index, f"{index}.wav") for index in range(4)], text=list("abcd"))
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+
+    def heard_in_test(first: int) -> list[float]:
+        shutil.rmtree(folder / "test", ignore_errors=True)
+        audio = [(first + index, f"{first + index}.wav") for index in range(2)]
+        saved(folder / "test", audio, text=["e", "f"])
+        os.utime(next((folder / "test").glob("*.arrow")), (first, first))
+        data = FolderData(
+            hub=str(folder), fractions=(0.5, 0.25, 0.25), seconds=0.05, cache=tmp_path / "cache"
+        )
+        return level(data, "test")
+
+    assert heard_in_test(4) == [0.4, 0.5]
+    assert heard_in_test(6) == [0.6, 0.7]
+
+
 def test_the_same_audio_under_two_names_is_one_clip(tmp_path):
     audio = [(0, "a.wav"), (1, "b.wav"), (0, "copy.wav"), (2, "b.wav"), (2, "other.wav")]
     place = saved(
@@ -213,6 +234,32 @@ def test_the_same_audio_under_two_names_is_one_clip(tmp_path):
         ("b.wav", ("wind",), "train"),
         ("b.wav#3", ("dog", "bark"), "test"),
     ]
+
+
+@pytest.mark.parametrize("table", ["t.csv", "t.parquet"])
+def test_all_names_of_a_file_are_one_clip(sounds, table):
+    (sounds / "link.wav").symlink_to(sounds / "0.wav")
+    names = ["0.wav", "./0.wav", str(sounds / "0.wav"), "link.wav", str(sounds / "1.wav"), "1.wav"]
+    if table == "t.csv":
+        (sounds / table).write_text(
+            "\n".join(["file,text", *(f"{name},{i}" for i, name in enumerate(names))])
+        )
+    else:
+        pytest.importorskip("datasets")
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"file": names, "text": list("012345")}), sounds / table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clips = found(sounds).clips
+    assert [clip.key for clip in clips] == ["file:0.wav", "file:1.wav"]
+    assert [clip.captions for clip in clips] == [("0", "1", "2", "3"), ("4", "5")]
+
+
+def test_a_link_in_a_folder_without_a_table_is_another_name_of_its_file(sounds):
+    (sounds / "a dog.wav").symlink_to(sounds / "7.wav")
+    with pytest.warns(UserWarning, match="the names of its 8 audio files are their captions"):
+        clips = found(sounds).clips
+    assert [clip.captions for clip in clips if clip.path == "7.wav"] == [("7", "a dog")]
 
 
 def test_cells_of_captions_that_hold_no_texts(tmp_path):

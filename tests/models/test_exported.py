@@ -93,6 +93,20 @@ def test_the_folder_names_no_path_of_this_machine(bert_folder, tmp_path):
         assert bert_folder not in file.read_text()
 
 
+def test_the_number_of_tokens_can_be_replaced_but_the_language_of_a_tokenizer_cannot(bert_folder, tmp_path):
+    options = {"text_config": None, "text_weights": bert_folder, "tokenizer": None}
+    resnet38_bert(**options, max_tokens=5).save_pretrained(tmp_path)
+    for count in (4, 6):
+        loaded = from_pretrained(tmp_path, max_tokens=count)
+        ids, _ = loaded.text_encoder.tokenizer(["rain wind rain wind rain wind rain"])
+        assert ids.shape == (1, count)
+        assert loaded.hparams["max_tokens"] == count
+    ced_sonar(tokenizer=bert_folder).save_pretrained(tmp_path)
+    from_pretrained(tmp_path, language="eng_Latn")
+    with pytest.raises(ValueError, match=r"`language` cannot be changed to 'deu_Latn': .* as 'eng_Latn'"):
+        from_pretrained(tmp_path, language="deu_Latn")
+
+
 def test_the_tokenizer_is_one_of_transformers(bert_folder, tmp_path):
     model = made("resnet38_bert, vocabulary", bert_folder)
     model.save_pretrained(tmp_path)

@@ -35,7 +35,7 @@ def test_the_language_of_the_captions(tmp_path):
 
 def test_a_tokenizer_travels_with_the_state_dict(bert_folder):
     tokenizer = VocabularyTokenizer.from_source(bert_folder, max_tokens=5)
-    arrived = VocabularyTokenizer()
+    arrived = VocabularyTokenizer(max_tokens=5)
     arrived.load_state_dict(tokenizer.state_dict())
     texts = ["rain, wind, a dog barking", "rain"]
     for mine, other in zip(arrived(texts), tokenizer(texts), strict=True):
@@ -48,6 +48,9 @@ def test_a_tokenizer_travels_with_the_state_dict(bert_folder):
     with pytest.raises(RuntimeError, match="Missing key"):
         VocabularyTokenizer().load_state_dict({})
     assert pickle.loads(pickle.dumps(arrived))(texts)[0].shape == (2, 5)
+    shorter = VocabularyTokenizer(max_tokens=4)
+    shorter.load_state_dict(tokenizer.state_dict())
+    assert shorter(texts)[0].shape == (2, 4)
 
 
 def test_a_tokenizer_of_another_vocabulary(bert_folder):

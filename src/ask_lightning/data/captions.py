@@ -98,7 +98,7 @@ def read_captions(
             if not row[column]:
                 raise ValueError(f"{where}: column {column!r} is empty. Fill it or remove the row.")
         filename = row[filename_column]
-        name = first_names.setdefault(_identity(filename, root), filename)
+        name = first_names.setdefault(file_identity(filename, root), filename)
         if name != filename:
             renamed[f"{filename!r} is {name!r}"] = None
         clip_id = "" if clip_id_column is None else row[clip_id_column]
@@ -116,7 +116,7 @@ def read_captions(
             once = [text for text in dict.fromkeys(filter(None, captions)) if text not in known]
             doubled += [f"line {line}"] * (len(captions) - captions.count("") - len(once))
             captions = once + [""] * captions.count("")
-        path = _plain_path(name, root)
+        path = plain_path(name, root)
         collector.add(
             f"line {line}",
             f"file:{prefix}{path}",
@@ -211,7 +211,7 @@ def read_split_names(
     first_names: dict[object, str] = {}  # by file
     found: dict[str, str] = {}
     for line, fields in rows:
-        name = first_names.setdefault(_identity(fields[file], root), fields[file])
+        name = first_names.setdefault(file_identity(fields[file], root), fields[file])
         earlier = found.setdefault(name, fields[split])
         if earlier != fields[split]:
             raise ValueError(
@@ -221,8 +221,17 @@ def read_split_names(
     return found
 
 
-def _identity(filename: str, root: str | Path | None) -> object:
-    """What all names of one file have in common."""
+def file_identity(filename: str, root: str | Path | None) -> object:
+    """What all names of one file have in common.
+
+    Args:
+        filename: One of its names, as a table has it.
+        root: Folder of the audio files; None: names are only compared.
+
+    Examples:
+        >>> file_identity("./a.wav", None) == file_identity("a.wav", None)
+        True
+    """
     if root is not None:
         try:
             state = os.stat(Path(root, filename))
@@ -231,11 +240,20 @@ def _identity(filename: str, root: str | Path | None) -> object:
         else:
             if state.st_ino:
                 return state.st_dev, state.st_ino
-    return _plain_path(filename, root)
+    return plain_path(filename, root)
 
 
-def _plain_path(filename: str, root: str | Path | None) -> str:
-    """A path without detours, relative to the folder if it leads there."""
+def plain_path(filename: str, root: str | Path | None) -> str:
+    """A path without detours, relative to the folder of the audio files if it leads there.
+
+    Args:
+        filename: The path as a table has it.
+        root: Folder of the audio files; None: an absolute path stays one.
+
+    Examples:
+        >>> plain_path("./a//b.wav", None), plain_path("/sounds/b.wav", "/sounds")
+        ('a/b.wav', 'b.wav')
+    """
     path = posixpath.normpath(filename)
     if root is not None and os.path.isabs(path):
         inside = os.path.relpath(path, os.path.abspath(root))

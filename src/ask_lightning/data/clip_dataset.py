@@ -266,8 +266,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         total = resampled_length(frames, rate, audio.sample_rate)
         start, count = self._place_crop(total, audio.num_samples, crop_step(rate, audio.sample_rate), index)
         if self._cache.active and short:
+            whole = self._load_whole(clip)  # (T,), less than `total` of an mp3 with a wrong length
+            start = max(0, min(start, len(whole) - count))
             # A view of a cached clip would hand its whole memory to a worker's queue.
-            return self._load_whole(clip)[start : start + count].clone()
+            return whole[start : start + count].clone()
         if audio.crop == "random":
             return self._read(clip, start, count)
         return self._load_cached(clip, f"start={start} count={count}", lambda: self._read(clip, start, count))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.data.audio.media import MEDIA_SUFFIXES
 from ask_lightning.data.audio.stores import AudioStore, FileStore
-from ask_lightning.data.captions import read_captions, read_split_names
+from ask_lightning.data.captions import file_identity, plain_path, read_captions, read_split_names
 from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
 from ask_lightning.data.columns import (
     AUTO,
@@ -177,11 +177,15 @@ def _read_names(folder: Path, collection: str) -> Recordings:
     if not files:
         raise ValueError(f"{folder} holds no audio files and no table. Correct `root`.")
     prefix = f"{collection}/" if collection else ""
-    clips = []
+    found: dict[object, Clip] = {}
     for file in files:
         path = file.as_posix()
-        captions = (normalize_title(file.stem) or file.stem,)
-        clips.append(Clip(f"file:{prefix}{path}", captions, name=path, path=path))
+        caption = normalize_title(file.stem) or file.stem
+        identity = file_identity(path, folder)
+        clip = found.setdefault(identity, Clip(f"file:{prefix}{path}", (), name=path, path=path))
+        if caption not in clip.captions:  # links are other names of the file
+            found[identity] = replace(clip, captions=(*clip.captions, caption))
+    clips = list(found.values())
     rank_zero_warn(
         f"There is no table in {folder}, so the names of its {len(clips)} audio files are their captions, "
         f"such as {clips[0].captions[0]!r}. To search sounds this is enough. Name a CSV with descriptions as "
@@ -201,13 +205,14 @@ def _read_parquet(folder: Path, table: Path, form: TableFormat) -> Recordings:
 
 
 def _read_hub(name: str, form: TableFormat) -> Recordings:
-    return _read_parts(name, load_hub(name), Path(), form)
+    return _read_parts(name, load_hub(name), None, form)
 
 
-def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableFormat) -> Recordings:
+def _read_parts(where: str, parts: Mapping[str, Any], folder: Path | None, form: TableFormat) -> Recordings:
     """The clips of the splits of a table that the `datasets` library has loaded.
 
-    Rows with the same audio are one clip. Names may repeat: then the number of the row is added.
+    Rows with the same audio are one clip. Names may repeat: then the number of the row is added. Paths of
+    audio are relative to the folder; None: to the current one, and names are as the table has them.
     """
     datasets = import_optional("datasets")
     tables = list(parts.values())
@@ -224,8 +229,8 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
     part_of_row = [name for name, table in parts.items() for _ in range(len(table))]
 
     collector = ClipCollector(where)
-    keys: dict[tuple[str, str], str] = {}  # by split and identity
-    owners: dict[str, tuple[str, str]] = {}
+    keys: dict[tuple[str, object], str] = {}  # by split and identity
+    owners: dict[str, tuple[str, object]] = {}
     first_names: dict[str, str] = {}  # by key
     said: dict[str, set[str]] = {}
     clip_ids: dict[str, str] = {}
@@ -235,7 +240,7 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
         # A class is stored as the number of its name.
         row |= {name: kind.int2str(row[name]) for name, kind in classes.items() if row[name] is not None}
         part = part_of_row[number] if columns.split is None else str(row[columns.split])
-        name, identity = _identify(row[_AUDIO], number)
+        name, identity = _identify(row[_AUDIO], number, folder)
         key = keys.setdefault((part, identity), f"file:{prefix}{name}")
         if owners.setdefault(key, (part, identity)) != (part, identity):
             name = f"{name}#{number}"
@@ -273,7 +278,7 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path, form: TableF
         named = {clip.key: splits[clip.key] for clip in clips}
         divided = splits_of(where, named, columns.split or "split")
     _tell_columns(where, columns)
-    return Recordings(where, clips, ColumnStore(whole, where, folder), divided, columns)
+    return Recordings(where, clips, ColumnStore(whole, where, folder or Path()), divided, columns)
 
 
 def _columns_of(where: str, table: Any, form: TableFormat) -> Columns:
@@ -293,17 +298,19 @@ def _columns_of(where: str, table: Any, form: TableFormat) -> Columns:
     )
 
 
-def _identify(audio: Any, number: int) -> tuple[str, str]:
+def _identify(audio: Any, number: int, folder: Path | None) -> tuple[str, object]:
     """The name of a cell of audio, and what is the same for all cells with the same audio."""
     content = audio.get("bytes") if isinstance(audio, Mapping) else None
     path = audio.get("path") if isinstance(audio, Mapping) else None
     name = str(path) if path else f"row {number}"
     if content:
         return name, hashlib.blake2b(content, digest_size=16).hexdigest()
-    return name, str(path) if path else f"row {number}"
+    if not path:
+        return name, name
+    return plain_path(name, folder), file_identity(name, folder or Path())
 
 
-def _warn_of_common(where: str, keys: Mapping[tuple[str, str], str]) -> None:
+def _warn_of_common(where: str, keys: Mapping[tuple[str, object], str]) -> None:
     """Warn of audio that is in training and in another split."""
     training = {identity for part, identity in keys if split_named(part) == "train"}
     common = [

@@ -142,6 +142,12 @@ def from_pretrained(
             f"{folder / CONFIG_FILE} makes no {chosen.__name__} ({reason}). Undo what was changed in its "
             "`init_args`, or export the model anew."
         ) from error
+    language = section["init_args"].get("language")
+    if hyperparameters.get("language", language) != language and _vocabulary_tokenizer(model) is not None:
+        raise ValueError(
+            f"Argument `language` cannot be changed to {hyperparameters['language']!r}: the tokenizer in "
+            f"{folder} marks captions as {language!r}. Export a model that was made with your language."
+        )
     _load(model, folder)
     return model.eval()
 

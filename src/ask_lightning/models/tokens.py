@@ -202,7 +202,7 @@ state dict of a trained model. Load that first.
         (folder / TOKENIZER_FILE).write_text(self._backend.to_str(), encoding="utf-8")
 
     def load_file(self, folder: Path) -> None:
-        """Read the tokenizer that `save_files` wrote.
+        """Read the tokenizer that `save_files` wrote; captions are truncated to this one's `max_tokens`.
 
         Args:
             folder: Folder with a file `tokenizer.json`.
@@ -210,8 +210,7 @@ state dict of a trained model. Load that first.
         Raises:
             FileNotFoundError: There is no such file.
         """
-        text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-        self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
+        self._restore((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
 
     def as_transformers(self) -> Any:
         """The tokenizer as one of transformers, for its processors.
@@ -241,14 +240,18 @@ state dict of a trained model. Load that first.
         return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore a tokenizer.
+        """Restore a tokenizer; captions are truncated to this one's `max_tokens`.
 
         Args:
             state: Bytes that `get_extra_state` returned.
         """
         text = zlib.decompress(state.cpu().numpy().tobytes()).decode()
         if text:
-            self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
+            self._restore(text)
+
+    def _restore(self, text: str) -> None:
+        self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
+        self._backend.enable_truncation(self.max_tokens)  # perhaps another one than it was written with
 
 
 def make_tokenizer(

@@ -36,6 +36,10 @@ class ColumnStore:
         self._folder = folder
         # Of which looking at a cell copies no audio.
         self._in_arrow = dataset.select_columns(_AUDIO).with_format("arrow") if len(dataset) else None
+        self._files = [Path(file["filename"]) for file in getattr(dataset, "cache_files", ())]
+        # Which of the files holds a row is not known: a row is another one when any of them is.
+        states = [(state.st_mtime_ns, state.st_size) for state in map(Path.stat, self._files[1:])]
+        self._others = "".join(f", {changed} {size}" for changed, size in states)
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[Recording]:
@@ -48,8 +52,7 @@ class ColumnStore:
         """The file of a clip, or the table that holds its audio and the row; see `AudioStore`."""
         if (path := self._path_in_cell(clip.row)) is not None:
             return self._folder / path, ""
-        files = getattr(self._dataset, "cache_files", None)
-        return Path(files[0]["filename"] if files else self._name), f"row {clip.row}"
+        return self._files[0] if self._files else Path(self._name), f"row {clip.row}{self._others}"
 
     def _path_in_cell(self, row: int) -> str | None:
         """The path in a cell that holds no audio itself."""
