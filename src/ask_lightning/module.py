@@ -48,13 +48,13 @@ from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name,
 from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
+from ask_lightning.encoding.names import NamedAsModel
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
-from ask_lightning.names import NamedAsModel
 from ask_lightning.step_comparison import StepComparison
 
 

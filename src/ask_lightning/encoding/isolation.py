@@ -143,7 +143,7 @@ def _evaluation_mode(module: nn.Module, values: _Values) -> Iterator[None]:
 def _has_own_train(module: nn.Module) -> bool:
     """Whether a module does something of its own when it changes its mode."""
     defined_by = next(kind for kind in type(module).__mro__ if "train" in vars(kind))
-    return not defined_by.__module__.startswith(("torch.", "lightning.", "ask_lightning.names"))
+    return not defined_by.__module__.startswith(("torch.", "lightning.", "ask_lightning.encoding.names"))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ask_lightning.encoding.encode import Embed
 from ask_lightning.encoding.encoders import embed_batch, find_encoders
+from ask_lightning.encoding.names import NamedAsModel
 from ask_lightning.losses.base import Ids, RetrievalLoss
 from ask_lightning.losses.reliability_ot import ReliabilityOTLoss
-from ask_lightning.names import NamedAsModel
 
 EncodeIds = Callable[[Any], Ids | None]
 """From a batch to the ids of its samples."""
