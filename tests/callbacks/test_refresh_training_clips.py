@@ -84,6 +84,11 @@ def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
     torch.testing.assert_close(second.text, expected)
 
 
+def test_a_source_that_the_loss_does_not_look_up_is_told():
+    with pytest.warns(UserWarning, match="learns from the training clips alone, so .* Leave `source` out"):
+        fit(source=Pairs(20, seed=7), epochs=1)
+
+
 def test_the_published_loss_does_not_ask_for_them():
     module = ASKModule(PlainTowers(), ReliabilityOTLoss(num_neighbors=4), ids="clip_id")
     refresh = KnowledgeRefreshCallback(1, Pairs(20, seed=7), num_prototypes=6)

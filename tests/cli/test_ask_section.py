@@ -69,12 +69,10 @@ def test_every_name_composes_a_loss_with_options_that_it_has():
         assert kind.needs_knowledge == ("refresh" in section), name
 
 
-def test_names_with_another_source_are_those_of_losses_with_knowledge():
-    for loss in LOSSES:
-        path = compose([loss], PLACES).config["ask"]["loss"]["class_path"]
-        needed = getattr(library, path.rpartition(".")[2]).needs_knowledge
-        assert (f"clotho_ced_sonar_{loss}_enriched" in shipped_configs()) == needed
-    assert shipped_configs()["clotho_ced_sonar_teacher_wavcaps"][-2:] == ["teacher", "wavcaps"]
+def test_names_with_another_source_are_those_of_the_loss_that_looks_it_up():
+    with_source = [loss for loss in LOSSES if f"clotho_ced_sonar_{loss}_enriched" in shipped_configs()]
+    assert with_source == ["ask", "mined_negatives"]
+    assert shipped_configs()["clotho_ced_sonar_ask_wavcaps"][-2:] == ["ask", "wavcaps"]
     assert "clotho_ced_sonar_ask_audiocaps_enriched" not in shipped_configs()
 
 
@@ -193,6 +191,14 @@ def test_options_of_the_refresh_reach_what_a_teacher_reads_of_ones_own_recording
         assert any(not torch.equal(value, runs[name][key]) for key, value in runs["whole"].items()), name
     ask_lightning(*given, "--run", "rolling", "--ask.refresh.mode", "rolling", "--ask.refresh.T", 2)
     assert logged(Path("rolling"))["ask/encoded_share"] == pytest.approx([1, 0.5, 0.5, 0.5])
+
+
+def test_a_teacher_does_not_take_knowledge_that_it_would_not_look_up(demo, capsys):
+    given = ("fit", "--config", "audiocaps_tiny_teacher", demo)
+    refused = refusal(capsys, *given, "--data.knowledge.exclude", "[Y1]")
+    assert "KnowledgeDistillationLoss learns from the training clips alone" in refused
+    cli = ask_lightning(*given, "--trainer.fast_dev_run", 1)
+    assert cli.model.loss.knowledge.training_clips is None, "its clips are encoded once, as the source"
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ class Roles:
         datasets: Parts that name a class of data.
         models: Parts that name a class of a model.
         losses: Parts that name a class of a loss.
-        with_knowledge: Those losses whose part says how the knowledge is renewed.
-        sources: Parts that name another source of the knowledge. One whose name begins with that of a dataset
+        of_sources: Those losses that look up the pairs of another source of knowledge than the training set.
+        sources: Parts that name such a source. One whose name begins with that of a dataset
             is for that dataset alone.
         of_tokens: Those models that compare clips and captions by an interaction of tokens.
         with_tokens: Those losses that do so as well; only they go with such models.
@@ -73,7 +73,7 @@ class Roles:
     datasets: tuple[str, ...]
     models: tuple[str, ...]
     losses: tuple[str, ...]
-    with_knowledge: tuple[str, ...]
+    of_sources: tuple[str, ...]
     sources: tuple[str, ...]
     of_tokens: tuple[str, ...]
     with_tokens: tuple[str, ...]
@@ -97,10 +97,10 @@ def shipped_roles() -> Roles:
         datasets=with_entry("data", "class_path"),
         models=with_entry("model", "class_path"),
         losses=loss_parts,
-        with_knowledge=tuple(name for name in loss_parts if _has_entry(parts[name], ("ask", "refresh"))),
+        of_sources=tuple(name for name in loss_parts if _reads_source(parts[name])),
         sources=with_entry("data", "init_args", "knowledge") + with_entry("data", "init_args", "enriched"),
         of_tokens=with_entry("model", "init_args", "interaction"),
-        with_tokens=tuple(name for name in loss_parts if _takes_tokens(parts[name])),
+        with_tokens=tuple(name for name in loss_parts if _loss_of(parts[name]).takes_tokens),
     )
 
 
@@ -108,8 +108,8 @@ def shipped_roles() -> Roles:
 def shipped_configs() -> dict[str, list[str]]:
     """The parts of each shipped config, by the names that `--config` takes.
 
-    A name is `DATASET_MODEL_LOSS`, where `baseline` is the model's own loss; after a loss with knowledge
-    the source of the knowledge may follow. Without a dataset it is for one's own recordings.
+    A name is `DATASET_MODEL_LOSS`, where `baseline` is the model's own loss; after a loss that looks it up
+    another source of knowledge may follow. Without a dataset it is for one's own recordings.
 
     Examples:
         >>> shipped_configs()["clap_ask"]
@@ -125,8 +125,8 @@ def shipped_configs() -> dict[str, list[str]]:
         backbone = ["run", dataset, model]
         fitting = [loss for loss in roles.losses if loss in roles.with_tokens or model not in roles.of_tokens]
         named = {f"{model}_baseline": backbone} | {f"{model}_{loss}": [*backbone, loss] for loss in fitting}
-        with_knowledge = [loss for loss in roles.with_knowledge if loss in fitting]
-        for loss, (ending, source) in product(with_knowledge, _sources_of(dataset).items()):
+        of_sources = [loss for loss in roles.of_sources if loss in fitting]
+        for loss, (ending, source) in product(of_sources, _sources_of(dataset).items()):
             named[f"{model}_{loss}_{ending}"] = [*backbone, loss, source]
         configs |= {f"{dataset}_{name}": parts for name, parts in named.items()}
         if dataset == OWN_RECORDINGS:
@@ -147,14 +147,20 @@ def describe_names() -> dict[str, str]:
         "DATASET": f"{', '.join(roles.datasets)} (which may be left out)",
         "MODEL": ", ".join(roles.models),
         "LOSS": ", ".join(["baseline", *roles.losses]),
-        "KNOWLEDGE": f"{', '.join(endings)} (after {', '.join(roles.with_knowledge)})",
+        "KNOWLEDGE": f"{', '.join(endings)} (after {', '.join(roles.of_sources)})",
     }
 
 
-def _takes_tokens(part: Mapping[str, Any]) -> bool:
-    """Whether the loss that a part names takes tokens."""
+def _loss_of(part: Mapping[str, Any]) -> type[losses.RetrievalLoss]:
+    """The class of the loss that a part names."""
     name = str(part["ask"]["loss"]["class_path"]).rpartition(".")[2]
-    return bool(getattr(losses, name).takes_tokens)
+    kind: type[losses.RetrievalLoss] = getattr(losses, name)
+    return kind
+
+
+def _reads_source(part: Mapping[str, Any]) -> bool:
+    """Whether the loss that a part names looks up the pairs of another source."""
+    return _loss_of(part).needs_knowledge and _loss_of(part).reads_source
 
 
 def _sources_of(dataset: str) -> dict[str, str]:

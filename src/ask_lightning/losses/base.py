@@ -84,6 +84,9 @@ class RetrievalLoss(nn.Module, ABC):
     needs_knowledge: ClassVar[bool] = True
     """Whether training cannot start without a knowledge base."""
 
+    reads_source: ClassVar[bool] = True
+    """Whether a loss with knowledge looks up the pairs of a source other than the training data."""
+
     needs_keys: ClassVar[bool] = False
     """Whether the loss encodes each training batch by another encoder than the model, in `make_keys`."""
 

@@ -33,7 +33,7 @@ class KnowledgeDistillationLoss(InteractingLoss):
 
     Requirements:
         Clip ids, and a `KnowledgeBase` that holds the training clips: `KnowledgeRefreshCallback` sees to it,
-        also where its source is another one than the training set.
+        also where its source is another one than the training set, whose pairs this loss does not look up.
 
     Recommendations:
         The base of the untrained encoders is a useful teacher, too: start with it rather than with epochs of
@@ -69,6 +69,8 @@ class KnowledgeDistillationLoss(InteractingLoss):
         >>> loss(audio[:32], text[:32], ids=range(32)).shape
         torch.Size([])
     """
+
+    reads_source = False
 
     def __init__(
         self,

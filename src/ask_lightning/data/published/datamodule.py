@@ -211,6 +211,12 @@ class PublishedDataModule(RetrievalDataModule):
             if split in self.datasets:
                 _ = self.datasets[split]
 
+    @property
+    def has_other_knowledge(self) -> bool:
+        """Whether the arguments name clips or captions for the knowledge that the training set has not."""
+        has_captions = self._enriched.path is not None and self._enriched.used_in == "knowledge"
+        return has_captions or self._knowledge != _TRAINING_CLIPS
+
     def knowledge_dataset(self) -> ClipDataset:
         """The clips to build the knowledge base from, without random crops and without evaluation clips.
 
