@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
+import anyio
 from fastapi.testclient import TestClient
 from starlette.responses import FileResponse
 
@@ -72,13 +73,13 @@ def test_a_file_that_goes_while_it_is_asked_for(client, monkeypatch):
     assert (heard.status_code, heard.text) == (404, "low.wav: the file is no longer there.")
     monkeypatch.undo()
     # Between the look at the file and its opening.
-    opened = FileResponse._open_file
+    opened = anyio.open_file
 
-    def gone_too(response):
-        Path(response.path).unlink()
-        return opened(response)
+    async def gone_too(path, *given, **named):
+        Path(path).unlink()
+        return await opened(path, *given, **named)
 
-    monkeypatch.setattr(FileResponse, "_open_file", gone_too)
+    monkeypatch.setattr(anyio, "open_file", gone_too)
     heard = client.get("/clip/1")
     assert (heard.status_code, heard.text) == (404, "high.flac: the file is no longer there.")
 
