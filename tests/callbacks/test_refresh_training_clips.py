@@ -55,6 +55,10 @@ def fit(loss=None, epochs=2, callbacks=(), model=None, T=1, **settings) -> tuple
     return kept, module
 
 
+def ask_with_teacher() -> ReliabilityOTLoss:
+    return ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
+
+
 def test_the_training_set_is_its_own_teacher():
     kept, module = fit()
     assert len(kept.bases) == 2
@@ -68,14 +72,14 @@ def test_the_training_set_is_its_own_teacher():
 
 
 def test_a_limit_of_the_source_is_none_of_the_training_clips():
-    kept, _ = fit(source=Pairs(40, seed=7), max_rows=20)
+    kept, _ = fit(ask_with_teacher(), source=Pairs(40, seed=7), max_rows=20)
     assert [len(base.fine) for base in kept.bases] == [20, 20]
     assert kept.unknown == [0] * 12
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
-    kept, _ = fit(source=Pairs(20, seed=7), momentum=momentum)
+    kept, _ = fit(ask_with_teacher(), source=Pairs(20, seed=7), momentum=momentum)
     assert [len(base.fine) for base in kept.bases] == [20, 20]
     assert kept.unknown == [0] * 12
     first, second = (base.find_clips(torch.arange(TRAINING)) for base in kept.bases)
@@ -84,9 +88,14 @@ def test_beside_another_source_the_training_clips_are_encoded_too(momentum):
     torch.testing.assert_close(second.text, expected)
 
 
-def test_a_source_that_the_loss_does_not_look_up_is_told():
-    with pytest.warns(UserWarning, match="learns from the training clips alone, so .* Leave `source` out"):
-        fit(source=Pairs(20, seed=7), epochs=1)
+@pytest.mark.parametrize("options", [{}, {"mode": "rolling"}, {"write_back": True}])
+def test_the_source_of_a_teacher_holds_the_training_clips(options):
+    """Here without augmentation, which the training data have."""
+    kept, _ = fit(source=Pairs(TRAINING), **options)
+    assert all(base.training_clips is None for base in kept.bases)
+    assert kept.unknown == [0] * 12
+    lacking, _ = fit(source=Pairs(TRAINING - 8))
+    assert sum(lacking.unknown) == 2 * 8
 
 
 def test_the_published_loss_does_not_ask_for_them():
@@ -97,8 +106,7 @@ def test_the_published_loss_does_not_ask_for_them():
 
 
 def test_the_published_loss_with_a_teacher_trains():
-    loss = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
-    kept, _ = fit(loss, source=Pairs(20, seed=7), callbacks=[InfluenceMonitor(2)])
+    kept, _ = fit(ask_with_teacher(), source=Pairs(20, seed=7), callbacks=[InfluenceMonitor(2)])
     assert kept.unknown == [0] * 12
 
 
@@ -202,7 +210,8 @@ def test_a_resumed_run_has_the_same_teacher(tmp_path, settings):
         watcher = Watcher()
         options = settings | ({"source": Pairs(20, seed=7)} if "source" in settings else {})
         refresh = KnowledgeRefreshCallback(2, num_prototypes=6, **options)
-        module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+        loss = ask_with_teacher() if settings else KnowledgeDistillationLoss(temperature=0.2)
+        module = ASKModule(PlainTowers(), loss, ids="clip_id")
         keep = pl.callbacks.ModelCheckpoint(folder, save_last=True, enable_version_counter=False)
         going = make_trainer(max_epochs=epochs, callbacks=[refresh, watcher, keep], enable_checkpointing=True)
         going.fit(module, make_loader(TRAINING), ckpt_path=resume)
@@ -228,7 +237,7 @@ def test_a_resumed_run_whose_knowledge_lacks_the_training_clips(tmp_path):
 
     run(ReliabilityOTLoss(num_neighbors=4), 1)
     with pytest.warns(UserWarning, match="newly encoded knowledge .* lacks the training clips"):
-        (kept,) = run(KnowledgeDistillationLoss(temperature=0.2), 2, tmp_path / "last.ckpt")
+        (kept,) = run(ask_with_teacher(), 2, tmp_path / "last.ckpt")
     assert kept.unknown == [0] * 6
 
 
@@ -288,7 +297,7 @@ def test_the_loss_of_a_users_class_has_to_be_passed(tmp_path):
 
 
 def test_training_data_that_a_refresh_cannot_read():
-    module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(), ids="clip_id")
+    module = ASKModule(PlainTowers(), ask_with_teacher(), ids="clip_id")
     run = make_trainer(callbacks=[KnowledgeRefreshCallback(1, DataLoader(Pairs(20), 8))])
     with pytest.raises(
         TypeError, match="training clips encoded beside `source`, but the training data are a dict"

@@ -291,7 +291,7 @@ def test_a_source_without_the_clips_of_the_batches():
 
 
 def test_training_clips_beside_another_source():
-    loss = KnowledgeDistillationLoss(temperature=0.2)
+    loss = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
     with pytest.raises(RuntimeError, match=r"write_back=True.*renews rows of the source.*learns from the"):
         fit(T=9, write_back=True, epochs=1, source=Pairs(20, seed=3), loss=loss)
 

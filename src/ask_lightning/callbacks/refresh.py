@@ -300,12 +300,6 @@ class KnowledgeRefreshCallback(Callback):
                 f"{type(self.target.loss).__name__} needs no knowledge, so KnowledgeRefreshCallback encodes "
                 "the source for the monitors alone. Leave it out to save the time."
             )
-        elif self.source is not None and not self.target.loss.reads_source:
-            rank_zero_warn(
-                f"{type(self.target.loss).__name__} learns from the training clips alone, so "
-                "KnowledgeRefreshCallback(source=...) encodes the source for the monitors alone, beside the "
-                "training data. Leave `source` out to save the time."
-            )
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
             self.target.loss.knowledge = None

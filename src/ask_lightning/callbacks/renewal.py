@@ -89,7 +89,8 @@ class Renewer:
     @property
     def needs_training_clips(self) -> bool:
         """Whether the training clips are encoded beside the source."""
-        return self.reader.source is not None and self.target.loss.needs_training_clips
+        loss = self.target.loss
+        return self.reader.source is not None and loss.needs_training_clips and loss.reads_other_clips
 
     @property
     def num_neighbors(self) -> int:

@@ -191,13 +191,13 @@ def ask_callbacks(
         return []
     source = getattr(data, "knowledge_dataset", None)
     is_training_set = getattr(type(data), "knowledge_dataset", None) is RetrievalDataModule.knowledge_dataset
-    if not loss.reads_source and getattr(data, "has_other_knowledge", False):
+    if not loss.reads_other_clips and getattr(data, "has_other_knowledge", False):
         raise UsageError(
             f"{type(loss).__name__} learns from the training clips alone, so other clips or captions for "
             "the knowledge have no effect. Leave them out, or take a loss that looks them up, such as that "
             "of the part `ask`."
         )
-    if not loss.reads_source or (loss.needs_training_clips and is_training_set):
+    if not loss.reads_other_clips or (loss.needs_training_clips and is_training_set):
         source = None  # else the same clips would be encoded twice, of which the loss reads the second ones
     refresh = KnowledgeRefreshCallback(source=source, **section["refresh"])
     if not section["monitors"]:

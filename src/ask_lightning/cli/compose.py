@@ -160,7 +160,7 @@ def _loss_of(part: Mapping[str, Any]) -> type[losses.RetrievalLoss]:
 
 def _reads_source(part: Mapping[str, Any]) -> bool:
     """Whether the loss that a part names looks up the pairs of another source."""
-    return _loss_of(part).needs_knowledge and _loss_of(part).reads_source
+    return _loss_of(part).needs_knowledge and _loss_of(part).reads_other_clips
 
 
 def _sources_of(dataset: str) -> dict[str, str]:

@@ -84,8 +84,8 @@ class RetrievalLoss(nn.Module, ABC):
     needs_knowledge: ClassVar[bool] = True
     """Whether training cannot start without a knowledge base."""
 
-    reads_source: ClassVar[bool] = True
-    """Whether a loss with knowledge looks up the pairs of a source other than the training data."""
+    reads_other_clips: ClassVar[bool] = True
+    """Whether a loss with knowledge looks up other clips than those of its batch."""
 
     needs_keys: ClassVar[bool] = False
     """Whether the loss encodes each training batch by another encoder than the model, in `make_keys`."""
@@ -232,7 +232,7 @@ class RetrievalLoss(nn.Module, ABC):
 
     @property
     def needs_training_clips(self) -> bool:
-        """Whether the knowledge has to hold the training clips, beside those of another source."""
+        """Whether the knowledge has to hold the training clips, whatever else it holds."""
         return False
 
     @property

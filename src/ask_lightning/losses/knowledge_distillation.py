@@ -32,8 +32,8 @@ class KnowledgeDistillationLoss(InteractingLoss):
         knowledge base that `KnowledgeRefreshCallback` renews every T epochs.
 
     Requirements:
-        Clip ids, and a `KnowledgeBase` that holds the training clips: `KnowledgeRefreshCallback` sees to it,
-        also where its source is another one than the training set, whose pairs this loss does not look up.
+        Clip ids, and a `KnowledgeBase` that holds the training clips, which are all that this loss looks up:
+        the source of `KnowledgeRefreshCallback` is the training data, or a dataset of the same clips.
 
     Recommendations:
         The base of the untrained encoders is a useful teacher, too: start with it rather than with epochs of
@@ -70,7 +70,7 @@ class KnowledgeDistillationLoss(InteractingLoss):
         torch.Size([])
     """
 
-    reads_source = False
+    reads_other_clips = False
 
     def __init__(
         self,
