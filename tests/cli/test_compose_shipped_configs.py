@@ -161,7 +161,7 @@ def test_ml_claps_own_loss_is_a_part(method, demo):
 
 def test_every_part_that_reads_files_is_shrunken_by_the_demo():
     roles = shipped_roles()
-    for part in ("run", *roles.datasets, *roles.models, *roles.with_knowledge):
+    for part in ("run", *roles.datasets, *roles.models, *roles.of_sources, "teacher"):
         # A part that is composed of another one is shrunken with it.
         parts = compose([part], PLACES).parts
         assert any((CONFIGS / "demo" / f"{one}.yaml").is_file() for one in parts), part

@@ -56,9 +56,15 @@ def find_target(module: pl.LightningModule) -> Target:
         ValueError: The module has no methods that encode audio and text.
     """
     name = type(module).__name__
-    is_wrapper = isinstance(module, NamedAsModel)  # whose model may have such a loss of its own
-    parts = [module.loss] if is_wrapper else module.modules()
-    losses = [part for part in parts if isinstance(part, RetrievalLoss)]
+    losses = [part for part in module.modules() if isinstance(part, RetrievalLoss)]
+    if isinstance(module, NamedAsModel):  # its model may have a loss of its own, for the wrapper's to replace
+        of_model = [loss for loss in losses if loss is not module.loss]
+        if any(loss.needs_knowledge for loss in of_model):
+            raise RuntimeError(
+                f"{type(module.model).__name__} has a loss of its own that looks up knowledge, as that of "
+                f"{name} does. Train it without {name}, or take its loss out."
+            )
+        losses = [loss for loss in losses if loss is module.loss]
     if len(losses) != 1:
         raise RuntimeError(
             "The callbacks of ask_lightning need a module with one loss of ask_lightning.losses, but "
