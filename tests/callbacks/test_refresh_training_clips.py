@@ -1,8 +1,11 @@
 """A loss whose teacher is the knowledge finds the training clips there, whatever the source is."""
 
+from copy import deepcopy
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning import (
@@ -21,6 +24,7 @@ from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
 
 TRAINING = 48
+TAUGHT_ASK = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
 
 
 class Kept(pl.Callback):
@@ -114,6 +118,30 @@ def test_clips_that_the_knowledge_lacks_are_counted():
     loss.knowledge = KnowledgeBase.from_embeddings(audio, text, ids=pairs.clip_id, num_prototypes=6)
     make_trainer(max_epochs=1, callbacks=[kept]).fit(module, make_loader(TRAINING))
     assert sum(kept.unknown) == 24
+
+
+@pytest.mark.parametrize("loss", [KnowledgeDistillationLoss(0.2), TAUGHT_ASK])
+@pytest.mark.parametrize("of_ones_own", [False, True], ids=["refreshed", "a base of one's own"])
+def test_an_epoch_without_a_known_clip_is_told(of_ones_own, loss, recwarn):
+    loss, refresh = deepcopy(loss), KnowledgeRefreshCallback(9, num_prototypes=6)
+    module = ASKModule(PlainTowers(), loss, ids=lambda model, batch: batch["clip_id"] + first[0])
+
+    def told(offset):
+        """Of a fit whose second epoch has other ids."""
+        first[0] = 0
+        callbacks = [] if of_ones_own else [refresh]
+        change = LambdaCallback(on_train_epoch_end=lambda *_: first.__setitem__(0, offset))
+        recwarn.clear()
+        make_trainer(max_epochs=2, callbacks=[*callbacks, change]).fit(module, make_loader(TRAINING))
+        return sum("none of the clips of this epoch" in str(warning.message) for warning in recwarn)
+
+    first = [0]
+    loss.knowledge = KnowledgeBase.from_embeddings(
+        *torch.randn(2, TRAINING, 8), ids=range(TRAINING), num_prototypes=6
+    )
+    assert told(0) == 0
+    assert told(TRAINING - 1) == 0, "one clip is known"
+    assert told(TRAINING) == 1
 
 
 @pytest.mark.parametrize("momentum", [0.25, 0.9])

@@ -18,6 +18,7 @@ from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
+from ask_lightning.callbacks.known_clips import KnownClips
 from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
@@ -250,6 +251,7 @@ class KnowledgeRefreshCallback(Callback):
         self._told_search: str | None = None
         self._warned_of_collapse = False
         self._gradient_check = GradientCheck()
+        self._known_clips = KnownClips()
         self._reader.restart()
 
     @property
@@ -557,6 +559,7 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
         terms, self.target.loss.last = self.target.loss.last, {}
+        self._known_clips.add(terms)
         log_loss_terms(trainer, pl_module, terms)
         self._use_step(trainer)
 
@@ -576,6 +579,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
+        self._known_clips.check(self.target.loss)
         drift = math.nan
         if self.schedule is not None:
             ranks = Ranks.current()
