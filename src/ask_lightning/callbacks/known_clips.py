@@ -25,7 +25,8 @@ class KnownClips:
         """
         known = terms.get("known_clips")
         if known is not None:
-            self._known = known if self._known is None else self._known + known
+            # A copy, because the next step of a compiled loss may write over its terms.
+            self._known = known.clone() if self._known is None else self._known + known
 
     def check(self, loss: RetrievalLoss) -> None:
         """Warn at the end of an epoch in which no clip was known, and begin anew; collective with a teacher.
