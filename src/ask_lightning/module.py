@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from ask_lightning.callbacks.known_clips import KnownClips
 from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
@@ -193,6 +194,7 @@ class ASKModule(NamedAsModel):
         self._criterion = criterion
         self._logs_terms = False
         self._is_refreshed, self._gradient_check = False, GradientCheck()
+        self._known_clips = KnownClips()
         self.ask_step = choose_step(step, criterion, self._audio, self._text, model)
         self._chunk_size = chunk_size
         self._chunks: ChunkedEncoding | None = None
@@ -331,6 +333,8 @@ class ASKModule(NamedAsModel):
             # After the model's own encoding, whose random numbers are those of a run without keys.
             self.loss.make_keys(self.model, encode, self.trainer.global_step)
         loss: Tensor = self.loss(audio, text, ids=ids)
+        if not self._is_refreshed:
+            self._known_clips.add(self.loss.last)
         if self._logs_terms:
             log_loss_terms(self.trainer, self, self.loss.last)
         return loss
@@ -542,6 +546,12 @@ class ASKModule(NamedAsModel):
         if not self._is_refreshed:
             average_whole_gradients(self.trainer, self)
         self._gradient_check.after_backward(self.trainer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """Call the model's own hook, then check that a teacher knows the clips."""
+        self.model.on_train_epoch_end()
+        if not self._is_refreshed:
+            self._known_clips.check(self.loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""

@@ -483,6 +483,7 @@ def test_state_is_made_of_what_a_safe_load_accepts(broken):
         "fingerprint": str,
         "settings": dict,
         "source": dict,
+        "training_data": type(None),
         "encoded_at": type(None),
         "decided_at": int,
         "schedule": type(None),

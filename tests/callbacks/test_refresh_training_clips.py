@@ -1,8 +1,12 @@
 """A loss whose teacher is the knowledge finds the training clips there, whatever the source is."""
 
+import re
+from copy import deepcopy
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader, IterableDataset
 
 from ask_lightning import (
@@ -21,6 +25,7 @@ from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
 
 TRAINING = 48
+TAUGHT_ASK = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
 
 
 class Kept(pl.Callback):
@@ -124,6 +129,30 @@ def test_clips_that_the_knowledge_lacks_are_counted():
     assert sum(kept.unknown) == 24
 
 
+@pytest.mark.parametrize("loss", [KnowledgeDistillationLoss(0.2), TAUGHT_ASK])
+@pytest.mark.parametrize("of_ones_own", [False, True], ids=["refreshed", "a base of one's own"])
+def test_an_epoch_without_a_known_clip_is_told(of_ones_own, loss, recwarn):
+    loss, refresh = deepcopy(loss), KnowledgeRefreshCallback(9, num_prototypes=6)
+    module = ASKModule(PlainTowers(), loss, ids=lambda model, batch: batch["clip_id"] + first[0])
+
+    def told(offset):
+        """Of a fit whose second epoch has other ids."""
+        first[0] = 0
+        callbacks = [] if of_ones_own else [refresh]
+        change = LambdaCallback(on_train_epoch_end=lambda *_: first.__setitem__(0, offset))
+        recwarn.clear()
+        make_trainer(max_epochs=2, callbacks=[*callbacks, change]).fit(module, make_loader(TRAINING))
+        return sum("none of the clips of this epoch" in str(warning.message) for warning in recwarn)
+
+    first = [0]
+    loss.knowledge = KnowledgeBase.from_embeddings(
+        *torch.randn(2, TRAINING, 8), ids=range(TRAINING), num_prototypes=6
+    )
+    assert told(0) == 0
+    assert told(TRAINING - 1) == 0, "one clip is known"
+    assert told(TRAINING) == 1
+
+
 @pytest.mark.parametrize("momentum", [0.25, 0.9])
 def test_momentum_keeps_a_part_of_each_row(momentum):
     kept, _ = fit(momentum=momentum, epochs=3)
@@ -152,6 +181,23 @@ def test_a_refresh_stores_refined_pairs(refine):
 def test_an_unknown_refinement_is_refused():
     with pytest.raises(ValueError, match="`refine`"):
         KnowledgeRefreshCallback(refine="tree")
+
+
+def test_training_clips_beside_another_source_are_refined_too():
+    kept, _ = fit(refine="graph", source=Pairs(20, seed=7), epochs=1)
+    expected = GraphRefinement()(*kept.fresh[0], RowShard.unsharded(TRAINING))
+    found = kept.bases[0].find_clips(torch.arange(TRAINING))
+    torch.testing.assert_close((found.audio, found.text), expected)
+
+
+@pytest.mark.parametrize("limit", [3, 0.5])
+def test_a_trainer_that_visits_a_part_of_the_training_data_has_all_of_them_beside_a_source(limit):
+    kept = Kept()
+    module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+    refresh = KnowledgeRefreshCallback(1, Pairs(20, seed=7), num_prototypes=6)
+    run = make_trainer(max_epochs=2, callbacks=[refresh, kept], limit_train_batches=limit)
+    run.fit(module, make_loader(TRAINING))
+    assert kept.unknown == [0] * 6
 
 
 def test_momentum_where_the_source_changes():
@@ -239,6 +285,63 @@ def test_a_resumed_run_whose_knowledge_lacks_the_training_clips(tmp_path):
     with pytest.warns(UserWarning, match="newly encoded knowledge .* lacks the training clips"):
         (kept,) = run(ask_with_teacher(), 2, tmp_path / "last.ckpt")
     assert kept.unknown == [0] * 6
+
+
+class Recordings(Pairs):
+    """Pairs whose clips have other numbers."""
+
+    def __init__(self, size: int, first: int = 0) -> None:
+        super().__init__(size)
+        self.clip_id = self.clip_id + first
+
+
+@pytest.mark.parametrize("loss", [KnowledgeDistillationLoss(0.2), TAUGHT_ASK])
+@pytest.mark.parametrize(
+    ("now", "difference"),
+    [
+        (Recordings(32), None),
+        (Recordings(TRAINING), r"items 32 → 48"),
+        (
+            Recordings(32, first=16),
+            r"first and the last item \[16, 47\] are not among",
+        ),
+    ],
+    ids=["the same", "more", "others"],
+)
+def test_a_resumed_run_with_other_training_data_beside_the_same_source(
+    now, difference, loss, tmp_path, recwarn
+):
+    def run(data, epochs, resume=None):
+        refresh, kept = KnowledgeRefreshCallback(9, Pairs(20, seed=7), num_prototypes=6), Kept()
+        keep = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False)
+        going = make_trainer(max_epochs=epochs, callbacks=[refresh, keep, kept], enable_checkpointing=True)
+        module = ASKModule(PlainTowers(), deepcopy(loss), ids="clip_id")
+        going.fit(module, DataLoader(data, 8), ckpt_path=resume)
+        return kept
+
+    run(Recordings(32), 1)
+    kept = run(now, 2, tmp_path / "last.ckpt")
+    assert not any(kept.unknown)
+    told = [str(one.message) for one in recwarn if "training data are other ones" in str(one.message)]
+    assert len(told) == (difference is not None)
+    assert difference is None or re.search(difference, told[0])
+
+
+def test_a_resumed_run_whose_training_data_were_beside_a_source(tmp_path):
+    """What steps write back then reaches the teacher."""
+
+    def run(epochs, resume=None, **settings):
+        refresh = KnowledgeRefreshCallback(9, num_prototypes=6, **settings)
+        keep = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False)
+        module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+        going = make_trainer(max_epochs=epochs, callbacks=[refresh, keep], enable_checkpointing=True)
+        going.fit(module, make_loader(TRAINING), ckpt_path=resume)
+        return module.loss.knowledge
+
+    run(1, source=Pairs(TRAINING))
+    with pytest.warns(UserWarning, match="newly encoded knowledge .* holds training clips beside its source"):
+        base = run(2, tmp_path / "last.ckpt", write_back=True)
+    torch.testing.assert_close(base.find_clips(base.ids).audio, base.fine.audio)
 
 
 @pytest.mark.parametrize("display", [InfluenceMonitor, QueryTable])

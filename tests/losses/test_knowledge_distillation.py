@@ -105,9 +105,11 @@ def test_terms_for_the_log(case):
     audio, text, ids, base = case
     loss = KnowledgeDistillationLoss(TEMPERATURE)
     value = loss(audio, text, ids=ids, knowledge=base)
-    assert set(loss.last) == {"loss", "contrastive", "target_entropy", "target_diagonal", "unknown_clips"}
+    clips = {"unknown_clips", "known_clips"}
+    assert set(loss.last) == {"loss", "contrastive", "target_entropy", "target_diagonal"} | clips
     assert loss.last["loss"] == value
     assert loss.last["unknown_clips"] == 1
+    assert loss.last["known_clips"] == len(audio) - 1
     assert 0.3 < loss.last["target_diagonal"] < 1
     assert not any(term.requires_grad for term in loss.last.values())
     plain = KnowledgeDistillationLoss(TEMPERATURE, 0.0)(audio, text, ids=ids, knowledge=base)

@@ -135,7 +135,7 @@ def test_hooks_that_the_model_has_not_stay_lightnings():
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     module, model = wrap(PlainTowers()), PlainTowers()
-    own = {"training_step", "setup", "on_train_start", "on_after_backward"}
+    own = {"training_step", "setup", "on_train_start", "on_after_backward", "on_train_epoch_end"}
     own |= {"on_save_checkpoint", "on_load_checkpoint"}
     for name in set(HOOKS) - own:
         assert is_overridden(name, module) == is_overridden(name, model), name

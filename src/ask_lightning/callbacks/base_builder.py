@@ -153,9 +153,12 @@ class BaseBuilder:
             encoded: Their embeddings, with ids.
             old: The base in use.
         """
-        check_embeddings(encoded.audio, encoded.text, encoded.shard)
+        audio, text = encoded.audio, encoded.text
+        check_embeddings(audio, text, encoded.shard)
         assert encoded.ids is not None
-        audio, text = (encoded.shard.gather(unit_length(side)) for side in (encoded.audio, encoded.text))
+        if self.refine is not None:
+            audio, text = self.refine(audio, text, encoded.shard)
+        audio, text = (encoded.shard.gather(unit_length(side)) for side in (audio, text))
         clips = StoredClips.of_rows(audio, text, encoded.shard.gather(encoded.ids.to(audio.device)))
         if old is None or old.training_clips is None or not self.momentum:
             return clips

@@ -15,6 +15,7 @@ from ask_lightning.encoding.source_identity import given_dataset_of, source_key,
 from ask_lightning.encoding.source_loader import has_index, num_items, source_loader
 from ask_lightning.encoding.target import Target
 from ask_lightning.knowledge.base import KnowledgeBase
+from ask_lightning.knowledge.stored_clips import StoredClips
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -81,6 +82,33 @@ class KnownSource:
                 if ids is not None and stored is not None and ids != stored:
                     return [f"{kind} ids of the first and last row {stored} → {ids}"]
         return []
+
+    def changes_beside(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        target: Target,
+        loader: Iterable[Any],
+        clips: StoredClips,
+    ) -> list[str]:
+        """What tells the training data that a loader reads from those that were encoded beside a source.
+
+        Args:
+            trainer: The running trainer.
+            module: The module that it trains.
+            target: Its encoders.
+            loader: The loader of a refresh.
+            clips: The clips of the earlier training data.
+
+        Returns:
+            Each difference in words; none for the same data.
+        """
+        if changed := differences(self.key or {}, source_key(loader)):
+            return changed
+        ids = _ids_at_ends(trainer, module, target, loader)[0] if has_index(loader) else None
+        if ids is None or set(ids) <= set(clips.ids.tolist()):
+            return []
+        return [f"clip ids of the first and the last item {ids} are not among them"]
 
 
 def check_ranks_share_source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
+from ask_lightning.callbacks.known_clips import KnownClips
 from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
@@ -120,8 +121,8 @@ class KnowledgeRefreshCallback(Callback):
             two bases: 4 d bytes for each pair and base. They are removed with the base, except those that a
             checkpoint's snapshot shares. Default: `knowledge_rows` in the run's own directory.
         momentum: m in [0, 1), the share of the stored embeddings that a refresh keeps: it stores
-            unit(m · old + (1 - m) · new), row by row. 0 stores the new embeddings, as the paper does. Above
-            0 the source needs an index.
+            unit(m · old + (1 - m) · new), row by row, and of training clips beside a source clip by clip. 0
+            stores the new embeddings, as the paper does. Above 0 the source needs an index.
         mode: What a refresh encodes. `"full"`: all rows. `"rolling"`: in each epoch another T-th of the rows,
             so that none is older than T epochs; prototypes are made anew in each epoch. `"mapped"`, or a
             `MappedRefresh` with settings of its own: a tenth of the rows; the others are mapped to where the
@@ -133,7 +134,8 @@ class KnowledgeRefreshCallback(Callback):
             writes the knowledge. Prototypes, and rows that no step has seen, stay as they are until the next
             refresh.
         refine: `"graph"` or a `GraphRefinement` with settings of its own: what is stored is mixed with its
-            nearest stored pairs. None: it is stored as it is.
+            nearest stored pairs, the training data beside a source among themselves. None: it is stored as it
+            is.
         in_background: Whether refreshes after the first one encode while training goes on: a copy of the
             encoders, as they are when the refresh is due, encodes in a thread, and the new base is used from
             the beginning of the next epoch on, which waits if it has to. Knowledge is an epoch older for it.
@@ -241,6 +243,7 @@ class KnowledgeRefreshCallback(Callback):
         self._collector = SnapshotCollector(self._snapshots)
         self._to_restore: dict[str, Any] | None = None
         self._known_source = KnownSource()
+        self._known_training_data = KnownSource()  # where they are encoded beside a source
         self._ages: RowAges | None = None  # where rows may be of different ages
         self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
@@ -250,6 +253,7 @@ class KnowledgeRefreshCallback(Callback):
         self._told_search: str | None = None
         self._warned_of_collapse = False
         self._gradient_check = GradientCheck()
+        self._known_clips = KnownClips()
         self._reader.restart()
 
     @property
@@ -388,6 +392,8 @@ class KnowledgeRefreshCallback(Callback):
             )
             if self._renewer.needs_training_clips and base.training_clips is None:
                 raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
+            if base.training_clips is not None and not self._renewer.needs_training_clips:
+                raise SnapshotError("It holds training clips beside its source, and none are asked for now.")
             finds_captions = self._finds_rows_for is not None and self.target.pair_ids is not None
             if finds_captions and base.training_clips is None and base.caption_ids is None:
                 raise SnapshotError("It lacks the caption ids, by which rows are found now.")
@@ -404,6 +410,7 @@ class KnowledgeRefreshCallback(Callback):
         self.target.loss.knowledge = base.to(pl_module.device)
         self._built_at = state["built_at"]
         self._known_source.key = state.get("source")
+        self._known_training_data.key = state.get("training_data")
         self._decided_at = state.get("decided_at")
         self._in_flight = state.get("in_flight")
         if self._keeps_ages:
@@ -422,10 +429,17 @@ class KnowledgeRefreshCallback(Callback):
         """Drops the base of another source than the present one, so that it is built anew."""
         base, loader = self.target.loss.knowledge, self.loader(trainer)
         assert base is not None
-        if changed := self._known_source.changes(trainer, pl_module, self.target, loader, base):
+        what = "The knowledge source is another one than that"
+        changed = self._known_source.changes(trainer, pl_module, self.target, loader, base)
+        if not changed and base.training_clips is not None:
+            what = "The training data are other ones than those"
+            loader = self._reader.open(trainer, self._renewer.num_neighbors, training_data=True)
+            changed = self._known_training_data.changes_beside(
+                trainer, pl_module, self.target, loader, base.training_clips
+            )
+        if changed:
             rank_zero_warn(
-                f"The knowledge source is another one than that of the knowledge in use "
-                f"({', '.join(changed)}), so the knowledge is encoded anew."
+                f"{what} of the knowledge in use ({', '.join(changed)}), so the knowledge is encoded anew."
             )
             self.target.loss.knowledge = self._built_at = self._in_flight = None
 
@@ -503,14 +517,16 @@ class KnowledgeRefreshCallback(Callback):
         assert refresh is not None
         encoded, seconds, report = refresh.finish(trainer.global_step)
         started = time.perf_counter()
-        loader = refresh.loaders[0]
-        is_same_source = self._known_source.is_of(loader)
-        renewal = self._renewer.of_encoded(trainer, pl_module, loader, encoded, is_same_source=is_same_source)
+        loaders = refresh.loaders
+        is_same_source = self._known_source.is_of(loaders[0])
+        renewal = self._renewer.of_encoded(
+            trainer, pl_module, loaders[0], encoded, is_same_source=is_same_source
+        )
         self._background = None
         building = time.perf_counter() - started
         report["refresh_wait_seconds"] += building
         renewal = replace(renewal, report=report)
-        self._use(renewal, trainer, pl_module, loader, refresh.epoch, seconds + building)
+        self._use(renewal, trainer, pl_module, loaders, refresh.epoch, seconds + building)
 
     def _end_background(self) -> None:
         """Ends what encodes in the background, and keeps what it takes to begin anew."""
@@ -551,6 +567,7 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
         terms, self.target.loss.last = self.target.loss.last, {}
+        self._known_clips.add(terms)
         log_loss_terms(trainer, pl_module, terms)
         self._use_step(trainer)
 
@@ -570,6 +587,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the drift that the steps have seen, and checks that they find their rows in the knowledge."""
+        self._known_clips.check(self.target.loss)
         drift = math.nan
         if self.schedule is not None:
             ranks = Ranks.current()
@@ -602,14 +620,14 @@ class KnowledgeRefreshCallback(Callback):
         is_same_source = self._known_source.is_of(loaders[0])
         renewal = self._renewer.renew(trainer, pl_module, loaders, limits, is_same_source=is_same_source)
         seconds = time.perf_counter() - started
-        self._use(renewal, trainer, pl_module, loaders[0], trainer.current_epoch, seconds)
+        self._use(renewal, trainer, pl_module, loaders, trainer.current_epoch, seconds)
 
     def _use(
         self,
         renewal: Renewal,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        loader: Iterable[Any],
+        loaders: Sequence[Iterable[Any]],
         epoch: int,
         seconds: float,
     ) -> None:
@@ -621,7 +639,8 @@ class KnowledgeRefreshCallback(Callback):
         self._tell_search(base)
         self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base
-        self._known_source.note(loader)
+        for known, loader in zip((self._known_source, self._known_training_data), loaders, strict=False):
+            known.note(loader)
         self._built_at = epoch
         if renewal.rows is not None:
             assert self._ages is not None
@@ -710,6 +729,7 @@ class KnowledgeRefreshCallback(Callback):
             "fingerprint": base.fingerprint if base is not None else None,
             "settings": self._settings(),
             "source": self._known_source.key,
+            "training_data": self._known_training_data.key,
             "encoded_at": None if self._ages is None else self._ages.encoded_at,
             "decided_at": self._decided_at,
             "in_flight": self._in_flight if self._background is None else self._background.state(),

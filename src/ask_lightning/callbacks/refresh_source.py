@@ -85,7 +85,7 @@ class SourceReader:
         # All clips of training are wanted beside a source; of a stream nothing else may end the reading.
         is_beside = training_data and self.source is not None and has_index(trainer.train_dataloader)
         limits = [] if self.max_rows is None or is_beside else [self.max_rows]
-        option = limiting_option(trainer, is_training_data=training_data)
+        option = limiting_option(trainer, is_training_data=training_data and not is_beside)
         size = batch_size_of(trainer.train_dataloader)
         if option is not None and size is not None:
             visited = int(trainer.num_training_batches) * size * Ranks.current().size

@@ -58,7 +58,7 @@ class KnowledgeDistillationLoss(InteractingLoss):
         knowledge: The `KnowledgeBase` in use, or `None`.
         last: Detached terms of the last call: `loss`; `contrastive`, NT-Xent of the same batch at the same
             temperature; `target_entropy` in nats and `target_diagonal`, the mean target of the own pair;
-            `unknown_clips`, the number of samples whose clip the knowledge lacks.
+            `unknown_clips` and `known_clips`, the numbers of samples whose clip the knowledge lacks or holds.
 
     Examples:
         >>> import torch

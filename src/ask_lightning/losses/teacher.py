@@ -30,12 +30,14 @@ class BatchTargets:
     known: Tensor
 
     def terms(self) -> dict[str, Tensor]:
-        """Terms for the log: entropy in nats and mean diagonal of the targets, number of unknown clips."""
+        """Terms for the log: entropy in nats and mean diagonal of the targets, unknown and known clips."""
         both = torch.stack([self.t2a, self.a2t])  # (2, B, B)
+        unknown = (~self.known).sum().to(both.dtype)
         return {
             "target_entropy": row_entropy(both).mean(),
             "target_diagonal": both.diagonal(dim1=1, dim2=2).mean(),
-            "unknown_clips": (~self.known).sum().to(both.dtype),
+            "unknown_clips": unknown,
+            "known_clips": len(self.known) - unknown,
         }
 
 
