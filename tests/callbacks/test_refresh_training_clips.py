@@ -1,7 +1,7 @@
 """A loss whose teacher is the knowledge finds the training clips there, whatever the source is."""
 
 import re
-from copy import deepcopy
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -25,7 +25,10 @@ from ask_lightning.losses import RetrievalLoss
 from tests.helpers.clients import Pairs, PlainTowers, Watcher, make_loader, make_trainer
 
 TRAINING = 48
-TAUGHT_ASK = ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
+
+
+def ask_with_teacher() -> ReliabilityOTLoss:
+    return ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
 
 
 class Kept(pl.Callback):
@@ -58,10 +61,6 @@ def fit(loss=None, epochs=2, callbacks=(), model=None, T=1, **settings) -> tuple
     run = make_trainer(max_epochs=epochs, callbacks=[refresh, kept, *callbacks])
     run.fit(module, make_loader(TRAINING))
     return kept, module
-
-
-def ask_with_teacher() -> ReliabilityOTLoss:
-    return ReliabilityOTLoss(num_neighbors=4, distillation_weight=0.5, modulation_gradient=False)
 
 
 def test_the_training_set_is_its_own_teacher():
@@ -129,10 +128,10 @@ def test_clips_that_the_knowledge_lacks_are_counted():
     assert sum(kept.unknown) == 24
 
 
-@pytest.mark.parametrize("loss", [KnowledgeDistillationLoss(0.2), TAUGHT_ASK])
+@pytest.mark.parametrize("make", [partial(KnowledgeDistillationLoss, 0.2), ask_with_teacher])
 @pytest.mark.parametrize("of_ones_own", [False, True], ids=["refreshed", "a base of one's own"])
-def test_an_epoch_without_a_known_clip_is_told(of_ones_own, loss, recwarn):
-    loss, refresh = deepcopy(loss), KnowledgeRefreshCallback(9, num_prototypes=6)
+def test_an_epoch_without_a_known_clip_is_told(of_ones_own, make, recwarn):
+    loss, refresh = make(), KnowledgeRefreshCallback(9, num_prototypes=6)
     module = ASKModule(PlainTowers(), loss, ids=lambda model, batch: batch["clip_id"] + first[0])
 
     def told(offset):
@@ -184,7 +183,7 @@ def test_an_unknown_refinement_is_refused():
 
 
 def test_training_clips_beside_another_source_are_refined_too():
-    kept, _ = fit(refine="graph", source=Pairs(20, seed=7), epochs=1)
+    kept, _ = fit(ask_with_teacher(), refine="graph", source=Pairs(20, seed=7), epochs=1)
     expected = GraphRefinement()(*kept.fresh[0], RowShard.unsharded(TRAINING))
     found = kept.bases[0].find_clips(torch.arange(TRAINING))
     torch.testing.assert_close((found.audio, found.text), expected)
@@ -193,7 +192,7 @@ def test_training_clips_beside_another_source_are_refined_too():
 @pytest.mark.parametrize("limit", [3, 0.5])
 def test_a_trainer_that_visits_a_part_of_the_training_data_has_all_of_them_beside_a_source(limit):
     kept = Kept()
-    module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+    module = ASKModule(PlainTowers(), ask_with_teacher(), ids="clip_id")
     refresh = KnowledgeRefreshCallback(1, Pairs(20, seed=7), num_prototypes=6)
     run = make_trainer(max_epochs=2, callbacks=[refresh, kept], limit_train_batches=limit)
     run.fit(module, make_loader(TRAINING))
@@ -295,7 +294,6 @@ class Recordings(Pairs):
         self.clip_id = self.clip_id + first
 
 
-@pytest.mark.parametrize("loss", [KnowledgeDistillationLoss(0.2), TAUGHT_ASK])
 @pytest.mark.parametrize(
     ("now", "difference"),
     [
@@ -308,14 +306,12 @@ class Recordings(Pairs):
     ],
     ids=["the same", "more", "others"],
 )
-def test_a_resumed_run_with_other_training_data_beside_the_same_source(
-    now, difference, loss, tmp_path, recwarn
-):
+def test_a_resumed_run_with_other_training_data_beside_the_same_source(now, difference, tmp_path, recwarn):
     def run(data, epochs, resume=None):
         refresh, kept = KnowledgeRefreshCallback(9, Pairs(20, seed=7), num_prototypes=6), Kept()
         keep = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False)
         going = make_trainer(max_epochs=epochs, callbacks=[refresh, keep, kept], enable_checkpointing=True)
-        module = ASKModule(PlainTowers(), deepcopy(loss), ids="clip_id")
+        module = ASKModule(PlainTowers(), ask_with_teacher(), ids="clip_id")
         going.fit(module, DataLoader(data, 8), ckpt_path=resume)
         return kept
 
@@ -333,7 +329,7 @@ def test_a_resumed_run_whose_training_data_were_beside_a_source(tmp_path):
     def run(epochs, resume=None, **settings):
         refresh = KnowledgeRefreshCallback(9, num_prototypes=6, **settings)
         keep = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False)
-        module = ASKModule(PlainTowers(), KnowledgeDistillationLoss(temperature=0.2), ids="clip_id")
+        module = ASKModule(PlainTowers(), ask_with_teacher(), ids="clip_id")
         going = make_trainer(max_epochs=epochs, callbacks=[refresh, keep], enable_checkpointing=True)
         going.fit(module, make_loader(TRAINING), ckpt_path=resume)
         return module.loss.knowledge
