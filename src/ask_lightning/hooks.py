@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 # Hooks that the wrapper implements, because it adds to what the model's own do.
-_WRAPPER_HOOKS = {"setup", "on_train_start", "on_after_backward", "on_train_epoch_end"}
+_WRAPPER_HOOKS = {"setup", "on_train_start", "on_after_backward"}
 _STEPS_AND_OPTIMIZERS = {
     "validation_step",
     "test_step",

@@ -222,6 +222,8 @@ class ASKModule(NamedAsModel):
         }
         if "configure_model" in hooks:
             hooks["configure_model"] = self._configure_model
+        if "on_train_epoch_end" in hooks:
+            hooks["on_train_epoch_end"] = self._on_train_epoch_end
         own = vars(self)
         earlier = [name for name, hook in self._forwarded_hooks.items() if own.get(name) == hook]
         for name in earlier:
@@ -548,10 +550,14 @@ class ASKModule(NamedAsModel):
         self._gradient_check.after_backward(self.trainer, self)
 
     def on_train_epoch_end(self) -> None:
-        """Call the model's own hook, then check that a teacher knows the clips."""
-        self.model.on_train_epoch_end()
+        """Check that a teacher knows the clips, unless a refresh callback does."""
         if not self._is_refreshed:
             self._known_clips.check(self.loss)
+
+    def _on_train_epoch_end(self) -> None:
+        """The same behind the model's own hook."""
+        self.model.on_train_epoch_end()
+        ASKModule.on_train_epoch_end(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Call the model's own hook, then add options and state of the loss under a key of their own."""

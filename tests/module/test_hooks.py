@@ -16,7 +16,7 @@ from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import nn
 
 import ask_lightning.hooks
-from ask_lightning import ASKModule, ReliabilityOTLoss
+from ask_lightning import ASKModule, NTXentLoss, ReliabilityOTLoss
 from tests.helpers.clients import (
     CriterionClient,
     FrozenClient,
@@ -150,6 +150,14 @@ def test_method_that_shares_its_name_with_a_hook_is_not_taken_for_it(monkeypatch
         "the hook's arguments; it stays the model's own."
     ]
     assert "lr_scheduler_step" not in vars(module)
+
+
+def test_a_hook_of_the_wrapper_leaves_a_method_with_other_arguments_alone():
+    class Client(PlainTowers):
+        def on_train_epoch_end(self, outputs):
+            raise AssertionError("this is the model's own")
+
+    make_trainer(max_epochs=1).fit(ASKModule(Client(), NTXentLoss()), make_loader())
 
 
 def loops(module, **settings):
