@@ -152,3 +152,12 @@ def test_recalls_that_are_no_shares_are_refused(tmp_path, cell):
     table.path.write_text(table.path.read_text().replace("0.125", cell, 1))
     with pytest.raises(ValueError, match=r"line 2, is damaged \(validation/.* no share from 0 to 1"):
         table.read()
+
+
+def test_a_file_of_a_run_that_is_gone_is_named(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics\.csv is missing, .* NT-Xent with T=5, .* seed 0"):
+        run.file("metrics.csv")
+    run.folder.mkdir()
+    (run.folder / "metrics.csv").touch()
+    assert run.file("metrics.csv") == run.folder / "metrics.csv"

@@ -56,6 +56,24 @@ class Run:
     seconds: float = field(default=0.0, compare=False)
     folder: Path = field(default=Path(), compare=False)
 
+    def file(self, name: str) -> Path:
+        """The path of a file that the run has written.
+
+        Args:
+            name: Name of the file in the run's folder.
+
+        Raises:
+            RunsError: The file is not there any more.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise RunsError(
+                f"{path} is missing, which the run of {self.method} with {settings_label(self.settings)}, "
+                f"seed {self.seed}, has written. Put it back, or remove the run's line in runs.csv, and it "
+                "is trained again."
+            )
+        return path
+
 
 @dataclass(frozen=True)
 class FailedRun:
