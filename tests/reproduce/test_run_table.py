@@ -12,7 +12,7 @@ from ask_lightning.reproduce.run_table import RunTable, run_folder
 
 
 def make_run(output, method="NT-Xent", seed=0, value=1 / 3):
-    parts = [dict.fromkeys(RECALLS, value + number) for number in range(4)]
+    parts = [dict.fromkeys(RECALLS, value + number / 10) for number in range(4)]
     settings = {"temperature": 0.1, "T": 5}
     return Run(
         method,
@@ -133,3 +133,31 @@ def test_a_line_without_recalls_or_in_another_encoding_is_named(tmp_path):
     table.path.write_bytes(whole.replace(b"\nNT-Xent", b"\n\xff-Xent", 1))
     with pytest.raises(ValueError, match=r"runs\.csv, line 2, is damaged: it is no UTF-8"):
         table.read()
+
+
+def test_two_results_of_one_run_are_refused(tmp_path):
+    table = RunTable(tmp_path)
+    for run in (make_run(tmp_path), make_run(tmp_path, seed=1), make_run(tmp_path)):
+        table.append(run)
+    assert list(table.read().values()) == [make_run(tmp_path), make_run(tmp_path, seed=1)]
+    table.append(make_run(tmp_path, value=0.5))
+    with pytest.raises(ValueError, match=r"runs\.csv, line 5, has other results .* Remove both lines"):
+        table.read()
+
+
+@pytest.mark.parametrize("cell", ["41.7", "nan", "-0.1"])
+def test_recalls_that_are_no_shares_are_refused(tmp_path, cell):
+    table = RunTable(tmp_path)
+    table.append(make_run(tmp_path, value=0.125))
+    table.path.write_text(table.path.read_text().replace("0.125", cell, 1))
+    with pytest.raises(ValueError, match=r"line 2, is damaged \(validation/.* no share from 0 to 1"):
+        table.read()
+
+
+def test_a_file_of_a_run_that_is_gone_is_named(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics\.csv is missing, .* NT-Xent with T=5, .* seed 0"):
+        run.file("metrics.csv")
+    run.folder.mkdir()
+    (run.folder / "metrics.csv").touch()
+    assert run.file("metrics.csv") == run.folder / "metrics.csv"

@@ -88,9 +88,7 @@ def _dots(axis: Any, place: float, values: Sequence[float], color: str, *, fille
 def _mean_curve(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[int], list[float]]:
     """The mean over runs and columns of what each epoch logged; epochs that some run lacks are left out."""
     tables = [
-        dict(zip(*read_column(run.folder / "metrics.csv", name), strict=True))
-        for run in runs
-        for name in names
+        dict(zip(*read_column(run.file("metrics.csv"), name), strict=True)) for run in runs for name in names
     ]
     epochs = sorted(set.intersection(*map(set, tables)))
     return epochs, [statistics.fmean(table[epoch] for table in tables) for epoch in epochs]

@@ -56,6 +56,24 @@ class Run:
     seconds: float = field(default=0.0, compare=False)
     folder: Path = field(default=Path(), compare=False)
 
+    def file(self, name: str) -> Path:
+        """The path of a file that the run has written.
+
+        Args:
+            name: Name of the file in the run's folder.
+
+        Raises:
+            RunsError: The file is not there any more.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise RunsError(
+                f"{path} is missing, which the run of {self.method} with {settings_label(self.settings)}, "
+                f"seed {self.seed}, has written. Put it back, or remove the run's line in runs.csv, and it "
+                "is trained again."
+            )
+        return path
+
 
 @dataclass(frozen=True)
 class FailedRun:
@@ -120,7 +138,13 @@ def run_folder(output: Path, method: str, settings: Mapping[str, Any], seed: int
 def _recalls(row: Mapping[str, str], part: str) -> dict[str, float] | None:
     """The recalls of a part of `Metrics` in a line; None where its cells are empty."""
     cells = {name: row[f"{part}/{name}"] for name in RECALLS}
-    return {name: float(cell) for name, cell in cells.items()} if any(cells.values()) else None
+    if not any(cells.values()):
+        return None
+    recalls = {name: float(cell) for name, cell in cells.items()}
+    for name, value in recalls.items():
+        if not 0 <= value <= 1:  # nor NaN
+            raise ValueError(f"{part}/{name} is {value}, which is no share from 0 to 1")
+    return recalls
 
 
 class RunTable:
@@ -143,15 +167,15 @@ class RunTable:
         """The runs so far, by method, settings as JSON, and seed.
 
         Raises:
-            RunsError: The file has other columns or calibrations than this version writes, or a line in its
-                midst is damaged.
+            RunsError: The file has other columns or calibrations than this version writes, a line in its
+                midst is damaged, or two lines have different results of one run.
         """
         if not self.path.exists():
             return {}
         columns, rows = _read_csv(self.path)
         if columns and columns != _COLUMNS:
             raise RunsError(f"{self.path} has other columns than this version writes. Use another folder.")
-        runs = {}
+        runs: dict[tuple[str, str, int], Run] = {}
         for line, row in rows:
             calibration = self._calibration(row["calibration"])
             with _named(self.path, line):
@@ -168,7 +192,11 @@ class RunTable:
                     float(row["seconds"]),
                     run_folder(self.output, row["method"], settings, int(row["seed"])),
                 )
-            runs[run.method, settings_text(settings), run.seed] = run
+            if runs.setdefault((run.method, settings_text(settings), run.seed), run) != run:
+                raise RunsError(
+                    f"{self.path}, line {line}, has other results of a run than an earlier line. Remove both "
+                    "lines, and the run is trained again, or use another folder."
+                )
         return runs
 
     def _calibration(self, text: str) -> Calibration | None:

@@ -72,7 +72,7 @@ class LocalityExperiment(Artifact):
         rows: list[list[Cell]] = []
         for number, (label, entry) in enumerate(LOCALITY.items()):
             runs = trained[entry.name].runs
-            curves = [read_column(run.folder / "metrics.csv", "ask/obi_fine") for run in runs]
+            curves = [read_column(run.file("metrics.csv"), "ask/obi_fine") for run in runs]
             color = COLORS[number] if number else BASELINE_COLOR
             draw_mean_curve(influence, curves, color=color, label=label)
             _draw_validation(recall, runs, color, label)
@@ -115,7 +115,7 @@ class DriftExperiment(Artifact):
             color = COLORS[number % len(COLORS)]
             cells: list[Cell] = []
             for axis, side in ((audio, "audio"), (text, "text")):
-                curves = [read_column(run.folder / "metrics.csv", f"ask/probe_rdm_{side}") for run in runs]
+                curves = [read_column(run.file("metrics.csv"), f"ask/probe_rdm_{side}") for run in runs]
                 draw_mean_curve(axis, curves, color=color, label=label)
                 means = [statistics.fmean(values) for _, values in curves]
                 cells.append(f"{statistics.fmean(means):.2e}")
@@ -205,14 +205,14 @@ def _corrupted(make_data: Callable[[int], RetrievalDataModule], share: float) ->
 
 def _mean_of(runs: Sequence[Run], names: Sequence[str]) -> float:
     """The mean of logged values over epochs and runs."""
-    values = [read_column(run.folder / "metrics.csv", name)[1] for run in runs for name in names]
+    values = [read_column(run.file("metrics.csv"), name)[1] for run in runs for name in names]
     return statistics.fmean(value for column in values for value in column)
 
 
 def _draw_validation(axis: Any, runs: Sequence[Run], color: str, label: str) -> None:
     curves = []
     for run in runs:
-        epochs, values = read_column(run.folder / "metrics.csv", "val/mean_recall")
+        epochs, values = read_column(run.file("metrics.csv"), "val/mean_recall")
         curves.append((epochs, [100 * value for value in values]))
     draw_mean_curve(axis, curves, color=color, label=label)
 

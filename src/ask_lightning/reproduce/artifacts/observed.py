@@ -6,7 +6,6 @@ Axes: `E` epochs, `P` clips, `d` width.
 from __future__ import annotations
 
 import csv
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,6 +28,7 @@ from ask_lightning.reproduce.artifacts.artifact import SOURCE, Artifact, write_f
 from ask_lightning.reproduce.artifacts.entries import ASK, NT_XENT
 from ask_lightning.reproduce.artifacts.plots import BASELINE_COLOR, COLORS, new_figure
 from ask_lightning.reproduce.methods import LossVariant
+from ask_lightning.reproduce.run_table import Run
 from ask_lightning.reproduce.study import Entry, Study, Trained
 from ask_lightning.reproduce.tasks.task import Task
 from ask_lightning.utilities.atomic_files import atomic_write
@@ -113,7 +113,7 @@ class DriftFigure(Artifact):
         drifts: dict[str, dict[str, list[float]]] = {}
         observed = (("ASK", OBSERVED, COLORS[0]), ("NT-Xent", OBSERVED_NT_XENT, BASELINE_COLOR))
         for name, entry, color in observed:
-            stored = load_file(trained[entry.name].runs[0].folder / "probe.safetensors")
+            stored = load_file(trained[entry.name].runs[0].file("probe.safetensors"))
             for row, side in enumerate(("audio", "text")):
                 embeddings = _by_epoch(stored, side)  # (E, P, d)
                 drifts.setdefault(side, {})[name] = drift = _drift_from_first(embeddings)
@@ -166,7 +166,7 @@ class QueryTables(Artifact):
 
     def _make(self, study: Study, trained: Mapping[str, Trained], folder: Path) -> str:
         """Write the table."""
-        queries = _last_queries(trained[OBSERVED.name].runs[0].folder)
+        queries = _last_queries(trained[OBSERVED.name].runs[0], study.task.max_epochs)
         make = self._retrieved if self.name == "table3" else self._reliability
         return make(queries, folder)
 
@@ -234,12 +234,8 @@ def _draw_places(axis: Any, places: Tensor, epochs: Sequence[int]) -> None:
     axis.legend(fontsize=7)
 
 
-def _last_queries(folder: Path) -> list[dict[str, str]]:
+def _last_queries(run: Run, max_epochs: int) -> list[dict[str, str]]:
     """The lines that `QueryTable` wrote after the last epoch."""
-    files = {
-        int(match[1]): path
-        for path in folder.glob("queries-epoch-*.csv")
-        if (match := re.fullmatch(r"queries-epoch-(\d+)\.csv", path.name))
-    }
-    with open(files[max(files)], newline="", encoding="utf-8") as lines:
+    table = run.file(f"queries-epoch-{max_epochs - 1}.csv")
+    with open(table, newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))

@@ -95,7 +95,7 @@ def _recalls(study: Study, trained: Trained, domain: str, folder: Path) -> list[
             recalls = recalls_elsewhere(
                 partial(trained.method.build, run.settings),
                 data,
-                folder=run.folder,
+                folder=run.file("best.ckpt").parent,
                 accelerator=study.task.accelerator,
             )
             write_text(kept, json.dumps(recalls) + "\n")
