@@ -150,6 +150,7 @@ def test_contents(fitted):
         "fingerprint",
         "settings",
         "source",
+        "training_data",
         "decided_at",
         "encoded_at",
         "schedule",
