@@ -44,6 +44,6 @@ class KnownClips:
                 f"The knowledge has none of the clips of this epoch's batches, so {type(loss).__name__} was "
                 "trained without a teacher: the targets were the diagonal. Pass clip ids that are the same "
                 "whenever a clip is read, ASKModule(..., ids=...), and let the knowledge hold all training "
-                "clips: leave `source` and `max_rows` of KnowledgeRefreshCallback out, and refresh it when "
-                "the training data change. A knowledge base of your own needs the `ids` of these clips."
+                "clips: leave `max_rows` of KnowledgeRefreshCallback and a `source` of other clips out, and "
+                "refresh it when the training data change. A base of your own needs the `ids` of these clips."
             )

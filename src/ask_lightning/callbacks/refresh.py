@@ -100,7 +100,8 @@ class KnowledgeRefreshCallback(Callback):
             takes clip ids, where clips have several pairs also caption ids, and a lookup of the batch's own
             rows in each step.
         source: The knowledge source: `None` for the trainer's training data, or a Dataset, a DataLoader, or a
-            callable that returns one. Datasets with a method `without_random_crops` are read through it.
+            callable that returns one. Datasets with a method `without_random_crops` are read through it. For
+            `KnowledgeDistillationLoss` it has to hold the training clips, which are all that is looked up.
         num_prototypes: M, the number of coarse prototypes, at least 1. None is made for a loss that does not
             look them up (`needs_prototypes`).
         prototype_pairing: How audio and text clusters become pairs: `"matched"`, `"joint"`, `"audio"`,
