@@ -165,10 +165,10 @@ def test_a_model_without_the_metric_is_tested_by_cosine_alone(demo, capfd):
         "data: {class_path: SoundscapeData, init_args: {num_train: 4, num_val: 4, num_test: 4, seconds: 1}}\n"
         "trainer: {accelerator: cpu, logger: false}\n"
     )
-    from ask_lightning.cli import retrieval_cli
+    from ask_lightning.cli import trainer as trainer_module
 
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval_cli, "rank_zero_info", said.append)
+        patch.setattr(trainer_module, "rank_zero_info", said.append)
         ask_lightning("test", "--config", "mine.yaml")
     assert said == ["Calibrated search is left out: TestedTowers has no metric AudioTextRetrieval."]

@@ -69,7 +69,7 @@ def test_validate_repeats_what_fit_has_logged(demo, trained):
 )
 def test_flags_of_the_model_that_a_checkpoint_overrules_are_told(flag, demo, trained, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr("ask_lightning.cli.retrieval_cli.rank_zero_info", said.append)
+    monkeypatch.setattr("ask_lightning.cli.model_section.rank_zero_info", said.append)
     given = ("--config", ASK, demo, "--run", "again", "--ckpt_path", last_checkpoint(trained))
     for flags, is_told in ((flag, True), ((), False)):
         ask_lightning("validate", *given, *flags)

@@ -159,7 +159,7 @@ def test_two_runs_do_not_write_the_same_file(capsys, monkeypatch):
             patch.undo()
             run(list(given("a.safetensors")))
 
-        patch.setattr("ask_lightning.cli.retrieval_cli.encode_split", encode_again)
+        patch.setattr("ask_lightning.cli.trainer.encode_split", encode_again)
         message = refusal(capsys, *given("a.safetensors"))
     assert message.startswith("Another run is writing to a.safetensors.parts at this moment.")
     assert message.endswith("or pass another path as `--output`.")

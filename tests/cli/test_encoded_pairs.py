@@ -84,7 +84,7 @@ def test_embeddings_that_are_no_numbers_are_not_written(demo, trained, capsys, m
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(demo, capsys, monkeypatch):
-    monkeypatch.setattr("ask_lightning.cli.retrieval_cli.encode_split", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("ask_lightning.cli.trainer.encode_split", lambda *_: pytest.fail("encoded"))
     Path("file").touch()
     message = refusal(capsys, "encode", "--config", ASK, demo, "--output", "file/a.safetensors")
     assert message.startswith("file/a.safetensors cannot be written: ")

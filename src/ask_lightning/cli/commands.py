@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.results import results_of_test, write_results
-from ask_lightning.cli.retrieval_cli import RetrievalCLI, RetrievalTrainer, quiet_lightning
+from ask_lightning.cli.retrieval_cli import RetrievalCLI
 from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.cli.run_options import RunOptions, repeated_flags
+from ask_lightning.cli.trainer import RetrievalTrainer
 from ask_lightning.data import FolderData
 from ask_lightning.data.clips import Clip
 from ask_lightning.models.stored_calibration import save_calibration

@@ -15,8 +15,8 @@ import yaml
 
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.model_card import model_card
+from ask_lightning.cli.model_section import load_class
 from ask_lightning.cli.results import RESULTS_FILE, find_results, public_results, read_results
-from ask_lightning.cli.retrieval_cli import load_class
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.models import from_pretrained, save_pretrained
 from ask_lightning.models.exported import CALIBRATION_FILE

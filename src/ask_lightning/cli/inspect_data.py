@@ -12,7 +12,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
-from ask_lightning.cli.retrieval_cli import quiet_lightning
+from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.run_options import FlagParser, RunOptions, repeated_flags
 from ask_lightning.data import FolderData, RetrievalDataModule, log_mel
 from ask_lightning.data.clip_dataset import ClipDataset

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ask_lightning.cli.errors import UsageError
-from ask_lightning.cli.retrieval_cli import load_class
+from ask_lightning.cli.model_section import load_class
 from ask_lightning.data import PublishedDataModule
 from ask_lightning.metrics import Calibration
 from ask_lightning.metrics.table import COLUMNS, percentages, score_table

@@ -14,7 +14,7 @@ import torch
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.errors import UsageError, usage_errors
-from ask_lightning.cli.retrieval_cli import load_class, make_model
+from ask_lightning.cli.model_section import load_class, make_model
 from ask_lightning.cli.row_search import best_rows
 from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
 from ask_lightning.cli.search_index import choose_index

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from ask_lightning.cli.commands import run_with_options
 from ask_lightning.cli.compose import Composition, shipped_parts
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
-from ask_lightning.cli.retrieval_cli import RetrievalTrainer
 from ask_lightning.cli.run_options import FlagParser, RunOptions, data_flags
+from ask_lightning.cli.trainer import RetrievalTrainer
 from ask_lightning.data import PublishedDataModule
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.utilities.text_tables import print_table
