@@ -23,6 +23,7 @@ from ask_lightning.encoding.compatibility import check_sharding
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
+    CriterionClient,
     PlainTowers,
     SelfContained,
     Towers,
@@ -78,6 +79,17 @@ def test_fit_without_the_callback_but_with_a_base(monkeypatch):
         f"ASKModule trains with the knowledge in `loss.knowledge`, {base}, which stays as it is: the trainer "
         "has no KnowledgeRefreshCallback."
     )
+
+
+def test_a_step_whose_loss_is_replaced_as_a_whole_is_told_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
+    for options in ({}, {"criterion": "loss_fn"}, {"step": "encode"}):
+        module = wrap(CriterionClient(), **options)
+        make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    (told,) = [each for each in said if "takes the place of" in each]
+    assert "all that `CriterionClient.training_step` returns" in told
+    assert 'ASKModule(..., criterion="...")' in told
 
 
 def test_callback_on_a_module_without_ask():

@@ -313,7 +313,7 @@ class RetrievalLoss(nn.Module, ABC):
         if knowledge is None and self.training and self.needs_knowledge:
             raise RuntimeError(
                 f"{type(self).__name__} has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
-                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
+                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(..., ids=...)`."
             )
         device = pooled(audio).device
         with torch.autocast(device.type, enabled=False):
