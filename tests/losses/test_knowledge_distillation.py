@@ -174,6 +174,8 @@ def test_options_go_into_a_file_and_back():
     again = KnowledgeDistillationLoss.from_options(loss.options)
     assert again.options == loss.options
     assert type(again) is KnowledgeDistillationLoss
+    loss.distillation_weight, loss.teacher_temperature = np.float64(0.25), torch.tensor(0.5)  # by a schedule
+    assert {type(loss.options[name]) for name in ("distillation_weight", "teacher_temperature")} == {float}
     learned = KnowledgeDistillationLoss(nn.Parameter(torch.tensor(0.1)))
     with pytest.raises(ValueError, match="temperature that a file cannot hold"):
         KnowledgeDistillationLoss.from_options(learned.options)

@@ -81,6 +81,18 @@ def test_fit_without_the_callback_but_with_a_base(monkeypatch):
     )
 
 
+def test_a_base_of_ones_own_beside_the_callback_is_replaced_and_that_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("ask_lightning.callbacks.refresh.rank_zero_info", said.append)
+    module, refresh = wrap(PlainTowers()), make_refresh()
+    own = module.loss.knowledge = static_knowledge(module.model)
+    for _ in range(2):  # what the callback has made itself is no news
+        make_trainer(max_epochs=1, callbacks=[refresh]).fit(module, make_loader())
+    assert module.loss.knowledge is not own
+    (told,) = [each for each in said if "in place of that in `loss.knowledge`" in each]
+    assert "leave the callback out" in told
+
+
 def test_a_step_whose_loss_is_replaced_as_a_whole_is_told_so(monkeypatch):
     said = []
     monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
