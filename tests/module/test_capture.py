@@ -116,6 +116,19 @@ def test_criterion_value_is_ask_plus_auxiliary():
     assert watcher.losses == [expected.item()]
 
 
+def test_a_criterion_that_trains_nothing_is_told():
+    class Measuring(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            audio, text = self.encode_audio(batch), self.encode_text(batch)
+            with torch.no_grad():
+                self.loss_fn(audio, text)
+            return self.contrast(audio, text)
+
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    with pytest.warns(UserWarning, match=r"calls `self.loss_fn` without gradients.*criterion=\.\.\.\)"):
+        run.fit(wrap(Measuring(), criterion="loss_fn"), make_loader())
+
+
 def test_criterion_keeps_its_attributes_while_it_is_replaced():
     """`self.log("temperature", self.loss_fn.temperature)` beside `self.loss_fn(...)`."""
 
