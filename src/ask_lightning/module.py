@@ -155,6 +155,7 @@ class ASKModule(NamedAsModel):
     _example_input_array = _model_attribute("_example_input_array")
     _automatic_optimization = _model_attribute("_automatic_optimization")
     _strict_loading = _model_attribute("_strict_loading")
+    strict_loading = _model_attribute("strict_loading")  # which a model may have as a property of its own
     _device_mesh = _model_attribute("_device_mesh")
     prepare_data_per_node = _model_attribute("prepare_data_per_node")
     allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
