@@ -469,6 +469,24 @@ def test_encoders_that_take_parts_of_the_batch():
     assert sum(losses[-6:]) < sum(losses[:6])
 
 
+class CountingClient(PartsClient):
+    """Counts and schedules at the beginning of its step."""
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        self.seen = getattr(self, "seen", 0) + 1
+        self.optimizers().param_groups[0]["lr"] *= 0.5
+        return self.contrast(self.encode_audio(batch["audio"]), self.encode_text(batch["tokens"], scale=2.0))
+
+
+def test_a_step_that_is_looked_at_does_not_count():
+    model, watcher = CountingClient(), Watcher()
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(), watcher])
+    run.fit(wrap(model), DataLoader(PartsPairs(), 8))
+    assert model.steps == model.seen == 6
+    assert watcher.rates == [[1e-2 * 0.5**step] for step in range(1, 7)]
+
+
 class NumberClient(Towers):
     """Passes a number to its audio encoder."""
 
