@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from ask_lightning.encoding.encoders import Encoder, encoder_name
@@ -161,7 +162,14 @@ def step_with_criterion(
                 f"{sorted(named) or 'no'} named arguments, but ASKModule(..., criterion="
                 f'"{criterion}") can replace only a call with (audio, text). Use step="capture".'
             )
-        return objective(*embeddings)
+        value = objective(*embeddings)
+        if not value.requires_grad:
+            rank_zero_warn(
+                f"`{type(model).__name__}.training_step` calls `self.{criterion}` without gradients, under "
+                "`torch.no_grad` or with detached embeddings, so the loss that takes its place trains "
+                "nothing. Name what the step trains with: ASKModule(..., criterion=...)."
+            )
+        return value
 
     with shadowing(model, {criterion: replacement}):
         result = model.training_step(*arguments)

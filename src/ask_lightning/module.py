@@ -103,7 +103,8 @@ class ASKModule(NamedAsModel):
         text: Name of the model's method that takes a batch and returns text embeddings of such a kind, or a
             callable `(model, batch)` that does. None: a method is found as described above.
         ids: Key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
-            callable `(model, batch)` that returns them. The options `exclude_self`, `positives="ids"` and
+            callable `(model, batch)` that returns them. They are read when the step has run; row i is pair i
+            of the embeddings. The options `exclude_self`, `positives="ids"` and
             `positives="same_clip"` of a loss need it.
         caption_ids: Key, position or callable of the caption ids, as for `ids`: integers or strings that
             differ within a clip, such as the captions themselves, and are the same in the knowledge source.
@@ -151,6 +152,7 @@ class ASKModule(NamedAsModel):
     _example_input_array = _model_attribute("_example_input_array")
     _automatic_optimization = _model_attribute("_automatic_optimization")
     _strict_loading = _model_attribute("_strict_loading")
+    strict_loading = _model_attribute("strict_loading")  # which a model may have as a property of its own
     _device_mesh = _model_attribute("_device_mesh")
     prepare_data_per_node = _model_attribute("prepare_data_per_node")
     allow_zero_length_dataloader_with_multiple_devices = _model_attribute(
@@ -457,6 +459,13 @@ class ASKModule(NamedAsModel):
                 rank_zero_info(
                     f"ASKModule takes the embeddings from `{encoder_name(self._audio)}` and "
                     f"`{encoder_name(self._text)}` of {type(self.model).__name__}."
+                )
+            if self.ask_step == "capture":
+                rank_zero_info(
+                    f"{type(self.loss).__name__} takes the place of all that "
+                    f"`{type(self.model).__name__}.training_step` returns as its loss. If it adds other "
+                    "losses to the contrastive one, name that one, and the others stay: ASKModule(..., "
+                    'criterion="...").'
                 )
             # With a refresh callback it is the callback that logs the terms of the loss.
             self._logs_terms = not (refreshed or self.trainer.barebones)

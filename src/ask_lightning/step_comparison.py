@@ -77,8 +77,9 @@ class StepComparison:
         rank_zero_warn(
             f"`{type(self._model).__name__}.training_step` calls {passed}, which is not the batch as it was "
             "given. Knowledge, and keys of momentum encoders, are encoded by calls with the batch itself. "
-            "That is right if the step augments the batch; anything else has to be done for both: in the two "
-            "methods, or in the model's `on_after_batch_transfer`, or by "
+            "That is right if the step augments the batch without changing the order of its rows, which clip "
+            "ids follow; anything else has to be done for both: in the two methods, or in the model's "
+            "`on_after_batch_transfer`, or by "
             'ASKModule(..., step="encode", audio=lambda model, batch: ..., text=lambda model, batch: ...).'
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ask_lightning.capture import Step, shadowing, step_arguments
 from ask_lightning.encoding.batch_parts import BatchContent, EncoderCall, describe
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name
 from ask_lightning.encoding.outputs import as_encoded
+from ask_lightning.encoding.run_state import PlainState
 from ask_lightning.interaction import Embeddings
 
 
@@ -104,7 +106,8 @@ def _calls_in_step(
     """Find out how a training step calls the encoders, by running it until it has called both.
 
     Args:
-        model: The model whose `training_step` runs; what it does before the second call is done.
+        model: The model whose `training_step` runs until the second call. Numbers and the like among its
+            attributes and learning rates are what they were afterwards; other things that it did are done.
         audio: Name of the method that encodes audio.
         text: Name of the method that encodes text.
         batch: The batch for the step.
@@ -196,7 +199,11 @@ def _observed_calls(
 
         return noted
 
-    failure = None
+    failure, trainer = None, getattr(model, "_trainer", None)
+    # Beside a refresh in the background, whose thread looks at steps of a copy, training goes on.
+    is_training_thread = threading.current_thread() is threading.main_thread()
+    # What the step counts and schedules before it calls the encoders is done again in the step itself.
+    state = PlainState(model, trainer.optimizers if trainer is not None and is_training_thread else ())
     try:
         with shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
             model.training_step(*arguments)
@@ -204,4 +211,6 @@ def _observed_calls(
         pass
     except Exception as error:
         failure = error
+    finally:
+        state.restore()
     return calls, failure

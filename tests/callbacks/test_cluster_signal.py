@@ -6,10 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
 from ask_lightning import KnowledgeBase
-from tests.helpers.clients import AUDIO, WIDTH, Pairs, PlainTowers, assert_same_weights
+from ask_lightning.callbacks import ClusterSignalCallback
+from tests.helpers.clients import (
+    AUDIO,
+    WIDTH,
+    Pairs,
+    PlainTowers,
+    assert_same_weights,
+    make_loader,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
 from tests.helpers.interrupted_run import STEPS, fit
 
 
@@ -111,3 +123,19 @@ def test_while_the_knowledge_is_written(cluster, whole, monkeypatch, recwarn):
     seen = fit(Path("resumed"), model=Restless(), source=Signalling(None), epochs=4, resume=cluster)[1]
     assert seen.losses == whole[1].losses[STEPS:]
     assert not [each for each in recwarn if "newly encoded" in str(each.message)]
+
+
+def test_signals_are_answered_behind_averages_of_weights(tmp_path):
+    """Wherever the callback is placed; a checkpoint before them would lack the step's."""
+    average, seen = EMAWeightAveraging(decay=0.9), []
+
+    class Noting(ClusterSignalCallback):
+        def _answer(self, trainer):
+            if average._average_model is not None:
+                seen.append((trainer.global_step, int(average._average_model.n_averaged)))
+
+    callbacks = [Noting(), make_refresh(), ModelCheckpoint(tmp_path, every_n_train_steps=1), average]
+    trainer = make_trainer(max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(wrap(PlainTowers()), make_loader())
+    assert seen == [(0, 0), *((step, step) for step in range(1, 7)), (6, 6)]
+    assert isinstance(trainer.callbacks[-1], ModelCheckpoint)

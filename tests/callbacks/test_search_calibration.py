@@ -147,6 +147,13 @@ def test_after_an_error_the_metric_is_as_it_was(monkeypatch):
     assert not [name for name in model.metric.score_names if name.startswith("calibrated/")]
 
 
+def test_ids_of_another_name_are_asked_for():
+    with pytest.raises(
+        ValueError, match=r"got 'key' and the batch is \['audio', 'clip_id', .*\(ids=\.\.\.\)"
+    ):
+        run_test(callbacks=[SearchCalibration(ids="key")])
+
+
 def test_a_module_without_the_metric_is_refused():
     with pytest.raises(RuntimeError, match=r"needs a module with an AudioTextRetrieval, but Lookup has none"):
         run_test(callbacks=[SearchCalibration()], model=Lookup(metric=False))

@@ -76,7 +76,10 @@ def test_nothing_found():
     message = str(caught.value)
     for audio, text in ENCODER_PAIRS:
         assert f"`{audio}`/`{text}`" in message
-    assert message.endswith('Name the methods: ASKModule(..., audio="...", text="...").')
+    assert 'Name the methods: ASKModule(..., audio="...", text="...").' in message
+    assert (
+        'ASKModule(..., step="encode", audio=lambda model, batch: model.part.encode_audio(batch)' in message
+    )
     assert "It has" not in message
 
 

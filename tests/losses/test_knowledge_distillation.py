@@ -1,5 +1,7 @@
 """`KnowledgeDistillationLoss` against numpy, its limits, and what it refuses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,8 @@ def test_options_go_into_a_file_and_back():
     again = KnowledgeDistillationLoss.from_options(loss.options)
     assert again.options == loss.options
     assert type(again) is KnowledgeDistillationLoss
+    loss.distillation_weight, loss.teacher_temperature = np.float64(0.25), torch.tensor(0.5)  # by a schedule
+    assert {type(loss.options[name]) for name in ("distillation_weight", "teacher_temperature")} == {float}
     learned = KnowledgeDistillationLoss(nn.Parameter(torch.tensor(0.1)))
     with pytest.raises(ValueError, match="temperature that a file cannot hold"):
         KnowledgeDistillationLoss.from_options(learned.options)
@@ -190,3 +194,17 @@ def test_the_published_loss_takes_the_same_targets(case):
     torch.testing.assert_close(
         ask(audio, text, ids=ids, knowledge=base), teacher(audio, text, ids=ids, knowledge=base)
     )
+
+
+@pytest.mark.parametrize("make", [KnowledgeDistillationLoss, partial(ReliabilityOTLoss, num_neighbors=3)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("distillation_weight", 0.2), ("teacher_temperature", 0.5), ("teacher", "transport")],
+)
+def test_options_that_a_schedule_changes_take_effect(case, make, option, value):
+    audio, text, ids, base = case
+    changed, other = make(distillation_weight=0.7), make(**{"distillation_weight": 0.7, option: value})
+    changed(audio, text, ids=ids, knowledge=base)
+    setattr(changed, option, value)
+    losses = [loss(audio, text, ids=ids, knowledge=base) for loss in (changed, other)]
+    assert losses[0] == losses[1] != make(distillation_weight=0.7)(audio, text, ids=ids, knowledge=base)

@@ -46,14 +46,17 @@ def by_hand(queries, keys, ids, queue, positives) -> float:
 
 
 @pytest.mark.parametrize("positives", ["ids", "diagonal"])
-@pytest.mark.parametrize("queue_size", [6, 64])
-def test_it_is_the_equation_step_after_step(queue_size, positives):
+@pytest.mark.parametrize(("queue_size", "slope"), [(6, 0.0), (64, 0.0), (64, 0.05)])
+def test_it_is_the_equation_step_after_step(queue_size, slope, positives):
+    """Also where a schedule raises the momentum."""
     model = Towers()
     loss = MomentumContrastLoss(TEMPERATURE, queue_size, momentum=0.6, positives=positives)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     follower, queue = copy.deepcopy(model), []
     for step, (audio, text, ids) in enumerate(batches(6)):
         embeddings = model(audio, text)
+        if slope:
+            loss.momentum = 0.6 + slope * (step - 1)  # of the optimiser step before
         loss.make_keys(model, lambda encoder, audio=audio, text=text: encoder(audio, text), step)
         value = loss(*embeddings, ids=ids)
         keys = tuple(unit(side) for side in follower(audio, text))
@@ -69,7 +72,8 @@ def test_it_is_the_equation_step_after_step(queue_size, positives):
         optimizer.step()
         with torch.no_grad():
             for ours, theirs in zip(follower.parameters(), model.parameters(), strict=True):
-                ours.mul_(0.6).add_(0.4 * theirs)
+                momentum = 0.6 + slope * step
+                ours.mul_(momentum).add_((1 - momentum) * theirs)
 
 
 def test_evaluation_is_nt_xent_and_leaves_no_trace():

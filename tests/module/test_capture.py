@@ -116,6 +116,19 @@ def test_criterion_value_is_ask_plus_auxiliary():
     assert watcher.losses == [expected.item()]
 
 
+def test_a_criterion_that_trains_nothing_is_told():
+    class Measuring(CriterionClient):
+        def training_step(self, batch, batch_idx):
+            audio, text = self.encode_audio(batch), self.encode_text(batch)
+            with torch.no_grad():
+                self.loss_fn(audio, text)
+            return self.contrast(audio, text)
+
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    with pytest.warns(UserWarning, match=r"calls `self.loss_fn` without gradients.*criterion=\.\.\.\)"):
+        run.fit(wrap(Measuring(), criterion="loss_fn"), make_loader())
+
+
 def test_criterion_keeps_its_attributes_while_it_is_replaced():
     """`self.log("temperature", self.loss_fn.temperature)` beside `self.loss_fn(...)`."""
 
@@ -454,6 +467,24 @@ def test_encoders_that_take_parts_of_the_batch():
     run = make_trainer(callbacks=[make_refresh(1), Look()])
     run.fit(module, DataLoader(PartsPairs(), 8))
     assert sum(losses[-6:]) < sum(losses[:6])
+
+
+class CountingClient(PartsClient):
+    """Counts and schedules at the beginning of its step."""
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        self.seen = getattr(self, "seen", 0) + 1
+        self.optimizers().param_groups[0]["lr"] *= 0.5
+        return self.contrast(self.encode_audio(batch["audio"]), self.encode_text(batch["tokens"], scale=2.0))
+
+
+def test_a_step_that_is_looked_at_does_not_count():
+    model, watcher = CountingClient(), Watcher()
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh(), watcher])
+    run.fit(wrap(model), DataLoader(PartsPairs(), 8))
+    assert model.steps == model.seen == 6
+    assert watcher.rates == [[1e-2 * 0.5**step] for step in range(1, 7)]
 
 
 class NumberClient(Towers):

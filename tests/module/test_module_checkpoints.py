@@ -244,6 +244,22 @@ def test_strictness_and_late_layers(tmp_path):
     ASKModule.load_from_checkpoint(tmp_path / "late.ckpt", PlainTowers(), strict=False)
 
 
+def test_strictness_as_a_property_of_the_model(tmp_path):
+    class Client(PlainTowers):
+        strict_loading = property(lambda self: False, lambda self, value: None)
+
+        def state_dict(self, *args, **kwargs):
+            whole = super().state_dict(*args, **kwargs)
+            return {name: value for name, value in whole.items() if not name.startswith("text")}
+
+    run = make_trainer(max_epochs=1, callbacks=[make_refresh()])
+    run.fit(wrap(Client()), make_loader())
+    run.save_checkpoint(tmp_path / "part.ckpt")
+    again = make_trainer(max_epochs=2, callbacks=[make_refresh()])
+    again.fit(wrap(Client()), make_loader(), ckpt_path=tmp_path / "part.ckpt")
+    assert again.current_epoch == 2
+
+
 def test_plain_run_resumes_under_ask(tmp_path):
     """The optimiser's state, the schedule and the epoch go on; only the loss is another."""
 

@@ -23,6 +23,7 @@ from ask_lightning.encoding.compatibility import check_sharding
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
+    CriterionClient,
     PlainTowers,
     SelfContained,
     Towers,
@@ -78,6 +79,29 @@ def test_fit_without_the_callback_but_with_a_base(monkeypatch):
         f"ASKModule trains with the knowledge in `loss.knowledge`, {base}, which stays as it is: the trainer "
         "has no KnowledgeRefreshCallback."
     )
+
+
+def test_a_base_of_ones_own_beside_the_callback_is_replaced_and_that_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("ask_lightning.callbacks.refresh.rank_zero_info", said.append)
+    module, refresh = wrap(PlainTowers()), make_refresh()
+    own = module.loss.knowledge = static_knowledge(module.model)
+    for _ in range(2):  # what the callback has made itself is no news
+        make_trainer(max_epochs=1, callbacks=[refresh]).fit(module, make_loader())
+    assert module.loss.knowledge is not own
+    (told,) = [each for each in said if "in place of that in `loss.knowledge`" in each]
+    assert "leave the callback out" in told
+
+
+def test_a_step_whose_loss_is_replaced_as_a_whole_is_told_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(ask_lightning.module, "rank_zero_info", said.append)
+    for options in ({}, {"criterion": "loss_fn"}, {"step": "encode"}):
+        module = wrap(CriterionClient(), **options)
+        make_trainer(max_epochs=1, callbacks=[make_refresh()]).fit(module, make_loader())
+    (told,) = [each for each in said if "takes the place of" in each]
+    assert "all that `CriterionClient.training_step` returns" in told
+    assert 'ASKModule(..., criterion="...")' in told
 
 
 def test_callback_on_a_module_without_ask():

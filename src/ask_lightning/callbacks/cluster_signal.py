@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from ask_lightning.utilities.distributed import Ranks
 
@@ -32,9 +32,9 @@ class ClusterSignalCallback(Callback):
     Notes:
         Each signal is answered once in a `fit`. Ask SLURM to send it earlier than the longest refresh and
         validation take: `#SBATCH --signal=SIGUSR1@600` is ten minutes before the time is over. A step costs
-        one small reduction more, for which the host waits. Place the callback behind all others that do
-        something at the end of a step, such as `KnowledgeRefreshCallback` and `WeightAveraging`: what they
-        do behind it is missing in the checkpoint.
+        one small reduction more, for which the host waits. Wherever the callback is placed, it acts behind
+        all others but those that save checkpoints, so that what they do at the end of a step, such as
+        averages of weights, is in the checkpoint.
 
     Examples:
         >>> from ask_lightning import KnowledgeRefreshCallback
@@ -44,6 +44,15 @@ class ClusterSignalCallback(Callback):
     def __init__(self) -> None:
         self._handlers: dict[int, _Handler] = {}  # Lightning's
         self._noted: set[int] = set()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Takes its place behind the callbacks that do something at the end of a step."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if callback is not self]
+        saving = [callback for callback in others if isinstance(callback, Checkpoint)]
+        acting = [callback for callback in others if not isinstance(callback, Checkpoint)]
+        # Another list, because Lightning goes through the present one. It has checkpoint callbacks last, too.
+        trainer.callbacks = [*acting, self, *saving]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes signals from now on, in place of Lightning's handlers, which it takes back after `fit`."""

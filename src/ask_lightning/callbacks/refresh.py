@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
@@ -301,6 +301,11 @@ class KnowledgeRefreshCallback(Callback):
             )
         if trainer.current_epoch == 0:
             # A new run, perhaps after another one with the same objects.
+            if self.target.loss.knowledge is not None and self._built_at is None:
+                rank_zero_info(
+                    "KnowledgeRefreshCallback makes new knowledge in place of that in `loss.knowledge`. To "
+                    "train with the latter, leave the callback out."
+                )
             self.target.loss.knowledge = None
             self._start_anew()
         if self._renewer.needs_training_clips and (self.write_back or self.mode != "full"):

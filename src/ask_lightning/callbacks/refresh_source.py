@@ -95,7 +95,8 @@ class SourceReader:
                 self._told_limit = True
                 rank_zero_warn(
                     f"With {option} a refresh reads {limits[-1]} pairs of the knowledge source, if it has so "
-                    "many. To have all of the training data in the knowledge, pass them: "
+                    "many. Of others, which a loader that shuffles draws as well, a teacher knows nothing. "
+                    "To have all of the training data in the knowledge, pass them: "
                     "KnowledgeRefreshCallback(source=dataset)."
                 )
         return min(limits, default=None)

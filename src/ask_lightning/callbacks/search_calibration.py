@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ask_lightning.callbacks.progress import progress_bar
+from ask_lightning.encoding.batch_parts import describe
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.encoders import find_pair_encoder
 from ask_lightning.encoding.source_loader import Source, source_loader
@@ -42,7 +44,7 @@ class SearchCalibration(Callback):
             one. A Dataset is read with batch size, collation and workers of the test's loader. None:
             `ordered_dataloader("train")` of the trainer's data module.
         validation: Validation pairs, in the same way. None: `ordered_dataloader("val")`.
-        ids: The batch's key of the clip ids.
+        ids: The key of the clip ids in a batch that is a mapping, or their position in one that is a tuple.
 
     Attributes:
         calibration: Kind and parameters that the last test used, or None.
@@ -54,7 +56,7 @@ class SearchCalibration(Callback):
     """
 
     def __init__(
-        self, training: Source | None = None, validation: Source | None = None, ids: str = "clip_id"
+        self, training: Source | None = None, validation: Source | None = None, ids: str | int = "clip_id"
     ) -> None:
         self.training = training
         self.validation = validation
@@ -85,7 +87,7 @@ class SearchCalibration(Callback):
         encode = find_pair_encoder(pl_module)
 
         def embed(batch: Any) -> tuple[Tensor, Tensor, Any]:
-            return (*encode(batch), batch[self.ids])
+            return (*encode(batch), self._ids_of(batch))
 
         with progress_bar(trainer, "Encoding for calibrated search", None) as advance:
             training, validation = (
@@ -101,6 +103,17 @@ class SearchCalibration(Callback):
             f"Calibrated search: {self.calibration}, chosen on the validation split; the bank is "
             f"{len(bank.audio)} training clips with {len(bank.text)} captions."
         )
+
+    def _ids_of(self, batch: Any) -> Any:
+        """The clip ids of a batch."""
+        try:
+            return batch[self.ids]
+        except (KeyError, TypeError, IndexError) as error:
+            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
+            raise ValueError(
+                f"Argument `ids` of SearchCalibration has to be the key of the clip ids in a batch, but got "
+                f"{self.ids!r} and the batch is {keys}. Pass SearchCalibration(ids=...)."
+            ) from error
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets the metrics report search by cosine similarity alone again."""

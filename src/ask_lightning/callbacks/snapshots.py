@@ -260,9 +260,10 @@ class SnapshotCollector:
             size = sum(file.stat().st_size for path in superseded for file in files_of_snapshot(path))
             warn(
                 f"{len(superseded)} snapshots of superseded knowledge ({size / 2**20:.0f} MiB) lie "
-                f"in {superseded[0].parent}, and none is removed, because the trainer has no "
-                "ModelCheckpoint whose directory says which are needed. Add one, remove them by hand, or "
-                "pass KnowledgeRefreshCallback(save_knowledge=False).",
+                f"in {superseded[0].parent}, and none is removed, because it cannot be seen here which of "
+                "them checkpoints need: the trainer has no ModelCheckpoint, or one that saves to a remote "
+                "directory, asynchronously or in another format. Add one that does not, remove them by hand, "
+                "or pass KnowledgeRefreshCallback(save_knowledge=False).",
                 stacklevel=4,
             )
 

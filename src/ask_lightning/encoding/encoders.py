@@ -210,8 +210,14 @@ def _no_encoders_message(model: object, caller: str) -> str:
     """The error message for a model in which no pair of methods was found."""
     pairs = ", ".join(f"`{audio}`/`{text}`" for audio, text in ENCODER_PAIRS)
     found = [f"`{name}`" for pair in ENCODER_PAIRS for name in pair if _has_method(model, name)]
+    of_parts = (
+        ' Those of a part of the model are called by ASKModule(..., step="encode", audio=lambda model, '
+        "batch: model.part.encode_audio(batch), text=lambda model, batch: model.part.encode_text(batch))."
+        if caller == "ASKModule"
+        else ""
+    )
     unpaired = f" It has {' and '.join(found)}, which are not of one pair." if found else ""
     return (
         f"{caller} found no methods of {type(model).__name__} that encode audio and text: it looked for the "
-        f'pairs {pairs}.{unpaired} Name the methods: {caller}(..., audio="...", text="...").'
+        f'pairs {pairs}.{unpaired} Name the methods: {caller}(..., audio="...", text="...").{of_parts}'
     )

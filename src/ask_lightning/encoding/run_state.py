@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,31 @@ def restorer(source: RandomSource) -> Callable[[], Any]:
     if isinstance(source, np.random.RandomState):
         return partial(source.set_state, source.get_state())
     return partial(setattr, source.bit_generator, "state", source.bit_generator.state)
+
+
+class PlainState:
+    """Numbers, flags, strings and Nones among the attributes of a module, and in the groups of optimisers.
+
+    Args:
+        module: Module with the attributes; those of its parts belong to it.
+        optimizers: The optimisers, whose groups hold learning rates.
+    """
+
+    def __init__(self, module: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+        places: list[dict[str, Any]] = [vars(part) for part in module.modules()]
+        places += [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._places = [(place, set(place), _plain_values(place)) for place in places]
+
+    def restore(self) -> None:
+        """Put these values back, and remove plain ones under new names; all else stays as it is."""
+        for place, names, values in self._places:
+            for name in _plain_values(place).keys() - names:
+                del place[name]
+            place.update(values)
+
+
+def _plain_values(place: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in place.items() if isinstance(value, int | float | str | None)}
 
 
 class BufferState:

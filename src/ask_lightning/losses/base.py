@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -254,9 +255,9 @@ class RetrievalLoss(nn.Module, ABC):
         names = inspect.signature(own).parameters
         values = {name: getattr(self, name) for name in names if name not in self.scalar_names}
         scalars = {name: self._scalars[name] for name in self.scalar_names if name in names}
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        } | {name: value if isinstance(value, int | float | str) else None for name, value in scalars.items()}
+        return {name: _as_stored(value) for name, value in values.items()} | {
+            name: value if isinstance(value, int | float | str) else None for name, value in scalars.items()
+        }
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -313,7 +314,7 @@ class RetrievalLoss(nn.Module, ABC):
         if knowledge is None and self.training and self.needs_knowledge:
             raise RuntimeError(
                 f"{type(self).__name__} has no knowledge to look up. Add KnowledgeRefreshCallback() to the "
-                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(...)`."
+                "Trainer's callbacks, or set `loss.knowledge = KnowledgeBase.from_embeddings(..., ids=...)`."
             )
         device = pooled(audio).device
         with torch.autocast(device.type, enabled=False):
@@ -474,6 +475,13 @@ class RetrievalLoss(nn.Module, ABC):
             raise ValueError(
                 f"Argument `ids` has to hold one id for each of the {len(audio)} pairs, but got {len(ids)}."
             )
+
+
+def _as_stored(value: Any) -> Any:
+    """An option as a file can hold it; a schedule may have made it a number of NumPy or torch."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.item() if isinstance(value, np.generic | Tensor) else value
 
 
 def is_name(value: object) -> bool:

@@ -9,7 +9,7 @@ from ask_lightning.interaction import Embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.losses.base import Positives, Temperature
 from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
-from ask_lightning.losses.teacher import KnowledgeTeacher
+from ask_lightning.losses.teacher import check_teacher, targets_of_knowledge
 
 
 class KnowledgeDistillationLoss(InteractingLoss):
@@ -88,7 +88,7 @@ class KnowledgeDistillationLoss(InteractingLoss):
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
-        self._teacher = KnowledgeTeacher(self.distillation_weight, self.teacher_temperature, teacher)
+        check_teacher(self.distillation_weight, self.teacher_temperature, teacher)
 
     @property
     def needs_ids(self) -> bool:
@@ -134,7 +134,16 @@ class KnowledgeDistillationLoss(InteractingLoss):
             )
         if knowledge is None:
             return plain, {"loss": plain}
-        targets = self._teacher.targets(knowledge, ids, ignore, to_audio.dtype, self._gathered)
+        targets = targets_of_knowledge(
+            knowledge,
+            ids,
+            ignore,
+            to_audio.dtype,
+            self._gathered,
+            distillation_weight=self.distillation_weight,
+            teacher_temperature=self.teacher_temperature,
+            teacher=self.teacher,
+        )
         loss = 0.5 * (
             nt_xent(to_audio, self.temperature, targets=targets.t2a, ignore=ignore)
             + nt_xent(to_text, self.temperature, targets=targets.a2t, ignore=ignore)

@@ -94,6 +94,7 @@ class MomentumContrastLoss(QueuedLoss):
     @torch.no_grad()
     def make_keys(self, model: nn.Module, encode: Encode, step: int) -> None:
         """Encode a batch with the copy, which follows the model first, see `RetrievalLoss`."""
+        self._encoder.momentum = self.momentum  # a schedule may have changed it
         self._keys = encode(self._encoder.follow(model, step))
 
     def reset(self) -> None:

@@ -20,6 +20,9 @@ class MomentumEncoder:
     Args:
         momentum: m in [0, 1).
 
+    Attributes:
+        momentum: m, which a schedule may change.
+
     Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 1.0)
@@ -50,7 +53,7 @@ class MomentumEncoder:
         if self._average is not None:
             return
         _check_precision(model)
-        self._average = AveragedModel(model, multi_avg_fn=partial(_average_weights, self.momentum))
+        self._average = AveragedModel(model)
         self._average.n_averaged.fill_(1)  # at 0 the first update would only copy
         self._average.requires_grad_(False)
         self._step = step
@@ -74,6 +77,7 @@ class MomentumEncoder:
         copy: nn.Module = self._average.module
         _move_as(copy, model)
         if step != self._step:
+            self._average.multi_avg_fn = partial(_average_weights, self.momentum)
             self._average.update_parameters(model)
             self._step = step
         for ours, theirs in zip(copy.modules(), model.modules(), strict=True):

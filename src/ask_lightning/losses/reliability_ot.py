@@ -30,7 +30,7 @@ from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, Temperature
 from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
-from ask_lightning.losses.teacher import BatchTargets, KnowledgeTeacher
+from ask_lightning.losses.teacher import BatchTargets, check_teacher, targets_of_knowledge
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 from ask_lightning.utilities.deferred_check import DeferredCheck
 
@@ -203,7 +203,7 @@ class ReliabilityOTLoss(InteractingLoss):
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
-        self._teacher = KnowledgeTeacher(self.distillation_weight, self.teacher_temperature, teacher)
+        check_teacher(self.distillation_weight, self.teacher_temperature, teacher)
 
     @property
     def needs_ids(self) -> bool:
@@ -301,7 +301,16 @@ class ReliabilityOTLoss(InteractingLoss):
             return None
         assert ids is not None
         ignore = self._same_clip(ids)
-        return self._teacher.targets(knowledge, ids, ignore, dtype, self._gathered)
+        return targets_of_knowledge(
+            knowledge,
+            ids,
+            ignore,
+            dtype,
+            self._gathered,
+            distillation_weight=self.distillation_weight,
+            teacher_temperature=self.teacher_temperature,
+            teacher=self.teacher,
+        )
 
     def retrieve(
         self, audio: Tensor, text: Tensor, knowledge: KnowledgeBase, *, ids: Tensor | None = None

@@ -41,52 +41,55 @@ class BatchTargets:
         }
 
 
-@dataclass(frozen=True)
-class KnowledgeTeacher:
-    """Makes targets of what the knowledge has stored of the batch's clips, see `teacher_targets`.
+def check_teacher(distillation_weight: float, teacher_temperature: float, teacher: Teacher) -> None:
+    """Refuse options of a teacher that are out of range.
 
-    Attributes:
+    Args:
+        distillation_weight: α, which has to be in [0, 1].
+        teacher_temperature: τ_t, which has to be above 0.
+        teacher: `"softmax"` or `"transport"`.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+    check_range("distillation_weight", distillation_weight, 0, 1)
+    check_positive("teacher_temperature", teacher_temperature)
+    check_choice("teacher", teacher, get_args(Teacher))
+
+
+@torch.no_grad()
+def targets_of_knowledge(
+    knowledge: KnowledgeBase,
+    ids: Tensor,
+    ignore: Tensor | None,
+    dtype: torch.dtype,
+    gather: Callable[[Tensor], Tensor],
+    *,
+    distillation_weight: float,
+    teacher_temperature: float,
+    teacher: Teacher,
+) -> BatchTargets:
+    """The targets that stored knowledge gives a batch, see `teacher_targets`.
+
+    Args:
+        knowledge: The base that holds the training clips.
+        ids: `(b,)` int64, the clips of this rank's samples.
+        ignore: `(B, B)` boolean, pairs that shall be nobody's target.
+        dtype: The dtype of the targets.
+        gather: Function from this rank's rows `(b, ...)` to those of all ranks `(B, ...)`.
         distillation_weight: α in [0, 1], the teacher's share of the targets.
         teacher_temperature: τ_t > 0.
         teacher: `"softmax"` or `"transport"`.
     """
-
-    distillation_weight: float
-    teacher_temperature: float
-    teacher: Teacher
-
-    def __post_init__(self) -> None:
-        check_range("distillation_weight", self.distillation_weight, 0, 1)
-        check_positive("teacher_temperature", self.teacher_temperature)
-        check_choice("teacher", self.teacher, get_args(Teacher))
-
-    @torch.no_grad()
-    def targets(
-        self,
-        knowledge: KnowledgeBase,
-        ids: Tensor,
-        ignore: Tensor | None,
-        dtype: torch.dtype,
-        gather: Callable[[Tensor], Tensor],
-    ) -> BatchTargets:
-        """The targets of a batch.
-
-        Args:
-            knowledge: The base that holds the training clips.
-            ids: `(b,)` int64, the clips of this rank's samples.
-            ignore: `(B, B)` boolean, pairs that shall be nobody's target.
-            dtype: The dtype of the targets.
-            gather: Function from this rank's rows `(b, ...)` to those of all ranks `(B, ...)`.
-        """
-        stored = knowledge.find_clips(ids)
-        audio, text, known = (gather(side) for side in (stored.audio, stored.text, stored.known))
-        t2a, a2t = teacher_targets(
-            audio.to(dtype),
-            text.to(dtype),
-            known,
-            distillation_weight=self.distillation_weight,
-            teacher_temperature=self.teacher_temperature,
-            teacher=self.teacher,
-            ignore=ignore,
-        )
-        return BatchTargets(t2a, a2t, known)
+    stored = knowledge.find_clips(ids)
+    audio, text, known = (gather(side) for side in (stored.audio, stored.text, stored.known))
+    t2a, a2t = teacher_targets(
+        audio.to(dtype),
+        text.to(dtype),
+        known,
+        distillation_weight=distillation_weight,
+        teacher_temperature=teacher_temperature,
+        teacher=teacher,
+        ignore=ignore,
+    )
+    return BatchTargets(t2a, a2t, known)
