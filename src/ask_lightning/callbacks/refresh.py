@@ -400,6 +400,8 @@ class KnowledgeRefreshCallback(Callback):
                 raise SnapshotError("It lacks the caption ids, by which rows are found now.")
             if self.target.loss.needs_prototypes and len(base.coarse) == 0:
                 raise SnapshotError("It lacks prototypes, which the loss looks up.")
+            if self.schedule is not None and state.get("schedule") is None:
+                raise SnapshotError('It lacks the drift since its encoding, by which T="auto" decides.')
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = self._in_flight = None
