@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -10,10 +10,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from ask_lightning.encoding.batch_parts import BatchContent, EncoderCall, describe
 from ask_lightning.encoding.encoders import Encoder, encoder_name
 from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.interaction import Embeddings
@@ -132,121 +130,6 @@ def step_with_capture(
     return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
 
-def calls_in_step(
-    model: pl.LightningModule,
-    audio: str,
-    text: str,
-    batch: Any,
-    arguments: Sequence[Any],
-    error: Exception | None,
-) -> dict[str, EncoderCall]:
-    """Find out how a training step calls the encoders, by running it until it has called both.
-
-    Args:
-        model: The model whose `training_step` runs; what it does before the second call is done.
-        audio: Name of the method that encodes audio.
-        text: Name of the method that encodes text.
-        batch: The batch for the step.
-        arguments: The step's other arguments.
-        error: The error in which a call of the methods with the batch itself ended. None: calls in another
-            batch have been found before.
-
-    Returns:
-        The calls of the audio and of the text method in terms of the batch.
-
-    Raises:
-        Exception: `error` itself, if the step calls the methods with the batch, too.
-        TypeError: The step calls them with something that is no part of the batch, or does not call them.
-    """
-    content = BatchContent(batch)  # the step may write into the batch
-    observed, failure = _observed_calls(model, (audio, text), batch, *arguments)
-    step, calls = f"`{type(model).__name__}.training_step`", {}
-    for name, (positional, named) in observed.items():
-        call = content.find_call(positional, named)
-        if call is None:
-            passed = ", ".join(map(describe, (*positional, *named.values())))
-            raise refused_batch(
-                model,
-                audio,
-                text,
-                batch,
-                error,
-                f" {step} calls `{name}` with {passed}, which is no part of the batch.",
-            ) from error
-        calls[name] = call
-    if error is not None and calls and all(call.takes_batch for call in calls.values()):
-        raise error  # it has another reason
-    if missing := [f"`self.{name}`" for name in (audio, text) if name not in calls]:
-        reason = f" ({failure})" if failure else ""
-        told = f" {step} ends without a call of {' and '.join(missing)}{reason}."
-        raise refused_batch(model, audio, text, batch, error, told) from error
-    if error is not None:
-        rank_zero_info(f"As the training step does, a refresh calls {describe_calls(calls)}.")
-    return {name: calls[name] for name in (audio, text)}
-
-
-def describe_calls(calls: Mapping[str, EncoderCall]) -> str:
-    """Calls of encoders as code, for messages.
-
-    Args:
-        calls: The calls by the names of the encoders.
-    """
-    return " and ".join(f"`{name}({call})`" for name, call in calls.items())
-
-
-def refused_batch(
-    model: object, audio: Encoder, text: Encoder, batch: Any, error: Exception | None, found: str = ""
-) -> TypeError:
-    """The error for encoders that cannot be called with a batch.
-
-    Args:
-        model: The model that has them.
-        audio: The audio encoder.
-        text: The text encoder.
-        batch: The batch with which they were called.
-        error: The error in which that ended, if there was one.
-        found: What the training step does instead, a sentence with a space before it.
-    """
-    names = encoder_name(audio), encoder_name(text)
-    ended = f", which ended in {type(error).__name__}: {error}" if error is not None else ""
-    return TypeError(
-        f"`{names[0]}` and `{names[1]}` of {type(model).__name__} were called with the batch, "
-        f"{describe(batch)}{ended}.{found} Say how they are called: "
-        f'ASKModule(..., step="encode", audio=lambda model, batch: model.{names[0]}(batch["..."]), '
-        f'text=lambda model, batch: model.{names[1]}(batch["..."])).'
-    )
-
-
-class _AllCalled(BaseException):
-    """Ends a training step that is only observed; no `except Exception` of the step's own catches it."""
-
-
-def _observed_calls(
-    model: pl.LightningModule, names: Sequence[str], *arguments: Any
-) -> tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], Exception | None]:
-    """Positional and named arguments of each method's first call in a step, and the error that ended it."""
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            calls.setdefault(name, (args, kwargs))
-            if len(calls) == len(names):
-                raise _AllCalled
-            return method(*args, **kwargs)
-
-        return noted
-
-    failure = None
-    try:
-        with shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
-            model.training_step(*arguments)
-    except _AllCalled:
-        pass
-    except Exception as error:
-        failure = error
-    return calls, failure
-
-
 @outside_graphs
 def step_with_criterion(
     model: pl.LightningModule, criterion: str, objective: Objective, *arguments: Any
@@ -318,6 +201,17 @@ def _recording(method: Callable[..., Any], record: list[Any]) -> Callable[..., A
         return output
 
     return recorded
+
+
+def step_arguments(model: pl.LightningModule, *arguments: Any) -> tuple[Any, ...]:
+    """The arguments after the batch that a model's training step takes.
+
+    Args:
+        model: The model.
+        *arguments: What Lightning passes behind the batch, the batch's number.
+    """
+    takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+    return arguments if takes_index else ()
 
 
 @contextmanager

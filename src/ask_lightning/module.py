@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -19,11 +18,9 @@ from ask_lightning.callbacks.loss_terms import log_loss_terms
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.capture import (
     Step,
-    calls_in_step,
     choose_step,
-    describe_calls,
     outside_graphs,
-    refused_batch,
+    step_arguments,
     step_with_capture,
     step_with_criterion,
 )
@@ -37,7 +34,7 @@ from ask_lightning.checkpoint_options import (
     without_address,
 )
 from ask_lightning.chunked_encoding import ChunkedEncoding
-from ask_lightning.encoding.batch_parts import EncoderCall, describe
+from ask_lightning.encoding.batch_parts import describe
 from ask_lightning.encoding.compatibility import (
     check_model,
     check_optimization,
@@ -50,13 +47,13 @@ from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.names import NamedAsModel
-from ask_lightning.encoding.outputs import as_encoded
 from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
 from ask_lightning.losses.base import Ids
 from ask_lightning.step_comparison import StepComparison
+from ask_lightning.step_encoders import StepEncoders
 
 
 def _model_attribute(name: str) -> Any:
@@ -203,8 +200,7 @@ class ASKModule(NamedAsModel):
         self.loss = loss
         # From here on attributes that the model has are set on the model.
         self.model = model
-        self._calls_of_encoders: dict[str, EncoderCall] = {}
-        self._observed_in_epoch, self._checked_numbers = 0, False
+        self._encoders = StepEncoders(self._audio, self._text, self.ask_step)
         self._warned_of_single_pair = False
         self._encodes_elsewhere = False  # by calls of the two methods outside of the step
         self._compares_step = False
@@ -288,7 +284,7 @@ class ASKModule(NamedAsModel):
                 result = self._step(batch, *args)
         finally:
             self._comparison = None
-        if not self._calls_of_encoders:
+        if not self._encoders.calls:
             comparison.compare_calls()
         return result
 
@@ -296,7 +292,7 @@ class ASKModule(NamedAsModel):
         """The training step by encoders that may take the batch in chunks."""
         if self.ask_step == "encode":
             return self._loss_of(batch, *self._encode_for_step(batch, self.model))
-        args = self._step_arguments(*args)
+        args = step_arguments(self.model, *args)
         objective = partial(self._loss_of, batch)
         if self.ask_step == "criterion":
             assert self._criterion is not None
@@ -380,9 +376,7 @@ class ASKModule(NamedAsModel):
             Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
 
         In a model whose training step passes parts of the batch to its encoders, the encoders get the same
-        parts here: if one of them cannot take the batch itself, the training step is run until it has called
-        both, to see what it passes. A number that is no part of the batch has to be the same for all batches;
-        it is looked at for two of them in each epoch.
+        parts here, see `StepEncoders`.
 
         Raises:
             TypeError: An encoder does not return a tensor, or takes something else than the batch or a part,
@@ -419,56 +413,7 @@ class ASKModule(NamedAsModel):
 
     def _encode(self, batch: Any, model: nn.Module) -> tuple[Embeddings, Embeddings]:
         """Audio and text embeddings of a batch by the model or a copy of it."""
-        if not self._calls_of_encoders:
-            try:
-                return encode_batch(model, self._audio, self._text, batch)
-            except Exception as error:
-                self._calls_of_encoders = self._observe_calls(batch, model, error)
-                self._observed_in_epoch, self._checked_numbers = self.current_epoch, False
-        elif any(call.has_numbers for call in self._calls_of_encoders.values()):
-            self._check_numbers(batch, model)
-        outputs = []
-        for encoder, call in self._calls_of_encoders.items():
-            positional, named = call.arguments(batch)
-            outputs.append(as_encoded(getattr(model, encoder)(*positional, **named), encoder))
-        return outputs[0], outputs[1]
-
-    def _check_numbers(self, batch: Any, model: nn.Module) -> None:
-        """Compare the numbers that the training step passes with those that it passed for another batch."""
-        is_same_epoch = self._observed_in_epoch == self.current_epoch
-        if is_same_epoch and self._checked_numbers:
-            return
-        before, self._calls_of_encoders = self._calls_of_encoders, self._observe_calls(batch, model)
-        self._observed_in_epoch, self._checked_numbers = self.current_epoch, is_same_epoch
-        # From one epoch to the next a schedule may change them.
-        if is_same_epoch and self._calls_of_encoders != before:
-            first, second = describe_calls(before), describe_calls(self._calls_of_encoders)
-            self._calls_of_encoders = {}
-            raise TypeError(
-                f"`{type(self.model).__name__}.training_step` calls {first} for one batch and {second} for "
-                "another, and how the numbers follow from the batch is not known. Put them into the batch, "
-                'or say how the encoders are called: ASKModule(..., step="encode", '
-                "audio=lambda model, batch: ..., text=lambda model, batch: ...)."
-            )
-
-    def _observe_calls(
-        self, batch: Any, model: nn.Module, error: Exception | None = None
-    ) -> dict[str, EncoderCall]:
-        """How the training step calls the encoders; `error` ended a call with the batch itself."""
-        if self.ask_step != "encode" and isinstance(self._audio, str) and isinstance(self._text, str):
-            arguments = self._step_arguments(0)
-            assert isinstance(model, pl.LightningModule)
-            return calls_in_step(model, self._audio, self._text, batch, arguments, error)
-        is_named = isinstance(self._audio, str) or isinstance(self._text, str)
-        if is_named and isinstance(error, TypeError | KeyError | IndexError | AttributeError):
-            raise refused_batch(self.model, self._audio, self._text, batch, error) from error
-        assert error is not None
-        raise error
-
-    def _step_arguments(self, *arguments: Any) -> tuple[Any, ...]:
-        """The arguments after the batch that the model's training step takes."""
-        takes_index = is_param_in_hook_signature(self.model.training_step, "batch_idx", min_args=2)
-        return arguments if takes_index else ()
+        return self._encoders(batch, model, self.current_epoch)
 
     def _ids_of(self, batch: Any) -> Ids | None:
         return None if self._ids is None else self._entry_of(self._ids, "ids", batch)

@@ -127,7 +127,7 @@ def test_the_default_directory_is_the_runs(tmp_path):
 
 def test_the_log_says_once_what_auto_has_become(monkeypatch):
     told = []
-    monkeypatch.setattr("ask_lightning.callbacks.refresh.rank_zero_info", told.append)
+    monkeypatch.setattr("ask_lightning.callbacks.refresh_report.rank_zero_info", told.append)
     make_trainer(callbacks=[make_refresh(1)], max_epochs=2).fit(wrap(PlainTowers()), make_loader())
     assert told == ["The knowledge of 48 pairs is searched by index='exact', chosen by index=\"auto\"."]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.callbacks.auto_period import AutoPeriod, AutoSchedule
 from ask_lightning.callbacks.background_refresh import BackgroundRefresh, check_background
+from ask_lightning.callbacks.background_slot import BackgroundSlot
 from ask_lightning.callbacks.base_builder import BaseBuilder
 from ask_lightning.callbacks.epoch_start import begin_epoch_with_all_batches
 from ask_lightning.callbacks.known_clips import KnownClips
@@ -29,7 +29,7 @@ from ask_lightning.callbacks.refresh_options import (
     mode_option,
     row_finding_option,
 )
-from ask_lightning.callbacks.refresh_report import knowledge_drift, mean_similarity
+from ask_lightning.callbacks.refresh_report import RefreshReport
 from ask_lightning.callbacks.refresh_source import SourceReader
 from ask_lightning.callbacks.renewal import Renewal, Renewer
 from ask_lightning.callbacks.row_ages import RowAges
@@ -55,7 +55,6 @@ from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.encoding.sharding import average_whole_gradients, is_sharded
 from ask_lightning.encoding.source_loader import Source
 from ask_lightning.encoding.target import Target, find_target
-from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.base_settings import Placement, Storage, check_memmap
 from ask_lightning.knowledge.kmeans import Clustering
 from ask_lightning.knowledge.mapping import MappedRefresh
@@ -65,9 +64,6 @@ from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.utilities.arguments import check_choice, check_count
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.faiss_import import import_faiss
-
-# Mean cosine between embeddings above which they hardly distinguish anything.
-_COLLAPSED = 0.95
 
 
 class KnowledgeRefreshCallback(Callback):
@@ -248,11 +244,9 @@ class KnowledgeRefreshCallback(Callback):
         self._ages: RowAges | None = None  # where rows may be of different ages
         self.schedule = AutoSchedule(self.T) if isinstance(self.T, AutoPeriod) else None
         self._decided_at: int | None = None  # the last epoch for which the schedule was asked
-        self._background: BackgroundRefresh | None = None
-        self._in_flight: dict[str, Any] | None = None  # a refresh that was broken off in the background
+        self._background = BackgroundSlot()
         self.num_encoded = self.num_written = 0
-        self._told_search: str | None = None
-        self._warned_of_collapse = False
+        self._report = RefreshReport(tells_search=self._builder.index == "auto")
         self._gradient_check = GradientCheck()
         self._known_clips = KnownClips()
         self._reader.restart()
@@ -336,14 +330,14 @@ class KnowledgeRefreshCallback(Callback):
         if self.target.loss.knowledge is not None and self._built_at is not None:
             self._check_source(trainer, pl_module)
         self._look_at_steps()
-        self._resume_in_background(trainer, pl_module)
+        self._background.resume(trainer, pl_module, self._renewer, in_background=self.in_background)
         if self.schedule is not None:
             self.schedule.budget.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the hook off the loss, and ends what encodes in the background."""
         self._leave_steps_alone()
-        self._end_background()
+        self._background.end()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -353,8 +347,7 @@ class KnowledgeRefreshCallback(Callback):
             self._step_rows.remove_hook()  # what it holds may belong into a checkpoint that the error makes
         if self.schedule is not None:
             self.schedule.budget.stop()
-        if self._background is not None:
-            self._background.stop()
+        self._background.stop()
 
     def _look_at_steps(self) -> None:
         """Begins to look at the rows of training steps, where an option asks for it."""
@@ -391,20 +384,12 @@ class KnowledgeRefreshCallback(Callback):
                 sharded=self._builder.placement == "sharded",
                 rows_directory=self._renewer.rows_directory(trainer),
             )
-            if self._renewer.needs_training_clips and base.training_clips is None:
-                raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
-            if base.training_clips is not None and not self._renewer.needs_training_clips:
-                raise SnapshotError("It holds training clips beside its source, and none are asked for now.")
-            finds_captions = self._finds_rows_for is not None and self.target.pair_ids is not None
-            if finds_captions and base.training_clips is None and base.caption_ids is None:
-                raise SnapshotError("It lacks the caption ids, by which rows are found now.")
-            if self.target.loss.needs_prototypes and len(base.coarse) == 0:
-                raise SnapshotError("It lacks prototypes, which the loss looks up.")
+            self._renewer.check_restored(base)
             if self.schedule is not None and state.get("schedule") is None:
                 raise SnapshotError('It lacks the drift since its encoding, by which T="auto" decides.')
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
-            self.target.loss.knowledge = self._built_at = self._in_flight = None
+            self.target.loss.knowledge = self._built_at = self._background.broken_off = None
             rank_zero_warn(
                 f"The run resumes with newly encoded knowledge instead of that of epoch {state['built_at']}, "
                 f"so its losses differ from those of a run without a break. {error}"
@@ -415,7 +400,7 @@ class KnowledgeRefreshCallback(Callback):
         self._known_source.key = state.get("source")
         self._known_training_data.key = state.get("training_data")
         self._decided_at = state.get("decided_at")
-        self._in_flight = state.get("in_flight")
+        self._background.broken_off = state.get("in_flight")
         if self._keeps_ages:
             encoded_at = state.get("encoded_at")  # a run without such options has none
             one_age = RowAges(len(base.fine), state["built_at"])
@@ -444,7 +429,7 @@ class KnowledgeRefreshCallback(Callback):
             rank_zero_warn(
                 f"{what} of the knowledge in use ({', '.join(changed)}), so the knowledge is encoded anew."
             )
-            self.target.loss.knowledge = self._built_at = self._in_flight = None
+            self.target.loss.knowledge = self._built_at = self._background.broken_off = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if it is due."""
@@ -460,82 +445,32 @@ class KnowledgeRefreshCallback(Callback):
     def _refresh_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refreshes the knowledge if this epoch asks for it, or if there is none."""
         epoch = trainer.current_epoch
-        if self._background is not None:
-            self._background.check()
-            if self._background.epoch != epoch:
-                self._finish_in_background(trainer, pl_module)
+        if (refresh := self._background.due_at(epoch)) is not None:
+            self._finish_in_background(refresh, trainer, pl_module)
         is_first = self.target.loss.knowledge is None
         if is_first or (self._built_at != epoch and self._is_due(epoch)):
             if not self.in_background or is_first:
                 self.refresh(trainer, pl_module)
             if self.in_background:
-                self._begin_in_background(trainer, pl_module, is_rehearsal=is_first)
+                begin = self._background.rehearse if is_first else self._background.begin
+                begin(trainer, pl_module, self._renewer)
         self._decided_at = epoch  # behind the refresh, which is made up for if it is interrupted
 
-    def _begin_in_background(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        state: dict[str, Any] | None = None,
-        *,
-        is_rehearsal: bool = False,
+    def _finish_in_background(
+        self, refresh: BackgroundRefresh, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        """Begins a refresh that encodes while training goes on; a rehearsal, to see now what cannot work."""
-        if self._background is not None:
-            return
-        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        assert isinstance(self.T, int)
-        if is_rehearsal and epochs <= self.T:
-            return
-        loaders, limits = self._renewer.open(trainer)
-        due = trainer.current_epoch if state is None else state["epoch"]
-        is_used = is_rehearsal or due + 1 < epochs
-        refresh = BackgroundRefresh(
-            trainer, pl_module, loaders, limits, Ranks.current(), state, encodes=is_used
-        )
-        if is_rehearsal:
-            refresh.stop()
-            return
-        self._background = refresh
-        refresh.start()
-
-    def _resume_in_background(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins anew the refresh that was in flight in a checkpoint, or when this trainer stopped."""
-        self._end_background()  # one that an error has left
-        state, self._in_flight = self._in_flight, None
-        if state is None:
-            return
-        if self.in_background:
-            self._begin_in_background(trainer, pl_module, state)
-            return
-        rank_zero_warn(
-            f"The run resumes without the refresh of epoch {state['epoch']} that was in flight, so its "
-            "losses differ from those of a run without a break, which goes on by "
-            "KnowledgeRefreshCallback(in_background=True)."
-        )
-
-    def _finish_in_background(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the base that was encoded in the background in place of the old one; collective."""
-        refresh = self._background
-        assert refresh is not None
         encoded, seconds, report = refresh.finish(trainer.global_step)
         started = time.perf_counter()
-        loaders = refresh.loaders
-        is_same_source = self._known_source.is_of(loaders[0])
+        is_same_source = self._known_source.is_of(refresh.loaders[0])
         renewal = self._renewer.of_encoded(
-            trainer, pl_module, loaders[0], encoded, is_same_source=is_same_source
+            trainer, pl_module, refresh.loaders[0], encoded, is_same_source=is_same_source
         )
-        self._background = None
+        self._background.refresh = None
         building = time.perf_counter() - started
         report["refresh_wait_seconds"] += building
         renewal = replace(renewal, report=report)
-        self._use(renewal, trainer, pl_module, loaders, refresh.epoch, seconds + building)
-
-    def _end_background(self) -> None:
-        """Ends what encodes in the background, and keeps what it takes to begin anew."""
-        if self._background is not None:
-            self._background.stop()
-            self._in_flight, self._background = self._background.state(), None
+        self._use(renewal, trainer, pl_module, refresh.loaders, refresh.epoch, seconds + building)
 
     def _is_due(self, epoch: int) -> bool:
         """Whether the knowledge is refreshed in this epoch; collective with T="auto"."""
@@ -548,7 +483,7 @@ class KnowledgeRefreshCallback(Callback):
         """Removes the snapshots that the last checkpoints do not need."""
         self._collector.collect()
         self._leave_steps_alone()
-        self._end_background()
+        self._background.end()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks once which parameters have no gradient: DDP refuses them, one device is silent."""
@@ -639,7 +574,7 @@ class KnowledgeRefreshCallback(Callback):
         self.target.loss.check_knowledge(base)
         if self._step_rows is not None:
             self._step_rows.check_knowledge(base)
-        self._tell_search(base)
+        self._report.tell_search(base)
         self._snapshots.supersede()  # first: a cluster's signal may ask for a checkpoint at any moment
         self.target.loss.knowledge = base
         for known, loader in zip((self._known_source, self._known_training_data), loaders, strict=False):
@@ -653,41 +588,15 @@ class KnowledgeRefreshCallback(Callback):
         if self.schedule is not None:
             self.schedule.note_refresh(seconds, step=trainer.global_step, is_first=old is None)
         self.num_encoded += renewal.num_renewed + renewal.num_in_vain
-        report: dict[str, Any] = {
-            "refresh_seconds": seconds,
-            "pairs_per_second": renewal.num_renewed / seconds,
-            **renewal.report,
-        }
-        if self.mode != "full":
-            report["encoded_share"] = renewal.num_renewed / len(base.fine)
-        report |= (similarity := mean_similarity(base))
-        if old is not None:
-            self._warned_of_collapse = self._warned_of_collapse or self._warn_of_collapse(similarity)
-            if renewal.has_same_rows:
-                report |= knowledge_drift(base, old)
+        report = self._report.values(
+            renewal,
+            old,
+            seconds,
+            is_partial=self.mode != "full",
+            against_collapse=self.target.loss.against_collapse,
+        )
         if not trainer.barebones:
             log_own(trainer, pl_module, report, on_step=False, on_epoch=True, sync_dist=True)
-
-    def _tell_search(self, base: KnowledgeBase) -> None:
-        """Say which search `index="auto"` has become, when it is another than before."""
-        kind = base.fine.search_audio.kind
-        if self._builder.index == "auto" and kind != self._told_search:
-            self._told_search = kind
-            rank_zero_info(
-                f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
-                'index="auto".'
-            )
-
-    def _warn_of_collapse(self, similarity: dict[str, torch.Tensor]) -> bool:
-        """Warn if the embeddings of both modalities have collapsed; whether they have."""
-        audio, text = (float(value) for value in similarity.values())
-        collapsed = min(audio, text) > _COLLAPSED
-        if collapsed:
-            rank_zero_warn(
-                f"The embeddings have collapsed: the mean cosine between source pairs is {audio:.3f} for "
-                f"audio and {text:.3f} for text. {self.target.loss.against_collapse}"
-            )
-        return collapsed
 
     def loader(self, trainer: pl.Trainer) -> Iterable[Any]:
         """Make a new loader over this rank's items of the source, in order.
@@ -735,7 +644,7 @@ class KnowledgeRefreshCallback(Callback):
             "training_data": self._known_training_data.key,
             "encoded_at": None if self._ages is None else self._ages.encoded_at,
             "decided_at": self._decided_at,
-            "in_flight": self._in_flight if self._background is None else self._background.state(),
+            "in_flight": self._background.state(),
             "schedule": None if self.schedule is None else self.schedule.state(Ranks.current()),
         }
 
@@ -747,7 +656,7 @@ class KnowledgeRefreshCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until training starts, when devices are known."""
-        self._background = self._in_flight = None
+        self._background = BackgroundSlot()
         self._to_restore = state_dict
 
 

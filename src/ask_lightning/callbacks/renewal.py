@@ -37,6 +37,7 @@ from ask_lightning.encoding.target import Target
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.mapping import MappedRefresh
 from ask_lightning.knowledge.row_matching import agree
+from ask_lightning.knowledge.snapshot_file import SnapshotError
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -115,6 +116,25 @@ class Renewer:
             if self.needs_training_clips:
                 loaders.append(self.reader.open(trainer, self.num_neighbors, training_data=True))
             return loaders, self.reader.row_limits(trainer, self.num_neighbors, loaders)
+
+    def check_restored(self, base: KnowledgeBase) -> None:
+        """Refuse knowledge of an earlier run that lacks what this one looks up.
+
+        Args:
+            base: The base of a snapshot.
+
+        Raises:
+            SnapshotError: It lacks training clips, caption ids or prototypes, or has needless clips.
+        """
+        if self.needs_training_clips and base.training_clips is None:
+            raise SnapshotError("It lacks the training clips, which the loss needs beside the source.")
+        if base.training_clips is not None and not self.needs_training_clips:
+            raise SnapshotError("It holds training clips beside its source, and none are asked for now.")
+        finds_captions = self.finds_rows_for is not None and self.target.pair_ids is not None
+        if finds_captions and base.training_clips is None and base.caption_ids is None:
+            raise SnapshotError("It lacks the caption ids, by which rows are found now.")
+        if self.target.loss.needs_prototypes and len(base.coarse) == 0:
+            raise SnapshotError("It lacks prototypes, which the loss looks up.")
 
     def renew(
         self,
