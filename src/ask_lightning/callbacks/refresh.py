@@ -144,7 +144,7 @@ class KnowledgeRefreshCallback(Callback):
             the way to take knowledge from a stream that does not end. Where collation makes several pairs of
             an item of a dataset with an index, it is the number of items. Training clips that a loss learns
             from beside another source are all read, unless they are a stream, too. Default: all of them,
-            unless `fast_dev_run` or, for the training data, `limit_train_batches` makes the trainer read less.
+            unless `fast_dev_run` or, for the training data, `limit_train_batches` lets the trainer read less.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Seed of the K-means initialisation.
