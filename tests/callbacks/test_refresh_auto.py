@@ -208,6 +208,13 @@ def test_resumed_exactly(tmp_path):
         assert logged(resumed, "ask/refreshes") == logged(whole, "ask/refreshes")[epoch:]
 
 
+def test_knowledge_of_a_checkpoint_without_a_drift_is_encoded_anew(tmp_path):
+    """Its first batch would otherwise pass for one right after a refresh, and hide how old the rows are."""
+    fit(1, tmp_path, T=10**6, epochs=2)
+    with pytest.warns(UserWarning, match=r"newly encoded knowledge.* lacks the drift since its encoding"):
+        fit(T=AutoPeriod(max_drift=1e6), epochs=3, resume=tmp_path / "last.ckpt")
+
+
 def test_training_clips_beside_another_source_are_compared():
     loss = KnowledgeDistillationLoss(temperature=0.2)
     options = {"source": Pairs(20, seed=3), "loss": loss, "epochs": 3}

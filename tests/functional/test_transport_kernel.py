@@ -76,6 +76,27 @@ def test_where_triton_cannot_build_kernels_operators_of_torch_make_the_plan(monk
         torch.testing.assert_close(plan, sinkhorn_plan(similarity.T), rtol=1e-4, atol=1e-7)
 
 
+def test_a_gpu_without_memory_is_no_sign_that_triton_cannot_build_kernels(monkeypatch):
+    class Full:
+        def plan_in_one_kernel(self, *args):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    similarity = directions(6, 16) @ directions(5, 16, 1).T
+    transport._builds_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "ask_lightning.functional.transport_kernel", Full())
+    with pytest.raises(torch.OutOfMemoryError):
+        transport._operator_on_gpu(similarity, 0.1, 50)
+
+    class Working:
+        def plan_in_one_kernel(self, similarity, epsilon, iterations):
+            return sinkhorn_plan(similarity, epsilon, iterations)
+
+    monkeypatch.setitem(sys.modules, "ask_lightning.functional.transport_kernel", Working())
+    plan = transport._operator_on_gpu(similarity, 0.1, 50)
+    transport._builds_kernels.cache_clear()
+    assert torch.equal(plan, sinkhorn_plan(similarity, 0.1, 50))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_plan_of_a_gpu_that_is_not_the_current_one():
     similarity = directions(6, 16) @ directions(5, 16, 1).T

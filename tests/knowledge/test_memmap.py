@@ -425,6 +425,37 @@ def test_a_rank_without_pairs(tmp_path):
     assert alone.fingerprint == fingerprint
 
 
+def replace_beside_an_empty_shard(folder: str) -> tuple:
+    """A contiguous shard, as of a stream, of which the last rank has nothing."""
+    shard = RowShard.contiguous([3, 2, 0], Ranks.current())
+    audio, text, _ = source(5)
+    own = shard.global_rows()
+    base = KnowledgeBase.from_embeddings(
+        audio[own],
+        text[own],
+        num_prototypes=2,
+        storage="memmap",
+        directory=folder,
+        placement="sharded",
+        shard=shard,
+    )
+    base.save(Path(folder) / "kept" / "base.safetensors")  # so that the rows are copied before they change
+    base.replace_rows(torch.tensor([4]), audio[:1], text[:1])
+    return base.width, base.coarse.audio, base.lookup(audio, text, 2)["fine"].audio_rows
+
+
+def test_prototypes_and_changes_beside_a_rank_without_pairs(tmp_path):
+    audio, text, _ = source(5)
+    expected = KnowledgeBase.from_embeddings(audio, text, num_prototypes=2, storage="float16", index="exact")
+    prototypes = expected.coarse.audio.float()
+    expected.replace_rows(torch.tensor([4]), audio[:1], text[:1])
+    rows = expected.lookup(audio, text, 2)["fine"].audio_rows
+    for width, coarse, found in on_ranks(3, replace_beside_an_empty_shard, str(tmp_path)):
+        assert width == audio.shape[1]
+        torch.testing.assert_close(coarse.float(), prototypes, atol=2e-3, rtol=0)
+        assert torch.equal(found, rows)
+
+
 def test_few_rows_are_searched_by_reading_all(tmp_path):
     base = make(tmp_path)
     assert isinstance(base.fine.search_audio, FileSearch)

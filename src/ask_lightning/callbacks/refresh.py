@@ -111,9 +111,9 @@ class KnowledgeRefreshCallback(Callback):
         placement: `"replicated"`: every rank holds the base. `"sharded"`: every rank holds its shard, for
             sources that do not fit into one device; each step then exchanges queries and neighbours.
         storage: The dtype of the base: `"float32"`, or `"float16"` or `"bfloat16"`, which halve its memory;
-            scores are float32 in any case. Or `"memmap"`: the embeddings are in files, for knowledge larger
-            than memory, which holds an index alone. On several ranks each has the files of its shard, with
-            `placement="sharded"`.
+            scores are float32 in any case, and so is what a teacher reads, the sums of each clip's rows. Or
+            `"memmap"`: the embeddings are in files, for knowledge larger than memory, which holds an index
+            alone. On several ranks each has the files of its shard, with `placement="sharded"`.
         storage_directory: The directory for the files of `storage="memmap"`, on a local disk with room for
             two bases: 4 d bytes for each pair and base. They are removed with the base, except those that a
             checkpoint's snapshot shares. Default: `knowledge_rows` in the run's own directory.
@@ -141,9 +141,10 @@ class KnowledgeRefreshCallback(Callback):
         num_workers: Number of worker processes of a refresh; default: that of the loader. With
             `in_background` at least 1.
         max_rows: Number of pairs, over all ranks, that a refresh reads at most: the first of the source, and
-            the way to take knowledge from a stream that does not end. Training clips that a loss learns from
-            beside another source are all read, unless they are a stream, too. Default: all of them, unless
-            `fast_dev_run` or, for the training data, `limit_train_batches` makes the trainer read less.
+            the way to take knowledge from a stream that does not end. Where collation makes several pairs of
+            an item of a dataset with an index, it is the number of items. Training clips that a loss learns
+            from beside another source are all read, unless they are a stream, too. Default: all of them,
+            unless `fast_dev_run` or, for the training data, `limit_train_batches` lets the trainer read less.
         save_knowledge: Whether to write the base beside the checkpoints, so that a resumed run continues with
             the very knowledge that it had. Snapshots that no checkpoint needs any more are removed.
         seed: Seed of the K-means initialisation.
@@ -390,6 +391,8 @@ class KnowledgeRefreshCallback(Callback):
                 rows_directory=self._renewer.rows_directory(trainer),
             )
             self._renewer.check_restored(base)
+            if self.schedule is not None and state.get("schedule") is None:
+                raise SnapshotError('It lacks the drift since its encoding, by which T="auto" decides.')
         except SnapshotError as error:
             # A trainer that crashed and is used again still holds the base of its last epoch.
             self.target.loss.knowledge = self._built_at = self._background.broken_off = None

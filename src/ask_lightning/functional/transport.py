@@ -277,6 +277,8 @@ def _builds_kernels(device: torch.device) -> bool:
         from ask_lightning.functional.transport_kernel import plan_in_one_kernel
 
         plan_in_one_kernel(torch.eye(2, device=device), 0.1, 1)
+    except torch.OutOfMemoryError:  # of the step, which says nothing about Triton
+        raise
     except Exception as error:
         warn(
             f"Triton cannot build the kernel of the transport plan, which takes longer without it: {error} "

@@ -387,7 +387,7 @@ def copy_pairs(source: PairFiles, directory: Path) -> PairFiles:
     writer = PairWriter(directory, len(source.audio))
     for (_, audio), (_, text) in zip(source.audio.blocks(), source.text.blocks(), strict=True):
         writer.append_stored(audio, text)
-    return writer.finish()
+    return writer.finish(source.audio.shape[1])
 
 
 def remove_abandoned(directory: Path) -> None:

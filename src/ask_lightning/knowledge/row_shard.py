@@ -217,9 +217,14 @@ class ShardedRows:
         return vectors
 
     def blocks(self) -> Iterator[Tensor]:
-        """The rows of this rank in order: as one block, or in float32 blocks if they lie in a file."""
+        """The rows of this rank in order: as one block, or in float32 blocks if they lie in a file.
+
+        There is a block, of no rows, on a rank that has none, too.
+        """
         if self.file is None:
             yield self.local
+        elif len(self.file) == 0:
+            yield self.local.to(self.on).float()
         else:
             for _, block in self.file.blocks():
                 yield block.to(self.on).float()
