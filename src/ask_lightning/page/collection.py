@@ -1,7 +1,8 @@
 """What the page searches, and how it chooses what to show. Axes: `N` clips, `d` width."""
 
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Collection:
         finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones
             alone, at least `MOST_SHOWN` if there are so many, and has to know which words clips have to
             contain, for what it does not find cannot be shown.
+        key: Tells these clips from those that another server numbers, of whom a page may still be open.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Collection:
     file_names: Sequence[str] = ()
     refinement: Refinement | None = None
     finds_all: bool = True
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -11,6 +11,9 @@
     if (said) said.textContent = text;
   }
 
+  // Tells the clips that this page shows from those of a server that was started later.
+  const keyOfPage = () => document.querySelector("header.page")?.dataset.of;
+
   // ---- players ----
   document.addEventListener("play", (event) => {
     for (const other of document.querySelectorAll(".clip audio")) {
@@ -86,7 +89,7 @@
     point.classList.add("open");
     reach(point, false);
     try {
-      const response = await fetch(`/clip/${point.dataset.row}/card`);
+      const response = await fetch(`/clip/${point.dataset.row}/card?of=${keyOfPage()}`);
       if (!response.ok) throw new Error(await response.text());
       target.innerHTML = await response.text(); // escaped by the server
       say(`Opened: ${point.getAttribute("aria-label")}`);
@@ -200,6 +203,11 @@
   let answered = "";
   function afterChange() {
     nameParts();
+    const key = document.getElementById("results")?.dataset.of;
+    if (key && keyOfPage() && key !== keyOfPage()) {
+      location.reload(); // title, map and switches are those of other clips than the answer
+      return;
+    }
     const cards = [...document.querySelectorAll("#answer .clip")];
     const found = new Set(cards.map((card) => card.dataset.row));
     for (const point of points()) point.classList.toggle("found", found.has(point.dataset.row));
