@@ -296,12 +296,29 @@ def test_a_page_that_stays_open_over_a_restart_with_other_clips(tmp_path, monkey
             page.wait_for_text("header.page p", "other clips")
 
 
-def test_a_sound_track_is_taken_as_a_query(page):
+@pytest.mark.parametrize(
+    ("name", "codec", "picture"),
+    [("tone.m4a", "aac", False), ("tone.webm", "libopus", False), ("film.mp4", "aac", True)],
+)
+def test_a_sound_track_is_taken_as_a_query(page, name, codec, picture):
     pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
-    write_media(page.folder / "tone.m4a", 0.5 * np.sin(np.arange(16000) / 5), 16000, "aac")
-    page.one("#sound")
-    page.upload(page.folder / "tone.m4a")
-    page.wait_for_text("#answer .status", "for the sound tone.m4a")
+    write_media(page.folder / name, 0.5 * np.sin(np.arange(48000) / 5), 48000, codec, picture=picture)
+    page.wait(lambda: "video/*" in page.one("#sound input[type=file]").get_attribute("accept"))
+    page.upload(page.folder / name)
+    page.wait_for_text("#answer .status", f"for the sound {name}")
+
+
+def test_a_film_that_is_dropped_is_taken_as_a_query(page):
+    page.one("#sound input[type=file]")
+    page.driver.execute_script(
+        """
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["no film"], "film.mp4", { type: "video/mp4" }));
+        const drop = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer });
+        document.querySelector("#sound button").dispatchEvent(drop);
+        """
+    )
+    page.wait_for_text("#answer .problem", "film.mp4: ")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,31 @@
   // Tells the clips that this page shows from those of a server that was started later.
   const keyOfPage = () => document.querySelector("header.page")?.dataset.of;
 
+  // ---- sounds that are given ----
+  // Browsers call webm and mp4 films even without a picture, and Gradio takes what is called a sound alone.
+  function asSounds(files) {
+    const sounds = new DataTransfer();
+    for (const file of files) {
+      const isSound = file.type.startsWith("audio/");
+      sounds.items.add(isSound ? file : new File([file], file.name, { type: "audio/unknown" }));
+    }
+    return sounds;
+  }
+  const areSounds = (files) => [...files].every((file) => file.type.startsWith("audio/"));
+  document.addEventListener("change", (event) => {
+    const input = event.target;
+    if (!(input instanceof Element) || !input.matches("#sound input[type=file]")) return;
+    if (!areSounds(input.files)) input.files = asSounds(input.files).files;
+  }, true);
+  document.addEventListener("drop", (event) => {
+    if (!(event.target instanceof Element) || !event.target.closest("#sound")) return;
+    if (!event.dataTransfer || areSounds(event.dataTransfer.files)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const dataTransfer = asSounds(event.dataTransfer.files);
+    event.target.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer }));
+  }, true);
+
   // ---- players ----
   document.addEventListener("play", (event) => {
     for (const other of document.querySelectorAll(".clip audio")) {
@@ -183,6 +208,7 @@
       const tab = document.getElementById(`${panel.id}-button`);
       name(panel, "aria-label", tab?.textContent.trim() || "Search");
     }
+    name(document.querySelector("#sound input[type=file]"), "accept", "audio/*,video/*");
     name(document.getElementById("sound"), "role", "group");
     name(document.getElementById("sound"), "aria-label", "Or give a sound");
   }
