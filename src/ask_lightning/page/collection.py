@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.utilities.case_folding import fold_case
 
 MOST_SHOWN = 50
 """Largest number of clips that the page shows at once."""
@@ -204,5 +205,5 @@ def contains(collection: Collection, row: int, words: str) -> bool:
         row: Number of the clip.
         words: The text; spaces around it do not count.
     """
-    wanted = words.strip().casefold()
-    return any(wanted in text.casefold() for text in collection.texts_of(row))
+    wanted = fold_case(words.strip())
+    return any(wanted in fold_case(text) for text in collection.texts_of(row))

@@ -174,8 +174,8 @@
   }
 
   function mark(words) {
-    const wanted = words.trim().toLowerCase();
-    // The texts are casefolded: ß is ss there, which it becomes by way of its capital.
+    const wanted = words.normalize("NFC").trim().toLowerCase();
+    // The texts have their case folded: ß is ss there, which it becomes by way of its capital.
     const folded = [...wanted].map((sign) => sign.toUpperCase().toLowerCase()).join("");
     let count = 0;
     for (const point of points()) {
