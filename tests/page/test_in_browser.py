@@ -418,6 +418,16 @@ def test_by_keyboard_from_the_first_link_to_a_sound_and_the_map(page):
     assert all(name for _, name in parts.focusable()), parts.focusable()
 
 
+def test_a_narrow_screen(page):
+    """A telephone shows the cards in nearly its whole width, and nothing beyond it."""
+    size = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+    assert page.one("#answer .clip").size["width"] > 320
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") == 375
+
+
 def test_a_switch_that_searches_within_the_words(page_of_tokens):
     page = page_of_tokens
     page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
