@@ -216,6 +216,18 @@ def test_a_folder_that_was_not_finished_does_not_load(written, tmp_path, monkeyp
         from_pretrained(tmp_path)
 
 
+def test_weights_of_another_folder_do_not_load(tmp_path):
+    tiny().save_pretrained(tmp_path / "a")
+    tiny(temperature=0.5).save_pretrained(tmp_path / "b")
+    weights = tmp_path / "a" / "model.safetensors"
+    weights.write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"other weights than those that config\.json beside it was written"):
+        from_pretrained(tmp_path / "a")
+    # What another program wrote does not say what it is of.
+    save_file(load_file(weights), weights)
+    assert from_pretrained(tmp_path / "a").temperature != 0.5
+
+
 def test_a_class_of_the_users_own_is_imported_by_name(tmp_path, monkeypatch):
     module = own_module(tmp_path, monkeypatch, OWN)
     model = module.Towers(3, depth=2)

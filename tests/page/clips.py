@@ -61,4 +61,5 @@ def make_collection(files: list[Path | None], refinement: Refinement | None = No
         by_text=by_text,
         by_sound=by_sound,
         refinement=refinement,
+        key="these",
     )

@@ -94,6 +94,13 @@ def test_filters_go_together():
     assert contains(collection, 3, "") is True
 
 
+def test_an_accent_is_found_however_it_is_written():
+    collection = make_collection([Path("Cafe\u0301.wav"), None, None, None])
+    assert contains(collection, 0, "café")
+    assert contains(collection, 0, "CAFE\u0301")
+    assert 'data-texts="low\ncafé.wav' in map_html(collection, [0], place_points(collection.embeddings[:1]))
+
+
 def test_words_are_not_found_across_the_end_of_a_text():
     collection = make_collection([Path("a/Low.wav"), None, None, None])
     assert collection.texts_of(0) == ["low", "Low.wav", "a low tone", "humming"]

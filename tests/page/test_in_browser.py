@@ -3,6 +3,7 @@
 import shutil
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from urllib.request import urlopen
 
@@ -19,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ask_lightning.page.server import listen, make_app
 from tests.helpers.media_files import write_media
-from tests.page.clips import HOSTILE, TOKENS, make_collection, write_sounds
+from tests.page.clips import CALIBRATION, HOSTILE, TOKENS, make_collection, write_sounds
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -77,7 +78,8 @@ class Page:
     """A browser that shows the page."""
 
     def __init__(self, driver, address, folder) -> None:
-        self.driver, self.address, self.folder = driver, address, folder
+        self.driver, self.folder = driver, folder
+        driver.get(address)
 
     def one(self, selector):
         return self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector))[0]
@@ -123,34 +125,57 @@ class Page:
 
 
 @contextmanager
-def opened(tmp_path, monkeypatch, refinement=None):
-    """A browser that has opened the page of four clips."""
+def served(app, port=0):
+    """The port at which a server answers with an application."""
+    with listen("127.0.0.1", port) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+
+
+@contextmanager
+def browser():
+    """A browser without a window."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
+        options.add_argument(flag)
+    options.add_argument("--autoplay-policy=no-user-gesture-required")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@contextmanager
+def opened(tmp_path, monkeypatch, refinement=None, wait=lambda text: None):
+    """A browser that has opened the page of four clips, whose search first waits."""
+    uploads, collection = write_collection(tmp_path, monkeypatch, refinement)
+
+    def by_text(text, *given):
+        wait(text)
+        return collection.by_text(text, *given)
+
+    app = make_app(replace(collection, by_text=by_text), uploads, ["127.0.0.1", "localhost"])
+    with served(app) as port, browser() as driver:
+        yield Page(driver, f"http://127.0.0.1:{port}", tmp_path / "audio")
+
+
+def write_collection(tmp_path, monkeypatch, refinement=None):
+    """A folder for uploads, and four clips of which two can be heard."""
     uploads, folder = tmp_path / "uploads", tmp_path / "audio"
     uploads.mkdir()
     folder.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
     low, high, _ = write_sounds(folder)
     (folder / "broken.wav").write_text("no sound")
-    collection = make_collection([low, high, None, folder / "broken.wav"], refinement)
-    app = make_app(collection, uploads, ["127.0.0.1", "localhost"])
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(flag)
-    options.add_argument("--autoplay-policy=no-user-gesture-required")
-    with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        try:
-            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            driver.get(address)
-            yield Page(driver, address, folder)
-        finally:
-            driver.quit()
-            server.should_exit = True
-            thread.join(timeout=20)
+    return uploads, make_collection([low, high, None, folder / "broken.wav"], refinement)
 
 
 @pytest.fixture(name="page")
@@ -229,12 +254,71 @@ def test_a_filter_that_is_deleted_filters_no_more(page):
     page.wait_for_text("#answer .status", "4 of 4 clips")
 
 
-def test_a_sound_track_is_taken_as_a_query(page):
+def test_what_is_given_during_a_search_is_not_lost(tmp_path, monkeypatch):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def wait(text):
+        if text == "low tone":
+            begun.set()
+            assert goes_on.wait(60)
+
+    with opened(tmp_path, monkeypatch, CALIBRATION, wait) as page:
+        try:
+            field = page.one("#text textarea, #text input")
+            field.send_keys("low tone", Keys.ENTER)
+            assert begun.wait(60)
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys("high tone", Keys.ENTER)
+            page.one("#words textarea, #words input").send_keys("tone")
+            page.one("#refined input").click()
+            # The first search, the filter and the switch have been asked for; the other query waits.
+            asked = "return performance.getEntriesByType('resource').filter(e => /join/.test(e.name)).length"
+            page.wait(lambda: page.driver.execute_script(asked) >= 3)
+        finally:
+            goes_on.set()
+        page.wait_for_text("#answer .status", "2 of 4 clips for “high tone”, best first by cosine")
+
+
+def test_a_page_that_stays_open_over_a_restart_with_other_clips(tmp_path, monkeypatch):
+    uploads, collection = write_collection(tmp_path, monkeypatch)
+    other = replace(collection, title="other clips", key="others")
+    apps = [make_app(clips, uploads, ["127.0.0.1"]) for clips in (collection, other)]
+    with browser() as driver:
+        with served(apps[0]) as port:
+            page = Page(driver, f"http://127.0.0.1:{port}", tmp_path / "audio")
+            page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+            page.wait_for_text("#answer .status", "4 of 4 clips")
+        with served(apps[1], port):
+            # Its numbers are those of the earlier clips, and so are its title and its map.
+            page.driver.execute_script("document.querySelector('#answer audio').play().catch(() => 0)")
+            page.wait_for_text("#answer .problem", "No sound: the server has been started anew")
+            page.one("#ask").click()
+            page.wait_for_text("header.page p", "other clips")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "picture"),
+    [("tone.m4a", "aac", False), ("tone.webm", "libopus", False), ("film.mp4", "aac", True)],
+)
+def test_a_sound_track_is_taken_as_a_query(page, name, codec, picture):
     pytest.importorskip("av", reason='m4a needs: pip install "ask-lightning[media]"')
-    write_media(page.folder / "tone.m4a", 0.5 * np.sin(np.arange(16000) / 5), 16000, "aac")
-    page.one("#sound")
-    page.upload(page.folder / "tone.m4a")
-    page.wait_for_text("#answer .status", "for the sound tone.m4a")
+    write_media(page.folder / name, 0.5 * np.sin(np.arange(48000) / 5), 48000, codec, picture=picture)
+    page.wait(lambda: "video/*" in page.one("#sound input[type=file]").get_attribute("accept"))
+    page.upload(page.folder / name)
+    page.wait_for_text("#answer .status", f"for the sound {name}")
+
+
+def test_a_film_that_is_dropped_is_taken_as_a_query(page):
+    page.one("#sound input[type=file]")
+    page.driver.execute_script(
+        """
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["no film"], "film.mp4", { type: "video/mp4" }));
+        const drop = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer });
+        document.querySelector("#sound button").dispatchEvent(drop);
+        """
+    )
+    page.wait_for_text("#answer .problem", "film.mp4: ")
 
 
 @pytest.mark.parametrize(
@@ -332,6 +416,16 @@ def test_by_keyboard_from_the_first_link_to_a_sound_and_the_map(page):
     (opened,) = [node for node in parts.of_role("region") if parts.name(node) == "Opened clip"]
     assert [parts.name(node) for node in parts.inside(opened) if parts.role(node) == "article"]
     assert all(name for _, name in parts.focusable()), parts.focusable()
+
+
+def test_a_narrow_screen(page):
+    """A telephone shows the cards in nearly its whole width, and nothing beyond it."""
+    size = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.one("#text textarea, #text input").send_keys("high tone", Keys.ENTER)
+    page.wait_for_text("#answer .status", "4 of 4 clips")
+    assert page.one("#answer .clip").size["width"] > 320
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") == 375
 
 
 def test_a_switch_that_searches_within_the_words(page_of_tokens):

@@ -61,8 +61,9 @@ def test_a_card_has_a_player_with_a_name_and_a_picture_with_a_text():
     collection = make_collection([Path("x/low.wav"), None, None, None])
     tags = Tags(clip_card(collection, 0))
     (audio,), (image,) = tags.all("audio"), tags.all("img")
-    assert (audio["src"], audio["aria-label"]) == ("/clip/0", "Sound of low.wav: a low tone")
-    assert (image["src"], image["alt"]) == ("/clip/0/spectrogram.png", "Spectrogram of low.wav: a low tone")
+    assert (audio["src"], audio["aria-label"]) == ("/clip/0?of=these", "Sound of low.wav: a low tone")
+    assert image["src"] == "/clip/0/spectrogram.png?of=these"
+    assert image["alt"] == "Spectrogram of low.wav: a low tone"
     assert "humming" in clip_card(collection, 0)
     silent = clip_card(collection, 1)
     assert not Tags(silent).all("audio")
@@ -78,7 +79,7 @@ def test_answers_say_what_they_show_and_escape_what_they_hold():
     assert len(tags.all("article")) == 4
     assert not tags.all("i")
     assert not tags.all("b")
-    assert [image["src"] for image in tags.all("img")] == ["/clip/3/spectrogram.png"]
+    assert [image["src"] for image in tags.all("img")] == ["/clip/3/spectrogram.png?of=these"]
     assert "score -0.500" in html
     assert "cosine 0.000" in html
     assert "No clip for" in answer_html(collection, answer, [])

@@ -61,6 +61,16 @@ def test_what_cannot_be_heard_says_why(client):
     assert (gone.status_code, gone.text) == (404, "low.wav: the file is no longer there.")
 
 
+def test_a_page_from_before_a_restart_gets_no_sounds_of_other_clips(client):
+    for path in ("/clip/0", "/clip/0/spectrogram.png", "/clip/0/card"):
+        assert client.get(f"{path}?of=these").status_code == 200
+        other = client.get(f"{path}?of=others")
+        assert (other.status_code, other.text) == (
+            410,
+            "the server has been started anew since this page was opened. Load the page again.",
+        )
+
+
 def test_a_file_that_goes_while_it_is_asked_for(client, monkeypatch):
     answer = FileResponse.__call__
 

@@ -69,7 +69,7 @@ def serve(arguments: Sequence[str]) -> None:
         with listen(options.host, options.port) as listening:
             host, port = listening.getsockname()[:2]
             if not is_loopback(options.host):
-                print(f"Everyone who reaches {options.host} can use the page and hear the clips.")
+                print(f"Everyone who reaches {host} can use the page and hear the clips.")
             address = f"[{host}]" if ":" in host else host
             print(f"The page is at http://{address}:{port} until Ctrl-C.", flush=True)
             serve_collection(collection, listening, options.host)

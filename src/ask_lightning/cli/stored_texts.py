@@ -6,6 +6,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from ask_lightning.utilities.case_folding import fold_case
+
 _BLOCK = 1 << 16
 _SCANNED = 1 << 10
 # What is no Unicode, such as a file name of another encoding, comes back as it was.
@@ -77,7 +79,7 @@ class StoredTexts(Sequence[str]):
         """Which texts contain others, whatever the case.
 
         Args:
-            words: What is looked for, casefolded.
+            words: What is looked for, as `fold_case` returns it.
 
         Returns:
             `(n,)` bool.
@@ -88,9 +90,9 @@ class StoredTexts(Sequence[str]):
             if not (ends := block.tolist()):  # the one block of no texts
                 break
             # Most blocks do not contain rare words, and are decoded as a whole.
-            if words in self._decode(start, ends[-1]).casefold():
+            if words in fold_case(self._decode(start, ends[-1])):
                 for row, end in enumerate(ends, first):
-                    found[row] = words in self._decode(start, end).casefold()
+                    found[row] = words in fold_case(self._decode(start, end))
                     start = end
             start, first = ends[-1], first + len(ends)
         return found

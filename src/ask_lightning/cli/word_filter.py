@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs, Side
 from ask_lightning.cli.stored_texts import StoredTexts
+from ask_lightning.utilities.case_folding import fold_case
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class WordFilter:
 
     @property
     def _wanted(self) -> str:
-        return self.words.strip().casefold()
+        return fold_case(self.words.strip())
 
     def __call__(self, row: int) -> bool:
         """Whether a row passes.
@@ -41,7 +42,7 @@ class WordFilter:
         if self.whole_clips:
             captions = pairs.captions_of(clip)
         texts = (pairs.names[clip], *pairs.files[clip : clip + 1], *(pairs.captions[one] for one in captions))
-        return any(wanted in text.casefold() for text in texts)
+        return any(wanted in fold_case(text) for text in texts)
 
     def rows(self) -> Tensor:
         """All rows that pass, rising, `(n,)` int64; far quicker than to ask of each."""

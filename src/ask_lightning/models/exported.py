@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,7 +75,8 @@ def save_pretrained(model: L.LightningModule, folder: str | Path) -> None:
     # Without a config, which is written last, nothing loads an unfinished folder or two models' files.
     (path / CONFIG_FILE).unlink(missing_ok=True)
     try:
-        save_file(tensors, path / WEIGHTS_FILE, metadata={"format": "pt"})
+        metadata = {"format": "pt", "fingerprint": section["fingerprint"]}
+        save_file(tensors, path / WEIGHTS_FILE, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path / WEIGHTS_FILE} cannot be written: {error}") from error
     tokenizer = _vocabulary_tokenizer(model)
@@ -116,7 +117,7 @@ def from_pretrained(
         FileNotFoundError: There is no such folder or repository, or it lacks a file.
         ImportError: The class that the folder names cannot be imported, or needs a package that is missing.
         ValueError: The folder holds something else, arguments that the class refuses, or weights that do not
-            fit or are not finite.
+            fit, are not finite or belong to another config.
 
     Examples:
         >>> from ask_lightning.models import TinyRetriever
@@ -148,7 +149,7 @@ def from_pretrained(
             f"Argument `language` cannot be changed to {hyperparameters['language']!r}: the tokenizer in "
             f"{folder} marks captions as {language!r}. Export a model that was made with your language."
         )
-    _load(model, folder)
+    _load(model, folder, section.get("fingerprint"))
     return model.eval()
 
 
@@ -180,11 +181,21 @@ def _tensors_to_save(model: nn.Module, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _load(model: nn.Module, folder: Path) -> None:
-    """Load weights and tokenizer; every name and every shape has to fit."""
+def _load(model: nn.Module, folder: Path, fingerprint: str | None) -> None:
+    """Load weights and tokenizer; every name and every shape has to fit.
+
+    The weights have to be those to which the config belongs, as far as they say so themselves.
+    """
     part = _transformers_part(type(model))
     prefix = "" if part is None else f"{part}."
     try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as stored:
+            written = (stored.metadata() or {}).get("fingerprint", fingerprint)
+        if fingerprint is not None and written != fingerprint:
+            raise ValueError(
+                f"{folder / WEIGHTS_FILE} holds other weights than those that {CONFIG_FILE} beside it was "
+                "written with. Copy the whole folder of a model, or export it anew."
+            )
         state = {prefix + name: tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}. Export the model anew.") from error

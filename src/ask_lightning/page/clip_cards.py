@@ -6,7 +6,10 @@ from ask_lightning.page.collection import Answer, Collection, Match
 from ask_lightning.page.texts import as_html
 
 CLIP_PATH = "/clip"
-"""Path of the server under which clips are: `/clip/3` the sound of clip 3, `/clip/3/spectrogram.png`, …"""
+"""Path of the server under which clips are: `/clip/3` the sound of clip 3, `/clip/3/spectrogram.png`, …
+
+The page asks with the key of its collection, `/clip/3?of=KEY`.
+"""
 
 _WELCOME = "Describe a sound in words, or give one: the clips that fit best are listed here."
 
@@ -23,7 +26,7 @@ def answer_html(collection: Collection, answer: Answer, shown: Sequence[Match]) 
         A heading that can be focused, a line that says what follows, and a list of clips. The page's script
         repeats the line where screen readers hear it.
     """
-    heading = '<h2 id="results" class="unseen" tabindex="-1">Results</h2>'
+    heading = f'<h2 id="results" class="unseen" tabindex="-1" data-of="{collection.key}">Results</h2>'
     if answer.problem:
         return f'{heading}<p class="problem" role="alert">{as_html(answer.problem)}</p>'
     if answer.query is None:
@@ -81,14 +84,14 @@ def _sound_html(collection: Collection, row: int, headline: str) -> str:
     file = collection.files[row]
     if file is None:
         return '<p class="problem">The folder of audio has no file of this clip, or several.</p>'
-    address = f"{CLIP_PATH}/{row}"
+    address, key = f"{CLIP_PATH}/{row}", f"?of={collection.key}"
     name, words = as_html(file.name), as_html(headline)
     return (
         '<div class="picture">'
-        f'<img src="{address}/spectrogram.png" loading="lazy" width="640" height="128" '
+        f'<img src="{address}/spectrogram.png{key}" loading="lazy" width="640" height="128" '
         f'alt="Spectrogram of {name}: {words}">'
         '<span class="playhead" hidden></span></div>'
-        f'<audio controls preload="none" src="{address}" aria-label="Sound of {name}: {words}"></audio>'
+        f'<audio controls preload="none" src="{address}{key}" aria-label="Sound of {name}: {words}"></audio>'
     )
 
 

@@ -9,6 +9,7 @@ from ask_lightning.callbacks.drift_map import project_to_plane
 from ask_lightning.page.collection import Collection
 from ask_lightning.page.texts import as_html
 from ask_lightning.utilities.arguments import check_count
+from ask_lightning.utilities.case_folding import fold_case
 
 MOST_POINTS = 2000
 """Number of points up to which a map shows every clip; browsers become slow beyond."""
@@ -71,7 +72,7 @@ def map_html(collection: Collection, rows: Sequence[int], places: Tensor) -> str
         file = collection.files[row]
         name = collection.names[row] if file is None else file.name
         label = f"{captions[0]}, {name}" if captions else name
-        texts = "\n".join(collection.texts_of(row)).casefold()
+        texts = fold_case("\n".join(collection.texts_of(row)))
         points.append(
             f'<circle class="point" cx="{right:.1f}" cy="{down:.1f}" r="6" role="button" '
             f'tabindex="{-1 if number else 0}" data-row="{row}" data-texts="{as_html(texts)}" '

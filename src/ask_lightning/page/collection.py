@@ -1,12 +1,14 @@
 """What the page searches, and how it chooses what to show. Axes: `N` clips, `d` width."""
 
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from ask_lightning.data.audio.decoding import AudioFileError
+from ask_lightning.utilities.case_folding import fold_case
 
 MOST_SHOWN = 50
 """Largest number of clips that the page shows at once."""
@@ -70,6 +72,7 @@ class Collection:
         finds_all: Whether a search by cosine similarity ranks all clips. Otherwise it finds the best ones
             alone, at least `MOST_SHOWN` if there are so many, and has to know which words clips have to
             contain, for what it does not find cannot be shown.
+        key: Tells these clips from those that another server numbers, of whom a page may still be open.
     """
 
     title: str
@@ -82,6 +85,7 @@ class Collection:
     file_names: Sequence[str] = ()
     refinement: Refinement | None = None
     finds_all: bool = True
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -201,5 +205,5 @@ def contains(collection: Collection, row: int, words: str) -> bool:
         row: Number of the clip.
         words: The text; spaces around it do not count.
     """
-    wanted = words.strip().casefold()
-    return any(wanted in text.casefold() for text in collection.texts_of(row))
+    wanted = fold_case(words.strip())
+    return any(wanted in fold_case(text) for text in collection.texts_of(row))

@@ -11,6 +11,34 @@
     if (said) said.textContent = text;
   }
 
+  // Tells the clips that this page shows from those of a server that was started later.
+  const keyOfPage = () => document.querySelector("header.page")?.dataset.of;
+
+  // ---- sounds that are given ----
+  // Browsers call webm and mp4 films even without a picture, and Gradio takes what is called a sound alone.
+  function asSounds(files) {
+    const sounds = new DataTransfer();
+    for (const file of files) {
+      const isSound = file.type.startsWith("audio/");
+      sounds.items.add(isSound ? file : new File([file], file.name, { type: "audio/unknown" }));
+    }
+    return sounds;
+  }
+  const areSounds = (files) => [...files].every((file) => file.type.startsWith("audio/"));
+  document.addEventListener("change", (event) => {
+    const input = event.target;
+    if (!(input instanceof Element) || !input.matches("#sound input[type=file]")) return;
+    if (!areSounds(input.files)) input.files = asSounds(input.files).files;
+  }, true);
+  document.addEventListener("drop", (event) => {
+    if (!(event.target instanceof Element) || !event.target.closest("#sound")) return;
+    if (!event.dataTransfer || areSounds(event.dataTransfer.files)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const dataTransfer = asSounds(event.dataTransfer.files);
+    event.target.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer }));
+  }, true);
+
   // ---- players ----
   document.addEventListener("play", (event) => {
     for (const other of document.querySelectorAll(".clip audio")) {
@@ -86,7 +114,7 @@
     point.classList.add("open");
     reach(point, false);
     try {
-      const response = await fetch(`/clip/${point.dataset.row}/card`);
+      const response = await fetch(`/clip/${point.dataset.row}/card?of=${keyOfPage()}`);
       if (!response.ok) throw new Error(await response.text());
       target.innerHTML = await response.text(); // escaped by the server
       say(`Opened: ${point.getAttribute("aria-label")}`);
@@ -146,8 +174,8 @@
   }
 
   function mark(words) {
-    const wanted = words.trim().toLowerCase();
-    // The texts are casefolded: ß is ss there, which it becomes by way of its capital.
+    const wanted = words.normalize("NFC").trim().toLowerCase();
+    // The texts have their case folded: ß is ss there, which it becomes by way of its capital.
     const folded = [...wanted].map((sign) => sign.toUpperCase().toLowerCase()).join("");
     let count = 0;
     for (const point of points()) {
@@ -180,6 +208,7 @@
       const tab = document.getElementById(`${panel.id}-button`);
       name(panel, "aria-label", tab?.textContent.trim() || "Search");
     }
+    name(document.querySelector("#sound input[type=file]"), "accept", "audio/*,video/*");
     name(document.getElementById("sound"), "role", "group");
     name(document.getElementById("sound"), "aria-label", "Or give a sound");
   }
@@ -200,6 +229,11 @@
   let answered = "";
   function afterChange() {
     nameParts();
+    const key = document.getElementById("results")?.dataset.of;
+    if (key && keyOfPage() && key !== keyOfPage()) {
+      location.reload(); // title, map and switches are those of other clips than the answer
+      return;
+    }
     const cards = [...document.querySelectorAll("#answer .clip")];
     const found = new Set(cards.map((card) => card.dataset.row));
     for (const point of points()) point.classList.toggle("found", found.has(point.dataset.row));

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from ask_lightning.data.audio.decoding import AudioFileError
 from ask_lightning.page.audio_files import playable_sound
@@ -53,6 +54,7 @@ _GRADIO_PATHS = (
 )
 _UPLOADED_FILE = "/gradio_api/file="
 _QUESTION = "/gradio_api/queue/join"
+_STARTED_ANEW = "the server has been started anew since this page was opened. Load the page again."
 _LARGEST_QUESTION = 1024**2  # bytes; a question holds a text or the name of an uploaded sound
 # Nothing is loaded from elsewhere or sent there, and no other site shows the page in a frame.
 _CONTENT_POLICY = (
@@ -71,15 +73,20 @@ class _Guard:
     Args:
         app: The application behind it.
         uploads: Folder of the sounds that users have given.
+        key: Key of the collection.
     """
 
-    def __init__(self, app: Any, uploads: Path) -> None:
+    def __init__(self, app: Any, uploads: Path, key: str) -> None:
         self.app = app
         self.uploads = uploads
+        self.key = key
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and not is_served(scope["path"], self.uploads):
             await _refusal(404, "Not found")(scope, receive, send)
+            return
+        if scope["type"] == "http" and self._is_of_others(scope):
+            await _refusal(410, _STARTED_ANEW)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["path"].startswith(_QUESTION):
             body = await _body_of(receive, _LARGEST_QUESTION)
@@ -99,6 +106,11 @@ class _Guard:
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+    def _is_of_others(self, scope: _Scope) -> bool:
+        """Whether a page asks for a clip by the number that another server gave it, before a restart."""
+        keys = parse_qs(scope["query_string"].decode("latin-1")).get("of", [self.key])
+        return scope["path"].startswith(CLIP_PATH) and keys != [self.key]
 
 
 def is_served(path: str, uploads: Path) -> bool:
@@ -223,7 +235,7 @@ def make_app(collection: Collection, uploads: Path, hosts: list[str]) -> Any:
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
-    app.add_middleware(_Guard, uploads=uploads)
+    app.add_middleware(_Guard, uploads=uploads, key=collection.key)
     # A site that gives its own name the address 127.0.0.1 must not read the page.
     app.add_middleware(
         import_optional("starlette.middleware.trustedhost").TrustedHostMiddleware, allowed_hosts=hosts
@@ -376,7 +388,8 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
         gradio.HTML(
             # What is said to screen readers stays the same element, for new ones are not listened to.
             '<a class="skip" href="#results">Skip to the results</a>'
-            f'<header class="page"><h1>Search sounds</h1><p>{as_html(collection.title)}</p></header>'
+            f'<header class="page" data-of="{collection.key}"><h1>Search sounds</h1>'
+            f"<p>{as_html(collection.title)}</p></header>"
             '<div id="said" class="unseen" role="status" aria-live="polite"></div>',
             elem_id="page-header",
         )
@@ -433,17 +446,19 @@ def _make_blocks(gradio: Any, collection: Collection) -> Any:
                 gradio.HTML(map_html(collection, rows, place_points(collection.embeddings[rows])))
         answer = gradio.State(Answer())
         filters = [words, lowest, count]
-        hidden = {"api_visibility": "private"}
+        # One after another, in the order in which they were asked for: else what is given during a slow
+        # search, such as another query or a filter, would be lost under the answer of that search.
+        in_order = {"concurrency_id": "search", "trigger_mode": "always_last", "api_visibility": "private"}
         outputs = [answer, found]
-        gradio.on([text.submit, button.click], ask, [text, refined, *filters], outputs, **hidden)
+        gradio.on([text.submit, button.click], ask, [text, refined, *filters], outputs, **in_order)
         gradio.on(
-            [sound.upload, sound.stop_recording], ask_sound, [sound, refined, *filters], outputs, **hidden
+            [sound.upload, sound.stop_recording], ask_sound, [sound, refined, *filters], outputs, **in_order
         )
         # What is typed into the field of a slider is sent before it is whole, as nothing or beyond the ends.
         for slider, (least, most, usual) in ((lowest, (_NO_LIMIT, 1, _NO_LIMIT)), (count, _COUNTS)):
             slider.preprocess = partial(within, least=least, most=most, usual=usual)
-        refined.input(ask_again, [answer, refined, *filters], outputs, **hidden)
-        quietly = {"show_progress": "hidden", "trigger_mode": "always_last", **hidden}
+        refined.input(ask_again, [answer, refined, *filters], outputs, **in_order)
+        quietly = {"show_progress": "hidden", **in_order}
         # What is deleted from a field sends no `input`.
         words.change(filter_by_words, [answer, refined, *filters], outputs, **quietly)
         gradio.on([lowest.input, count.input], show, [answer, *filters], found, **quietly)
