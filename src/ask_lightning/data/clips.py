@@ -11,6 +11,8 @@ LONG_CAPTION = 200
 """Number of words above which a caption is reported: most often a quotation mark was lost."""
 
 _NAMES_SHOWN = 3
+# What pandas, R and spreadsheets write into a cell that holds nothing.
+_NOTHING = frozenset({"nan", "NaN", "None", "NA", "N/A", "n/a", "null", "NULL", "<NA>", "#N/A"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class ClipCollector:
     """Takes the rows of a dataset one by one and makes clips of them.
 
     Rows with the same key become one clip. Oddities that do not prevent training are counted and named in one
-    warning: empty captions, which are left out; very long captions and repeated ids, which are kept.
+    warning: empty captions and such as `nan` and `None`, which are left out; very long captions and repeated
+    ids, which are kept.
 
     Args:
         source: Name of the file that is read, for the warning.
@@ -79,6 +82,7 @@ class ClipCollector:
         self._aliases: dict[str, dict[str, None]] = {}
         self._first: dict[str, Clip] = {}
         self._empty: list[str] = []
+        self._nothing: list[str] = []
         self._long: list[str] = []
         self._repeated: list[str] = []
 
@@ -128,6 +132,8 @@ class ClipCollector:
             text = caption.strip()
             if not text:
                 self._empty.append(place)
+            elif not given_text(text):
+                self._nothing.append(f"{place} ({text!r})")
             elif not (repeated and text in texts):
                 texts.append(text)
                 words = len(text.split())
@@ -151,6 +157,7 @@ class ClipCollector:
             )
         oddities = [
             ("captions are empty and left out", self._empty),
+            ("captions say that there is none, and are left out", self._nothing),
             (
                 f"captions have more than {LONG_CAPTION} words (a lost quotation mark? Each makes its batch "
                 "as slow as it is long)",
@@ -162,6 +169,20 @@ class ClipCollector:
         if found:
             rank_zero_warn(f"{self._source}: {'; '.join(found)}.")
         return clips
+
+
+def given_text(cell: str) -> str:
+    """The text in a cell of a table, without the spaces around it; empty where it says that there is none.
+
+    Args:
+        cell: Content of the cell.
+
+    Examples:
+        >>> given_text(" rain "), given_text("nan"), given_text("None")
+        ('rain', '', '')
+    """
+    text = cell.strip()
+    return "" if text in _NOTHING else text
 
 
 def count_captions(clips: Sequence[Clip]) -> int:
