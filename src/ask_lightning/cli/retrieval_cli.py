@@ -34,6 +34,7 @@ from ask_lightning.cli.ask_section import (
     ask_module,
     check_ask,
     check_compilation,
+    check_encoders,
     check_knowledge_flags,
 )
 from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
@@ -44,7 +45,7 @@ from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
 from ask_lightning.data.splits import Split
-from ask_lightning.encoding.encoders import find_interaction
+from ask_lightning.encoding.encoders import find_encoders, find_interaction
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.models.retriever import FineTunedRetriever
@@ -376,9 +377,10 @@ class MonitorCheck(Callback):
             if monitor not in trainer.callback_metrics:
                 logged = ", ".join(sorted(filter(_is_of_validation, trainer.callback_metrics)))
                 raise UsageError(
-                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it, as "
-                    "`metrics.AudioTextRetrieval` computes it, or choose another metric by `--monitor`, or "
-                    "by `monitor` in your config or in its `trainer.callbacks`."
+                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it (a mean "
+                    "recall is that of the recalls which `metrics.AudioTextRetrieval` computes), or choose "
+                    "another metric by `--monitor`, or by `monitor` in your config or in its "
+                    "`trainer.callbacks`."
                 )
 
 
@@ -460,7 +462,8 @@ class RetrievalCLI(LightningCLI):
         command = self.subcommand
         assert command is not None
         config = self.config[command]
-        check_ask(config[SECTION]["enabled"], self._arguments)
+        check_ask(command, config[SECTION]["enabled"], self._arguments)
+        _check_prediction(command, config)
         _check_sample_rates(config)
         _check_features(config)
         checkpoint = config.get("ckpt_path")
@@ -497,6 +500,8 @@ class RetrievalCLI(LightningCLI):
             self.model = ask_module(self.model, section)
             check_knowledge_flags(self.model.loss, self._arguments)
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
+        elif self.subcommand in ("encode", "predict") or self.config_init[self.subcommand].get("calibrate"):
+            check_encoders(self.model, section, str(self.subcommand))
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
@@ -546,6 +551,10 @@ def _obstacle_to_calibration(
         return f"{type(model).__name__} has no metric AudioTextRetrieval"
     if find_interaction(model) is not None:
         return f"{type(model).__name__} compares tokens"
+    try:
+        find_encoders(model)
+    except ValueError:
+        return f"{type(model).__name__} has no methods `encode_audio` and `encode_text`"
     if not isinstance(datamodule, ask_lightning.data.RetrievalDataModule):
         return f"{type(datamodule).__name__} is no RetrievalDataModule"
     missing = [split for split in ("train", "val") if split not in datamodule.datasets]
@@ -578,6 +587,16 @@ def _check_sample_rates(config: Any) -> None:
         )
 
 
+def _check_prediction(command: str, config: Any) -> None:
+    """Refuse arguments of Lightning's `predict` that have no effect here."""
+    given = [name for name in ("return_predictions", "weights_only") if config.get(name) is not None]
+    if command == "predict" and given:
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in given)} has no effect, because `predict` writes a file. "
+            "Leave it out."
+        )
+
+
 def _check_features(config: Any) -> None:
     """Refuse spectrograms for a model that computes its own from waveforms."""
     features = (config.get("data") or {}).get("init_args", {}).get("features")
@@ -602,7 +621,7 @@ def _take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"{path} is no checkpoint that can be read: {reason}") from error
-    arguments = section["init_args"]
+    arguments = section.get("init_args") or {}  # a class may have no arguments
     unknown = sorted(name for name in stored if name not in arguments)
     if unknown:
         raise UsageError(
