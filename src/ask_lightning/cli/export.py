@@ -1,12 +1,14 @@
 """`ask-lightning export`: a trained model as a folder that can be loaded anywhere, and published."""
 
+import errno
 import json
 import os
 import pickle
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +216,8 @@ def _write(
     calibration: Path | None,
 ) -> None:
     """Write the folder as a whole or not at all, and make sure that it loads."""
-    with atomic_write(output.absolute()) as temporary:
+    folder = output.resolve()  # a link stays one
+    with _unless_written_meanwhile(output), atomic_write(folder) as temporary:
         save_pretrained(model, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for number, one in enumerate(results, start=1):
@@ -234,8 +237,22 @@ def _write(
                 f"{type(model).__name__} has other weights after it is loaded from its folder: does its "
                 "constructor or `load_state_dict` change them?"
             )
-        if output.exists():
-            output.rmdir()
+        if folder.exists():
+            folder.rmdir()
+
+
+@contextmanager
+def _unless_written_meanwhile(output: Path) -> Iterator[None]:
+    """Say so if another process has written the folder that was new or empty at the start."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise UsageError(
+            f"{output} has been written by another process meanwhile, and stays as it is. Pass another "
+            "`--output`."
+        ) from error
 
 
 def _push(folder: Path, repository: str, *, private: bool) -> None:
