@@ -120,6 +120,9 @@ def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings,
     assert 0 <= said["metrics"]["test/mean_recall"] <= 1
     assert said["checkpoint"] == str(trained_recordings / "checkpoints" / "best.ckpt")
     assert "untrained" in captured.err, "the tables go to the standard error"
+    tested = max((trained_recordings / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    assert (tested / "config.yaml").is_file()
+    assert not (trained_recordings / "config.yaml").exists()
     before, after = csv_rows(trained_recordings / "untrained.csv")
     assert [next(iter(row.values())) for row in (before, after)] == ["untrained", "trained"]
     percent = said["untrained_percent"]

@@ -160,7 +160,8 @@ class RetrievalTrainer(pl.Trainer):
         model = make_model(self.model_section)
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
         kept, loggers = list(callbacks), self.loggers
-        callbacks[:] = [one for one in kept if not isinstance(one, RecallTable)]
+        # The config is written beside the logs, which are those of the test with the checkpoint.
+        callbacks[:] = [one for one in kept if not isinstance(one, (RecallTable, SaveConfigCallback))]
         self.loggers = []
         try:
             (metrics,) = super().test(model, datamodule=datamodule, verbose=False)
