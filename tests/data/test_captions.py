@@ -138,6 +138,13 @@ def test_a_cell_that_says_that_there_is_nothing_is_no_caption(table):
     )
 
 
+def test_a_list_in_a_cell_is_named(table):
+    """As pandas writes a column of lists."""
+    path = table("filename,caption\na.wav,\"['rain', 'it rains']\"\nb.wav,[wind]\n")
+    with pytest.warns(UserWarning, match="1 captions are written like a list of texts, .*: line 2"):
+        assert read_captions(path)[0].captions == ("['rain', 'it rains']",)
+
+
 def test_a_cell_that_says_that_there_is_nothing_is_no_clip_id(table):
     """All such files would be takes of one recording."""
     path = table("filename,caption,clip\na.wav,rain,1\nb.wav,wind,nan\n")
