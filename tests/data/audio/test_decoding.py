@@ -48,6 +48,17 @@ def test_the_last_page_of_an_ogg_file(tmp_path):
             np.testing.assert_allclose(part, whole[start : start + count], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32"])
+def test_a_stretch_of_a_file_in_which_one_cannot_jump(tmp_path, subtype):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.4 * np.sin(np.arange(16000) / 30), 8000, subtype=subtype)
+    with soundfile.SoundFile(path) as file:
+        whole = file.read(16000, "float32")
+    with open_audio("a.wav", path) as recording:
+        for start in (12000, 0, 7):
+            np.testing.assert_array_equal(recording.read(start, 900)[:, 0], whole[start : start + 900])
+
+
 def test_ogg_streams_in_a_row_are_not_heard_in_part(tmp_path):
     paths = [tmp_path / f"{number}.ogg" for number in range(2)]
     for path in paths:

@@ -175,7 +175,11 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         if file.format == "OGG":
             _check_pages(name, content)
         try:
-            yield _SoundFile(name, file)
+            if file.seekable():
+                yield _SoundFile(name, file)
+            else:  # as GSM in a wav, the format of telephones
+                samples = file.read(file.frames, "float32", always_2d=True).mean(axis=1)  # (T,)
+                yield ArrayRecording(name, samples, file.frames, file.samplerate)
         except soundfile.SoundFileError as error:
             raise AudioFileError(f"{name}: the file is damaged ({error}). {_REMEDY}") from error
 
