@@ -112,6 +112,14 @@ def trained_recordings(demo, tmp_path_factory):
     return run_folder
 
 
+def test_another_rate_than_that_of_the_training_is_told(demo, trained_recordings):
+    """The small model has no rate of its own to which it would resample."""
+    flags = ("--data.sample_rate", 8000, "--model.sample_rate", 8000, "--calibrate", "false")
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    with pytest.warns(UserWarning, match="was trained with sample_rate=16000, but it is 8000 now"):
+        ask_lightning("test", *given, *flags)
+
+
 def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings, capsys):
     flags = ["test", "--config", "my_recordings", demo, "--run", str(trained_recordings)]
     run([*flags, "--ckpt_path", "best", "--untrained", "true", "--json", "true", "--calibrate", "false"])

@@ -631,7 +631,17 @@ def _take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[
         )
     changed = []
     for name, value in stored.items():
-        if name in _BATCH_PARAMETERS or arguments[name] == value:
+        if arguments[name] == value:
+            continue
+        if name in _BATCH_PARAMETERS:
+            # The others resample to a rate of their own.
+            kind = load_class(str(section["class_path"]))
+            if not issubclass(kind, FineTunedRetriever):
+                rank_zero_warn(
+                    f"{path} was trained with {name}={value}, but it is {arguments[name]} now, which "
+                    f"changes what {kind.__name__} hears. Pass `--model.{name} {value}` and the same as "
+                    f"`--data.{name}`."
+                )
             continue
         # Other arguments of a config name files that the checkpoint replaces.
         if isinstance(value, int | float) or name in given:
