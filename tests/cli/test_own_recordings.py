@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,17 @@ def test_another_rate_than_that_of_the_training_is_told(demo, trained_recordings
     given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
     with pytest.warns(UserWarning, match="was trained with sample_rate=16000, but it is 8000 now"):
         ask_lightning("test", *given, *flags)
+
+
+def test_other_splits_than_those_of_the_training_are_told(demo, trained_recordings, tmp_path):
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    with pytest.warns(UserWarning, match=r"trained on other splits \(split_seed=3 in place of 0\): valida"):
+        ask_lightning("validate", *given, "--data.split_seed", 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*trained on other splits")
+        ask_lightning("validate", *given)
+        whole = ("--split", "all", "--output", tmp_path / "all.safetensors")
+        ask_lightning("encode", *given, "--data.split_seed", 3, *whole)
 
 
 def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings, capsys):

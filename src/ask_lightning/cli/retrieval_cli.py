@@ -41,6 +41,7 @@ from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
 from ask_lightning.cli.encode_split import SplitEncoder, encode_split
 from ask_lightning.cli.encoded_pairs import EncodedPairs, check_output
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.cli.run_config import run_of_checkpoint, training_config
 from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.clips import Clip
@@ -65,6 +66,9 @@ _LITTER = (
 )
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
+# Arguments of data that say which they are, and those that decide which clip is in which split.
+_PLACE = ("root", "annotations", "hub")
+_SPLITTING = ("fractions", "split_seed", "clip_id_column", "split_column", "collection")
 
 
 def quiet_lightning() -> None:
@@ -481,6 +485,8 @@ class RetrievalCLI(LightningCLI):
             ]
             given = {re.split(r"[.=]", flag)[1] for flag in flags}
             _take_arguments_from_checkpoint(config["model"], Path(checkpoint), given)
+            if config.get("split") != "all":
+                _warn_of_other_splits(config.get("data") or {}, Path(checkpoint))
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""
@@ -649,6 +655,35 @@ def _take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[
         arguments[name] = value
     if changed:
         rank_zero_info(f"The model is built as its checkpoint says: {', '.join(changed)}.")
+
+
+def _warn_of_other_splits(section: Any, checkpoint: Path) -> None:
+    """Warn if the clips of a training are divided otherwise than in it.
+
+    Args:
+        section: The section `data` of the config.
+        checkpoint: Path of the checkpoint, in the folder of its run.
+    """
+    trained = training_config(run_of_checkpoint(checkpoint)).get("data") or {}
+    before, now = trained.get("init_args") or {}, section.get("init_args") or {}
+    is_same = trained.get("class_path") == section.get("class_path")
+    if not is_same or any(before.get(name) != now.get(name) for name in _PLACE):
+        return
+    changed = [
+        f"{name}={now[name]!r} in place of {before[name]!r}"
+        for name in _SPLITTING
+        if name in before and name in now and _as_list(before[name]) != _as_list(now[name])
+    ]
+    if changed:
+        rank_zero_warn(
+            f"{checkpoint} was trained on other splits ({', '.join(changed)}): validation and test may hold "
+            "its training clips. Pass the flags of the training."
+        )
+
+
+def _as_list(value: Any) -> Any:
+    """A sequence as a list, as a file has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def make_model(section: Mapping[str, Any]) -> pl.LightningModule:
