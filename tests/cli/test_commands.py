@@ -95,6 +95,11 @@ def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
     ask_lightning("fit", "--config", config, "--run", "two")
     assert_same_weights(run, Path("two"))
     assert sorted(run.rglob("*")) == before
+    # Options that only `fit` has are no obstacle to other commands, and those of a test none to `encode`.
+    checkpoint = ("--ckpt_path", run / "checkpoints" / "last.ckpt")
+    ask_lightning("test", "--config", config, "--run", "tested", *checkpoint, "--calibrate", "false")
+    (of_test,) = Path("tested/logs").glob("*/config.yaml")
+    ask_lightning("encode", "--config", of_test, "--run", "tested", *checkpoint, "--output", "a.safetensors")
     message = refusal(capsys, "fit", "--config", config, "--run", run)
     assert message.startswith(f"{run}/checkpoints holds the checkpoints of a run.")
     # A config that names the folder itself is refused wherever `--run` points.

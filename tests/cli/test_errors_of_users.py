@@ -205,6 +205,28 @@ def test_options_of_ask_for_a_baseline(demo, capsys):
     assert cli.model.loss.num_neighbors == 3
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "encode"])
+def test_options_of_ask_where_nothing_is_trained(command, demo, capsys):
+    message = refusal(capsys, command, "--config", ASK, demo, "--ask.loss.num_neighbors=3")
+    assert message == (
+        f"--ask.loss.num_neighbors has no effect, because `{command}` does not train. Leave it out."
+    )
+
+
+@pytest.mark.parametrize("flag", ["--return_predictions", "--weights_only"])
+def test_options_of_predict_that_lightning_would_heed(flag, demo, capsys):
+    message = refusal(capsys, "predict", "--config", ASK, demo, flag, "false")
+    assert message == f"{flag} has no effect, because `predict` writes a file. Leave it out."
+
+
+@pytest.mark.parametrize("command", ["encode", "predict", "test"])
+def test_encoding_by_other_methods_than_those_of_training(command, demo, capsys):
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\nask: {{audio: embed_audio}}\n")
+    message = refusal(capsys, command, "--config", "mine.yaml", demo)
+    assert message.startswith(f"`{command}` encodes by 'encode_audio' and 'encode_text' of ResNet38BERT, but")
+    assert "trains by `ask.audio: embed_audio` and `ask.text: null`" in message
+
+
 def test_a_run_is_not_mixed_with_another(demo, capsys):
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()

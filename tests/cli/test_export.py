@@ -202,6 +202,28 @@ def test_a_model_of_the_users_own_is_exported(tmp_path, monkeypatch, capsys):
     assert "The module `own_model`, which defines the class, has to be importable." in card
 
 
+def test_a_folder_that_another_process_writes_meanwhile(run, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "model"
+
+    def save(model, folder):
+        save_pretrained(model, folder)
+        output.mkdir()
+        (output / "theirs").touch()
+
+    monkeypatch.setattr("ask_lightning.cli.export.save_pretrained", save)
+    message = refusal(capsys, "export", run, "--output", output)
+    assert message.startswith(f"{output} has been written by another process meanwhile, and stays as it is.")
+    assert [file.name for file in output.iterdir()] == ["theirs"]
+
+
+def test_a_link_to_an_empty_folder(run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    ask_lightning("export", run, "--output", tmp_path / "model")
+    assert (tmp_path / "model").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
 def test_folders_that_cannot_be_used_are_refused(run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

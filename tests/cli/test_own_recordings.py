@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,25 @@ def trained_recordings(demo, tmp_path_factory):
     return run_folder
 
 
+def test_another_rate_than_that_of_the_training_is_told(demo, trained_recordings):
+    """The small model has no rate of its own to which it would resample."""
+    flags = ("--data.sample_rate", 8000, "--model.sample_rate", 8000, "--calibrate", "false")
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    with pytest.warns(UserWarning, match="was trained with sample_rate=16000, but it is 8000 now"):
+        ask_lightning("test", *given, *flags)
+
+
+def test_other_splits_than_those_of_the_training_are_told(demo, trained_recordings, tmp_path):
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    with pytest.warns(UserWarning, match=r"trained on other splits \(split_seed=3 in place of 0\): valida"):
+        ask_lightning("validate", *given, "--data.split_seed", 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*trained on other splits")
+        ask_lightning("validate", *given)
+        whole = ("--split", "all", "--output", tmp_path / "all.safetensors")
+        ask_lightning("encode", *given, "--data.split_seed", 3, *whole)
+
+
 def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings, capsys):
     flags = ["test", "--config", "my_recordings", demo, "--run", str(trained_recordings)]
     run([*flags, "--ckpt_path", "best", "--untrained", "true", "--json", "true", "--calibrate", "false"])
@@ -120,6 +140,9 @@ def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings,
     assert 0 <= said["metrics"]["test/mean_recall"] <= 1
     assert said["checkpoint"] == str(trained_recordings / "checkpoints" / "best.ckpt")
     assert "untrained" in captured.err, "the tables go to the standard error"
+    tested = max((trained_recordings / "logs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    assert (tested / "config.yaml").is_file()
+    assert not (trained_recordings / "config.yaml").exists()
     before, after = csv_rows(trained_recordings / "untrained.csv")
     assert [next(iter(row.values())) for row in (before, after)] == ["untrained", "trained"]
     percent = said["untrained_percent"]

@@ -155,3 +155,49 @@ def test_a_module_of_the_current_folder_and_a_monitor_that_nobody_logs(capsys, m
     ):
         ask_lightning("fit", *given)
     assert [path.name for path in Path("two/checkpoints").iterdir()] == ["last.ckpt"]
+
+
+NO_ARGUMENTS = """
+import lightning.pytorch as pl
+import torch
+from ask_lightning.metrics import AudioTextRetrieval
+
+class Listener(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.audio = torch.nn.Linear(1, 4)
+        self.metric = AudioTextRetrieval()
+
+    def listen(self, batch):
+        return self.audio(batch["waveform"][:, :1])
+
+    def read(self, batch):
+        return self.audio(torch.tensor([[float(len(text))] for text in batch["caption"]]))
+
+    def training_step(self, batch, batch_idx):
+        return (self.listen(batch) - self.read(batch)).square().mean()
+
+    def test_step(self, batch, batch_idx):
+        self.metric.update(self.listen(batch), self.read(batch), batch["clip_id"])
+
+    def on_test_epoch_end(self):
+        self.log_dict({f"test/{name}": value for name, value in self.metric.compute().items()})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+"""
+
+
+def test_a_model_without_arguments_whose_methods_have_other_names(monkeypatch):
+    """It is tested by cosine alone: what calibrates the search is encoded by methods of the usual names."""
+    monkeypatch.syspath_prepend(os.getcwd())
+    Path("listener.py").write_text(NO_ARGUMENTS)
+    Path("mine.yaml").write_text(
+        OWN.replace("own_module.Quiet", "listener.Listener")
+        + "ask: {enabled: true, audio: listen, text: read, loss: {class_path: NTXentLoss}}\n"
+    )
+    given = ("--config", "mine.yaml", "--run", "run")
+    ask_lightning("fit", *given)
+    cli = ask_lightning("test", *given, "--ckpt_path", "last")
+    assert "test/t2a/recall_at_1" in cli.trainer.callback_metrics
+    assert cli.trainer.calibration is None

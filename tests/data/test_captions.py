@@ -125,6 +125,33 @@ def test_an_empty_caption_is_left_out_and_a_clip_without_any_too(table):
     assert [clip.captions for clip in clips] == [("rain",), ("sea", "sun")]
 
 
+def test_a_cell_that_says_that_there_is_nothing_is_no_caption(table):
+    """pandas writes `nan` or `None` into the columns of files with fewer captions than others."""
+    path = table("filename,one,two,three\na.wav,rain,nan,nan\nb.wav,None,,wind\nc.wav,NA,N/A,None of it\n")
+    with pytest.warns(UserWarning, match="clips.csv") as caught:
+        clips = read_captions(path, caption_columns=["one", "two", "three"])
+    assert [clip.captions for clip in clips] == [("rain",), ("wind",), ("None of it",)]
+    (said,) = [str(warning.message) for warning in caught]
+    assert said == (
+        f"{path}: 1 captions are empty and left out: line 3; 5 captions say that there is none, and are left "
+        "out: line 2 ('nan'), line 2 ('nan'), line 3 ('None') and 2 more."
+    )
+
+
+def test_a_list_in_a_cell_is_named(table):
+    """As pandas writes a column of lists."""
+    path = table("filename,caption\na.wav,\"['rain', 'it rains']\"\nb.wav,[wind]\n")
+    with pytest.warns(UserWarning, match="1 captions are written like a list of texts, .*: line 2"):
+        assert read_captions(path)[0].captions == ("['rain', 'it rains']",)
+
+
+def test_a_cell_that_says_that_there_is_nothing_is_no_clip_id(table):
+    """All such files would be takes of one recording."""
+    path = table("filename,caption,clip\na.wav,rain,1\nb.wav,wind,nan\n")
+    with pytest.raises(ValueError, match=r"line 3: column 'clip' says 'nan'. Fill it or remove the row."):
+        read_captions(path, clip_id_column="clip")
+
+
 def test_a_repeated_row_counts_once(table):
     path = table("filename,caption\na.wav,rain\na.wav,wind\na.wav,rain\n")
     with pytest.warns(UserWarning, match=r"1 rows repeat an id, .*: line 4 \('a.wav'\)"):

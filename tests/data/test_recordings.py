@@ -158,6 +158,10 @@ def test_parquet_with_paths_and_with_bytes(sounds):
     parquet.write_table(pyarrow.Table.from_pylist(rows), sounds / "t.parquet")
     with pytest.raises(ValueError, match=r"row 5: column 'clip_id' is empty. Fill it or remove the row"):
         found(sounds)
+    rows[5]["clip_id"] = "nan"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), sounds / "t.parquet")
+    with pytest.raises(ValueError, match=r"row 5: column 'clip_id' says 'nan'. Fill it or remove the row"):
+        found(sounds)
     (sounds / "t.parquet").write_bytes((sounds / "t.parquet").read_bytes()[:200])
     with pytest.raises(ValueError, match="not a parquet file, or one that was cut short"):
         found(sounds)

@@ -29,6 +29,9 @@ def test_the_language_of_the_captions(tmp_path):
         assert ids[0, -1] == 2
         rows[language] = ids
     assert not torch.equal(rows["eng_Latn"], rows["deu_Latn"])
+    VocabularyTokenizer(language=language).load_state_dict(tokenizer.state_dict())
+    with pytest.raises(ValueError, match=r"`language` cannot be changed to 'eng_Latn': .* as 'deu_Latn'"):
+        VocabularyTokenizer(language="eng_Latn").load_state_dict(tokenizer.state_dict())
     with pytest.raises(ValueError, match=r"`language` has to be a language code .* but got 'english'"):
         VocabularyTokenizer.from_source(str(tmp_path), language="english")
 

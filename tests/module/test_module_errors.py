@@ -361,6 +361,20 @@ def test_the_same_encoder_for_both_sides():
         ASKModule(PlainTowers(), audio="encode_text", text="encode_text")
 
 
+@pytest.mark.parametrize(
+    ("names", "side", "name"),
+    [
+        ({"audio": "encode_text"}, "audio", "encode_text"),
+        ({"text": "encode_audio"}, "text", "encode_audio"),
+        ({"audio": "encode_text", "text": "encode_audio"}, "audio", "encode_text"),
+    ],
+)
+def test_the_encoder_of_the_other_side(names, side, name):
+    message = rf"`{side}` of ASKModule has to name the method that encodes {side}, but got '{name}'"
+    with pytest.raises(ValueError, match=message):
+        ASKModule(PlainTowers(), **names)
+
+
 def test_widths_differ():
     class Client(Towers):
         def __init__(self):

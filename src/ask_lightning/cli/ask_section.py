@@ -20,6 +20,7 @@ from ask_lightning.callbacks import QueryTable
 from ask_lightning.callbacks.refresh_options import row_finding_option
 from ask_lightning.cli.errors import UsageError
 from ask_lightning.data import RetrievalDataModule
+from ask_lightning.encoding.encoders import find_encoders
 from ask_lightning.interaction import Interaction
 from ask_lightning.losses import RetrievalLoss
 
@@ -69,22 +70,51 @@ def add_ask_arguments(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(KnowledgeRefreshCallback, "ask.refresh", skip={"source"}, instantiate=False)
 
 
-def check_ask(enabled: bool, arguments: Sequence[str]) -> None:
-    """Refuse flags of the section for a model that trains with its own loss.
+def check_ask(command: str, enabled: bool, arguments: Sequence[str]) -> None:
+    """Refuse flags of the section where nothing is trained, or a model is trained with its own loss.
 
     Args:
+        command: The command.
         enabled: Whether the model trains with the loss of the section.
         arguments: The arguments of the command line.
 
     Raises:
-        UsageError: There are flags of ASK, but ASK is not switched on.
+        UsageError: There are flags of ASK, but the command does not train or ASK is not switched on.
     """
     flags = {argument.partition("=")[0] for argument in arguments if argument.startswith(f"--{SECTION}.")}
+    if flags and command != "fit":
+        raise UsageError(
+            f"{', '.join(sorted(flags))} has no effect, because `{command}` does not train. Leave it out."
+        )
     without_effect = sorted(flags - {f"--{SECTION}.enabled"})
     if without_effect and not enabled:
         raise UsageError(
             f"{', '.join(without_effect)} has no effect, because the config does not train with ASK. "
             "Add `--config ask`, or the part of another loss."
+        )
+
+
+def check_encoders(model: pl.LightningModule, section: Mapping[str, Any], command: str) -> None:
+    """Refuse to encode by other methods than those by which the config trains.
+
+    Args:
+        model: The model.
+        section: The section `ask`.
+        command: The command, which calls the methods that have the usual names.
+
+    Raises:
+        UsageError: The section names other methods.
+    """
+    named = (section["audio"], section["text"])
+    try:
+        found = find_encoders(model)
+    except ValueError:
+        return  # who encodes says so
+    if any(name not in (None, usual) for name, usual in zip(named, found, strict=True)):
+        raise UsageError(
+            f"`{command}` encodes by {found[0]!r} and {found[1]!r} of {type(model).__name__}, but the config "
+            f"trains by `ask.audio: {named[0] or 'null'}` and `ask.text: {named[1] or 'null'}`, so that what "
+            "is searched would not be what was trained. Give the methods of training the usual names."
         )
 
 

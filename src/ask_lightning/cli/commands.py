@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.flags import without_options_of_others
 from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.results import results_of_test, write_results
 from ask_lightning.cli.retrieval_cli import RetrievalCLI
@@ -58,7 +59,7 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     """
     _silence_warnings()
     quiet_lightning()
-    config = options.compose().config
+    config = without_options_of_others(command, options.compose().config)
     given = [
         argument for argument in options.lightning_arguments if argument.startswith(("--model", "--data"))
     ]

@@ -1,22 +1,23 @@
 """`ask-lightning export`: a trained model as a folder that can be loaded anywhere, and published."""
 
+import errno
 import json
 import os
 import pickle
-import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 
 from ask_lightning.cli.errors import UsageError, usage_errors
 from ask_lightning.cli.model_card import model_card
 from ask_lightning.cli.model_section import load_class
 from ask_lightning.cli.results import RESULTS_FILE, find_results, public_results, read_results
+from ask_lightning.cli.run_config import run_of_checkpoint, training_config
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.models import from_pretrained, save_pretrained
 from ask_lightning.models.exported import CALIBRATION_FILE
@@ -27,8 +28,6 @@ from ask_lightning.utilities.weights import weights_fingerprint
 
 # Of the checkpoints of a run, the first that is there.
 _CHECKPOINTS = ("best.ckpt", "last.ckpt")
-# Keys of a config that only commands other than `fit` have.
-_NOT_OF_FIT = ("verbose", "return_predictions", "split")
 
 
 def export(arguments: Sequence[str]) -> Path:
@@ -67,7 +66,7 @@ def export(arguments: Sequence[str]) -> Path:
         raise UsageError("`--private` is about the repository of `--push`. Pass that too, or leave it out.")
     _check_output(options.output)
     checkpoint, run = _find_checkpoint(options.run)
-    config = _training_config(run)
+    config = training_config(run)
     model = _load(checkpoint, options.kind or (config.get("model") or {}).get("class_path"))
     results = _matching_results(model, options.results, run)
     name = options.push or options.output.absolute().name
@@ -101,7 +100,7 @@ def _check_output(folder: Path) -> None:
 def _find_checkpoint(path: Path) -> tuple[Path, Path]:
     """The checkpoint to export, and the folder of its run."""
     if path.is_file():
-        return path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        return path, run_of_checkpoint(path)
     for name in _CHECKPOINTS:
         checkpoint = path / "checkpoints" / name
         if checkpoint.is_file():
@@ -112,31 +111,6 @@ def _find_checkpoint(path: Path) -> tuple[Path, Path]:
             f"{path} holds no checkpoints/best.ckpt or last.ckpt. Pass the path of a checkpoint."
         )
     raise UsageError(f"There is no run and no checkpoint {str(path)!r}.")
-
-
-def _training_config(run: Path) -> dict[str, Any]:
-    """The config of the latest `fit` of a run; else that of another command; empty if there is none."""
-    found = sorted(run.glob("logs/version_*/config.yaml"), key=_version, reverse=True)
-    configs = [config for path in found if isinstance(config := _read_config(path), dict)]
-    of_fit = [config for config in configs if not any(key in config for key in _NOT_OF_FIT)]
-    if of_fit:
-        return dict(of_fit[0])
-    # Which names the class; how the model was trained it does not know.
-    return {"model": configs[0].get("model")} if configs else {}
-
-
-def _read_config(path: Path) -> Any:
-    """What a file holds; None, which is said, if it is no YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        print(f"{path} is damaged and left out.", file=sys.stderr)
-        return None
-
-
-def _version(path: Path) -> int:
-    number = re.search(r"version_(\d+)$", path.parent.name)
-    return -1 if number is None else int(number[1])
 
 
 def _load(checkpoint: Path, class_path: str | None) -> pl.LightningModule:
@@ -214,7 +188,8 @@ def _write(
     calibration: Path | None,
 ) -> None:
     """Write the folder as a whole or not at all, and make sure that it loads."""
-    with atomic_write(output.absolute()) as temporary:
+    folder = output.resolve()  # a link stays one
+    with _unless_written_meanwhile(output), atomic_write(folder) as temporary:
         save_pretrained(model, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for number, one in enumerate(results, start=1):
@@ -234,8 +209,22 @@ def _write(
                 f"{type(model).__name__} has other weights after it is loaded from its folder: does its "
                 "constructor or `load_state_dict` change them?"
             )
-        if output.exists():
-            output.rmdir()
+        if folder.exists():
+            folder.rmdir()
+
+
+@contextmanager
+def _unless_written_meanwhile(output: Path) -> Iterator[None]:
+    """Say so if another process has written the folder that was new or empty at the start."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise UsageError(
+            f"{output} has been written by another process meanwhile, and stays as it is. Pass another "
+            "`--output`."
+        ) from error
 
 
 def _push(folder: Path, repository: str, *, private: bool) -> None:

@@ -32,7 +32,23 @@ _OF_COMMANDS = {
     "encode": ("split", "output", "calibrate", "tokens"),
     "inspect": ("json", "picture"),
 }
+_OF_ANY_COMMAND = frozenset(name for names in _OF_COMMANDS.values() for name in names)
 _SHORT = 3  # shorter flags, such as -h, are the parser's
+
+
+def without_options_of_others(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what only other commands understand, such as that which one of them has written.
+
+    Args:
+        command: The command.
+        config: The composed config.
+
+    Examples:
+        >>> without_options_of_others("test", {"model": {}, "weights_only": None, "calibrate": False})
+        {'model': {}, 'calibrate': False}
+    """
+    others = _OF_ANY_COMMAND.difference(_OF_COMMANDS[command])
+    return {name: value for name, value in config.items() if name not in others}
 
 
 def check_flags(command: str, config: Mapping[str, Any], arguments: Sequence[str]) -> None:

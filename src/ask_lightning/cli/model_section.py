@@ -9,9 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.models.retriever import FineTunedRetriever
 
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
@@ -58,7 +59,7 @@ def take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[s
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(f"{path} is no checkpoint that can be read: {reason}") from error
-    arguments = section["init_args"]
+    arguments = section.get("init_args") or {}  # a class may have no arguments
     unknown = sorted(name for name in stored if name not in arguments)
     if unknown:
         raise UsageError(
@@ -67,7 +68,17 @@ def take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[s
         )
     changed = []
     for name, value in stored.items():
-        if name in _BATCH_PARAMETERS or arguments[name] == value:
+        if arguments[name] == value:
+            continue
+        if name in _BATCH_PARAMETERS:
+            # The others resample to a rate of their own.
+            kind = load_class(str(section["class_path"]))
+            if not issubclass(kind, FineTunedRetriever):
+                rank_zero_warn(
+                    f"{path} was trained with {name}={value}, but it is {arguments[name]} now, which "
+                    f"changes what {kind.__name__} hears. Pass `--model.{name} {value}` and the same as "
+                    f"`--data.{name}`."
+                )
             continue
         # Other arguments of a config name files that the checkpoint replaces.
         if isinstance(value, int | float) or name in given:

@@ -21,12 +21,14 @@ from ask_lightning.cli.ask_section import (
     ask_module,
     check_ask,
     check_compilation,
+    check_encoders,
     check_knowledge_flags,
 )
 from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.model_section import load_class, take_arguments_from_checkpoint
 from ask_lightning.cli.run_callbacks import LoopMarker, MonitorCheck, ResumeHint, SavePortableConfig
+from ask_lightning.cli.run_config import warn_of_other_splits
 from ask_lightning.cli.trainer import RetrievalTrainer
 from ask_lightning.data.clips import Clip
 from ask_lightning.models.retriever import FineTunedRetriever
@@ -95,7 +97,8 @@ class RetrievalCLI(LightningCLI):
         command = self.subcommand
         assert command is not None
         config = self.config[command]
-        check_ask(config[SECTION]["enabled"], self._arguments)
+        check_ask(command, config[SECTION]["enabled"], self._arguments)
+        _check_prediction(command, config)
         _check_sample_rates(config)
         _check_features(config)
         checkpoint = config.get("ckpt_path")
@@ -112,6 +115,8 @@ class RetrievalCLI(LightningCLI):
             ]
             given = {re.split(r"[.=]", flag)[1] for flag in flags}
             take_arguments_from_checkpoint(config["model"], Path(checkpoint), given)
+            if config.get("split") != "all":
+                warn_of_other_splits(config.get("data") or {}, Path(checkpoint))
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""
@@ -132,6 +137,8 @@ class RetrievalCLI(LightningCLI):
             self.model = ask_module(self.model, section)
             check_knowledge_flags(self.model.loss, self._arguments)
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
+        elif self.subcommand in ("encode", "predict") or self.config_init[self.subcommand].get("calibrate"):
+            check_encoders(self.model, section, str(self.subcommand))
         callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
@@ -159,6 +166,16 @@ class RetrievalCLI(LightningCLI):
         assert isinstance(self.trainer, RetrievalTrainer)
         output = str(Path(self.trainer.default_root_dir) / "predictions.safetensors")
         self.trainer.encode(model, datamodule, output=output, ckpt_path=options.get("ckpt_path"))
+
+
+def _check_prediction(command: str, config: Any) -> None:
+    """Refuse arguments of Lightning's `predict` that have no effect here."""
+    given = [name for name in ("return_predictions", "weights_only") if config.get(name) is not None]
+    if command == "predict" and given:
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in given)} has no effect, because `predict` writes a file. "
+            "Leave it out."
+        )
 
 
 def _check_sample_rates(config: Any) -> None:

@@ -84,9 +84,10 @@ class MonitorCheck(Callback):
             if monitor not in trainer.callback_metrics:
                 logged = ", ".join(sorted(filter(_is_of_validation, trainer.callback_metrics)))
                 raise UsageError(
-                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it, as "
-                    "`metrics.AudioTextRetrieval` computes it, or choose another metric by `--monitor`, or "
-                    "by `monitor` in your config or in its `trainer.callbacks`."
+                    f"{name} goes by {monitor!r}, but validation logs {logged or 'nothing'}. Log it (a mean "
+                    "recall is that of the recalls which `metrics.AudioTextRetrieval` computes), or choose "
+                    "another metric by `--monitor`, or by `monitor` in your config or in its "
+                    "`trainer.callbacks`."
                 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 import ask_lightning.data
@@ -21,7 +22,7 @@ from ask_lightning.cli.model_section import make_model
 from ask_lightning.cli.run_lock import is_first_process, locked_run
 from ask_lightning.data.clip_dataset import ClipDataset
 from ask_lightning.data.splits import Split
-from ask_lightning.encoding.encoders import find_interaction
+from ask_lightning.encoding.encoders import find_encoders, find_interaction
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank
 from ask_lightning.metrics.table import percentages, score_table, write_scores
 from ask_lightning.utilities.arguments import check_choice
@@ -103,7 +104,8 @@ class RetrievalTrainer(pl.Trainer):
         model = make_model(self.model_section)
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
         kept, loggers = list(callbacks), self.loggers
-        callbacks[:] = [one for one in kept if not isinstance(one, RecallTable)]
+        # The config is written beside the logs, which are those of the test with the checkpoint.
+        callbacks[:] = [one for one in kept if not isinstance(one, (RecallTable, SaveConfigCallback))]
         self.loggers = []
         try:
             (metrics,) = super().test(model, datamodule=datamodule, verbose=False)
@@ -260,6 +262,10 @@ def _obstacle_to_calibration(
         return f"{type(model).__name__} has no metric AudioTextRetrieval"
     if find_interaction(model) is not None:
         return f"{type(model).__name__} compares tokens"
+    try:
+        find_encoders(model)
+    except ValueError:
+        return f"{type(model).__name__} has no methods `encode_audio` and `encode_text`"
     if not isinstance(datamodule, ask_lightning.data.RetrievalDataModule):
         return f"{type(datamodule).__name__} is no RetrievalDataModule"
     missing = [split for split in ("train", "val") if split not in datamodule.datasets]

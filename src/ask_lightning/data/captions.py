@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
+from ask_lightning.data.clips import Clip, ClipCollector, abbreviate, given_text
 from ask_lightning.data.columns import AUTO, find_columns, find_delimiter
 from ask_lightning.data.keys import recording_key
 from ask_lightning.data.tables import check_columns, check_width, numbered_rows, read_text
@@ -26,9 +26,9 @@ def read_captions(
 ) -> list[Clip]:
     r"""Read a CSV with a header line. A file with several captions has several columns, or several rows.
 
-    Oddities that do not prevent training are named in warnings: empty captions, which are left out; very
-    long ones; rows that repeat a file with its captions, and equal captions of a file, which count once;
-    files that are listed under several names.
+    Oddities that do not prevent training are named in warnings: captions that are empty or `nan`, `None` and
+    the like, which are left out; very long ones; rows that repeat a file with its captions, and equal
+    captions of a file, which count once; files that are listed under several names.
 
     Args:
         annotations: Path of the CSV.
@@ -95,8 +95,9 @@ def read_captions(
         check_width(table, line, fields, header, delimiter)
         row = dict(zip(header, fields, strict=True))
         for column in needed:
-            if not row[column]:
-                raise ValueError(f"{where}: column {column!r} is empty. Fill it or remove the row.")
+            if not given_text(row[column]):
+                fault = f"says {row[column]!r}" if row[column] else "is empty"
+                raise ValueError(f"{where}: column {column!r} {fault}. Fill it or remove the row.")
         filename = row[filename_column]
         name = first_names.setdefault(file_identity(filename, root), filename)
         if name != filename:
@@ -113,9 +114,10 @@ def read_captions(
         known = seen.setdefault(name, set())
         repeated = bool(known) and known.issuperset(captions)
         if not repeated:
-            once = [text for text in dict.fromkeys(filter(None, captions)) if text not in known]
-            doubled += [f"line {line}"] * (len(captions) - captions.count("") - len(once))
-            captions = once + [""] * captions.count("")
+            texts = [text for text in captions if given_text(text)]
+            once = [text for text in dict.fromkeys(texts) if text not in known]
+            doubled += [f"line {line}"] * (len(texts) - len(once))
+            captions = once + [text for text in captions if not given_text(text)]
         path = plain_path(name, root)
         collector.add(
             f"line {line}",

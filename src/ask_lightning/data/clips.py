@@ -1,5 +1,6 @@
 """Captioned clips, and how the rows of a dataset become clips."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,9 @@ LONG_CAPTION = 200
 """Number of words above which a caption is reported: most often a quotation mark was lost."""
 
 _NAMES_SHOWN = 3
+_LIST = re.compile(r"""\[(["']).*\1\]""", re.DOTALL)
+# What pandas, R and spreadsheets write into a cell that holds nothing.
+_NOTHING = frozenset({"nan", "NaN", "None", "NA", "N/A", "n/a", "null", "NULL", "<NA>", "#N/A"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class ClipCollector:
     """Takes the rows of a dataset one by one and makes clips of them.
 
     Rows with the same key become one clip. Oddities that do not prevent training are counted and named in one
-    warning: empty captions, which are left out; very long captions and repeated ids, which are kept.
+    warning: empty captions and such as `nan` and `None`, which are left out; very long captions, lists
+    written as one text, and repeated ids, which are kept.
 
     Args:
         source: Name of the file that is read, for the warning.
@@ -79,7 +84,9 @@ class ClipCollector:
         self._aliases: dict[str, dict[str, None]] = {}
         self._first: dict[str, Clip] = {}
         self._empty: list[str] = []
+        self._nothing: list[str] = []
         self._long: list[str] = []
+        self._lists: list[str] = []
         self._repeated: list[str] = []
 
     def add(
@@ -128,11 +135,15 @@ class ClipCollector:
             text = caption.strip()
             if not text:
                 self._empty.append(place)
+            elif not given_text(text):
+                self._nothing.append(f"{place} ({text!r})")
             elif not (repeated and text in texts):
                 texts.append(text)
                 words = len(text.split())
                 if words > LONG_CAPTION:
                     self._long.append(f"{place} ({words} words)")
+                if _LIST.fullmatch(text):
+                    self._lists.append(place)
 
     def clips(self) -> list[Clip]:
         """Return the clips in the order in which they first appeared, and warn of oddities.
@@ -151,10 +162,16 @@ class ClipCollector:
             )
         oddities = [
             ("captions are empty and left out", self._empty),
+            ("captions say that there is none, and are left out", self._nothing),
             (
                 f"captions have more than {LONG_CAPTION} words (a lost quotation mark? Each makes its batch "
                 "as slow as it is long)",
                 self._long,
+            ),
+            (
+                "captions are written like a list of texts, and each is read as one text (give each a "
+                "column or a row of its own, or keep lists in a parquet file)",
+                self._lists,
             ),
             ("rows repeat an id, and their captions are put together", self._repeated),
         ]
@@ -162,6 +179,20 @@ class ClipCollector:
         if found:
             rank_zero_warn(f"{self._source}: {'; '.join(found)}.")
         return clips
+
+
+def given_text(cell: str) -> str:
+    """The text in a cell of a table, without the spaces around it; empty where it says that there is none.
+
+    Args:
+        cell: Content of the cell.
+
+    Examples:
+        >>> given_text(" rain "), given_text("nan"), given_text("None")
+        ('rain', '', '')
+    """
+    text = cell.strip()
+    return "" if text in _NOTHING else text
 
 
 def count_captions(clips: Sequence[Clip]) -> int:

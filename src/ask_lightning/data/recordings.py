@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from ask_lightning.data.audio.media import MEDIA_SUFFIXES
 from ask_lightning.data.audio.stores import AudioStore, FileStore
 from ask_lightning.data.captions import file_identity, plain_path, read_captions, read_split_names
-from ask_lightning.data.clips import Clip, ClipCollector, abbreviate
+from ask_lightning.data.clips import Clip, ClipCollector, abbreviate, given_text
 from ask_lightning.data.columns import (
     AUTO,
     Columns,
@@ -257,11 +257,12 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path | None, form:
         said[key].update(new)
         clip_id = ""
         if columns.clip_id is not None:
-            if row[columns.clip_id] in (None, ""):
+            clip_id = given_text(str(row[columns.clip_id]))
+            if not clip_id:
+                fault = f"says {row[columns.clip_id]!r}" if row[columns.clip_id] else "is empty"
                 raise ValueError(
-                    f"{where}, row {number}: column {columns.clip_id!r} is empty. Fill it or remove the row."
+                    f"{where}, row {number}: column {columns.clip_id!r} {fault}. Fill it or remove the row."
                 )
-            clip_id = str(row[columns.clip_id])
             earlier = clip_ids.setdefault(key, clip_id)
             if earlier != clip_id:
                 raise ValueError(

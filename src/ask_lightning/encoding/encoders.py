@@ -42,7 +42,8 @@ def find_encoders(
         The audio and the text encoder.
 
     Raises:
-        ValueError: A given name is not that of a method, both are the same, or no method was found.
+        ValueError: A given name is not that of a method or is a usual name of the other side, both are the
+            same, or no method was found.
 
     Examples:
         >>> class Model:
@@ -62,6 +63,13 @@ def find_encoders(
             f"Arguments `audio` and `text` of {caller} have to be two encoders, but got "
             f"{encoder_name(audio)!r} for both. Name one for each side."
         )
+    for side, encoder in enumerate((audio, text)):
+        if encoder in [pair[1 - side] for pair in ENCODER_PAIRS]:
+            raise ValueError(
+                f"Argument `{_SIDES[side]}` of {caller} has to name the method that encodes {_SIDES[side]}, "
+                f"but got {encoder_name(encoder)!r}, by its name that of {_SIDES[1 - side]}. Name another "
+                "one, or pass a callable if it does."
+            )
     if audio is not None and text is not None:
         return audio, text
     if audio is not None:

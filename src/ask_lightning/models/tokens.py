@@ -1,5 +1,6 @@
 """Captions to token ids, with a vocabulary or without. Axes: `B` batch, `L` tokens."""
 
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from ask_lightning.utilities.optional_imports import import_optional
 TOKENIZER_FILE = "tokenizer.json"
 """Name of the file of a tokenizer of transformers, in a folder of its own or of a model."""
 
+# With which multilingual tokenizers mark the language of a text, such as `eng_Latn`.
+_LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _REMEDY = (
     'Pass a folder or hub name with a tokenizer, or `tokenizer="hashed"` for one that needs no file and fits '
     "no pretrained weights."
@@ -111,6 +114,8 @@ class VocabularyTokenizer(Tokenizer):
 
     Args:
         max_tokens: Largest number of tokens of a caption. Longer captions are truncated.
+        language: Code of the captions' language, which has to be that of the vocabulary that is loaded, if it
+            is a multilingual one.
 
     Examples:
         >>> VocabularyTokenizer()(["rain"])
@@ -120,9 +125,10 @@ class VocabularyTokenizer(Tokenizer):
 state dict of a trained model. Load that first.
     """
 
-    def __init__(self, max_tokens: int = 128) -> None:
+    def __init__(self, max_tokens: int = 128, language: str | None = None) -> None:
         super().__init__("checkpoint")
         self.max_tokens = max_tokens
+        self._language = language
         self._backend: Any = None
 
     @classmethod
@@ -244,13 +250,23 @@ state dict of a trained model. Load that first.
 
         Args:
             state: Bytes that `get_extra_state` returned.
+
+        Raises:
+            ValueError: It marks captions as another language than that of this tokenizer.
         """
         text = zlib.decompress(state.cpu().numpy().tobytes()).decode()
         if text:
             self._restore(text)
 
     def _restore(self, text: str) -> None:
-        self._backend = import_optional("tokenizers").Tokenizer.from_str(text)
+        backend = import_optional("tokenizers").Tokenizer.from_str(text)
+        marks = [token for token in backend.encode("").tokens if _LANGUAGE.fullmatch(token)]
+        if self._language is not None and marks and self._language not in marks:
+            raise ValueError(
+                f"Argument `language` cannot be changed to {self._language!r}: the tokenizer beside the "
+                f"weights marks captions as {marks[0]!r}. Train a model that was made with your language."
+            )
+        self._backend = backend
         self._backend.enable_truncation(self.max_tokens)  # perhaps another one than it was written with
 
 
@@ -290,7 +306,7 @@ def make_tokenizer(
     if source == "hashed":
         return HashedTokenizer(config.vocab_size, config.pad_token_id or 0, max_tokens)
     if source == "checkpoint":
-        return VocabularyTokenizer(max_tokens)
+        return VocabularyTokenizer(max_tokens, language)
     loaded = VocabularyTokenizer.from_source(source, max_tokens, language=language)
     if loaded.num_ids > config.vocab_size:
         raise ValueError(

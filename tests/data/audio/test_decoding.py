@@ -34,6 +34,31 @@ def test_a_stretch_of_a_compressed_file_is_what_one_would_cut_from_the_whole(tmp
             np.testing.assert_allclose(part, whole[start : start + 3000], rtol=0, atol=1e-5)
 
 
+def test_the_last_page_of_an_ogg_file(tmp_path):
+    """It ends before its last block does, so that libsndfile counts wrongly back from its end."""
+    path, rate = tmp_path / "a.ogg", 44100
+    times = np.arange(int(3.7 * rate)) / rate
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * (300 + 15 * times) * times), rate, subtype="VORBIS")
+    with open_audio("a.ogg", path) as recording:
+        whole = recording.read(0, recording.frames)
+    for start in (105_434, 131_464, 149_375, len(whole) - 10):
+        for count in (10, 8271, len(whole)):
+            with open_audio("a.ogg", path) as recording:
+                part = recording.read(start, count)
+            np.testing.assert_allclose(part, whole[start : start + count], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32"])
+def test_a_stretch_of_a_file_in_which_one_cannot_jump(tmp_path, subtype):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.4 * np.sin(np.arange(16000) / 30), 8000, subtype=subtype)
+    with soundfile.SoundFile(path) as file:
+        whole = file.read(16000, "float32")
+    with open_audio("a.wav", path) as recording:
+        for start in (12000, 0, 7):
+            np.testing.assert_array_equal(recording.read(start, 900)[:, 0], whole[start : start + 900])
+
+
 def test_ogg_streams_in_a_row_are_not_heard_in_part(tmp_path):
     paths = [tmp_path / f"{number}.ogg" for number in range(2)]
     for path in paths:

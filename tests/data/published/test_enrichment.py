@@ -36,6 +36,13 @@ def test_captions_replace_or_are_added(write, name, content):
     assert [clip.keys for clip in added] == [clip.keys for clip in CLIPS]
 
 
+def test_what_says_that_there_is_no_caption_replaces_none(write):
+    path = write("a.csv", "id,caption_1,caption_2\nvfY_TJq7n_U,new,nan\nRain 1.wav,None,\n")
+    with pytest.warns(UserWarning, match="captions for 1 of 3 clips of train; 2 keep their own alone"):
+        clips = EnrichedCaptions(path).apply(CLIPS, "train")
+    assert [clip.captions for clip in clips] == [("new",), *(clip.captions for clip in CLIPS[1:])]
+
+
 def test_several_captions_of_a_clip(write):
     table = "file_name,caption_1,caption_2\nRain 1.wav,one,two\nRain 1.wav,three, \n"
     with pytest.warns(UserWarning, match="captions for 1 of 3 clips"):

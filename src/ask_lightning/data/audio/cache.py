@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ask_lightning.utilities.atomic_files import atomic_write, remove_abandoned
 
-_FORMAT = 2  # raise this when decoding or `log_mel` changes, so that older files are not used
+_FORMAT = 3  # raise this when decoding or `log_mel` changes, so that older files are not used
 
 
 class AudioCache:

@@ -31,6 +31,9 @@ _UNKNOWN_FRAMES = 1 << 62
 # before. After a seek libsndfile has not read these and decodes silence or noise: at the lowest bit rates of
 # an mp3, 23 frames of 576 samples.
 _LEAD = 16384
+# The last page of an Ogg file ends with the audio, before its last block does. After a seek into it
+# libsndfile is off by the rest of that block. It holds up to 255 packets, of Vorbis mostly of 1024 samples.
+_LAST_PAGE = 1 << 18
 _LARGEST_PAGE = 65307  # bytes of a page of an Ogg file
 # Headers that are wrong by the padding or by their own length are common; files cut by so little are, too.
 _SMALLEST_SHARE_OF_BYTES = 0.99
@@ -111,10 +114,11 @@ class _SoundFile:
         self.rate: int = file.samplerate
         self._file = file
         self._lead = _LEAD if file.format in ("MP3", "OGG") else 0
+        self._last_seek = self.frames - (_LAST_PAGE if file.format == "OGG" else 0)
 
     def read(self, start: int, count: int) -> Samples:
         # In one call: after each, soundfile seeks to where it has stopped.
-        lead = min(start, self._lead)
+        lead = start - max(0, min(start - self._lead, self._last_seek))
         if self._file.tell() != start - lead:
             self._file.seek(start - lead)
         samples: Samples = self._file.read(lead + count, dtype="float32", always_2d=True)
@@ -171,7 +175,11 @@ def open_audio(name: str, content: Path | bytes) -> Iterator[Recording]:
         if file.format == "OGG":
             _check_pages(name, content)
         try:
-            yield _SoundFile(name, file)
+            if file.seekable():
+                yield _SoundFile(name, file)
+            else:  # as GSM in a wav, the format of telephones
+                samples = file.read(file.frames, "float32", always_2d=True).mean(axis=1)  # (T,)
+                yield ArrayRecording(name, samples, file.frames, file.samplerate)
         except soundfile.SoundFileError as error:
             raise AudioFileError(f"{name}: the file is damaged ({error}). {_REMEDY}") from error
 

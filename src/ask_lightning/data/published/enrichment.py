@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ask_lightning.data.clips import Clip, abbreviate
+from ask_lightning.data.clips import Clip, abbreviate, given_text
 from ask_lightning.data.keys import possible_keys
 from ask_lightning.data.published.exclusion import ID_COLUMNS, keys_of_id
 from ask_lightning.data.tables import caption_columns, read_header, read_json, read_rows
@@ -75,7 +75,7 @@ class EnrichedCaptions:
         for name, keys, captions in read_captions_by_id(self.path):
             found = next((owners[candidate] for candidate in sorted(keys) if candidate in owners), [])
             found = [number for number in found if clips[number].name == name] or found
-            texts = [text.strip() for text in captions if text.strip()]
+            texts = [text for caption in captions if (text := given_text(caption))]
             if len(found) > 1:
                 raise ValueError(
                     f"{self.path}: the id {name!r} stands for {len(found)} clips of {where} "
