@@ -107,11 +107,12 @@ def test_two_runs_see_the_same_batches_whatever_else_they_draw():
     assert one.seen != third.seen
 
 
-def test_a_resumed_run_goes_on_with_the_batches_of_its_epoch(tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_run_goes_on_with_the_batches_of_its_epoch(num_workers, tmp_path):
     whole, first, second = Listener(), Listener(), Listener()
-    fit(whole, soundscapes(), epochs=3)
-    fit(first, soundscapes(), epochs=1).save_checkpoint(tmp_path / "last.ckpt")
-    fit(second, soundscapes(), epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    fit(whole, soundscapes(num_workers=num_workers), epochs=3)
+    fit(first, soundscapes(num_workers=num_workers), epochs=1).save_checkpoint(tmp_path / "last.ckpt")
+    fit(second, soundscapes(num_workers=num_workers), epochs=3, ckpt_path=tmp_path / "last.ckpt")
     assert first.seen + second.seen == whole.seen
 
 

@@ -27,7 +27,13 @@ from ask_lightning.cli.ask_section import (
 from ask_lightning.cli.checkpoint_io import AtomicCheckpointIO
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.model_section import load_class, take_arguments_from_checkpoint
-from ask_lightning.cli.run_callbacks import LoopMarker, MonitorCheck, ResumeHint, SavePortableConfig
+from ask_lightning.cli.run_callbacks import (
+    LoopMarker,
+    MonitorCheck,
+    RandomStreams,
+    ResumeHint,
+    SavePortableConfig,
+)
 from ask_lightning.cli.run_config import warn_of_other_splits
 from ask_lightning.cli.trainer import RetrievalTrainer
 from ask_lightning.data.clips import Clip
@@ -139,7 +145,7 @@ class RetrievalCLI(LightningCLI):
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
         elif self.subcommand in ("encode", "predict") or self.config_init[self.subcommand].get("calibrate"):
             check_encoders(self.model, section, str(self.subcommand))
-        callbacks += [MonitorCheck(), ResumeHint(), self._loop_marker]
+        callbacks += [MonitorCheck(), RandomStreams(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
         if section["enabled"] and self.subcommand == "fit":

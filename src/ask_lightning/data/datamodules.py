@@ -174,6 +174,9 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             rank=0 if trainer is None else trainer.global_rank,
             seed=self._seed,
         )
+        if trainer is not None:
+            # In a resumed run Lightning starts the workers, which read ahead, before it calls `set_epoch`.
+            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         if len(sampler) < self._batch_size:
             raise ValueError(
                 f"The {len(sampler)} training pairs of a process do not fill a batch of {self._batch_size}: "
