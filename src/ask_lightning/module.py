@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from ask_lightning.encoding.gradient_check import GradientCheck
 from ask_lightning.encoding.isolation import isolated_copy
 from ask_lightning.encoding.loss_binding import check_borrowed_parameters, check_loss
 from ask_lightning.encoding.names import NamedAsModel
-from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods
+from ask_lightning.encoding.sharding import average_whole_gradients, enter_by_methods, is_sharded
 from ask_lightning.hooks import overridden_hooks
 from ask_lightning.interaction import Embeddings, pooled
 from ask_lightning.losses import ReliabilityOTLoss, RetrievalLoss
@@ -273,16 +274,22 @@ class ASKModule(NamedAsModel):
         with self._chunks.of_step(self.model):
             return step(batch, *args)
 
+    @property
+    def _has_methods(self) -> bool:
+        """Whether both encoders are methods of the model, which can be observed inside a step."""
+        return isinstance(self._audio, str) and isinstance(self._text, str)
+
     @outside_graphs
     def _compared_step(self, batch: Any, *args: Any) -> Any:
         """The training step, compared with what a refresh or a copy of the model does with a batch."""
         self._compares_step = False
-        comparison = StepComparison(
-            self.model, str(self._audio), str(self._text), batch, warns=self._encodes_elsewhere
-        )
+        names = (str(self._audio), str(self._text)) if self._has_methods else ("audio", "text")
+        comparison = StepComparison(self.model, *names, batch, warns=self._encodes_elsewhere)
+        if not self._has_methods:
+            comparison.encode_by(self._audio, self._text, batch)
         self._comparison = comparison
         try:
-            with comparison.observing():
+            with comparison.observing() if self._has_methods else nullcontext():
                 result = self._step(batch, *args)
         finally:
             self._comparison = None
@@ -485,10 +492,11 @@ class ASKModule(NamedAsModel):
         check_borrowed_parameters(self.trainer, self.model, self.loss)
         self._gradient_check.start(self.trainer, self)
         self._encodes_elsewhere = self.loss.needs_keys or (self.loss.needs_knowledge and self._is_refreshed)
-        has_methods = isinstance(self._audio, str) and isinstance(self._text, str)
         # A criterion may get text before audio, which is wrong whatever the loss.
         compares = self.ask_step == "criterion" or (self._encodes_elsewhere and self.ask_step != "encode")
-        self._compares_step = compares and has_methods
+        # Callables cannot be observed in a step, so they encode its batch once more, as a refresh would.
+        is_encoded_twice = self._encodes_elsewhere and self._chunks is None and not is_sharded(self.trainer)
+        self._compares_step = compares and (self._has_methods or is_encoded_twice)
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)
         # In evaluation mode, in which a user may have left the module, the loss would ignore its state.

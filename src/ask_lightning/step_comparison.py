@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ask_lightning.capture import outside_graphs, shadowing
 from ask_lightning.encoding.batch_parts import BatchContent, describe
+from ask_lightning.encoding.encoders import Encoder, call_encoder
+from ask_lightning.encoding.isolation import muted_logging, preserved_random_state
 from ask_lightning.encoding.outputs import as_embeddings
+from ask_lightning.encoding.run_state import BufferState, PlainState
 from ask_lightning.functional import unit_length
 from ask_lightning.interaction import Embeddings, pooled
 
@@ -30,8 +33,8 @@ class StepComparison:
 
     Args:
         model: Model whose step runs.
-        audio: Name of the method that encodes audio.
-        text: Name of the method that encodes text.
+        audio: Name of the method that encodes audio, or what to call a callable.
+        text: Name of the method that encodes text, or what to call a callable.
         batch: Batch of the step, before it runs.
         warns: Whether anything but the step calls the two methods, which is when differences matter.
     """
@@ -43,6 +46,28 @@ class StepComparison:
         self._content = BatchContent(batch)
         self._outputs: dict[str, Tensor] = {}
         self._other_arguments: dict[str, str] = {}
+        self._have_drawn = False
+
+    def encode_by(self, audio: Encoder, text: Encoder, batch: Any) -> None:
+        """Encode the batch before the step by callables, whose calls cannot be observed in it.
+
+        Each starts with the random numbers with which the step will: one that encodes first draws the same.
+
+        Args:
+            audio: Encoder of the audio.
+            text: Encoder of the text.
+            batch: Batch of the step.
+        """
+        buffers, numbers = BufferState(self._model), PlainState(self._model)
+        for name, encoder in zip(self._names, (audio, text), strict=True):
+            with preserved_random_state(), muted_logging(self._model):
+                before = _random_streams()
+                # With gradients: autocast would keep weights without them for the step.
+                output = call_encoder(self._model, encoder, batch)
+                self._outputs[name] = as_embeddings(output, name).detach().clone()
+                self._have_drawn |= not all(map(torch.equal, before, _random_streams()))
+        buffers.restore()
+        numbers.restore()
 
     @contextmanager
     @outside_graphs
@@ -126,7 +151,8 @@ class StepComparison:
                 f'first, but ASKModule(..., criterion="{criterion}") needs a call with (audio, text). '
                 "Exchange the two arguments."
             )
-        if not self._warns:
+        # Of a step that draws other masks of dropout than the callables nothing can be said.
+        if not self._warns or self._have_drawn:
             return
         rank_zero_warn(
             f"`{model}.training_step` calls `self.{criterion}` with other embeddings than "
@@ -134,6 +160,11 @@ class StepComparison:
             "encoders, consist. If it passes them through further layers, do that in the two methods, so "
             "that both are compared in one space."
         )
+
+
+def _random_streams() -> list[Tensor]:
+    """The states of torch's global generators, on the CPU and on the GPU in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
 
 
 @torch.no_grad()

@@ -135,3 +135,39 @@ def test_a_name_that_the_model_logs_as_well_is_pointed_at_once(loss, hook, name,
     told = [str(each.message) for each in recwarn if "by ASK under the same name" in str(each.message)]
     expected = name not in ("ask/own", "")
     assert [text.split(" by the model")[0] for text in told] == [f"`{name}` is logged in `{hook}`"] * expected
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_callbacks_behind_the_refresh_and_the_model_read_the_terms_of_the_step(loss):
+    class Reader(pl.Callback):
+        def __init__(self):
+            self.read = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.read.append((outputs["loss"].item(), pl_module.loss.last["loss"].item()))
+
+    reader = Reader()
+    run(loss, [reader])
+    assert len(reader.read) == 12
+    assert all(returned == term for returned, term in reader.read)
+
+
+def test_a_step_that_is_left_out_has_no_terms():
+    """Neither for callbacks nor for the log, which would show those of the step before it."""
+
+    class Skipping(PlainTowers):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx % 2 == 0 else None
+
+    class Reader(pl.Callback):
+        def __init__(self):
+            self.read = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.read.append(bool(pl_module.loss.last))
+
+    reader, logger = Reader(), MemoryLogger()
+    module = ASKModule(Skipping(), LOSSES["with a refresh"]())
+    fit = make_trainer(callbacks=[make_refresh(), reader], logger=logger, max_epochs=1, log_every_n_steps=1)
+    fit.fit(module, make_loader())
+    assert reader.read == [True, False] * 3

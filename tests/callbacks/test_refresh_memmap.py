@@ -132,6 +132,15 @@ def test_the_log_says_once_what_auto_has_become(monkeypatch):
     assert told == ["The knowledge of 48 pairs is searched by index='exact', chosen by index=\"auto\"."]
 
 
+def test_the_log_says_of_how_many_clips_the_pairs_are(monkeypatch):
+    """Ids that are not those of clips, such as places in the batch, are seen by their number."""
+    told = []
+    monkeypatch.setattr("ask_lightning.callbacks.refresh_report.rank_zero_info", told.append)
+    module = wrap(PlainTowers(), ids=lambda model, batch: batch["clip_id"] // 4)
+    make_trainer(callbacks=[make_refresh(1)], max_epochs=1).fit(module, make_loader())
+    assert told[0].startswith("The knowledge of 48 pairs of 12 clips is searched by")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

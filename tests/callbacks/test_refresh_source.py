@@ -233,3 +233,4 @@ def test_parameters_outside_the_loss_are_named_once():
     assert len(texts) == 1
     assert texts[0].startswith("The parameters head.weight, head.bias got no gradient")
     assert "criterion=" in texts[0]
+    assert "such as a projection, do that in the methods" in texts[0]

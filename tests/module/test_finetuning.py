@@ -98,6 +98,26 @@ def test_unfrozen_in_training(tmp_path):
     assert [len(groups) for groups in resumed.rates] == STEPS * [2]
 
 
+class UnfreezeAgain(Unfreeze):
+    """As the guide has it for runs that resume behind the unfreezing."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.current_epoch > 1:
+            self.make_trainable(pl_module.audio_encoder)
+
+
+def test_unfrozen_again_where_a_run_resumes_behind_it(tmp_path):
+    def towers():
+        model = seeded(DeepTowers)
+        model.audio_encoder[3] = nn.Identity()  # so that a resumed run is the same
+        return model
+
+    complete = fit(towers(), UnfreezeAgain())
+    fit(towers(), UnfreezeAgain(), epochs=2, folder=tmp_path)
+    resumed = fit(towers(), UnfreezeAgain(), resume=tmp_path / "last.ckpt")
+    assert resumed.losses == complete.losses[2 * STEPS :]
+
+
 def low_rank_towers() -> pl.LightningModule:
     """Both encoders have updates of rank 2; the norm is trained as well."""
     peft = pytest.importorskip("peft")

@@ -24,6 +24,7 @@ from ask_lightning.encoding.loss_binding import check_borrowed_parameters
 from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
     CriterionClient,
+    InlineClient,
     PlainTowers,
     SelfContained,
     Towers,
@@ -471,6 +472,20 @@ def test_temperature_that_has_been_trained_below_zero():
         RuntimeError, match=r"temperature of ReliabilityOTLoss has become -0.*learn its logarithm"
     ):
         make_trainer(callbacks=[make_refresh()]).fit(wrap(Client(), {"temperature": "tau"}), make_loader())
+
+
+@pytest.mark.parametrize("scale", ["logit_scale", lambda model: model.logit_scale.exp()])
+def test_a_scale_that_is_passed_as_the_temperature_is_pointed_at_once(scale, recwarn):
+    make_trainer(max_epochs=2).fit(ASKModule(InlineClient(), NTXentLoss(scale)), make_loader())
+    told = [str(one.message) for one in recwarn if "reads from the model" in str(one.message)]
+    assert len(told) == 1
+    assert "return 1 / model.logit_scale.exp()" in told[0]
+
+
+@pytest.mark.parametrize("temperature", [2.0, lambda model: 1 / model.logit_scale.exp()])
+def test_a_temperature_that_is_one_is_not(temperature, recwarn):
+    make_trainer(max_epochs=1).fit(ASKModule(InlineClient(), NTXentLoss(temperature)), make_loader())
+    assert not [one for one in recwarn if "reads from the model" in str(one.message)]
 
 
 def test_what_is_said_without_the_refresh_callback(recwarn):

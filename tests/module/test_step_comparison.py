@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from ask_lightning import ASKModule
 from ask_lightning.losses import MomentumContrastLoss, NTXentLoss
 from tests.helpers.clients import (
+    AUDIO,
     WIDTH,
     CriterionClient,
     PlainTowers,
@@ -150,6 +151,57 @@ def test_text_before_audio_is_refused(loss):
 def test_further_layers_are_of_no_concern_without_knowledge():
     module = ASKModule(CriterionStep(nn.Linear(WIDTH, WIDTH)), NTXentLoss(), criterion="loss_fn")
     assert not [text for text in fit(module) if "other embeddings" in text or "as it was given" in text]
+
+
+class TogetherStep(CriterionStep):
+    """Encodes both sides by one call, after dropout and batch norm."""
+
+    def __init__(self, between=None, *, exchanged=False, dropout=0.0):
+        super().__init__(between, exchanged=exchanged)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.BatchNorm1d(AUDIO)
+
+    def forward(self, batch):
+        audio = self.audio_encoder(self.dropout(self.norm(batch["audio"])))
+        return audio, self.text_encoder(self.dropout(batch["text"]))
+
+    def training_step(self, batch, batch_idx):
+        sides = [self.between(side) for side in self(batch)]
+        return self.loss_fn(*(reversed(sides) if self.exchanged else sides))
+
+
+BY_CALLABLES = {
+    "audio": lambda model, batch: model(batch)[0],
+    "text": lambda model, batch: model(batch)[1],
+    "criterion": "loss_fn",
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_text_before_audio_is_refused_beside_callables(dropout):
+    with pytest.raises(RuntimeError, match=r"what `text` returned first.*Exchange the two arguments"):
+        fit(wrap(TogetherStep(exchanged=True, dropout=dropout), **BY_CALLABLES))
+
+
+def test_further_layers_are_told_beside_callables():
+    module = wrap(TogetherStep(nn.Linear(WIDTH, WIDTH)), **BY_CALLABLES)
+    assert [text for text in fit(module) if "with other embeddings than `audio` and `text` return" in text]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_same_embeddings_beside_callables_are_not(dropout, precision):
+    """Nor is the run another one by the look at them."""
+
+    def trained(*, is_looked_at):
+        torch.manual_seed(0)
+        module = wrap(TogetherStep(dropout=dropout), **BY_CALLABLES)
+        if not is_looked_at:
+            module._compared_step = module._step
+        found = fit(module, precision=precision)
+        assert not [text for text in found if "other embeddings" in text]
+        return module.state_dict()
+
+    torch.testing.assert_close(trained(is_looked_at=True), trained(is_looked_at=False), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -501,6 +501,7 @@ class KnowledgeRefreshCallback(Callback):
     ) -> None:
         """Refreshes the knowledge after a resume at which Lightning leaves out `on_train_epoch_start`."""
         self._refresh_if_due(trainer, pl_module)
+        self.target.loss.last = {}  # a step that is left out has no terms
         if not is_sharded(trainer):  # there is no value outside of the forward pass
             self.target.loss.check_temperature(batch_idx)
         if self._step_rows is not None:
@@ -510,7 +511,7 @@ class KnowledgeRefreshCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the terms of the step's loss, where they are read, and makes use of its embeddings."""
-        terms, self.target.loss.last = self.target.loss.last, {}
+        terms = self.target.loss.last
         self._known_clips.add(terms)
         log_loss_terms(trainer, pl_module, terms)
         self._use_step(trainer)

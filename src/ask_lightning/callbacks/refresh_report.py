@@ -32,7 +32,7 @@ class RefreshReport:
         self._warned_of_collapse = False
 
     def tell_search(self, base: KnowledgeBase) -> None:
-        """Say which search `index="auto"` has become, when it is another than before.
+        """Say which search `index="auto"` has become and what is searched, when it is another than before.
 
         Args:
             base: The new base.
@@ -40,8 +40,10 @@ class RefreshReport:
         kind = base.fine.search_audio.kind
         if self._tells_search and kind != self._told_search:
             self._told_search = kind
+            num_pairs, num_clips = len(base.fine), len(base.ids.unique())
+            clips = f" of {num_clips} clips" if num_clips < num_pairs else ""
             rank_zero_info(
-                f"The knowledge of {len(base.fine)} pairs is searched by index={kind!r}, chosen by "
+                f"The knowledge of {num_pairs} pairs{clips} is searched by index={kind!r}, chosen by "
                 'index="auto".'
             )
 

@@ -85,9 +85,11 @@ def _report(idle: list[str], *, is_refused: bool) -> None:
     """Name the parameters without a gradient, in an error or a warning."""
     found = f"The parameters {', '.join(idle)} got no gradient, as they have no part in the ASK loss"
     use_it = (
-        "If it is a temperature, use it: ReliabilityOTLoss(temperature=tau) with `def tau(model): return "
-        "1 / model.logit_scale.exp()`. If they are those of an encoder in a reentrant checkpoint, which "
-        "hands no gradient on where its input has none, pass `use_reentrant=False` to torch.utils.checkpoint."
+        "If it is a temperature, let the new loss use it: `temperature=tau` with `def tau(model): return 1 / "
+        "model.logit_scale.exp()`. If they are layers through which the step passes the embeddings, such as "
+        "a projection, do that in the methods that encode audio and text. If they are those of an encoder in "
+        "a reentrant checkpoint, which hands no gradient on where its input has none, pass "
+        "`use_reentrant=False` to torch.utils.checkpoint."
     )
     if is_refused:
         raise RuntimeError(

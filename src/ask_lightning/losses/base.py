@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -122,6 +123,7 @@ class RetrievalLoss(nn.Module, ABC):
         self.knowledge: KnowledgeBase | None = None
         self.last: dict[str, Tensor] = {}
         self._temperature_check = DeferredCheck()
+        self._warns_of_scale = not isinstance(self._scalars["temperature"], float)
 
     @property
     def temperature(self) -> float | Tensor:
@@ -201,7 +203,7 @@ class RetrievalLoss(nn.Module, ABC):
         ]
 
     def check_temperature(self, step: int) -> None:
-        """Refuse a temperature that has been trained out of its range.
+        """Refuse a temperature that is out of its range; point once at one of the model that is above 1.
 
         Args:
             step: Number of the training step. On a GPU most are left out, and the error comes a step late, so
@@ -213,17 +215,24 @@ class RetrievalLoss(nn.Module, ABC):
         temperature = self.temperature
         self._temperature_check.finish()
         if not isinstance(temperature, Tensor):
-            self._refuse_temperature(temperature)
+            self._check_temperature(temperature)
         elif temperature.is_cpu or step % _STEPS_PER_CHECK == 0:
-            self._temperature_check(temperature.reshape(()), self._refuse_temperature)
+            self._temperature_check(temperature.reshape(()), self._check_temperature)
 
-    def _refuse_temperature(self, value: float) -> None:
-        """Refuse a value of τ that is not positive."""
+    def _check_temperature(self, value: float) -> None:
+        """Refuse a value of τ that is not positive; of the model's own say once if it is above 1."""
         if not value > 0:
             raise RuntimeError(
                 f"The temperature of {type(self).__name__} has become {value:.4g}, but it has to be "
                 "positive. Let the model learn its logarithm, and write a function of the model: `def "
                 "tau(model): return model.log_temperature.exp()`."
+            )
+        if value > 1 and self._warns_of_scale:
+            self._warns_of_scale = False
+            rank_zero_warn(
+                f"The temperature that {type(self).__name__} reads from the model is {value:.4g}; that of "
+                "cosines is usually below 1. If the model stores a scale, or as CLIP does its logarithm, "
+                "write a function of the model: `def tau(model): return 1 / model.logit_scale.exp()`."
             )
 
     @property
