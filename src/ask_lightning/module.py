@@ -495,7 +495,7 @@ class ASKModule(NamedAsModel):
         # A criterion may get text before audio, which is wrong whatever the loss.
         compares = self.ask_step == "criterion" or (self._encodes_elsewhere and self.ask_step != "encode")
         # Callables cannot be observed in a step, so they encode its batch once more, as a refresh would.
-        is_encoded_twice = self._encodes_elsewhere and self._chunks is None and not is_sharded(self.trainer)
+        is_encoded_twice = self._encodes_elsewhere and not is_sharded(self.trainer)
         self._compares_step = compares and (self._has_methods or is_encoded_twice)
         if not self._is_refreshed:
             warn_of_single_pair(self.trainer)

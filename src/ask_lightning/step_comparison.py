@@ -48,6 +48,7 @@ class StepComparison:
         self._other_arguments: dict[str, str] = {}
         self._have_drawn = False
 
+    @outside_graphs
     def encode_by(self, audio: Encoder, text: Encoder, batch: Any) -> None:
         """Encode the batch before the step by callables, whose calls cannot be observed in it.
 

@@ -182,8 +182,11 @@ def test_text_before_audio_is_refused_beside_callables(dropout):
         fit(wrap(TogetherStep(exchanged=True, dropout=dropout), **BY_CALLABLES))
 
 
-def test_further_layers_are_told_beside_callables():
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_further_layers_are_told_beside_callables(is_compiled):
     module = wrap(TogetherStep(nn.Linear(WIDTH, WIDTH)), **BY_CALLABLES)
+    if is_compiled:
+        module = torch.compile(module, backend="eager")
     assert [text for text in fit(module) if "with other embeddings than `audio` and `text` return" in text]
 
 
