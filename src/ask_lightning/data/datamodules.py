@@ -552,7 +552,10 @@ class FolderData(RetrievalDataModule):
         at_random = not found.splits
         remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
         if columns and len(columns.captions) == 1 and columns.clip_id is None and at_random:
-            remedy += f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions together."
+            remedy += (
+                f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions in one split; "
+                "they then count as one clip, also in search."
+            )
         warn_of_overlap(found.source, datasets, caption_remedy=remedy)
         if columns is None or not found.delimiter or columns.clip_id is not None or not at_random:
             return
