@@ -225,6 +225,22 @@ def test_every_option_of_the_section_is_a_known_flag():
     check_flags("fit", {}, [f"--ask.{name}" for name in options])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--data.help", "FolderData"),
+        ("--model.help", "TinyRetriever"),
+        ("--ask.loss.help", "NTXentLoss"),
+        ("--ask.loss.help=NTXentLoss",),
+    ],
+)
+def test_help_of_a_class_needs_no_config(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *flags])
+    assert ended.value.code == 0
+    assert flags[0].partition(".help")[0] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "encode", "inspect"])
 def test_every_flag_of_a_commands_help_is_known(command, capsys):
     with pytest.raises(SystemExit):

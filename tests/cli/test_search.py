@@ -75,6 +75,10 @@ def test_hits_are_printed_as_a_table(demo, trained, capsys):
         assert f"{hit.score:.3f}" in row
         assert hit.clip in row
         assert row.rstrip().endswith(hit.caption)
+    for flags in (["--lowest", "1.5"], ["--contains", "nothing has this"]):
+        assert run_command(["search", "a.safetensors", "--text", "rain", *flags]) == []
+        said = "Nothing was found: lower `--lowest`, or give another `--contains`."
+        assert capsys.readouterr().out.strip() == said
 
 
 def test_searches_that_cannot_be_answered(demo, trained, capsys):

@@ -39,6 +39,8 @@ class Listener(L.LightningModule):
         return self.weight * 0
 
     def configure_optimizers(self):
+        # As schedules do: Lightning sets up the loaders for it, before a resumed run knows its epoch.
+        _ = self.trainer.estimated_stepping_batches
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

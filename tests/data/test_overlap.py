@@ -51,7 +51,10 @@ def test_captions_on_both_sides_are_counted(folder):
 
     (message,) = warned(lambda: folder("caption", rest).datasets)
     assert "of 5 validation and test clips have the words of a training caption (" in message
-    assert "`clip_id_column='caption'` keeps clips with equal captions together" in message
+    assert (
+        "`clip_id_column='caption'` keeps clips with equal captions in one split; they then count as one clip"
+        in message
+    )
     assert not warned(lambda: folder("caption", rest, clip_id_column="caption").datasets)
 
 

@@ -152,7 +152,8 @@ def test_paper_options(run, tmp_path):
     ("table", "flags", "message"),
     [
         ("filename,title\na.wav,rain", (), r"no column 'caption'.*`--filename-column`, `--caption-columns`"),
-        ("filename;caption\na.wav;rain", (), r"pass `--delimiter=';'`"),
+        ("filename;caption\na.wav;rain", (), r"a\.wav: the file does not exist"),
+        ("file,caption\na.wav,rain", (), r"a\.wav: the file does not exist"),
         ("filename,caption\na.wav,rain", (), r"a\.wav: the file does not exist"),
         ("", ("--annotations", "none.csv"), r"There is no file at none\.csv"),
         ("", ("--root", "nowhere"), r"nowhere\. Correct `--root`"),

@@ -44,7 +44,8 @@ flags of all commands but search, serve and export:
   --ckpt_path X  a checkpoint: a path, or last or best of the folder of the run
   --demo[=X]     synthetic data, in folder X, and shrunken models: a minute on a CPU
   --ask.loss X   the loss: the name of a class of ask_lightning.losses, or the import path of one of yours
-  --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help
+  --model.X, --data.X, --trainer.X, --ask.loss.X, --ask.refresh.X: see ask-lightning fit --help, of a class
+                 fit --data.help FolderData, fit --model.help TinyRetriever, fit --ask.loss.help NTXentLoss
 
 shipped configs: my_recordings, and DATASET_MODEL_LOSS[_KNOWLEDGE], such as clap_ask or audiocaps_clap_ask; a
 MODEL alone, such as clap, is that model on your recordings with its own loss

@@ -63,7 +63,9 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     given = [
         argument for argument in options.lightning_arguments if argument.startswith(("--model", "--data"))
     ]
-    if not (options.configs or given or {"--help", "-h"} & set(options.lightning_arguments)):
+    flags = {argument.partition("=")[0] for argument in options.lightning_arguments}
+    asks_for_help = any(flag in ("--help", "-h") or flag.endswith(".help") for flag in flags)
+    if not (options.configs or given or asks_for_help):
         raise UsageError(
             f"`{command}` needs a model and data, so a config is required: pass `--config NAME`. "
             "`ask-lightning --help` lists the shipped ones."

@@ -115,7 +115,7 @@ class RandomStreams(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note the streams of the checkpoint, if it has them: until training starts, others draw from them."""
+        """Note the streams of the checkpoint, if it has them; setting up draws from them."""
         self._loaded = checkpoint.get("random_streams", {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

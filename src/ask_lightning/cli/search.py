@@ -132,6 +132,9 @@ def num_reranked(model: Any, pairs: EncodedPairs, wanted: int | None) -> int:
 
 def _print(hits: Sequence[Hit], pairs: EncodedPairs, reranked: str | None) -> None:
     """Print hits as a table, with the cosine beside another score."""
+    if not hits:
+        print("Nothing was found: lower `--lowest`, or give another `--contains`.")
+        return
     if pairs.calibration is None and reranked is None:
         rows: list[list[Cell]] = [
             [rank, hit.score, hit.clip, hit.caption] for rank, hit in enumerate(hits, 1)

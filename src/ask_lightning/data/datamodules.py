@@ -2,7 +2,7 @@
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +106,17 @@ def _move_to_epoch(dataset: object, epoch: int) -> None:
             _move_to_epoch(part, epoch)
 
 
+class _LateLoader(DataLoader[Item]):
+    """Starts its workers with the first batch.
+
+    Lightning calls `iter` before it tells the sampler to which epoch a resumed run has come, and workers
+    read ahead at once: the batches of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 class RetrievalDataModule(L.LightningDataModule, ABC):
     """Loaders over audio–caption pairs. Subclasses define the datasets in `build`.
 
@@ -174,15 +185,12 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             rank=0 if trainer is None else trainer.global_rank,
             seed=self._seed,
         )
-        if trainer is not None:
-            # In a resumed run Lightning starts the workers, which read ahead, before it calls `set_epoch`.
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         if len(sampler) < self._batch_size:
             raise ValueError(
                 f"The {len(sampler)} training pairs of a process do not fill a batch of {self._batch_size}: "
                 "there would be nothing to train on. Lower `batch_size`."
             )
-        return self._loader(train, sampler=sampler, drop_last=True)
+        return self._loader(train, kind=_LateLoader, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Item]:
         """Validation batches in the order of the dataset.
@@ -239,9 +247,11 @@ class RetrievalDataModule(L.LightningDataModule, ABC):
             raise ValueError(f"There is no {name} dataset, only {', '.join(self.datasets)}.")
         return self.datasets[name]
 
-    def _loader(self, dataset: Dataset[Item], **options: Any) -> DataLoader[Item]:
+    def _loader(
+        self, dataset: Dataset[Item], *, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Item]:
         """A loader with the settings that all loaders have in common."""
-        return DataLoader(
+        return kind(
             dataset,
             batch_size=self._batch_size,
             num_workers=self._num_workers,
@@ -542,7 +552,10 @@ class FolderData(RetrievalDataModule):
         at_random = not found.splits
         remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
         if columns and len(columns.captions) == 1 and columns.clip_id is None and at_random:
-            remedy += f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions together."
+            remedy += (
+                f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions in one split; "
+                "they then count as one clip, also in search."
+            )
         warn_of_overlap(found.source, datasets, caption_remedy=remedy)
         if columns is None or not found.delimiter or columns.clip_id is not None or not at_random:
             return

@@ -199,8 +199,8 @@ def _makes_own_batches(loader: DataLoader[Any]) -> bool:
     if is_streaming_dataset(loader.dataset):
         return False  # litdata's loader does no more than count
     iterates = next(kind for kind in type(loader).__mro__ if "__iter__" in vars(kind))
-    # torchdata's StatefulDataLoader iterates like torch's.
-    return iterates.__module__.split(".")[0] not in ("torch", "torchdata")
+    # torchdata's StatefulDataLoader and the loader of this library's data modules iterate like torch's.
+    return iterates.__module__.split(".")[0] not in ("torch", "torchdata", "ask_lightning")
 
 
 def _loader_of(training: object) -> DataLoader[Any] | None:

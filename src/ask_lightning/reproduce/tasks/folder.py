@@ -24,10 +24,10 @@ def folder_task(
     root: Path,
     annotations: Path,
     *,
-    filename_column: str = "filename",
+    filename_column: str = "auto",
     caption_columns: Sequence[str] = ("caption",),
     clip_id_column: str | None = None,
-    delimiter: str = ",",
+    delimiter: str = "auto",
     seconds: float = 5.0,
     other_caption_columns: Sequence[str] = (),
     knowledge_annotations: Path | None = None,
@@ -50,11 +50,12 @@ def folder_task(
     Args:
         root: Folder of the audio files.
         annotations: CSV with a row for each audio–caption pair.
-        filename_column: Column of file names, which are relative to `root` or absolute.
+        filename_column: Column of file names, which are relative to `root` or absolute. `"auto"`: it has one
+            of the usual names, such as `file` or `filename`.
         caption_columns: Columns of captions.
         clip_id_column: Column of clip ids, which the division keeps together. None: each file is a clip of
             its own.
-        delimiter: Character between the fields of a table.
+        delimiter: Character between the fields of a table. `"auto"`: as its header tells.
         seconds: Length that clips are cropped or filled up to.
         other_caption_columns: Columns of captions that the model does not train with. With them the training
             clips under these captions are other knowledge, `"training clips, other captions"`.
