@@ -4,13 +4,15 @@ import errno
 import multiprocessing
 import os
 import time
+from uuid import uuid4
 
 import filelock
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ask_lightning.utilities.atomic_files import atomic_write, remove_abandoned
+from ask_lightning.utilities.atomic_files import _MACHINE, atomic_write, remove_abandoned
+from ask_lightning.utilities.file_lock import file_lock
 
 
 def write(path, content):
@@ -193,3 +195,34 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path):
     write(path, b"new")
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_lock_that_is_taken_for_abandoned_while_it_is_made(tmp_path, monkeypatch):
+    """By another process, which looks for what killed writers have left."""
+    tokens = [uuid4(), uuid4()]
+    lock = tmp_path / f".a.{_MACHINE}{tokens[0].hex}.lock"
+    monkeypatch.setattr("ask_lightning.utilities.atomic_files.uuid4", iter(tokens).__next__)
+    with file_lock(lock), atomic_write(tmp_path / "a") as temporary:
+        assert temporary.name == f".a.{_MACHINE}{tokens[1].hex}.tmp"
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["a"]
+
+
+def _look_for_abandoned(folder, stop):
+    while not stop.is_set():
+        remove_abandoned(folder)
+
+
+def test_a_writer_beside_one_that_looks_for_abandoned_files(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    looking = context.Process(target=_look_for_abandoned, args=(tmp_path, stop))
+    looking.start()
+    try:
+        for number in range(300):
+            with atomic_write(tmp_path / "a") as temporary:
+                temporary.write_text(str(number))
+            assert (tmp_path / "a").read_text() == str(number)
+    finally:
+        stop.set()
+        looking.join()

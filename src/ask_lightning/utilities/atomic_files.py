@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 from zlib import crc32
@@ -23,6 +23,7 @@ _TEMPORARY, _LOCK = ".tmp", ".lock"
 # Locks of some file systems do not reach other machines, whose writers are left alone for so long.
 _SECONDS_FOR_OTHER_MACHINES = 3600.0
 _PRIVATE = 0o600
+_MOST_NAMES = 10
 _MACHINE = f"{crc32(platform.node().encode()):08x}"
 _LOCK_NAME = re.compile(rf"\..+\.([0-9a-f]{{8}})[0-9a-f]{{32}}{re.escape(_LOCK)}", re.DOTALL)
 
@@ -61,9 +62,7 @@ def atomic_write(path: Path, *, flush: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if flush:
         remove_abandoned(path.parent, glob.escape(path.name))
-    stem = f".{path.name}.{_MACHINE}{uuid4().hex}"
-    temporary = path.with_name(f"{stem}{_TEMPORARY}")
-    with file_lock(path.with_name(f"{stem}{_LOCK}"), wait=False):
+    with _temporary_name(path) as temporary:
         try:
             yield temporary
             if flush:
@@ -75,6 +74,23 @@ def atomic_write(path: Path, *, flush: bool = True) -> Iterator[Path]:
             raise
         finally:
             _remove(temporary)
+
+
+@contextmanager
+def _temporary_name(path: Path) -> Iterator[Path]:
+    """A temporary name of this writer alone, whose lock is held."""
+    with ExitStack() as held:
+        for attempt in range(_MOST_NAMES):
+            stem = f".{path.name}.{_MACHINE}{uuid4().hex}"
+            try:
+                held.enter_context(file_lock(path.with_name(f"{stem}{_LOCK}"), wait=False))
+                break
+            except LockHeldError:
+                # Another process, which looks for what killed writers have left, came between the file and its
+                # lock. It removes the file.
+                if attempt + 1 == _MOST_NAMES:
+                    raise
+        yield path.with_name(f"{stem}{_TEMPORARY}")
 
 
 def remove_abandoned(folder: Path, names: str = "*") -> None:
