@@ -6,6 +6,7 @@ from ask_lightning.callbacks.drift_map import DriftMap
 from ask_lightning.callbacks.loader_state import LoaderStateCallback
 from ask_lightning.callbacks.monitors import DriftMonitor, InfluenceMonitor
 from ask_lightning.callbacks.query_table import QueryTable
+from ask_lightning.callbacks.random_state import RandomStateCallback
 from ask_lightning.callbacks.recall_table import RecallTable
 from ask_lightning.callbacks.refresh import KnowledgeRefreshCallback
 from ask_lightning.callbacks.search_calibration import SearchCalibration
@@ -21,6 +22,7 @@ __all__ = [
     "LoaderStateCallback",
     "MappedRefresh",
     "QueryTable",
+    "RandomStateCallback",
     "RecallTable",
     "SearchCalibration",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, SequentialSampler
 
 from ask_lightning.callbacks.divided_order import has_divided_order, order_of, sampler_of, watch_order
+from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -46,7 +47,7 @@ class LoaderStateCallback(Callback):
     Requirements:
         A training loader with `state_dict` and `load_state_dict`, such as
         `torchdata.stateful_dataloader.StatefulDataLoader` or `litdata.StreamingDataLoader`. What is not part
-        of a loader, such as the random streams of dropout, is not restored.
+        of a loader, such as the random streams of dropout, is left to `RandomStateCallback`.
 
     Raises:
         RuntimeError: At the start of `fit`, if no training loader is stateful.
@@ -124,7 +125,8 @@ class LoaderStateCallback(Callback):
         _put_back(loaders, place, state["epoch"])
         if trainer.current_epoch != state["epoch"]:
             # That epoch is over: what follows its batches moves a loader to the next one.
-            beyond = [next(iter(loader), None) is not None for loader in loaders]  # type: ignore[call-overload]
+            with preserved_random_state():
+                beyond = [next(iter(loader), None) is not None for loader in loaders]  # type: ignore[call-overload]
             for loader, is_next, stored in zip(loaders, beyond, place["loaders"], strict=True):
                 # Unless it was left before its end, it moves there by itself when it is iterated.
                 if is_next and not _was_left(loader, stored, state["batches"]):

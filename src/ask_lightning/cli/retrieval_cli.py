@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 import ask_lightning.data
 import ask_lightning.models  # so that their classes can be named without their modules
 from ask_lightning import ASKModule
+from ask_lightning.callbacks import RandomStateCallback
 from ask_lightning.cli.ask_section import (
     SECTION,
     add_ask_arguments,
@@ -30,7 +31,6 @@ from ask_lightning.cli.model_section import load_class, take_arguments_from_chec
 from ask_lightning.cli.run_callbacks import (
     LoopMarker,
     MonitorCheck,
-    RandomStreams,
     ResumeHint,
     SavePortableConfig,
 )
@@ -145,7 +145,7 @@ class RetrievalCLI(LightningCLI):
             callbacks = [*ask_callbacks(self.model.loss, self.datamodule, section), *callbacks]
         elif self.subcommand in ("encode", "predict") or self.config_init[self.subcommand].get("calibrate"):
             check_encoders(self.model, section, str(self.subcommand))
-        callbacks += [MonitorCheck(), RandomStreams(), ResumeHint(), self._loop_marker]
+        callbacks += [MonitorCheck(), RandomStateCallback(), ResumeHint(), self._loop_marker]
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, RetrievalTrainer)
         if section["enabled"] and self.subcommand == "fit":

@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
 from ask_lightning.callbacks import RecallTable
 from ask_lightning.callbacks.snapshots import checkpoint_directories
@@ -91,40 +89,6 @@ class MonitorCheck(Callback):
                     "another metric by `--monitor`, or by `monitor` in your config or in its "
                     "`trainer.callbacks`."
                 )
-
-
-class RandomStreams(Callback):
-    """Keeps torch's random streams in checkpoints, so that dropout and masks go on as without a break.
-
-    Lightning does not keep them. In several processes all go on with those of the first: it seeds all of them
-    with the same number, too.
-    """
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Tensor] = {}
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the streams as they are now."""
-        streams = {"cpu": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            streams["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-        checkpoint["random_streams"] = streams
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note the streams of the checkpoint, if it has them; setting up draws from them."""
-        self._loaded = checkpoint.get("random_streams", {})
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the streams to where they were."""
-        loaded, self._loaded = self._loaded, {}
-        if "cpu" in loaded:
-            torch.set_rng_state(loaded["cpu"].cpu())
-        if "cuda" in loaded and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(loaded["cuda"].cpu(), pl_module.device)
 
 
 class ResumeHint(Callback):

@@ -1,0 +1,114 @@
+"""`RandomStateCallback`: a run that is resumed draws the random numbers of a run without a break."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from ask_lightning.callbacks.loader_state import LoaderStateCallback
+from ask_lightning.utilities.distributed import Ranks
+
+
+class RandomStateCallback(Callback):
+    """Keeps the random streams of each process in checkpoints: those of Python, NumPy and torch.
+
+    Lightning does not, so that dropout, masks, and the order of a loader without a generator of its own go on
+    with other numbers after a resume. With the callback they go on exactly from checkpoints at the end of an
+    epoch; inside one the place in the data has to be kept as well, by `LoaderStateCallback`.
+
+    Notes:
+        A run on another number of processes draws numbers of its own, with a warning. Worker processes of a
+        loader have streams of their own, which begin anew in each epoch.
+
+    Examples:
+        >>> trainer = pl.Trainer(callbacks=[RandomStateCallback()], logger=False)
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+        self._has_begun = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begins anew, in front of the callbacks that may draw."""
+        self._loaded, self._has_begun = None, False
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Another list, because Lightning goes through the present one.
+        trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the streams of all processes to the checkpoint."""
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+        checkpoint["callbacks"][self.state_key] = {
+            "ranks": Ranks.current().all_gather_object(_streams()),
+            "is_inside_epoch": batches.current.ready > 0 and not batches.is_last_batch,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the streams until training is set up, which may draw from others."""
+        self._loaded = state_dict or None
+        if self._has_begun:  # strategies that divide the weights load a checkpoint late
+            self._restore()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the streams back before the loader begins an epoch, for which it may draw its order."""
+        self._has_begun = True
+        self._restore()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts them back where a loader begins once more."""
+        if self._loaded is None or self._loaded["is_inside_epoch"]:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
+            self._restore()
+        self._loaded = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Puts them back inside an epoch, whose order was drawn before the checkpoint."""
+        self._restore()
+        self._loaded = None
+
+    def _restore(self) -> None:
+        """Put the streams of this process to where they were in the checkpoint."""
+        if self._loaded is None:
+            return
+        ranks, stored = Ranks.current(), self._loaded["ranks"]
+        if len(stored) == ranks.size:
+            _put_back(stored[ranks.rank])
+            return
+        rank_zero_warn(
+            f"The checkpoint holds the random streams of {len(stored)} processes, and the run resumes on "
+            f"{ranks.size}, so dropout and other draws are not those of a run without a break."
+        )
+        self._loaded = None
+
+
+def _streams() -> dict[str, Any]:
+    """The global random streams of this process, as values of which `torch.load` refuses none."""
+    _, keys, place, *gauss = np.random.get_state()  # noqa: NPY002
+    streams = {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), place, *gauss),
+        "torch": torch.get_rng_state(),
+    }
+    return streams | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+
+
+def _put_back(streams: dict[str, Any]) -> None:
+    """Put the global random streams of this process to these places."""
+    random.setstate(streams["python"])
+    keys, *rest = streams["numpy"]
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(streams["torch"].cpu())
+    if "cuda" in streams and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(streams["cuda"].cpu())
