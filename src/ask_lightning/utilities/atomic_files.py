@@ -86,8 +86,8 @@ def _temporary_name(path: Path) -> Iterator[Path]:
                 held.enter_context(file_lock(path.with_name(f"{stem}{_LOCK}"), wait=False))
                 break
             except LockHeldError:
-                # Another process, which looks for what killed writers have left, came between the file and its
-                # lock. It removes the file.
+                # Another process, which looks for what killed writers have left, came in between the file and
+                # its lock. It removes the file.
                 if attempt + 1 == _MOST_NAMES:
                     raise
         yield path.with_name(f"{stem}{_TEMPORARY}")
