@@ -47,6 +47,8 @@ class ClusterSignalCallback(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes its place behind the callbacks that do something at the end of a step."""
+        if stage != "fit":
+            return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [callback for callback in callbacks if callback is not self]
         saving = [callback for callback in others if isinstance(callback, Checkpoint)]

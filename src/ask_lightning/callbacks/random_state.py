@@ -37,6 +37,8 @@ class RandomStateCallback(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, in front of the callbacks that may draw."""
         self._loaded, self._has_begun = None, False
+        if stage != "fit":
+            return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Another list, because Lightning goes through the present one.
         trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]

@@ -41,6 +41,7 @@ class RetrievalTrainer(pl.Trainer):
         encoded_file: Path of the file that the last `encode` has written, or None.
     """
 
+    callbacks: list[Callback]  # which Lightning sets outside of its class
     model_section: dict[str, Any] | None = None
     calibration: Calibration | None = None
     calibration_bank: QueryBank | None = None
@@ -102,15 +103,14 @@ class RetrievalTrainer(pl.Trainer):
                 "`--ckpt_path best`. Without it `test` tests the untrained model alone."
             )
         model = make_model(self.model_section)
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-        kept, loggers = list(callbacks), self.loggers
+        callbacks, loggers = self.callbacks, self.loggers
         # The config is written beside the logs, which are those of the test with the checkpoint.
-        callbacks[:] = [one for one in kept if not isinstance(one, (RecallTable, SaveConfigCallback))]
+        self.callbacks = [one for one in callbacks if not isinstance(one, (RecallTable, SaveConfigCallback))]
         self.loggers = []
         try:
             (metrics,) = super().test(model, datamodule=datamodule, verbose=False)
         finally:
-            callbacks[:], self.loggers = kept, loggers
+            self.callbacks, self.loggers = callbacks, loggers
         return percentages(metrics, "test/")
 
     def _test_calibrated(
@@ -121,7 +121,7 @@ class RetrievalTrainer(pl.Trainer):
         options: Mapping[str, Any],
     ) -> list[Mapping[str, float]]:
         """Test a model by cosine similarity and, if it shall be and can be, in calibrated search."""
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks = self.callbacks
         calibration = SearchCalibration()
         if calibrate and (obstacle := _obstacle_to_calibration(model, datamodule)):
             rank_zero_info(f"Calibrated search is left out: {obstacle}.")
@@ -130,13 +130,12 @@ class RetrievalTrainer(pl.Trainer):
                 "The training and the validation split are encoded first, for calibrated search; "
                 "`--calibrate false` leaves it out."
             )
-            callbacks.append(calibration)
+            self.callbacks = [*callbacks, calibration]
         try:
             return super().test(model, datamodule=datamodule, **options)
         finally:
             self.calibration, self.calibration_bank = calibration.calibration, calibration.bank
-            if calibration in callbacks:
-                callbacks.remove(calibration)
+            self.callbacks = callbacks
 
     def encode(
         self,
