@@ -1,5 +1,7 @@
 """A LightningCLI of the user's own with the wrapper in its config, as the guide has it."""
 
+import inspect
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -8,6 +10,12 @@ from lightning.pytorch.cli import LightningCLI
 
 from ask_lightning import ASKModule, KnowledgeDistillationLoss
 from tests.helpers.clients import PlainTowers, make_loader
+
+pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+pytestmark = pytest.mark.skipif(
+    "load_from_checkpoint_support" not in inspect.signature(LightningCLI.__init__).parameters,
+    reason="this Lightning does not take the arguments of a model from its checkpoint",
+)
 
 
 class Data(pl.LightningDataModule):

@@ -137,9 +137,7 @@ class LoaderStateCallback(Callback):
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
             count_batches_from_zero(trainer)
-        fit_loop = trainer.fit_loop
-        is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
-        if trainer.current_epoch == 0 or is_resuming:  # else Lightning does so itself
+        if not reads_anew(trainer):
             _iterate(trainer, place["ended"] if trainer.current_epoch == state["epoch"] else None)
         if trainer.current_epoch != state["epoch"]:
             return None
@@ -253,6 +251,17 @@ def is_read_ahead(trainer: pl.Trainer) -> bool:
     """
     fetcher = trainer.fit_loop._data_fetcher
     return fetcher is not None and fetcher.length is None
+
+
+def reads_anew(trainer: pl.Trainer) -> bool:
+    """Whether Lightning itself begins to read the training loaders once more behind `on_train_start`.
+
+    Args:
+        trainer: The trainer at `on_train_start`.
+    """
+    fit_loop = trainer.fit_loop
+    is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
+    return trainer.current_epoch > 0 and not is_resuming
 
 
 def count_batches_from_zero(trainer: pl.Trainer) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from ask_lightning.callbacks.loader_state import LoaderStateCallback
+from ask_lightning.callbacks.loader_state import LoaderStateCallback, reads_anew
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -69,7 +69,7 @@ class RandomStateCallback(Callback):
         if self._loaded is None or self._loaded["is_inside_epoch"]:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
+        if reads_anew(trainer) or any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
             self._restore()
         self._loaded = None
 
