@@ -104,7 +104,7 @@ def python_path(*folders: Path) -> str:
 
 
 def free_port() -> int:
-    """A port that is free, and none of those that the system gives to connections, which may be taken next."""
+    """A port that is free, and none of those that the system gives to connections and may take next."""
     while True:
         port = SystemRandom().randrange(15000, 32000)
         with socket.socket() as probe, suppress(OSError):
