@@ -35,7 +35,7 @@ from ask_lightning.checkpoint_options import (
     without_address,
 )
 from ask_lightning.chunked_encoding import ChunkedEncoding
-from ask_lightning.encoding.batch_parts import describe
+from ask_lightning.encoding.batch_parts import entry_of
 from ask_lightning.encoding.compatibility import (
     check_model,
     check_optimization,
@@ -433,14 +433,8 @@ class ASKModule(NamedAsModel):
         """The ids that a batch has in a place, which is the value of an argument of the wrapper."""
         if not isinstance(place, str | int):
             return place(self.model, batch)
-        try:
-            return batch[place]  # type: ignore[no-any-return]
-        except (KeyError, TypeError, IndexError) as error:
-            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
-            raise ValueError(
-                f"Argument `{argument}` has to be a key of the batch or position in it, or a callable "
-                f"(model, batch), but got {place!r} and the batch is {keys}."
-            ) from error
+        kinds = "a key of the batch or position in it, or a callable (model, batch)"
+        return entry_of(batch, place, f"Argument `{argument}` has to be {kinds}")  # type: ignore[no-any-return]
 
     def setup(self, stage: str) -> None:
         """Check that ASK can train here, then call the model's own hook."""

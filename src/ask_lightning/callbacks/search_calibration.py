@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ask_lightning.callbacks.progress import progress_bar
-from ask_lightning.encoding.batch_parts import describe
+from ask_lightning.encoding.batch_parts import entry_of
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.encoders import find_pair_encoder
 from ask_lightning.encoding.source_loader import Source, source_loader
@@ -106,14 +105,8 @@ class SearchCalibration(Callback):
 
     def _ids_of(self, batch: Any) -> Any:
         """The clip ids of a batch."""
-        try:
-            return batch[self.ids]
-        except (KeyError, TypeError, IndexError) as error:
-            keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
-            raise ValueError(
-                f"Argument `ids` of SearchCalibration has to be the key of the clip ids in a batch, but got "
-                f"{self.ids!r} and the batch is {keys}. Pass SearchCalibration(ids=...)."
-            ) from error
+        rule = "Argument `ids` of SearchCalibration has to be a key of the batch or position in it"
+        return entry_of(batch, self.ids, rule)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets the metrics report search by cosine similarity alone again."""

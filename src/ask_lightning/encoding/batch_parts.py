@@ -169,6 +169,28 @@ class BatchContent:
         return num_kept > 0
 
 
+def entry_of(batch: Any, place: str | int, rule: str) -> Any:
+    """The entry of a batch in a place.
+
+    Args:
+        batch: The batch.
+        place: Its key, or its position in a batch that is a sequence.
+        rule: What the place has to be, the first half of the error's sentence.
+
+    Raises:
+        ValueError: The batch has no such entry.
+
+    Examples:
+        >>> entry_of({"clip_id": [3]}, "clip_id", "Argument `ids` has to be a key of the batch")
+        [3]
+    """
+    try:
+        return batch[place]
+    except (KeyError, TypeError, IndexError) as error:
+        keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else f"a {describe(batch)}"
+        raise ValueError(f"{rule}, but got {place!r} and the batch is {keys}.") from error
+
+
 def describe(value: Any) -> str:
     """The structure of a batch or an argument in a few words, for messages.
 
