@@ -20,7 +20,7 @@ from ask_lightning.encoding.batch_parts import BatchContent, describe
 from ask_lightning.encoding.encoders import Encoder, call_encoder
 from ask_lightning.encoding.isolation import muted_logging, preserved_random_state
 from ask_lightning.encoding.outputs import as_embeddings
-from ask_lightning.encoding.run_state import BufferState, PlainState
+from ask_lightning.encoding.run_state import BufferState, PlainState, random_streams
 from ask_lightning.functional import unit_length
 from ask_lightning.interaction import Embeddings, pooled
 
@@ -62,11 +62,11 @@ class StepComparison:
         buffers, numbers = BufferState(self._model), PlainState(self._model)
         for name, encoder in zip(self._names, (audio, text), strict=True):
             with preserved_random_state(), muted_logging(self._model):
-                before = _random_streams()
+                before = random_streams()
                 # With gradients: autocast would keep weights without them for the step.
                 output = call_encoder(self._model, encoder, batch)
                 self._outputs[name] = as_embeddings(output, name).detach().clone()
-                self._have_drawn |= not all(map(torch.equal, before, _random_streams()))
+                self._have_drawn |= random_streams() != before
         buffers.restore()
         numbers.restore()
 
@@ -161,11 +161,6 @@ class StepComparison:
             "encoders, consist. If it passes them through further layers, do that in the two methods, so "
             "that both are compared in one space."
         )
-
-
-def _random_streams() -> list[Tensor]:
-    """The states of torch's global generators, on the CPU and on the GPU in use."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
 
 
 @torch.no_grad()

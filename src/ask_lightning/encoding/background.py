@@ -6,7 +6,6 @@ processes read the source, and whether the encoders draw random numbers is tried
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from ask_lightning.encoding.encode import EncodedBatches, embed_source_batch
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.encoding.row_limit import RowLimit
+from ask_lightning.encoding.run_state import random_streams
 from ask_lightning.encoding.source_loader import open_batches
 from ask_lightning.encoding.target import find_target
 from ask_lightning.encoding.training_copy import TrainingCopy
@@ -83,7 +82,7 @@ class BackgroundEncoder:
                 break
         if batch is None:
             return
-        before = _random_streams()
+        before = random_streams()
         with torch.enable_grad():  # which the copy's own parameters do not ask for
             embedded = embed_source_batch(self._encoders.trainer, self._encoders.module, batch, self._embed)
         if any(pooled(side).requires_grad for side in embedded[:2]):
@@ -93,7 +92,7 @@ class BackgroundEncoder:
                 "refers to the model itself. Compile submodules by their method `compile()`, write methods, "
                 "or leave `in_background` out."
             )
-        if _random_streams() != before:
+        if random_streams() != before:
             raise RuntimeError(
                 "The encoders draw random numbers in evaluation mode, from the streams that training draws "
                 "from at the same time. Let them draw in training mode only, or from a torch.Generator of "
@@ -192,11 +191,3 @@ def _read_in_workers(loader: Iterable[Any]) -> None:
         )
     if loader.num_workers == 0:
         loader.num_workers, loader.prefetch_factor = 1, 2
-
-
-def _random_streams() -> tuple[Any, ...]:
-    """The global random streams as they are now, to be compared."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    streams = [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_devices)]
-    return random.getstate(), (name, np.asarray(keys).tobytes(), *rest), *streams

@@ -39,6 +39,14 @@ class RandomState:
             restore()
 
 
+def random_streams() -> tuple[Any, ...]:
+    """The global random streams as they are now, to be compared."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    streams = [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_devices)]
+    return random.getstate(), (name, np.asarray(keys).tobytes(), *rest), *streams
+
+
 def restorer(source: RandomSource) -> Callable[[], Any]:
     """A function that puts a random stream back to where it is now.
 
