@@ -15,12 +15,12 @@ import soundfile
 
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
 import anyio
-from ask_lightning.page.guard import is_served
 from fastapi.testclient import TestClient
 from starlette.responses import FileResponse
 
 from ask_lightning.page.clip_cards import answer_html
 from ask_lightning.page.collection import answer_query
+from ask_lightning.page.guard import is_served
 from ask_lightning.page.server import listen, make_app
 from tests.page.clips import make_collection, write_sounds
 
