@@ -123,6 +123,13 @@ def test_a_name_that_is_no_method():
         ASKModule(Towers(), audio="listen")
 
 
+def test_what_to_write_in_place_of_a_name_that_is_no_method():
+    with pytest.raises(ValueError, match=r"no method 'encode_audoi'\. Did you mean 'encode_audio'\?$"):
+        ASKModule(Towers(), audio="encode_audoi")
+    with pytest.raises(ValueError, match=r"text=lambda model, batch: model\.clap\.encode_text\(batch\)\.$"):
+        ASKModule(Towers(), text="clap.encode_text")
+
+
 def test_a_module_that_calls_the_loss_itself_may_have_any_pair():
     class Client(SelfContained):
         encode_audio = encode_text = None

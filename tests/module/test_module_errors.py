@@ -400,7 +400,9 @@ def test_embeddings_with_a_token_axis():
 
 @pytest.mark.parametrize("T", [0, -1, 1.5, "3", None, True])
 def test_period_out_of_range(T):
-    with pytest.raises(ValueError, match=rf"Argument `T` has to be an integer of at least 1, but got {T!r}"):
+    with pytest.raises(
+        ValueError, match=rf"Argument `T` has to be an integer of at least 1 or \"auto\", but got {T!r}"
+    ):
         KnowledgeRefreshCallback(T)
 
 

@@ -190,7 +190,7 @@ class KnowledgeRefreshCallback(Callback):
         seed: int = 0,
     ) -> None:
         if T != "auto" and not isinstance(T, AutoPeriod):
-            check_count("T", T, 1)
+            check_count("T", T, 1, other='"auto"')
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
         if num_workers is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -56,7 +57,7 @@ def find_encoders(
         if isinstance(encoder, str) and not _has_method(model, encoder):
             raise ValueError(
                 f"Argument `{argument}` of {caller} has to name a method of {type(model).__name__} that "
-                f"takes a batch, but it has no method {encoder!r}. Name another one."
+                f"takes a batch, but it has no method {encoder!r}. {_instead_of(model, argument, encoder)}"
             )
     if audio is not None and audio == text:
         raise ValueError(
@@ -198,6 +199,15 @@ def encoder_name(encoder: Encoder) -> str:
 
 def _has_method(model: object, name: str) -> bool:
     return callable(getattr(model, name, None))
+
+
+def _instead_of(model: object, argument: str, name: str) -> str:
+    """What to write in place of a name that is not that of a method."""
+    if "." in name:
+        call = f"{argument}=lambda model, batch: model.{name}(batch)"
+        return f"A method of a part is called by a callable: {call}."
+    near = [one for one in get_close_matches(name, dir(model), cutoff=0.8) if _has_method(model, one)]
+    return f"Did you mean {near[0]!r}?" if near else "Name another one."
 
 
 def _find_partner(model: object, given: Encoder, side: int, caller: str) -> str:

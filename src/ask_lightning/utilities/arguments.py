@@ -3,19 +3,21 @@
 from collections.abc import Collection
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
+def check_count(name: str, value: object, least: int = 1, *, other: str = "") -> None:
     """Refuse a value that is not an integer of at least `least`.
 
     Args:
         name: Name of the argument, for the message.
         value: Value that was passed.
         least: Smallest allowed value.
+        other: What else is allowed, as the caller found that it was not passed, for the message.
 
     Raises:
         ValueError: The value is not such an integer.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"Argument `{name}` has to be an integer of at least {least}, but got {value!r}.")
+        allowed = f"an integer of at least {least}" + (f" or {other}" if other else "")
+        raise ValueError(f"Argument `{name}` has to be {allowed}, but got {value!r}.")
 
 
 def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
