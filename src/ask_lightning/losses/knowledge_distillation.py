@@ -9,7 +9,7 @@ from ask_lightning.interaction import Embeddings
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.losses.base import Positives, Temperature
 from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
-from ask_lightning.losses.teacher import check_teacher, targets_of_knowledge
+from ask_lightning.losses.teacher import StoredTeacher
 
 
 class KnowledgeDistillationLoss(InteractingLoss):
@@ -88,7 +88,7 @@ class KnowledgeDistillationLoss(InteractingLoss):
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
-        check_teacher(self.distillation_weight, self.teacher_temperature, teacher)
+        self._stored_teacher.check()
 
     @property
     def needs_ids(self) -> bool:
@@ -104,6 +104,11 @@ class KnowledgeDistillationLoss(InteractingLoss):
     def needs_prototypes(self) -> bool:
         """Never: the teacher reads the rows of clips."""
         return False
+
+    @property
+    def _stored_teacher(self) -> StoredTeacher:
+        """The teacher by the options as they are now, which a schedule may change."""
+        return StoredTeacher(self.distillation_weight, self.teacher_temperature, self.teacher)
 
     def check_knowledge(self, knowledge: KnowledgeBase) -> None:
         """Prepare a base for lookups; none is refused.
@@ -134,15 +139,8 @@ class KnowledgeDistillationLoss(InteractingLoss):
             )
         if knowledge is None:
             return plain, {"loss": plain}
-        targets = targets_of_knowledge(
-            knowledge,
-            ids,
-            ignore,
-            to_audio.dtype,
-            self._gathered,
-            distillation_weight=self.distillation_weight,
-            teacher_temperature=self.teacher_temperature,
-            teacher=self.teacher,
+        targets = self._stored_teacher.targets(
+            knowledge, ids, ignore=ignore, dtype=to_audio.dtype, gather=self._gathered
         )
         loss = 0.5 * (
             nt_xent(to_audio, self.temperature, targets=targets.t2a, ignore=ignore)

@@ -30,7 +30,7 @@ from ask_lightning.knowledge.pairs import Neighborhood, PairStore
 from ask_lightning.losses.base import Positives, Temperature
 from ask_lightning.losses.interacting import InteractingLoss, InteractionLike
 from ask_lightning.losses.reliability_weighting import DIRECTIONS, Modulation, ReliabilityWeighting
-from ask_lightning.losses.teacher import BatchTargets, check_teacher, targets_of_knowledge
+from ask_lightning.losses.teacher import BatchTargets, StoredTeacher
 from ask_lightning.utilities.arguments import check_choice, check_count, check_positive, check_range
 from ask_lightning.utilities.deferred_check import DeferredCheck
 
@@ -203,7 +203,7 @@ class ReliabilityOTLoss(InteractingLoss):
         self.distillation_weight = float(distillation_weight)
         self.teacher_temperature = float(teacher_temperature)
         self.teacher: Teacher = teacher
-        check_teacher(self.distillation_weight, self.teacher_temperature, teacher)
+        self._stored_teacher.check()
 
     @property
     def needs_ids(self) -> bool:
@@ -241,6 +241,11 @@ class ReliabilityOTLoss(InteractingLoss):
             self.modulation,
             self.modulation_gradient,
         )
+
+    @property
+    def _stored_teacher(self) -> StoredTeacher:
+        """The teacher by the options as they are now, which a schedule may change."""
+        return StoredTeacher(self.distillation_weight, self.teacher_temperature, self.teacher)
 
     @property
     def against_collapse(self) -> str:
@@ -301,16 +306,7 @@ class ReliabilityOTLoss(InteractingLoss):
             return None
         assert ids is not None
         ignore = self._same_clip(ids)
-        return targets_of_knowledge(
-            knowledge,
-            ids,
-            ignore,
-            dtype,
-            self._gathered,
-            distillation_weight=self.distillation_weight,
-            teacher_temperature=self.teacher_temperature,
-            teacher=self.teacher,
-        )
+        return self._stored_teacher.targets(knowledge, ids, ignore=ignore, dtype=dtype, gather=self._gathered)
 
     def retrieve(
         self, audio: Tensor, text: Tensor, knowledge: KnowledgeBase, *, ids: Tensor | None = None

@@ -41,55 +41,58 @@ class BatchTargets:
         }
 
 
-def check_teacher(distillation_weight: float, teacher_temperature: float, teacher: Teacher) -> None:
-    """Refuse options of a teacher that are out of range.
+@dataclass(frozen=True)
+class StoredTeacher:
+    """The teacher that stored knowledge is, with the options of a loss.
 
     Args:
-        distillation_weight: α, which has to be in [0, 1].
-        teacher_temperature: τ_t, which has to be above 0.
-        teacher: `"softmax"` or `"transport"`.
-
-    Raises:
-        ValueError: One of them is out of range.
-    """
-    check_range("distillation_weight", distillation_weight, 0, 1)
-    check_positive("teacher_temperature", teacher_temperature)
-    check_choice("teacher", teacher, get_args(Teacher))
-
-
-@torch.no_grad()
-def targets_of_knowledge(
-    knowledge: KnowledgeBase,
-    ids: Tensor,
-    ignore: Tensor | None,
-    dtype: torch.dtype,
-    gather: Callable[[Tensor], Tensor],
-    *,
-    distillation_weight: float,
-    teacher_temperature: float,
-    teacher: Teacher,
-) -> BatchTargets:
-    """The targets that stored knowledge gives a batch, see `teacher_targets`.
-
-    Args:
-        knowledge: The base that holds the training clips.
-        ids: `(b,)` int64, the clips of this rank's samples.
-        ignore: `(B, B)` boolean, pairs that shall be nobody's target.
-        dtype: The dtype of the targets.
-        gather: Function from this rank's rows `(b, ...)` to those of all ranks `(B, ...)`.
         distillation_weight: α in [0, 1], the teacher's share of the targets.
-        teacher_temperature: τ_t > 0.
-        teacher: `"softmax"` or `"transport"`.
+        temperature: τ_t > 0.
+        form: `"softmax"` or `"transport"`, see `teacher_targets`.
     """
-    stored = knowledge.find_clips(ids)
-    audio, text, known = (gather(side) for side in (stored.audio, stored.text, stored.known))
-    t2a, a2t = teacher_targets(
-        audio.to(dtype),
-        text.to(dtype),
-        known,
-        distillation_weight=distillation_weight,
-        teacher_temperature=teacher_temperature,
-        teacher=teacher,
-        ignore=ignore,
-    )
-    return BatchTargets(t2a, a2t, known)
+
+    distillation_weight: float
+    temperature: float
+    form: Teacher
+
+    def check(self) -> None:
+        """Refuse options out of range, by the names that they have in a loss.
+
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        check_range("distillation_weight", self.distillation_weight, 0, 1)
+        check_positive("teacher_temperature", self.temperature)
+        check_choice("teacher", self.form, get_args(Teacher))
+
+    def targets(
+        self,
+        knowledge: KnowledgeBase,
+        ids: Tensor,
+        *,
+        ignore: Tensor | None,
+        dtype: torch.dtype,
+        gather: Callable[[Tensor], Tensor],
+    ) -> BatchTargets:
+        """The targets that stored knowledge gives a batch.
+
+        Args:
+            knowledge: The base that holds the training clips.
+            ids: `(b,)` int64, the clips of this rank's samples.
+            ignore: `(B, B)` boolean, pairs that shall be nobody's target.
+            dtype: The dtype of the targets.
+            gather: Function from this rank's rows `(b, ...)` to those of all ranks `(B, ...)`.
+        """
+        with torch.no_grad():
+            stored = knowledge.find_clips(ids)
+            audio, text, known = (gather(side) for side in (stored.audio, stored.text, stored.known))
+            t2a, a2t = teacher_targets(
+                audio.to(dtype),
+                text.to(dtype),
+                known,
+                distillation_weight=self.distillation_weight,
+                teacher_temperature=self.temperature,
+                teacher=self.form,
+                ignore=ignore,
+            )
+        return BatchTargets(t2a, a2t, known)
