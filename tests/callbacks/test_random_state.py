@@ -10,14 +10,31 @@ import torch
 from torch import nn
 
 from ask_lightning.callbacks import LoaderStateCallback, RandomStateCallback
-from tests.helpers.clients import Pairs, PlainTowers, make_refresh, make_trainer, wrap
+from tests.helpers.clients import (
+    EpochSeededSampler,
+    Pairs,
+    PlainTowers,
+    held_out,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
 from tests.helpers.ranks import on_ranks
 
 EPOCHS, STEPS = 3, 6
+LAST = STEPS - 1
+
+
+class NoisyPairs(Pairs):
+    """Augments what it reads."""
+
+    def __getitem__(self, row):
+        pair = super().__getitem__(row)
+        return pair | {"audio": pair["audio"] + 0.1 * random.random() * torch.rand(len(pair["audio"]))}
 
 
 class Drawing(PlainTowers):
-    """Draws by dropout and from the global streams, and notes what."""
+    """Draws by dropout, by augmentation and from the global streams, and notes what."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,20 +44,38 @@ class Drawing(PlainTowers):
     def encode_audio(self, batch):
         return self.dropout(super().encode_audio(batch))
 
+    def validation_step(self, batch, batch_idx):
+        torch.rand(1)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch | {"audio": batch["audio"] + 0.1 * torch.rand_like(batch["audio"])}
+
     def training_step(self, batch, batch_idx):
         clips = batch["clip_id"].tolist()
         self.drawn.append((random.random(), float(np.random.rand()), clips))  # noqa: NPY002
         return super().training_step(batch, batch_idx)
 
 
-class SaveAt(pl.Callback):
-    """Writes a checkpoint behind a batch, or at the end of an epoch."""
+class Scheduled(Drawing):
+    """Asks for the number of steps, for which Lightning makes the loader before a checkpoint is read."""
 
-    def __init__(self, path: Path, epoch: int, batch: int | None) -> None:
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == EPOCHS * STEPS
+        return super().configure_optimizers()
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint behind a batch, behind the validation or at the end of an epoch."""
+
+    def __init__(self, path: Path, epoch: int, batch: int | str | None) -> None:
         self.path, self.epoch, self.batch = path, epoch, batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer, pl_module):
+        if self.batch == "validated" and trainer.current_epoch == self.epoch and not trainer.sanity_checking:
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer, pl_module):
@@ -48,48 +83,80 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Draws its order and its noise whenever it is read."""
+
+    def __iter__(self):
+        pairs = NoisyPairs(48)
+        return (pairs[row] for row in torch.randperm(48).tolist())
+
+
 def loader(kind: str):
+    if kind == "stream":
+        return torch.utils.data.DataLoader(Stream(), batch_size=8)
     if kind != "stateful":
-        workers = 1 if kind == "workers" else 0
-        return torch.utils.data.DataLoader(Pairs(48), batch_size=8, shuffle=True, num_workers=workers)
+        workers = 0 if kind == "plain" else 1
+        if kind == "sampler":
+            pairs = NoisyPairs(48)
+            sampler = EpochSeededSampler(len(pairs))
+            return torch.utils.data.DataLoader(pairs, batch_size=8, sampler=sampler, num_workers=1)
+        return torch.utils.data.DataLoader(NoisyPairs(48), batch_size=8, shuffle=True, num_workers=workers)
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
-    return stateful.StatefulDataLoader(Pairs(48), batch_size=8, shuffle=True)
+    return stateful.StatefulDataLoader(NoisyPairs(48), batch_size=8, shuffle=True)
 
 
-def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **settings) -> dict:
+def fit(
+    callbacks: list,
+    kind: str = "plain",
+    *,
+    resume: Path | None = None,
+    T: int = 1,
+    model_class: type[Drawing] = Drawing,
+    validated: bool = False,
+    **settings,
+) -> dict:
     """What a run has drawn, and its weights; what is done before a resume draws as well."""
     pl.seed_everything(1, verbose=False)
-    model = Drawing()
+    model = model_class()
     if resume is not None:
         random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
     if kind == "stateful":
         callbacks = [*callbacks, LoaderStateCallback()]
-    run = make_trainer(max_epochs=EPOCHS, callbacks=[make_refresh(1), *callbacks], **settings)
-    run.fit(wrap(model), loader(kind), ckpt_path=resume)
+    run = make_trainer(max_epochs=EPOCHS, callbacks=[make_refresh(T), *callbacks], **settings)
+    run.fit(wrap(model), loader(kind), held_out() if validated else None, ckpt_path=resume)
     return {"drawn": model.drawn, "weights": model.state_dict()}
 
 
 @pytest.mark.parametrize(
-    ("kind", "epoch", "batch"),
+    ("kind", "epoch", "batch", "model_class"),
     [
-        ("plain", 0, None),
-        ("plain", 1, None),
-        ("plain", 1, STEPS - 1),
-        ("workers", 1, None),
-        ("stateful", 1, None),
-        ("stateful", 1, 2),
-        ("stateful", 1, STEPS - 1),
+        ("plain", 0, None, Drawing),
+        ("plain", 1, None, Scheduled),
+        ("plain", 1, LAST, Scheduled),
+        ("plain", 1, "validated", Scheduled),
+        ("workers", 1, None, Scheduled),
+        ("workers", 1, "validated", Drawing),
+        ("sampler", 1, None, Scheduled),
+        ("sampler", 1, LAST, Drawing),
+        ("stateful", 1, None, Scheduled),
+        ("stateful", 1, 2, Scheduled),
+        ("stateful", 1, LAST, Drawing),
+        ("stateful", 1, "validated", Scheduled),
+        ("stream", 1, None, Drawing),
     ],
 )
-def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, tmp_path):
+def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, model_class, tmp_path):
     path = tmp_path / "a.ckpt"
-    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind)
+    settings = {"model_class": model_class, "validated": batch == "validated"}
+    # At these checkpoints a refresh has drawn its noise from other places of the streams.
+    settings["T"] = 15 if batch == LAST or kind == "stream" else 1
+    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind, **settings)
     torch.load(path, weights_only=True)
-    resumed = fit([RandomStateCallback()], kind, resume=path)
-    done = (epoch + 1) * STEPS if batch is None else epoch * STEPS + batch + 1
+    resumed = fit([RandomStateCallback()], kind, resume=path, **settings)
+    done = epoch * STEPS + batch + 1 if isinstance(batch, int) else (epoch + 1) * STEPS
     assert resumed["drawn"] == whole["drawn"][done:]
     torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
-    assert fit([], kind, resume=path)["drawn"] != resumed["drawn"]
+    assert fit([], kind, resume=path, **settings)["drawn"] != resumed["drawn"]
 
 
 def test_a_run_draws_the_same_with_the_callback_and_without():

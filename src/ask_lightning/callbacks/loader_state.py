@@ -137,10 +137,12 @@ class LoaderStateCallback(Callback):
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
             count_batches_from_zero(trainer)
-        if not reads_anew(trainer):
-            _iterate(trainer, place["ended"] if trainer.current_epoch == state["epoch"] else None)
         if trainer.current_epoch != state["epoch"]:
+            begin_epoch(trainer)
             return None
+        if not reads_anew(trainer):
+            with preserved_random_state():  # from which the epoch has drawn before
+                _iterate(trainer, place["ended"])
         _draw_orders_from(loaders, None)
         _restore_generators(loaders, place)
         return place
@@ -175,7 +177,8 @@ class LoaderStateCallback(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
-        trainer.fit_loop.epoch_loop.__dict__.pop("_on_after_fetch", None)
+        for name in ("_on_after_fetch", "on_run_start"):
+            trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
         trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
 
     def on_exception(
@@ -262,6 +265,30 @@ def reads_anew(trainer: pl.Trainer) -> bool:
     fit_loop = trainer.fit_loop
     is_resuming = fit_loop.restarting or getattr(fit_loop, "is_resuming", False)
     return trainer.current_epoch > 0 and not is_resuming
+
+
+def begin_epoch(trainer: pl.Trainer) -> None:
+    """Have the first epoch of a resumed run begin to read where others do, behind `on_train_epoch_start`.
+
+    Lightning has begun before, with the random numbers and the sampler's epoch of a new run. A stream that it
+    reads ahead begins at once.
+
+    Args:
+        trainer: The trainer at `on_train_start`, whose checkpoint is of the end of an epoch.
+    """
+    if reads_anew(trainer):
+        return
+    if is_read_ahead(trainer):
+        _iterate(trainer, None)
+        return
+    epoch_loop = trainer.fit_loop.epoch_loop
+
+    def iterate_and_start(fetcher: Any) -> None:
+        del epoch_loop.__dict__["on_run_start"]
+        iter(fetcher)
+        epoch_loop.on_run_start(fetcher)
+
+    epoch_loop.__dict__["on_run_start"] = iterate_and_start
 
 
 def count_batches_from_zero(trainer: pl.Trainer) -> None:

@@ -11,7 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from ask_lightning.callbacks.loader_state import LoaderStateCallback, reads_anew
+from ask_lightning.callbacks.loader_state import (
+    LoaderStateCallback,
+    begin_epoch,
+    is_read_ahead,
+    reads_anew,
+)
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -39,6 +44,7 @@ class RandomStateCallback(Callback):
         self._loaded, self._has_begun = None, False
         if stage != "fit":
             return
+        trainer.fit_loop.epoch_loop.__dict__.pop("on_run_start", None)  # of a run that was broken off
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Another list, because Lightning goes through the present one.
         trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
@@ -60,24 +66,32 @@ class RandomStateCallback(Callback):
             self._restore()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the streams back before the loader begins an epoch, for which it may draw its order."""
+        """Puts the streams back before Lightning begins a stream of data."""
         self._has_begun = True
         self._restore()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts them back where a loader begins once more."""
-        if self._loaded is None or self._loaded["is_inside_epoch"]:
+        """Puts them back, and has the loader draw the order of its epoch from them."""
+        if self._loaded is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if reads_anew(trainer) or any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
-            self._restore()
+        if not any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
+            if is_read_ahead(trainer) and not reads_anew(trainer):
+                self._loaded = None  # the stream has begun with them, and may not begin twice
+                return
+            if not self._loaded["is_inside_epoch"]:
+                begin_epoch(trainer)
+        self._restore()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts them back once more, also behind an epoch that a resumed run had only to end."""
+        self._restore()
         self._loaded = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Puts them back inside an epoch, whose order was drawn before the checkpoint."""
-        self._restore()
+        """Forgets them, as they go on from here."""
         self._loaded = None
 
     def _restore(self) -> None:
