@@ -91,6 +91,17 @@ def test_inspect_prints_json_alone(tmp_path, capsys):
     assert (tmp_path / "runs/my_recordings/inspect.png").is_file()
 
 
+def test_inspect_counts_the_clips_of_which_a_part_is_heard(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    write_recordings("own", num_clips=20, seconds=0.5)
+    inspect = ["inspect", "--config", "my_recordings", "--data.root", "own", "--data.seconds"]
+    run([*inspect, "0.3"])
+    assert "20 clips are longer than the 0.3 s that are heard of a clip" in capsys.readouterr().out
+    run([*inspect, "0.5"])
+    assert "that are heard" not in capsys.readouterr().out
+
+
 def test_inspect_shows_a_handful_of_clips_that_have_no_splits(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     write_recordings(tmp_path / "own", num_clips=3, seconds=0.5)

@@ -85,7 +85,7 @@ def test_another_encoding(table):
         ("filename,caption\na.wav,  \nb.wav,\n", r"clips.csv has no clip with a caption"),
         ("filename,caption\n,rain\n", r"line 2: column 'filename' is empty"),
         ('filename,caption\na.wav,"rain\n', r"line 2: unexpected end of data.*double quote"),
-        (b"filename,caption\na.wav,rain\nb.wav,caf\xe9\n", r"line 3: byte 0xe9 is not valid utf-8.*latin1"),
+        (b"filename,caption\na.wav,rain\nb.wav,caf\xe9\n", r"line 3: byte 0xe9 is not valid utf-8.*cp1252"),
     ],
 )
 def test_mistakes_in_a_table(table, text, message):

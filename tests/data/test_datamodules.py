@@ -1,6 +1,7 @@
 """Loaders: layout of batches, an order that depends on seed and epoch alone, parts that share no clip."""
 
 import unicodedata
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -241,6 +242,36 @@ def test_a_missing_file_moves_no_clip_to_another_part(folder):
     with pytest.warns(UserWarning, match="Left out 1"):
         after = parts()
     assert after == {key: name for key, name in before.items() if key != "file:0.wav"}
+
+
+def test_training_clips_that_new_rows_have_moved_into_evaluation_are_told(folder):
+    class Checked(Listener):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    rows = (folder / "clips.csv").read_text().split("\n")
+    checkpoint = folder / "last.ckpt"
+
+    def data_of(number):
+        (folder / "clips.csv").write_text("\n".join(rows[: number + 1]))
+        return folder_data(folder, clip_id_column=None)
+
+    def clips(data, *splits):
+        return {clip.name for split in splits for clip in data.datasets[split].clips}
+
+    before = data_of(14)
+    trainer = fit(Checked(), before)
+    trainer.save_checkpoint(checkpoint)
+    after = data_of(20)
+    moved = clips(before, "train") & clips(after, "val", "test")
+    assert moved, "else the rows have to be others"
+    with pytest.warns(
+        UserWarning, match=rf"{len(moved)} of 8 validation and test clips \({min(moved)}.*were training clips"
+    ):
+        trainer.validate(Checked(), after, ckpt_path=checkpoint, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*were training clips")
+        trainer.validate(Checked(), data_of(14), ckpt_path=checkpoint, verbose=False)
 
 
 def names_of_parts(root: Path, names: list[str]) -> dict[str, set[str]]:

@@ -23,6 +23,8 @@ from ask_lightning.utilities.optional_imports import import_optional
 from ask_lightning.utilities.text_tables import Cell, print_table
 
 _SPECTROGRAMS = 3
+# Encoders of files add a few samples to a clip of ten seconds.
+_TOLERATED_SECONDS = 0.1
 
 
 def inspect_data(arguments: Sequence[str]) -> DataSummary:
@@ -58,7 +60,7 @@ def inspect_data(arguments: Sequence[str]) -> DataSummary:
     if own.json:
         print(json.dumps({**found.as_dict(), "picture": str(picture)}, indent=2))
         return found
-    _print(found)
+    _print(found, datasets)
     print(f"The picture is {picture}.")
     print(f"Next: ask-lightning fit {repeated_flags(options)}")
     return found
@@ -110,7 +112,7 @@ def _with_progress(clips: Sequence[Clip]) -> Iterable[Clip]:
     return tracked
 
 
-def _print(found: DataSummary) -> None:
+def _print(found: DataSummary, datasets: Mapping[str, ClipDataset]) -> None:
     """Print the tables and what may have to be mended."""
     columns = [
         "split",
@@ -134,6 +136,15 @@ def _print(found: DataSummary) -> None:
         )
     print_table(columns, rows, float_format=".2f")
     print("Of seconds and words: least, median, most. Behind ×: number of clips.")
+    heard = {name: dataset.audio.seconds for name, dataset in datasets.items()}
+    longest = {name: seconds + _TOLERATED_SECONDS for name, seconds in heard.items()}
+    longer = sum(length > longest[name] for name, split in found.splits.items() for length in split.seconds)
+    if longer:
+        shown = " or ".join(f"{seconds:g}" for seconds in sorted(set(heard.values())))
+        print(
+            f"{longer} clips are longer than the {shown} s that are heard of a clip: training takes them "
+            "anywhere in it, `test`, `encode` and so `search` in the middle. `--data.seconds` sets them."
+        )
     for clips, text in (
         (found.same_audio, "sets of clips have the same bytes"),
         (found.audio_in_two_splits, "of them reach over two splits: results on these say nothing"),

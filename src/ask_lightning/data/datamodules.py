@@ -16,7 +16,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSamp
 from ask_lightning.data.audio.options import AudioOptions, Check, Features
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.data.clip_dataset import ClipDataset
-from ask_lightning.data.clips import Clip
+from ask_lightning.data.clip_parts import clip_parts
+from ask_lightning.data.clips import Clip, abbreviate
 from ask_lightning.data.columns import AUTO
 from ask_lightning.data.overlap import columns_across_splits, warn_of_overlap
 from ask_lightning.data.recordings import Recordings, TableFormat, missing_splits, read_recordings
@@ -24,6 +25,7 @@ from ask_lightning.data.splits import SPLITS, Split, split_by_clip
 from ask_lightning.data.synthetic.soundscapes import MAX_CAPTIONS, Soundscapes, check_domain
 from ask_lightning.utilities.arguments import check_count, check_range
 from ask_lightning.utilities.augmentation import without_augmentation
+from ask_lightning.utilities.clip_ids import integer_ids
 
 Item = dict[str, Any]
 Batch = dict[str, Any]
@@ -512,6 +514,29 @@ class FolderData(RetrievalDataModule):
             return super().ordered_dataloader(split)
         return self._loader(self._recordings[1])
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: as `"training_clips"` the clip ids of training, `(C,)` int64."""
+        return {"training_clips": _clip_ids(clip_parts(self.datasets["train"]))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn if validation or test clips were training clips when the checkpoint was written.
+
+        Rows that are new in a table, or gone, move clips near the borders of the division.
+
+        Args:
+            state_dict: What `state_dict` has returned.
+        """
+        parts = [part for split in ("val", "test") for part in clip_parts(self.datasets.get(split))]
+        trained = torch.isin(_clip_ids(parts), state_dict["training_clips"]).tolist()
+        clips = [clip for part in parts for clip in part.clips]
+        names = [clip.name for clip, is_known in zip(clips, trained, strict=True) if is_known]
+        if names:
+            rank_zero_warn(
+                f"{self._recordings[0].source}: {len(names)} of {len(clips)} validation and test clips "
+                f"({abbreviate(names)}) were training clips of the checkpoint. Results on them say nothing. "
+                "Pass table and flags of the training; a table that changes needs a column of splits."
+            )
+
     @cached_property
     def _recordings(self) -> tuple[Recordings, ClipDataset]:
         """What there is before it is divided, which a few clips that are only to be encoded need not be."""
@@ -575,3 +600,8 @@ class FolderData(RetrievalDataModule):
                 f"clips: {listed}. If one of them says which recording a file was taken from, pass it as "
                 "`clip_id_column`, which keeps takes together."
             )
+
+
+def _clip_ids(parts: Sequence[ClipDataset]) -> torch.Tensor:
+    """Ids of the clips of datasets, `(C,)` int64."""
+    return integer_ids([clip.recording for part in parts for clip in part.clips])

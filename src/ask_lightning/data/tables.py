@@ -69,7 +69,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}. Save the "
-            "file as UTF-8; `iconv -f latin1 -t utf-8` does so, or `-f utf-16`. Where there is an argument "
+            "file as UTF-8; `iconv -f cp1252 -t utf-8` does so, or `-f utf-16`. Where there is an argument "
             "`encoding`, that may be passed instead."
         ) from error
 
