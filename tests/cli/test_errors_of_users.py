@@ -227,11 +227,14 @@ def test_encoding_by_other_methods_than_those_of_training(command, demo, capsys)
     assert "trains by `ask.audio: embed_audio` and `ask.text: null`" in message
 
 
-def test_a_run_is_not_mixed_with_another(demo, capsys):
+@pytest.mark.parametrize(("there", "named"), [(["best", "last"], "last"), (["best"], "best")])
+def test_a_run_is_not_mixed_with_another(there, named, demo, capsys):
     Path("run/checkpoints").mkdir(parents=True)
-    Path("run/checkpoints/last.ckpt").touch()
+    for name in there:
+        Path(f"run/checkpoints/{name}.ckpt").touch()
     message = refusal(capsys, "fit", "--config", ASK, "--run", "run")
-    assert message.startswith("run/checkpoints holds the checkpoints of a run. Go on with it by `--ckpt_p")
+    assert message.startswith("run/checkpoints holds the checkpoints of a run. Go on with it by ")
+    assert f"`--ckpt_path {named}`" in message
 
 
 def test_checkpoints_of_another_kind(demo, capsys):
