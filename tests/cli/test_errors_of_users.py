@@ -227,11 +227,14 @@ def test_encoding_by_other_methods_than_those_of_training(command, demo, capsys)
     assert "trains by `ask.audio: embed_audio` and `ask.text: null`" in message
 
 
-def test_a_run_is_not_mixed_with_another(demo, capsys):
+@pytest.mark.parametrize(("there", "named"), [(["best", "last"], "last"), (["best"], "best")])
+def test_a_run_is_not_mixed_with_another(there, named, demo, capsys):
     Path("run/checkpoints").mkdir(parents=True)
-    Path("run/checkpoints/last.ckpt").touch()
+    for name in there:
+        Path(f"run/checkpoints/{name}.ckpt").touch()
     message = refusal(capsys, "fit", "--config", ASK, "--run", "run")
-    assert message.startswith("run/checkpoints holds the checkpoints of a run. Go on with it by `--ckpt_p")
+    assert message.startswith("run/checkpoints holds the checkpoints of a run. Go on with it by ")
+    assert f"`--ckpt_path {named}`" in message
 
 
 def test_checkpoints_of_another_kind(demo, capsys):
@@ -248,17 +251,27 @@ def test_checkpoints_of_another_kind(demo, capsys):
 def test_a_folder_that_cannot_be_written_to(demo, capsys):
     Path("file").touch()
     message = refusal(capsys, "fit", "--config", ASK, demo, "--run", "file/run")
-    assert message.startswith("[Errno 20] Not a directory: ")
-    assert "file" in message
+    assert "file is no folder, or a read-only one" in message
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_locked(demo, capsys):
+@pytest.mark.parametrize(
+    ("command", "flag", "path", "remedy"),
+    [
+        ("fit", "--run", "locked/run", "Pass a folder of your own as `--run`; the checkpoint of another run"),
+        ("test", "--run", "locked", "goes by its path as `--ckpt_path`."),
+        ("inspect", "--run", "locked", "Name a place for the picture by `--picture FILE`."),
+        ("encode", "--output", "locked/a.safetensors", ""),
+    ],
+)
+def test_a_folder_that_is_locked(command, flag, path, remedy, demo, capsys, monkeypatch):
     Path("locked").mkdir()
     Path("locked").chmod(0o500)
-    assert "ermission denied" in refusal(capsys, "fit", "--config", ASK, demo, "--run", "locked/run")
-    given = ("encode", "--config", ASK, demo, "--output", "locked/a.safetensors")
-    assert "locked is no folder, or a read-only one" in refusal(capsys, *given)
+    may, locked = os.access, Path("locked").absolute()  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and may(path, mode))
+    message = refusal(capsys, command, "--config", ASK, demo, flag, path)
+    assert "locked is no folder, or a read-only one." in message
+    assert remedy in message
+    assert not list(Path("locked").iterdir())
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -167,6 +167,26 @@ def test_parquet_with_paths_and_with_bytes(sounds):
         found(sounds)
 
 
+@pytest.mark.parametrize("cells", ["paths", "bytes", "both"])
+def test_parquet_with_large_texts_as_pandas_and_polars_write_them(sounds, cells):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    texts, contents = pyarrow.large_string(), pyarrow.large_binary()
+    audio = {
+        "paths": pyarrow.array(NAMES, texts),
+        "bytes": pyarrow.array([encoded(index) for index in range(8)], contents),
+        "both": pyarrow.array(
+            [{"bytes": encoded(index), "path": name} for index, name in enumerate(NAMES)],
+            pyarrow.struct([("bytes", contents), ("path", texts)]),
+        ),
+    }
+    captions = pyarrow.array([f"said {index}" for index in range(8)], texts)
+    parquet.write_table(pyarrow.table({"audio": audio[cells], "caption": captions}), sounds / "t.parquet")
+    assert [clip.captions[0] for clip in found(sounds).clips] == captions.to_pylist()
+    data = FolderData(sounds, seconds=0.05, check="decode")
+    assert level(data, "all") == pytest.approx([0.0, 0.1, 0.2], abs=1e-3)
+
+
 @pytest.mark.parametrize("form", ["saved", "parquet"])
 def test_a_local_dataset_in_place_of_the_hub(tmp_path, form):
     datasets = pytest.importorskip("datasets")

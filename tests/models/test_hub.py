@@ -63,6 +63,15 @@ def test_what_is_of_an_earlier_model_leaves_the_repository(tmp_path, monkeypatch
     assert {file.name for file in repository.iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
 
+def test_a_hub_that_cannot_be_reached_is_said(tmp_path, monkeypatch):
+    class ConnectError(Exception):
+        """As the hub's HTTP client has it: no `OSError`."""
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FolderHub(tmp_path, ConnectError("refused")))
+    with pytest.raises(OSError, match=r"^The model was not uploaded to 'me/sounds' \(refused\)\. Log in"):
+        TinyRetriever(width=8).push_to_hub("me/sounds")
+
+
 def test_what_the_hub_refuses_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FolderHub(tmp_path, OSError("401 Unauthorized\n…")))
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Which requests are answered, and with what."""
 
+import errno
 import io
 import os
 import signal
@@ -16,6 +17,7 @@ import soundfile
 pytest.importorskip("gradio", reason='the page needs: pip install "ask-lightning[page]"')
 import anyio
 from fastapi.testclient import TestClient
+from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse
 
 from ask_lightning.page.clip_cards import answer_html
@@ -171,6 +173,24 @@ def ask(client, sound):
         return joined.status_code
     with client.stream("GET", "/gradio_api/queue/data?session_hash=one") as answer:
         return next(line for line in answer.iter_lines() if "process_completed" in line)
+
+
+def test_an_upload_that_finds_the_disk_full_leaves_room_for_the_next(client, tmp_path, monkeypatch, caplog):
+    written = []
+
+    async def write_a_part(file, data):
+        written.append(Path(file.file.name))
+        written[-1].write_bytes(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(UploadFile, "write", write_a_part)
+        assert client.post("/gradio_api/upload", files={"files": ("a.wav", b"0" * 100)}).status_code == 500
+    assert written[0].parent == tmp_path / "uploads"
+    assert not list((tmp_path / "uploads").iterdir())
+    assert "A sound was not taken: [Errno 28] No space left on device. Free space in" in caplog.text
+    (uploaded,) = client.post("/gradio_api/upload", files={"files": ("a.wav", b"0" * 100)}).json()
+    assert Path(uploaded).read_bytes() == b"0" * 100
 
 
 def test_a_sound_that_was_not_uploaded_is_no_question(client, tmp_path):

@@ -1,5 +1,6 @@
 """The protocol of a comparison: equal budgets, tuned on validation only, continued where it stopped."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -57,7 +58,7 @@ def calls(monkeypatch):
         assert (data, max_epochs, accelerator, trainer_options) == (seed, 3, "cpu", {})
         made.append((built["name"], built["temperature"], seed))
         if len(made) == train_and_evaluate.fails_at:
-            raise ValueError("the loss is NaN")
+            raise train_and_evaluate.failure
         if made[-1] in train_and_evaluate.diverge:
             check_finite("audio", torch.tensor([[torch.nan]]))
         validation = scores(1 - abs(built["temperature"] - BEST[built["name"]]))
@@ -67,6 +68,7 @@ def calls(monkeypatch):
         return Metrics(validation, scores(built["temperature"]), calibrated, scores(0.5))
 
     train_and_evaluate.fails_at = None
+    train_and_evaluate.failure = ValueError("the loss is NaN")
     train_and_evaluate.diverge = set()
     train_and_evaluate.calibration_differs = False
     monkeypatch.setattr(comparison, "train_and_evaluate", train_and_evaluate)
@@ -130,6 +132,12 @@ def test_a_failed_run_is_named_and_the_finished_ones_are_kept(calls, tmp_path):
     del calls.made[:]
     compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
     assert calls.made == [("B", 0.05, 0), ("B", 0.1, 0)]
+
+
+def test_a_run_that_finds_the_disk_full_fails_as_what_a_user_can_mend(calls, tmp_path):
+    calls.fails_at, calls.failure = 2, OSError(errno.ENOSPC, "No space left on device", "best.ckpt")
+    with pytest.raises(OSError, match=r"The run of A .* failed: .* No space left on device: 'best\.ckpt'"):
+        compare(methods(0.05, 0.1), PROTOCOL, tmp_path, seeds=[0], log=len)
 
 
 def test_a_candidate_that_diverges_has_been_tried_and_is_not_chosen(calls, tmp_path):

@@ -208,6 +208,16 @@ def test_a_lock_that_is_taken_for_abandoned_while_it_is_made(tmp_path, monkeypat
     assert names(tmp_path) == ["a"]
 
 
+def test_a_folder_that_is_locked_is_an_error_of_the_file(tmp_path, monkeypatch):
+    def refuse(path, *, wait):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("ask_lightning.utilities.atomic_files.file_lock", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write(tmp_path / "a", b"")
+    assert caught.value.filename == str(tmp_path / "a")
+
+
 def _look_for_abandoned(folder, stop):
     while not stop.is_set():
         remove_abandoned(folder)

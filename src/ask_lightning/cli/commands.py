@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.errors import UsageError, check_writable
 from ask_lightning.cli.flags import without_options_of_others
 from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.results import results_of_test, write_results
@@ -76,7 +76,15 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     if options.checkpoint is not None:
         arguments += ["--ckpt_path", options.checkpoint]
     arguments += options.lightning_arguments
-    if command != "fit" or {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+    if asks_for_help or "--print_config" in flags:
+        return RetrievalCLI(arguments, held_out)
+    if command in ("fit", "validate", "test"):
+        check_writable(
+            options.run_folder / "logs",
+            "Pass a folder of your own as `--run`; the checkpoint of another run goes by its path as "
+            "`--ckpt_path`.",
+        )
+    if command != "fit":
         return RetrievalCLI(arguments, held_out)
     options.check_run_is_new(config)
     with locked_run(options.run_folder):

@@ -1,7 +1,6 @@
 """Embeddings of a split, and the file that holds them. Axes: `N` clips, `P` captions, `d` width."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ask_lightning.cli.errors import UsageError
+from ask_lightning.cli.errors import UsageError, check_writable
 from ask_lightning.cli.stored_texts import StoredTexts
 from ask_lightning.data.caption_style import CaptionStyle
 from ask_lightning.interaction import TokenEmbeddings, with_padding
@@ -250,6 +249,4 @@ def check_output(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"Argument `output` has to end with .safetensors, but got {str(path)!r}.")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {existing} is no folder, or a read-only one.")
+    check_writable(path)

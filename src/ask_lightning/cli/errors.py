@@ -8,6 +8,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 TRACEBACK_VARIABLE = "ASK_LIGHTNING_TRACEBACK"
@@ -73,6 +74,22 @@ def usage_errors(is_setup: Callable[[], bool] = lambda: True) -> Iterator[None]:
         if not is_setup():
             raise
         raise UsageError(_message(error)) from error
+
+
+def check_writable(path: Path, remedy: str = "") -> None:
+    """Refuse a path that cannot be written to, before the work is done.
+
+    Args:
+        path: Path of a file or a folder, which need not exist, nor the folders above it.
+        remedy: Sentence that says what else to pass.
+
+    Raises:
+        UsageError: The folder in which it would be is none, or a read-only one.
+    """
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        message = f"{path} cannot be written: {existing} is no folder, or a read-only one."
+        raise UsageError(f"{message} {remedy}".rstrip())
 
 
 def construct(kind: type, *arguments: Any, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import pickle
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ask_lightning.cli.errors import UsageError, usage_errors
+from ask_lightning.cli.errors import UsageError, check_writable, usage_errors
 from ask_lightning.cli.model_card import model_card
 from ask_lightning.cli.model_section import load_class
 from ask_lightning.cli.results import RESULTS_FILE, find_results, public_results, read_results
@@ -92,9 +91,7 @@ def _check_output(folder: Path) -> None:
     """Refuse a folder that holds something or cannot be written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already and not empty. Pass another `--output`, or empty it.")
-    existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"{folder} cannot be written: {existing} is no folder, or a read-only one.")
+    check_writable(folder)
 
 
 def _find_checkpoint(path: Path) -> tuple[Path, Path]:

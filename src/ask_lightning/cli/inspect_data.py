@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser
 
-from ask_lightning.cli.errors import UsageError, construct, usage_errors
+from ask_lightning.cli.errors import UsageError, check_writable, construct, usage_errors
 from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.run_options import FlagParser, RunOptions, repeated_flags
 from ask_lightning.data import FolderData, RetrievalDataModule, log_mel
@@ -51,11 +51,12 @@ def inspect_data(arguments: Sequence[str]) -> DataSummary:
     own, others = parser.parse_known_args(arguments)
     options = RunOptions.parse(others)
     options.check_flags("inspect")
+    picture = own.picture or options.run_folder / "inspect.png"
+    check_writable(picture, "Name a place for the picture by `--picture FILE`.")
     quiet_lightning()
     datasets = _datasets(options)
     progress = (lambda clips: clips) if own.json else _with_progress
     found = summarize(datasets, progress)
-    picture = own.picture or options.run_folder / "inspect.png"
     _draw(found, datasets, picture)
     if own.json:
         print(json.dumps({**found.as_dict(), "picture": str(picture)}, indent=2))

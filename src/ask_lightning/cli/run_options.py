@@ -182,10 +182,13 @@ class RunOptions:
         if not is_first_process() or self.demo or self.checkpoint is not None:
             return
         for folder in (self.run_folder / "checkpoints", *_checkpoint_folders(config)):
-            if any(folder.glob("*.ckpt")):
+            found = sorted(file.stem for file in folder.glob("*.ckpt"))
+            if found:
+                # A full disk may have had room for the best one alone.
+                name = "best" if "best" in found and "last" not in found else "last"
                 raise UsageError(
-                    f"{folder} holds the checkpoints of a run. Go on with it by `--ckpt_path last`, or start "
-                    "another one with `--run FOLDER`."
+                    f"{folder} holds the checkpoints of a run. Go on with it by `--ckpt_path {name}`, or "
+                    "start another one with `--run FOLDER`."
                 )
 
 

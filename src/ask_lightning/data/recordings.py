@@ -21,7 +21,7 @@ from ask_lightning.data.columns import (
     splits_of,
 )
 from ask_lightning.data.keys import AUDIO_SUFFIXES, normalize_title
-from ask_lightning.data.published.parquet import ColumnStore, load_hub, texts_of_cell
+from ask_lightning.data.published.parquet import ColumnStore, cast_audio, load_hub, texts_of_cell
 from ask_lightning.data.splits import SPLITS, Split
 from ask_lightning.data.tables import check_columns, numbered_rows, read_text
 from ask_lightning.utilities.optional_imports import import_optional
@@ -224,7 +224,7 @@ def _read_parts(where: str, parts: Mapping[str, Any], folder: Path | None, form:
     whole = datasets.concatenate_datasets([table.select_columns(kept) for table in tables])
     if columns.filename != _AUDIO:
         whole = whole.rename_column(columns.filename, _AUDIO)
-    whole = whole.cast_column(_AUDIO, datasets.Audio(decode=False))
+    whole = cast_audio(whole, _AUDIO)
     classes = {name: kind for name, kind in whole.features.items() if isinstance(kind, datasets.ClassLabel)}
     part_of_row = [name for name, table in parts.items() for _ in range(len(table))]
 

@@ -36,7 +36,7 @@ def upload_folder(folder: str | Path, repository: str, *, private: bool = False)
             commit_message="Upload a model of ask-lightning",
             delete_patterns=_OF_A_MODEL,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # an HTTP client that cannot connect raises classes of its own
         reason = str(error).strip().partition("\n")[0]
         raise OSError(
             f"The model was not uploaded to {repository!r} ({reason}). Log in by `hf auth login`, or set "

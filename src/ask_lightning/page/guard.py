@@ -1,6 +1,7 @@
 """Which requests the page's server answers."""
 
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import parse_qs
 from ask_lightning.page.clip_cards import CLIP_PATH
 from ask_lightning.utilities.optional_imports import import_optional
 
+_UPLOAD = "/gradio_api/upload"
 # What of Gradio's own server the page needs; the rest (proxy, video, file routes, …) is not there.
 _GRADIO_PATHS = (
     "/config",
@@ -26,7 +28,7 @@ _GRADIO_PATHS = (
     "/gradio_api/queue/",
     "/gradio_api/reset",
     "/gradio_api/startup-events",
-    "/gradio_api/upload",
+    _UPLOAD,
 )
 _UPLOADED_FILE = "/gradio_api/file="
 _QUESTION = "/gradio_api/queue/join"
@@ -56,6 +58,7 @@ class Guard:
         self.app = app
         self.uploads = uploads
         self.key = key
+        self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it, see ASGI."""
@@ -82,7 +85,26 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), policy, sniffing]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        if scope["type"] == "http" and scope["path"] == _UPLOAD:
+            await self._take_sound(scope, receive, send_with_policy)
+        else:
+            await self.app(scope, receive, send_with_policy)
+
+    async def _take_sound(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an upload on, and remove what those that ended in the middle have left, as Gradio does not."""
+        self._uploading += 1
+        try:
+            await self.app(scope, receive, send)
+        except OSError as error:
+            message = "A sound was not taken: %s. Free space in %s, or set TMPDIR to another disk."
+            logging.getLogger("uvicorn.error").error(message, error, self.uploads)
+        finally:
+            self._uploading -= 1
+            if not self._uploading:
+                for part in self.uploads.iterdir():  # what is whole lies in folders
+                    if part.is_file():
+                        os.truncate(part, 0)  # which frees the disk although Gradio still has it open
+                        part.unlink()
 
     def _is_of_others(self, scope: Scope) -> bool:
         """Whether a page asks for a clip by the number that another server gave it, before a restart."""

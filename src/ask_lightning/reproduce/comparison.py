@@ -161,8 +161,9 @@ def compare(
             names that differ in signs alone.
         RunsError: The folder holds runs under another protocol, or of a method with other options or
             candidates, or what it holds is damaged.
-        RuntimeError: All candidates of a method diverged, or a run failed otherwise. Runs that are finished
-            stay in `runs.csv`.
+        OSError: A run failed because the system refused something, such as to write to a full disk. Runs that
+            are finished stay in `runs.csv`.
+        RuntimeError: All candidates of a method diverged, or a run failed otherwise; the same holds.
     """
     _check(methods, seeds)
     check_count("jobs", jobs)
@@ -450,7 +451,9 @@ def _train(protocol: Protocol, calibrated: bool, output: Path, job: _Job) -> Run
         if isinstance(error, NonFiniteEmbeddingsError) and job.stage == "tune":
             _finish(loggers)
             return FailedRun(job.method.name, job.settings, job.seed, str(error))
-        raise RuntimeError(
+        # What the system refuses, such as a full disk, is for the user to mend.
+        kind = OSError if isinstance(error, OSError) else RuntimeError
+        raise kind(
             f"The run of {job.method.name} with {settings_label(job.settings)}, seed {job.seed}, failed: "
             f"{error}"
         ) from error

@@ -48,7 +48,8 @@ def atomic_write(path: Path, *, flush: bool = True) -> Iterator[Path]:
         The temporary path; there is no file yet.
 
     Raises:
-        OSError: The folder cannot be made or written to. Where the disk is full, the error names `path`.
+        OSError: The folder cannot be made or written to. Where it is read-only or the disk is full, the error
+            names `path`.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -90,6 +91,9 @@ def _temporary_name(path: Path) -> Iterator[Path]:
                 # its lock. It removes the file.
                 if attempt + 1 == _MOST_NAMES:
                     raise
+            except OSError as error:
+                error.filename = str(path)  # for the hidden name tells nobody what could not be written
+                raise
         yield path.with_name(f"{stem}{_TEMPORARY}")
 
 

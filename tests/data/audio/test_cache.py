@@ -1,5 +1,9 @@
 """The cache: what is decoded once, what misses, and what an interruption leaves."""
 
+import errno
+import resource
+import signal
+
 import numpy as np
 import pytest
 import soundfile
@@ -112,3 +116,19 @@ def test_a_file_in_place_of_the_folder(tmp_path):
         OSError, match=r"`cache` has to be None, \"memory\" or a folder .* got '.*file' \(File"
     ):
         cache_module.AudioCache(tmp_path / "file")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    limits, answer = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    (tmp_path / "a.wav").touch()
+    cache = cache_module.AudioCache(tmp_path / "cache")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: .*/cache/\w+\.npy'") as caught:
+            cache.get(tmp_path / "a.wav", "", lambda: torch.ones(16_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, answer)
+    assert caught.value.errno == errno.EFBIG
+    assert not list((tmp_path / "cache").iterdir())
+    assert torch.equal(cache.get(tmp_path / "a.wav", "", lambda: torch.ones(16_000)), torch.ones(16_000))

@@ -1,6 +1,7 @@
 """A cache of decoded audio, in memory or in a folder."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -88,8 +89,10 @@ class AudioCache:
         if not self._has_looked_for_abandoned:  # once, since a folder may hold very many files
             self._has_looked_for_abandoned = True
             remove_abandoned(self._folder)
-        with atomic_write(stored, flush=False) as temporary, temporary.open("wb") as file:
-            np.save(file, value.numpy(), allow_pickle=False)
+        content = io.BytesIO()  # for NumPy does not say why a file could not be written
+        np.save(content, value.numpy(), allow_pickle=False)
+        with atomic_write(stored, flush=False) as temporary:
+            temporary.write_bytes(content.getbuffer())
         return value
 
 

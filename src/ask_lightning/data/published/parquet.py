@@ -130,9 +130,26 @@ def read_hub(name: str, dataset: Any, namespace: str) -> tuple[list[Clip], Colum
     return _read_table(name, dataset, namespace, Path())
 
 
+def cast_audio(dataset: Any, column: str) -> Any:
+    """A table whose column of audio holds bytes and paths, not decoded, in whatever form it was written.
+
+    Args:
+        dataset: The table, as the `datasets` library has it.
+        column: Name of its column of audio.
+
+    Returns:
+        The table with the column as `datasets.Audio(decode=False)`.
+    """
+    datasets = import_optional("datasets")
+    if getattr(dataset.features[column], "dtype", "") == "large_string":
+        # Paths as pandas 3 and polars write them, which the library takes for no text.
+        dataset = dataset.cast_column(column, datasets.Value("string"))
+    return dataset.cast_column(column, datasets.Audio(decode=False))
+
+
 def _read_table(where: str, dataset: Any, namespace: str, folder: Path) -> tuple[list[Clip], ColumnStore]:
     """The clips of a table, and the store of its audio, whose paths are relative to a folder."""
-    dataset = dataset.cast_column(_AUDIO, import_optional("datasets").Audio(decode=False))
+    dataset = cast_audio(dataset, _AUDIO)
     wanted = _wanted_columns(dataset.column_names)
     rows = dataset.select_columns(wanted).to_list()
     if not any(column in _NAMES for column in wanted):
