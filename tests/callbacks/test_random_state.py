@@ -16,8 +16,16 @@ from tests.helpers.ranks import on_ranks
 EPOCHS, STEPS = 3, 6
 
 
+class NoisyPairs(Pairs):
+    """Augments what it reads."""
+
+    def __getitem__(self, row):
+        pair = super().__getitem__(row)
+        return pair | {"audio": pair["audio"] + 0.1 * random.random() * torch.rand(len(pair["audio"]))}
+
+
 class Drawing(PlainTowers):
-    """Draws by dropout and from the global streams, and notes what."""
+    """Draws by dropout, by augmentation and from the global streams, and notes what."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,6 +34,9 @@ class Drawing(PlainTowers):
 
     def encode_audio(self, batch):
         return self.dropout(super().encode_audio(batch))
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch | {"audio": batch["audio"] + 0.1 * torch.rand_like(batch["audio"])}
 
     def training_step(self, batch, batch_idx):
         clips = batch["clip_id"].tolist()
@@ -51,9 +62,9 @@ class SaveAt(pl.Callback):
 def loader(kind: str):
     if kind != "stateful":
         workers = 1 if kind == "workers" else 0
-        return torch.utils.data.DataLoader(Pairs(48), batch_size=8, shuffle=True, num_workers=workers)
+        return torch.utils.data.DataLoader(NoisyPairs(48), batch_size=8, shuffle=True, num_workers=workers)
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
-    return stateful.StatefulDataLoader(Pairs(48), batch_size=8, shuffle=True)
+    return stateful.StatefulDataLoader(NoisyPairs(48), batch_size=8, shuffle=True)
 
 
 def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **settings) -> dict:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from ask_lightning.callbacks.loader_state import LoaderStateCallback, reads_anew
+from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.utilities.distributed import Ranks
 
 
@@ -24,7 +27,8 @@ class RandomStateCallback(Callback):
 
     Notes:
         A run on another number of processes draws numbers of its own, with a warning. Worker processes of a
-        loader have streams of their own, which begin anew in each epoch.
+        loader have streams of their own, which begin anew in each epoch, and where a run resumes inside one:
+        the rest of that epoch then has other crops, if the dataset draws them.
 
     Examples:
         >>> trainer = pl.Trainer(callbacks=[RandomStateCallback()], logger=False)
@@ -33,10 +37,11 @@ class RandomStateCallback(Callback):
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
         self._has_begun = False
+        self._at_epoch_start: dict[str, Any] | None = None  # where the epoch's order was drawn meanwhile
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, in front of the callbacks that may draw."""
-        self._loaded, self._has_begun = None, False
+        self._loaded, self._has_begun, self._at_epoch_start = None, False, None
         if stage != "fit":
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -65,20 +70,66 @@ class RandomStateCallback(Callback):
         self._restore()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts them back where a loader begins once more."""
-        if self._loaded is None or self._loaded["is_inside_epoch"]:
+        """Puts them back where a loader begins once more, or goes on inside an epoch."""
+        if self._loaded is None:
+            return
+        if self._loaded["is_inside_epoch"]:  # whose order was drawn before the checkpoint
+            self._restore_before_a_batch_is_read(trainer)
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if reads_anew(trainer) or any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
             self._restore()
+        if not reads_anew(trainer) and self._loaded is not None:
+            self._at_epoch_start = self._loaded["ranks"][Ranks.current().rank]
         self._loaded = None
+
+    @contextmanager
+    def drawing_from_epoch_start(self) -> Iterator[None]:
+        """Draw what a run without a break draws before the order of the epoch, and go on behind the order.
+
+        In the first epoch of a resumed run the order is drawn first.
+        """
+        if self._at_epoch_start is None:
+            yield
+            return
+        with preserved_random_state():
+            _put_back(self._at_epoch_start)
+            yield
+
+    def _restore_before_a_batch_is_read(self, trainer: pl.Trainer) -> None:
+        """Put them back once, since what reads the batch and what moves it to its device may draw."""
+        epoch_loop = trainer.fit_loop.epoch_loop
+        before_fetch = epoch_loop._on_before_fetch
+
+        def restore_before_fetch() -> None:
+            self._restore()
+            self._loaded = None
+            before_fetch()
+
+        epoch_loop.__dict__["_on_before_fetch"] = restore_before_fetch
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Puts them back inside an epoch, whose order was drawn before the checkpoint."""
+        """Puts them back where the step itself reads its batches."""
         self._restore()
         self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Forgets where the epoch began."""
+        self._at_epoch_start = None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves Lightning's loop as it was."""
+        trainer.fit_loop.epoch_loop.__dict__.pop("_on_before_fetch", None)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves Lightning's loop as it was; Lightning does not call `teardown` after an error."""
+        self.teardown(trainer, pl_module, "fit")
 
     def _restore(self) -> None:
         """Put the streams of this process to where they were in the checkpoint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from ask_lightning.callbacks.known_clips import KnownClips
 from ask_lightning.callbacks.known_source import KnownSource, check_ranks_share_source, differences
 from ask_lightning.callbacks.loader_state import warn_of_inexact_resume
 from ask_lightning.callbacks.loss_terms import log_loss_terms, log_own
+from ask_lightning.callbacks.random_state import RandomStateCallback
 from ask_lightning.callbacks.refresh_options import (
     MODES,
     Mode,
@@ -456,7 +458,11 @@ class KnowledgeRefreshCallback(Callback):
         is_first = self.target.loss.knowledge is None
         if is_first or (self._built_at != epoch and self._is_due(epoch)):
             if not self.in_background or is_first:
-                self.refresh(trainer, pl_module)
+                with ExitStack() as stack:
+                    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                        if isinstance(callback, RandomStateCallback):
+                            stack.enter_context(callback.drawing_from_epoch_start())
+                    self.refresh(trainer, pl_module)
             if self.in_background:
                 begin = self._background.rehearse if is_first else self._background.begin
                 begin(trainer, pl_module, self._renewer)
