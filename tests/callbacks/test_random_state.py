@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ask_lightning.callbacks import LoaderStateCallback, RandomStateCallback
-from tests.helpers.clients import Pairs, PlainTowers, make_refresh, make_trainer, wrap
+from tests.helpers.clients import EpochSeededSampler, Pairs, PlainTowers, make_refresh, make_trainer, wrap
 from tests.helpers.ranks import on_ranks
 
 EPOCHS, STEPS = 3, 6
@@ -61,7 +61,11 @@ class SaveAt(pl.Callback):
 
 def loader(kind: str):
     if kind != "stateful":
-        workers = 1 if kind == "workers" else 0
+        workers = 0 if kind == "plain" else 1
+        if kind == "sampler":
+            pairs = NoisyPairs(48)
+            sampler = EpochSeededSampler(len(pairs))
+            return torch.utils.data.DataLoader(pairs, batch_size=8, sampler=sampler, num_workers=1)
         return torch.utils.data.DataLoader(NoisyPairs(48), batch_size=8, shuffle=True, num_workers=workers)
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
     return stateful.StatefulDataLoader(NoisyPairs(48), batch_size=8, shuffle=True)
@@ -87,6 +91,8 @@ def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **s
         ("plain", 1, None),
         ("plain", 1, STEPS - 1),
         ("workers", 1, None),
+        ("sampler", 1, None),
+        ("sampler", 1, STEPS - 1),
         ("stateful", 1, None),
         ("stateful", 1, 2),
         ("stateful", 1, STEPS - 1),

@@ -82,7 +82,7 @@ class LoaderStateCallback(Callback):
         """Puts the loaders back to where the run was that is resumed."""
         loaders = stateful_loaders(trainer)
         if not loaders:
-            kinds = ", ".join(sorted({type(loader).__name__ for loader in _training_loaders(trainer)}))
+            kinds = ", ".join(sorted({type(loader).__name__ for loader in training_loaders(trainer)}))
             raise RuntimeError(
                 "LoaderStateCallback needs a training loader with `state_dict` and `load_state_dict`, but "
                 f"got {kinds}. Use torchdata's StatefulDataLoader in its place, or leave the callback out."
@@ -234,13 +234,23 @@ class LoaderStateCallback(Callback):
         self._to_restore = state_dict or None
 
 
+def training_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The training loaders as Lightning reads them.
+
+    Args:
+        trainer: The running trainer.
+    """
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
 def stateful_loaders(trainer: pl.Trainer) -> list[StatefulLoader]:
     """The training loaders that can be put back to where they were.
 
     Args:
         trainer: The running trainer.
     """
-    return [loader for loader in _training_loaders(trainer) if isinstance(loader, StatefulLoader)]
+    return [loader for loader in training_loaders(trainer) if isinstance(loader, StatefulLoader)]
 
 
 def is_read_ahead(trainer: pl.Trainer) -> bool:
@@ -388,11 +398,6 @@ def warn_of_inexact_resume(trainer: pl.Trainer) -> None:
             "The run resumes inside an epoch, and its training stream has no state by which to go on: it "
             "begins at its start. Use torchdata's StatefulDataLoader with LoaderStateCallback()."
         )
-
-
-def _training_loaders(trainer: pl.Trainer) -> list[Any]:
-    combined = trainer.fit_loop._combined_loader
-    return [] if combined is None else combined.flattened
 
 
 def _generators(loader: object) -> dict[str, torch.Generator]:

@@ -10,10 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from ask_lightning.callbacks.loader_state import LoaderStateCallback, reads_anew
+from ask_lightning.callbacks.loader_state import LoaderStateCallback, reads_anew, training_loaders
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.utilities.distributed import Ranks
 
@@ -47,6 +48,8 @@ class RandomStateCallback(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Another list, because Lightning goes through the present one.
         trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
+        if not any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
+            _tell_samplers_the_epoch(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -124,6 +127,9 @@ class RandomStateCallback(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
         trainer.fit_loop.epoch_loop.__dict__.pop("_on_before_fetch", None)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
+            trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -144,6 +150,23 @@ class RandomStateCallback(Callback):
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
         self._loaded = None
+
+
+def _tell_samplers_the_epoch(trainer: pl.Trainer) -> None:
+    """Have samplers know the epoch before workers read ahead, to which Lightning 2.6 tells it afterwards."""
+    fit_loop = trainer.fit_loop
+    load_states = fit_loop._load_combined_loader_states
+
+    def tell_and_load_states() -> None:
+        epochs: Any = fit_loop.epoch_progress.current
+        batches: Any = fit_loop.epoch_loop.batch_progress
+        # Of a checkpoint at the last step, which Lightning counts as one of the end of the epoch later on.
+        is_over = batches.is_last_batch and batches.current.processed > batches.current.completed
+        for loader in training_loaders(trainer):
+            _set_sampler_epoch(loader, epochs.processed + is_over)
+        load_states()
+
+    fit_loop.__dict__["_load_combined_loader_states"] = tell_and_load_states
 
 
 def _streams() -> dict[str, Any]:
