@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from ask_lightning.callbacks import LoaderStateCallback, RandomStateCallback
-from tests.helpers.clients import EpochSeededSampler, Pairs, PlainTowers, make_refresh, make_trainer, wrap
+from tests.helpers.clients import (
+    EpochSeededSampler,
+    Pairs,
+    PlainTowers,
+    held_out,
+    make_refresh,
+    make_trainer,
+    wrap,
+)
 from tests.helpers.ranks import on_ranks
 
 EPOCHS, STEPS = 3, 6
@@ -35,6 +43,9 @@ class Drawing(PlainTowers):
     def encode_audio(self, batch):
         return self.dropout(super().encode_audio(batch))
 
+    def validation_step(self, batch, batch_idx):
+        torch.rand(1)
+
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch | {"audio": batch["audio"] + 0.1 * torch.rand_like(batch["audio"])}
 
@@ -45,13 +56,17 @@ class Drawing(PlainTowers):
 
 
 class SaveAt(pl.Callback):
-    """Writes a checkpoint behind a batch, or at the end of an epoch."""
+    """Writes a checkpoint behind a batch, behind the validation or at the end of an epoch."""
 
-    def __init__(self, path: Path, epoch: int, batch: int | None) -> None:
+    def __init__(self, path: Path, epoch: int, batch: int | str | None) -> None:
         self.path, self.epoch, self.batch = path, epoch, batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer, pl_module):
+        if self.batch == "validated" and trainer.current_epoch == self.epoch and not trainer.sanity_checking:
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer, pl_module):
@@ -71,7 +86,9 @@ def loader(kind: str):
     return stateful.StatefulDataLoader(NoisyPairs(48), batch_size=8, shuffle=True)
 
 
-def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **settings) -> dict:
+def fit(
+    callbacks: list, kind: str = "plain", *, resume: Path | None = None, validated: bool = False, **settings
+) -> dict:
     """What a run has drawn, and its weights; what is done before a resume draws as well."""
     pl.seed_everything(1, verbose=False)
     model = Drawing()
@@ -80,7 +97,7 @@ def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **s
     if kind == "stateful":
         callbacks = [*callbacks, LoaderStateCallback()]
     run = make_trainer(max_epochs=EPOCHS, callbacks=[make_refresh(1), *callbacks], **settings)
-    run.fit(wrap(model), loader(kind), ckpt_path=resume)
+    run.fit(wrap(model), loader(kind), held_out() if validated else None, ckpt_path=resume)
     return {"drawn": model.drawn, "weights": model.state_dict()}
 
 
@@ -90,20 +107,23 @@ def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **s
         ("plain", 0, None),
         ("plain", 1, None),
         ("plain", 1, STEPS - 1),
+        ("plain", 1, "validated"),
         ("workers", 1, None),
         ("sampler", 1, None),
         ("sampler", 1, STEPS - 1),
         ("stateful", 1, None),
         ("stateful", 1, 2),
         ("stateful", 1, STEPS - 1),
+        ("stateful", 1, "validated"),
     ],
 )
 def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, tmp_path):
     path = tmp_path / "a.ckpt"
-    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind)
+    validated = batch == "validated"
+    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind, validated=validated)
     torch.load(path, weights_only=True)
-    resumed = fit([RandomStateCallback()], kind, resume=path)
-    done = (epoch + 1) * STEPS if batch is None else epoch * STEPS + batch + 1
+    resumed = fit([RandomStateCallback()], kind, resume=path, validated=validated)
+    done = epoch * STEPS + batch + 1 if isinstance(batch, int) else (epoch + 1) * STEPS
     assert resumed["drawn"] == whole["drawn"][done:]
     torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
     assert fit([], kind, resume=path)["drawn"] != resumed["drawn"]

@@ -74,7 +74,7 @@ class RandomStateCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts them back where a loader begins once more, or goes on inside an epoch."""
-        if self._loaded is None:
+        if self._loaded is None or _has_only_to_end(trainer):
             return
         if self._loaded["is_inside_epoch"]:  # whose order was drawn before the checkpoint
             self._restore_before_a_batch_is_read(trainer)
@@ -124,6 +124,11 @@ class RandomStateCallback(Callback):
         """Forgets where the epoch began."""
         self._at_epoch_start = None
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts them back where a run resumes behind the validation of an epoch, which it ends first."""
+        self._restore()
+        self._loaded = None
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
         trainer.fit_loop.epoch_loop.__dict__.pop("_on_before_fetch", None)
@@ -150,6 +155,14 @@ class RandomStateCallback(Callback):
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
         self._loaded = None
+
+
+def _has_only_to_end(trainer: pl.Trainer) -> bool:
+    """Whether a resumed run is behind the last batch and the validation of an epoch that has not ended."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    is_over = batches.is_last_batch and batches.current.completed == batches.current.ready
+    return bool(is_over and epochs.processed < epochs.ready)
 
 
 def _tell_samplers_the_epoch(trainer: pl.Trainer) -> None:
