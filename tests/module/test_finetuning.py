@@ -1,6 +1,7 @@
 """Encoders that are frozen, unfrozen later, or trained by low-rank updates (LoRA)."""
 
 import copy
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -20,6 +21,8 @@ from tests.helpers.clients import (
     make_trainer,
     wrap,
 )
+from tests.helpers.distributed_run import PairData
+from tests.helpers.ranks import on_ranks
 
 STEPS = 6
 
@@ -116,6 +119,68 @@ def test_unfrozen_again_where_a_run_resumes_behind_it(tmp_path):
     fit(towers(), UnfreezeAgain(), epochs=2, folder=tmp_path)
     resumed = fit(towers(), UnfreezeAgain(), resume=tmp_path / "last.ckpt")
     assert resumed.losses == complete.losses[2 * STEPS :]
+
+
+class UnfreezeByEpoch(pl.Callback):
+    """As the guide has it for any number of processes."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        pl_module.audio_encoder.requires_grad_(trainer.current_epoch >= 2)
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        pl_module.audio_encoder.requires_grad_(trainer.current_epoch >= 2)
+
+
+class PlainDeepTowers(DeepTowers):
+    """Without what depends on the number of processes."""
+
+    def __init__(self, learning_rate: float = 1e-2) -> None:
+        super().__init__(learning_rate)
+        self.audio_encoder[1], self.audio_encoder[3] = nn.Identity(), nn.Identity()
+
+
+def unfreeze_on_ranks(size: int, folder: Path) -> tuple[list[dict], str]:
+    """Weights behind each epoch and those of a run that resumes, and what is said of Lightning's way."""
+
+    class Weights(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            weights.append(copy.deepcopy(pl_module.state_dict()))
+
+    def fit_by(callback: pl.Callback, resume: Path | None = None) -> None:
+        keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        run = make_trainer(
+            max_epochs=4,
+            devices=size,
+            strategy="ddp_find_unused_parameters_true" if size > 1 else "auto",
+            callbacks=[make_refresh(9), callback, Weights(), keep],
+            enable_checkpointing=True,
+        )
+        module = wrap(seeded(PlainDeepTowers), {"gather": True})
+        run.fit(module, datamodule=PairData(8), ckpt_path=resume)
+
+    weights: list[dict] = []
+    fit_by(UnfreezeByEpoch())
+    for epoch in (0, 2):
+        fit_by(UnfreezeByEpoch(), folder / f"epoch={epoch}.ckpt")
+    try:
+        fit_by(Unfreeze())
+    except RuntimeError as error:
+        return weights[:8], str(error)
+    return weights[:8], ""
+
+
+def test_unfrozen_on_several_processes(tmp_path):
+    ranks = on_ranks(2, unfreeze_on_ranks, 2, tmp_path / "two", grouped=False)
+    alone, _ = unfreeze_on_ranks(1, tmp_path / "one")
+    frozen = [weights["audio_encoder.0.weight"] for weights in alone]
+    assert torch.equal(frozen[0], frozen[1])
+    assert not torch.equal(frozen[1], frozen[2])
+    for weights, message in ranks:
+        assert "DDP was set up (audio_encoder.0.weight, audio_encoder.0.bias" in message
+        torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
+        whole, from_first, from_third = weights[3], weights[6], weights[7]
+        for resumed in (from_first, from_third):
+            torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
 def low_rank_towers() -> pl.LightningModule:

@@ -1,4 +1,4 @@
-"""A check, once in a run, of which parameters get no gradient from the loss."""
+"""Checks of which parameters get no gradient from the loss, and of which DDP averages none."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ class GradientCheck:
         self.is_needed = True
         self._handles: list[RemovableHandle] = []
         self._watched: set[Tensor] | None = None  # those that got a gradient, where this is watched
+        self._frozen: set[Tensor] = set()  # at the start of training
 
     def start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Watch the parameters where their gradients do not stay, or become zeros, as with DeepSpeed.
+        """Note frozen parameters; watch the others where gradients do not stay, or become zeros (DeepSpeed).
 
         Args:
             trainer: Trainer at the start of training.
             module: Module that it trains.
         """
         self._forget()
+        self._frozen = {weight for weight in module.parameters() if not weight.requires_grad}
         if not self.is_needed or not isinstance(trainer.strategy, DeepSpeedStrategy):
             return
         self._watched = set()
@@ -42,19 +44,22 @@ class GradientCheck:
         ]
 
     def after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Make the check, unless it was made or gradients are still being accumulated.
+        """Check that DDP averages all gradients, and once, when they are complete, that there are all.
 
         Args:
             trainer: Trainer after a backward pass.
             module: Module that it trains.
 
         Raises:
-            RuntimeError: Parameters have no gradient under DDP; the message names them and says what to do.
+            RuntimeError: Parameters have no gradient under DDP, or were unfrozen behind its back; the message
+                names them and says what to do.
         """
-        if not self.is_needed:
-            return
         wrapper = trainer.strategy.model
         ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
+        if ddp is not None and trainer.world_size > 1:
+            self._check_averages(ddp, module)
+        if not self.is_needed:
+            return
         if ddp is not None and not ddp.require_backward_grad_sync:
             return
         self.is_needed = False
@@ -67,6 +72,24 @@ class GradientCheck:
         self._forget()
         if idle:
             _report(idle, is_refused=ddp is not None and not ddp.find_unused_parameters)
+
+    def _check_averages(self, ddp: DistributedDataParallel, module: nn.Module) -> None:
+        """Refuse parameters that DDP has not seen: those that were frozen when it was made."""
+        num_averaged = ddp._get_ddp_logging_data()["num_parameter_tensors"]
+        if sum(weight.requires_grad for weight in ddp._module_parameters) <= num_averaged:
+            return
+        unfrozen = [
+            name
+            for name, weight in module.named_parameters()
+            if weight.requires_grad and weight in self._frozen
+        ]
+        raise RuntimeError(
+            "Parameters were unfrozen after DDP was set up ("
+            f"{', '.join(unfrozen) or 'at the start'}), which does not average their gradients then: "
+            "each process would train them in its own way. Lightning's BaseFinetuning does so, also without "
+            "ASK. Let them be trainable at first, freeze them by `requires_grad_` in a callback's "
+            '`on_train_epoch_start`, and train with `strategy="ddp_find_unused_parameters_true"`.'
+        )
 
     def _is_idle(self, weight: nn.Parameter) -> bool:
         # Under FSDP a rank may have no part of a parameter.
