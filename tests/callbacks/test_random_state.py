@@ -33,6 +33,15 @@ class Drawing(PlainTowers):
         return super().training_step(batch, batch_idx)
 
 
+class Scheduled(Drawing):
+    """Asks for the number of steps, for which Lightning makes the loader before a checkpoint is restored."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, int(self.trainer.estimated_stepping_batches))
+        return optimizer
+
+
 class SaveAt(pl.Callback):
     """Writes a checkpoint behind a batch, or at the end of an epoch."""
 
@@ -56,10 +65,17 @@ def loader(kind: str):
     return stateful.StatefulDataLoader(Pairs(48), batch_size=8, shuffle=True)
 
 
-def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **settings) -> dict:
+def fit(
+    callbacks: list,
+    kind: str = "plain",
+    *,
+    model_class: type[Drawing] = Drawing,
+    resume: Path | None = None,
+    **settings,
+) -> dict:
     """What a run has drawn, and its weights; what is done before a resume draws as well."""
     pl.seed_everything(1, verbose=False)
-    model = Drawing()
+    model = model_class()
     if resume is not None:
         random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
     if kind == "stateful":
@@ -81,15 +97,16 @@ def fit(callbacks: list, kind: str = "plain", *, resume: Path | None = None, **s
         ("stateful", 1, STEPS - 1),
     ],
 )
-def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, tmp_path):
+@pytest.mark.parametrize("model_class", [Drawing, Scheduled])
+def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, model_class, tmp_path):
     path = tmp_path / "a.ckpt"
-    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind)
+    whole = fit([RandomStateCallback(), SaveAt(path, epoch, batch)], kind, model_class=model_class)
     torch.load(path, weights_only=True)
-    resumed = fit([RandomStateCallback()], kind, resume=path)
+    resumed = fit([RandomStateCallback()], kind, model_class=model_class, resume=path)
     done = (epoch + 1) * STEPS if batch is None else epoch * STEPS + batch + 1
     assert resumed["drawn"] == whole["drawn"][done:]
     torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
-    assert fit([], kind, resume=path)["drawn"] != resumed["drawn"]
+    assert fit([], kind, model_class=model_class, resume=path)["drawn"] != resumed["drawn"]
 
 
 def test_a_run_draws_the_same_with_the_callback_and_without():

@@ -56,13 +56,23 @@ class RandomStateCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the streams until training is set up, which may draw from others."""
         self._loaded = state_dict or None
-        if self._has_begun:  # strategies that divide the weights load a checkpoint late
-            self._restore()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the streams back before the loader begins an epoch, for which it may draw its order."""
         self._has_begun = True
-        self._restore()
+        if self._loaded is not None:
+            self._restore()
+            _begin_loader_again(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Does the same where strategies that divide the weights load a checkpoint late."""
+        stored = checkpoint["callbacks"].get(self.state_key)
+        if self._has_begun and stored:
+            self._loaded = stored
+            self._restore()
+            _begin_loader_again(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts them back where a loader begins once more."""
@@ -93,6 +103,13 @@ class RandomStateCallback(Callback):
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
         self._loaded = None
+
+
+def _begin_loader_again(trainer: pl.Trainer) -> None:
+    """Let the training loader draw its order now, if `estimated_stepping_batches` had it draw one before."""
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is not None:
+        iter(fetcher)
 
 
 def _streams() -> dict[str, Any]:
