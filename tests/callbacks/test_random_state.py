@@ -42,11 +42,25 @@ class Scheduled(Drawing):
         return optimizer
 
 
-class SaveAt(pl.Callback):
-    """Writes a checkpoint behind a batch, or at the end of an epoch."""
+class Validated(Scheduled):
+    """Validates as well."""
 
-    def __init__(self, path: Path, epoch: int, batch: int | None) -> None:
+    def validation_step(self, batch, batch_idx):
+        self.encode_audio(batch)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(Pairs(8), batch_size=8)
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint behind a batch, at the end of an epoch, or behind its validation."""
+
+    def __init__(self, path: Path, epoch: int, batch: int | str | None) -> None:
         self.path, self.epoch, self.batch = path, epoch, batch
+
+    def on_validation_end(self, trainer, pl_module):
+        if (trainer.current_epoch, "validation") == (self.epoch, self.batch):
+            trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
@@ -107,6 +121,17 @@ def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, model_cl
     assert resumed["drawn"] == whole["drawn"][done:]
     torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
     assert fit([], kind, model_class=model_class, resume=path)["drawn"] != resumed["drawn"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "workers", "stateful"])
+@pytest.mark.parametrize("every_epochs", [1, 2])
+def test_a_resumed_run_draws_as_one_without_a_break_behind_a_validation(kind, every_epochs, tmp_path):
+    path = tmp_path / "a.ckpt"
+    settings = {"model_class": Validated, "check_val_every_n_epoch": every_epochs}
+    whole = fit([RandomStateCallback(), SaveAt(path, 1, "validation")], kind, **settings)
+    resumed = fit([RandomStateCallback()], kind, resume=path, **settings)
+    assert resumed["drawn"] == whole["drawn"][2 * STEPS :]
+    torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
 
 
 def test_a_run_draws_the_same_with_the_callback_and_without():

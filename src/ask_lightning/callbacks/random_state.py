@@ -81,13 +81,21 @@ class RandomStateCallback(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if reads_anew(trainer) or any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
             self._restore()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts them back behind an epoch that had only to be ended, as by a checkpoint of its validation."""
+        if self._loaded is None or self._loaded["is_inside_epoch"]:
+            return
+        if reads_anew(trainer):
+            self._restore()
         self._loaded = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Puts them back inside an epoch, whose order was drawn before the checkpoint."""
-        self._restore()
+        if self._loaded is not None and self._loaded["is_inside_epoch"]:
+            self._restore()
         self._loaded = None
 
     def _restore(self) -> None:
