@@ -20,6 +20,7 @@ from tests.helpers.clients import (
     make_trainer,
     wrap,
 )
+from tests.helpers.ranks import on_ranks
 
 STEPS = 6
 
@@ -116,6 +117,40 @@ def test_unfrozen_again_where_a_run_resumes_behind_it(tmp_path):
     fit(towers(), UnfreezeAgain(), epochs=2, folder=tmp_path)
     resumed = fit(towers(), UnfreezeAgain(), resume=tmp_path / "last.ckpt")
     assert resumed.losses == complete.losses[2 * STEPS :]
+
+
+class UnfreezeUnderDDP(pl.Callback):
+    """As the guide has it for several processes; it notes the weights at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        pl_module.audio_encoder.requires_grad_(trainer.current_epoch >= 1)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.weights.append(pl_module.audio_encoder.weight.detach().clone())
+
+
+def unfreeze_on_ranks() -> tuple[list[torch.Tensor], str]:
+    """The weights of the guide's way, and the error of Lightning's."""
+    settings = {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "max_epochs": 3}
+    callback = UnfreezeUnderDDP()
+    make_trainer(callbacks=[make_refresh(1), callback], **settings).fit(
+        wrap(seeded(PlainTowers)), make_loader()
+    )
+    run = make_trainer(callbacks=[make_refresh(1), Unfreeze()], **settings)
+    with pytest.raises(RuntimeError) as error:
+        run.fit(wrap(seeded(PlainTowers)), make_loader())
+    return callback.weights, str(error.value)
+
+
+def test_unfrozen_under_ddp():
+    (weights, error), (others, _) = on_ranks(2, unfreeze_on_ranks, grouped=False)
+    torch.testing.assert_close(weights, others, rtol=0, atol=0)
+    assert torch.equal(weights[0], seeded(PlainTowers).audio_encoder.weight)
+    assert not torch.equal(weights[0], weights[1])
+    assert "nothing was unfrozen which was frozen when DDP began" in error
 
 
 def low_rank_towers() -> pl.LightningModule:

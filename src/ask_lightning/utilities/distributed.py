@@ -99,7 +99,8 @@ class Ranks:
             listed = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
             raise RuntimeError(
                 f"The ranks do not agree about {description} ({listed}). They have to see the same source "
-                "and the same weights: check that neither depends on the rank."
+                "and the same weights: check that neither depends on the rank, and that nothing was unfrozen "
+                "which was frozen when DDP began, since DDP does not average its gradient."
             )
 
     def broadcast(self, tensor: Tensor) -> None:
