@@ -134,6 +134,14 @@ def test_a_resumed_run_draws_as_one_without_a_break_behind_a_validation(kind, ev
     torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("batch", "is_exact"), [(1, True), (2, False), (STEPS - 1, True)])
+def test_a_checkpoint_in_front_of_a_validation_is_pointed_at(batch, is_exact, tmp_path, recwarn):
+    saving = [RandomStateCallback(), SaveAt(tmp_path / "a.ckpt", 1, batch)]
+    fit(saving, "stateful", model_class=Validated, val_check_interval=3)
+    messages = [str(one.message) for one in recwarn]
+    assert any("behind which a validation is due" in message for message in messages) != is_exact
+
+
 def test_a_run_draws_the_same_with_the_callback_and_without():
     assert fit([RandomStateCallback()])["drawn"] == fit([])["drawn"]
 

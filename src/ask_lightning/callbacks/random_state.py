@@ -48,9 +48,18 @@ class RandomStateCallback(Callback):
     ) -> None:
         """Adds the streams of all processes to the checkpoint."""
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+        is_inside_epoch = batches.current.ready > 0 and not batches.is_last_batch
+        if is_inside_epoch and _validates_next(trainer):
+            rank_zero_warn(
+                "This checkpoint is written at a step behind which a validation is due. Lightning leaves "
+                "it out of a run that resumes from here, and with it the random numbers that it draws, so "
+                "dropout and other draws are not those of a run without a break. Resume from a checkpoint "
+                "that is written behind the validation, as by a ModelCheckpoint without "
+                "`every_n_train_steps`, or at another step."
+            )
         checkpoint["callbacks"][self.state_key] = {
             "ranks": Ranks.current().all_gather_object(_streams()),
-            "is_inside_epoch": batches.current.ready > 0 and not batches.is_last_batch,
+            "is_inside_epoch": is_inside_epoch,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -118,6 +127,15 @@ def _begin_loader_again(trainer: pl.Trainer) -> None:
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is not None:
         iter(fetcher)
+
+
+def _validates_next(trainer: pl.Trainer) -> bool:
+    """Whether Lightning is at the end of a training batch behind which it validates."""
+    epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    batches: Any = epoch_loop.batch_progress.current
+    if fetcher is None or not batches.completed < batches.processed == batches.ready:
+        return False
+    return epoch_loop._should_check_val_fx(fetcher)
 
 
 def _streams() -> dict[str, Any]:
