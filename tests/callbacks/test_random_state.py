@@ -159,6 +159,24 @@ def test_a_resumed_run_draws_as_one_without_a_break(kind, epoch, batch, model_cl
     assert fit([], kind, resume=path, **settings)["drawn"] != resumed["drawn"]
 
 
+def test_inside_an_epoch_a_loader_without_state_reads_the_order_of_this_epoch_again(tmp_path):
+    path = tmp_path / "a.ckpt"
+    whole = fit([RandomStateCallback(), SaveAt(path, 1, 2)], "sampler")
+    resumed = fit([RandomStateCallback()], "sampler", resume=path)
+    clips = [clips for *_, clips in whole["drawn"][STEPS:]]
+    assert [clips for *_, clips in resumed["drawn"]][:2] == clips[:2]
+
+
+@pytest.mark.parametrize(("interval", "batch"), [(0.5, STEPS // 2 - 1), (1.0, LAST)])
+def test_a_checkpoint_in_front_of_a_validation_is_warned_of(interval, batch, tmp_path):
+    with pytest.warns(UserWarning, match="at a step behind which a validation is due"):
+        fit(
+            [RandomStateCallback(), SaveAt(tmp_path / "a.ckpt", 1, batch)],
+            validated=True,
+            val_check_interval=interval,
+        )
+
+
 def test_a_run_draws_the_same_with_the_callback_and_without():
     assert fit([RandomStateCallback()])["drawn"] == fit([])["drawn"]
 

@@ -274,7 +274,7 @@ def begin_epoch(trainer: pl.Trainer) -> None:
     reads ahead begins at once.
 
     Args:
-        trainer: The trainer at `on_train_start`, whose checkpoint is of the end of an epoch.
+        trainer: The trainer at `on_train_start`.
     """
     if reads_anew(trainer):
         return

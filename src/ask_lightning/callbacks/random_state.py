@@ -16,6 +16,7 @@ from ask_lightning.callbacks.loader_state import (
     begin_epoch,
     is_read_ahead,
     reads_anew,
+    stateful_loaders,
 )
 from ask_lightning.utilities.distributed import Ranks
 
@@ -53,6 +54,14 @@ class RandomStateCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the streams of all processes to the checkpoint."""
+        if _validates_next(trainer):
+            rank_zero_warn(
+                "This checkpoint is written at a step behind which a validation is due. Lightning leaves the "
+                "validation out of a run that resumes from here, and with it the random numbers that it draws, "
+                "so dropout and other draws are not those of a run without a break. Resume from a checkpoint "
+                "that is written behind the validation, as by a ModelCheckpoint without "
+                "`every_n_train_steps`, or at another step."
+            )
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress
         checkpoint["callbacks"][self.state_key] = {
             "ranks": Ranks.current().all_gather_object(_streams()),
@@ -79,7 +88,7 @@ class RandomStateCallback(Callback):
             if is_read_ahead(trainer) and not reads_anew(trainer):
                 self._loaded = None  # the stream has begun with them, and may not begin twice
                 return
-            if not self._loaded["is_inside_epoch"]:
+            if not self._loaded["is_inside_epoch"] or not stateful_loaders(trainer):
                 begin_epoch(trainer)
         self._restore()
 
@@ -107,6 +116,15 @@ class RandomStateCallback(Callback):
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
         self._loaded = None
+
+
+def _validates_next(trainer: pl.Trainer) -> bool:
+    """Whether Lightning is at the end of a training batch behind which it validates."""
+    epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    batches: Any = epoch_loop.batch_progress.current
+    if fetcher is None or not batches.completed < batches.processed == batches.ready:
+        return False
+    return epoch_loop._should_check_val_fx(fetcher)
 
 
 def _streams() -> dict[str, Any]:
