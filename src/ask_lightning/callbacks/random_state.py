@@ -57,7 +57,7 @@ class RandomStateCallback(Callback):
         if _validates_next(trainer):
             rank_zero_warn(
                 "This checkpoint is written at a step behind which a validation is due. Lightning leaves the "
-                "validation out of a run that resumes from here, and with it the random numbers that it draws, "
+                "validation out of a run that resumes from here, and with it the random numbers of it, "
                 "so dropout and other draws are not those of a run without a break. Resume from a checkpoint "
                 "that is written behind the validation, as by a ModelCheckpoint without "
                 "`every_n_train_steps`, or at another step."
