@@ -23,17 +23,20 @@ class GradientCheck:
         self.is_needed = True
         self._handles: list[RemovableHandle] = []
         self._watched: set[Tensor] | None = None  # those that got a gradient, where this is watched
-        self._frozen: set[Tensor] = set()  # at the start of training
+        self._frozen: set[str] = set()  # names of parameters, at the start of training
+        self._num_averaged = 0  # parameters of which DDP averages the gradients
 
     def start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Note frozen parameters; watch the others where gradients do not stay, or become zeros (DeepSpeed).
+        """Note what is frozen; watch the others where gradients do not stay, or become zeros (DeepSpeed).
 
         Args:
             trainer: Trainer at the start of training.
             module: Module that it trains.
         """
         self._forget()
-        self._frozen = {weight for weight in module.parameters() if not weight.requires_grad}
+        self._frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
+        if (ddp := _ddp_of(trainer)) is not None:
+            self._num_averaged = ddp._get_ddp_logging_data()["num_parameter_tensors"]
         if not self.is_needed or not isinstance(trainer.strategy, DeepSpeedStrategy):
             return
         self._watched = set()
@@ -54,8 +57,7 @@ class GradientCheck:
             RuntimeError: Parameters have no gradient under DDP, or were unfrozen behind its back; the message
                 names them and says what to do.
         """
-        wrapper = trainer.strategy.model
-        ddp = wrapper if isinstance(wrapper, DistributedDataParallel) else None
+        ddp = _ddp_of(trainer)
         if ddp is not None and trainer.world_size > 1:
             self._check_averages(ddp, module)
         if not self.is_needed:
@@ -75,13 +77,12 @@ class GradientCheck:
 
     def _check_averages(self, ddp: DistributedDataParallel, module: nn.Module) -> None:
         """Refuse parameters that DDP has not seen: those that were frozen when it was made."""
-        num_averaged = ddp._get_ddp_logging_data()["num_parameter_tensors"]
-        if sum(weight.requires_grad for weight in ddp._module_parameters) <= num_averaged:
+        if sum(weight.requires_grad for weight in ddp._module_parameters) <= self._num_averaged:
             return
         unfrozen = [
             name
             for name, weight in module.named_parameters()
-            if weight.requires_grad and weight in self._frozen
+            if weight.requires_grad and name in self._frozen
         ]
         raise RuntimeError(
             "Parameters were unfrozen after DDP was set up ("
@@ -102,6 +103,11 @@ class GradientCheck:
         for handle in self._handles:
             handle.remove()
         self._handles, self._watched = [], None
+
+
+def _ddp_of(trainer: pl.Trainer) -> DistributedDataParallel | None:
+    wrapper = trainer.strategy.model
+    return wrapper if isinstance(wrapper, DistributedDataParallel) else None
 
 
 def _report(idle: list[str], *, is_refused: bool) -> None:
