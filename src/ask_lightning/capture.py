@@ -160,7 +160,9 @@ def step_with_criterion(
             raise TypeError(
                 f"`self.{criterion}` was called with {len(embeddings)} positional and "
                 f"{sorted(named) or 'no'} named arguments, but ASKModule(..., criterion="
-                f'"{criterion}") can replace only a call with (audio, text). Use step="capture".'
+                f'"{criterion}") can replace only a call with (audio, text). Move the call into a method '
+                "`def contrast(self, audio, text)` of the model, let the step call that, and pass "
+                'criterion="contrast"; or use step="capture".'
             )
         value = objective(*embeddings)
         if not value.requires_grad:

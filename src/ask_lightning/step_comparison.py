@@ -6,7 +6,7 @@ batch before it calls them, or in their embeddings afterwards, they know nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ask_lightning.capture import outside_graphs, shadowing
-from ask_lightning.encoding.batch_parts import BatchContent, describe
+from ask_lightning.encoding.batch_parts import BatchContent, EncoderCall, describe
 from ask_lightning.encoding.encoders import Encoder, call_encoder
 from ask_lightning.encoding.isolation import muted_logging, preserved_random_state
 from ask_lightning.encoding.outputs import as_embeddings
@@ -44,7 +44,8 @@ class StepComparison:
     ) -> None:
         self._model, self._names, self._warns = model, (audio, text), warns
         self._content = BatchContent(batch)
-        self._outputs: dict[str, Tensor] = {}
+        # Each call of a method: where in the batch its arguments are, and what it has returned.
+        self._outputs: dict[str, list[tuple[EncoderCall | None, Tensor]]] = {}
         self._other_arguments: dict[str, str] = {}
         self._have_drawn = False
 
@@ -65,7 +66,7 @@ class StepComparison:
                 before = random_streams()
                 # With gradients: autocast would keep weights without them for the step.
                 output = call_encoder(self._model, encoder, batch)
-                self._outputs[name] = as_embeddings(output, name).detach().clone()
+                self._outputs[name] = [(None, as_embeddings(output, name).detach().clone())]
                 self._have_drawn |= random_streams() != before
         buffers.restore()
         numbers.restore()
@@ -83,9 +84,11 @@ class StepComparison:
                         *(f"{key}={describe(one)}" for key, one in named.items()),
                     ]
                     self._other_arguments.setdefault(name, ", ".join(passed))
+                place = self._content.find_call(positional, named)
                 output = method(*positional, **named)
                 # A copy, which the step does not change in place.
-                self._outputs[name] = as_embeddings(output, name).detach().clone()
+                copy = as_embeddings(output, name).detach().clone()
+                self._outputs.setdefault(name, []).append((place, copy))
                 return output
 
             return call
@@ -120,7 +123,7 @@ class StepComparison:
         changed = [
             f"`{name}`"
             for name, side in zip(self._names, (audio, text), strict=True)
-            if name in self._outputs and not _are_same(side, self._outputs[name])
+            if name in self._outputs and not self._is_returned(name, side)
         ]
         if changed:
             rank_zero_warn(
@@ -143,10 +146,11 @@ class StepComparison:
         if set(self._outputs) != set(self._names):
             return  # the step encodes by other methods
         model = type(self._model).__name__
-        of_audio, of_text = (self._outputs[method] for method in self._names)
-        if _are_same(audio, of_audio) and _are_same(text, of_text):
+        sides = dict(zip(self._names, (audio, text), strict=True))
+        if all(self._is_returned(name, side) for name, side in sides.items()):
+            self._compare_order(sides)
             return
-        if _are_same(audio, of_text) and _are_same(text, of_audio):
+        if all(map(self._is_returned, self._names, (text, audio))):
             raise RuntimeError(
                 f"`{model}.training_step` calls `self.{criterion}` with what `{self._names[1]}` returned "
                 f'first, but ASKModule(..., criterion="{criterion}") needs a call with (audio, text). '
@@ -161,6 +165,31 @@ class StepComparison:
             "encoders, consist. If it passes them through further layers, do that in the two methods, so "
             "that both are compared in one space."
         )
+
+    def _is_returned(self, name: str, embeddings: Embeddings) -> bool:
+        """Whether a call of a method has returned these embeddings."""
+        return any(_are_same(embeddings, output) for _, output in self._outputs[name])
+
+    def _compare_order(self, sides: Mapping[str, Embeddings]) -> None:
+        """Warn if a method that is called with several parts of the batch has first been called with others.
+
+        Args:
+            sides: The embeddings of the pairs by the names of the methods, of which calls have returned them.
+        """
+        late = []
+        for name, embeddings in sides.items():
+            calls = self._outputs[name]
+            # Those by which a refresh calls the method: with the batch itself, else as it is called first.
+            own = [out for place, out in calls if place == calls[0][0] or (place and place.takes_batch)]
+            if not any(_are_same(embeddings, output) for output in own):
+                late.append(f"`{name}`")
+        if late and self._warns:
+            rank_zero_warn(
+                f"`{type(self._model).__name__}.training_step` contrasts what a later call returned. "
+                "Knowledge, and keys of momentum encoders, are made of what the first call of "
+                f"{' and '.join(late)} gets, which is something else. Call it first with what belongs to the "
+                "pairs."
+            )
 
 
 @torch.no_grad()

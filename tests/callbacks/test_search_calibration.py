@@ -153,6 +153,24 @@ def test_ids_of_another_name_are_asked_for():
         run_test(callbacks=[SearchCalibration(ids="key")])
 
 
+def test_ids_of_a_nested_batch_are_those_of_a_function():
+    class Nested(DataLoader):
+        """Batches whose ids are not at the top."""
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch | {"clip_id": "none", "meta": {"clip": batch["clip_id"]}}
+
+    def ids(module, batch):
+        assert isinstance(module, Lookup)
+        return batch["meta"]["clip"]
+
+    sources = [Nested(Pairs(split), batch_size=16) for split in ("train", "val")]
+    given = SearchCalibration(*sources, ids=ids)
+    metrics = run_test(callbacks=[given], dataloaders=DataLoader(Pairs("test"), batch_size=16))
+    assert metrics == run_test(callbacks=[SearchCalibration()])
+
+
 def test_a_module_without_the_metric_is_refused():
     with pytest.raises(RuntimeError, match=r"needs a module with an AudioTextRetrieval, but Lookup has none"):
         run_test(callbacks=[SearchCalibration()], model=Lookup(metric=False))

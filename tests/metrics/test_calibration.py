@@ -146,6 +146,13 @@ def test_a_clip_of_several_pairs_is_one_query_of_the_bank():
     assert (len(bank.text), len(again.text)) == (120, 140)
 
 
+def test_ids_of_a_bank_may_be_names():
+    audio, text = torch.eye(3), torch.eye(3)
+    named = QueryBank.from_pairs(audio, text, ["dog.wav", "rain.wav", "rain.wav"])
+    assert named.audio.shape == (2, 3)
+    assert torch.equal(QueryBank.from_pairs(audio, text, [5, 6, 6]).audio, named.audio)
+
+
 def test_the_pairs_of_a_knowledge_base_are_a_bank():
     audio, text, clip_ids = hubby_pairs(20, 2)
     base = KnowledgeBase.from_embeddings(3 * audio, text, ids=clip_ids, num_prototypes=4, storage="bfloat16")

@@ -116,6 +116,31 @@ def test_a_loss_that_two_wrappers_share_reads_the_model_that_trains():
     assert second.model.tau != 0.5
 
 
+def test_numbers_of_a_loss_follow_a_schedule():
+    class Schedule(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.loss.temperature, pl_module.loss.bias = 0.5, -3.0
+
+    def trained(loss, *callbacks):
+        torch.manual_seed(0)
+        model = PlainTowers()
+        make_trainer(max_epochs=1, callbacks=list(callbacks)).fit(ASKModule(model, loss), make_loader())
+        return model.state_dict()
+
+    scheduled, told = trained(SigmoidLoss(0.1, -10.0), Schedule()), trained(SigmoidLoss(0.5, -3.0))
+    assert all(torch.equal(scheduled[name], value) for name, value in told.items())
+
+
+def test_a_number_is_not_set_where_the_model_has_it():
+    loss = SigmoidLoss("temperature", 0.0)
+    with pytest.raises(AttributeError, match=r"temperature of SigmoidLoss is that of the model.*=0\.2\)"):
+        loss.temperature = 0.2
+    loss = NTXentLoss(0.1)
+    with pytest.raises(ValueError, match="`temperature` has to be positive, but got 0"):
+        loss.temperature = 0
+    assert loss.temperature == 0.1
+
+
 def test_a_refresh_that_the_loss_does_not_use_is_reported():
     trainer = make_trainer(max_epochs=1, callbacks=[KnowledgeRefreshCallback(num_prototypes=2)])
     with pytest.warns(UserWarning, match="NTXentLoss needs no knowledge, so .* Leave it out"):

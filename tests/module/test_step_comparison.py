@@ -153,6 +153,37 @@ def test_further_layers_are_of_no_concern_without_knowledge():
     assert not [text for text in fit(module) if "other embeddings" in text or "as it was given" in text]
 
 
+class NegativesStep(PartsClient):
+    """Encodes other texts of its batch as well, for a loss beside the contrast."""
+
+    def __init__(self, *, negatives_first):
+        super().__init__()
+        self.negatives_first = negatives_first
+
+    def training_step(self, batch, batch_idx):
+        parts = ["tokens", "others"]
+        texts = {
+            part: self.encode_text(batch[part], scale=2.0)
+            for part in (reversed(parts) if self.negatives_first else parts)
+        }
+        audio = self.encode_audio(batch["audio"])
+        return self.contrast(audio, texts["tokens"]) + texts["others"].square().mean()
+
+
+class WithNegatives(PartsPairs):
+    def __getitem__(self, row):
+        return super().__getitem__(row) | {"others": super().__getitem__((row + 1) % len(self))["tokens"]}
+
+
+@pytest.mark.parametrize("negatives_first", [True, False])
+def test_knowledge_of_what_the_first_of_several_calls_gets_is_told(negatives_first):
+    module = wrap(NegativesStep(negatives_first=negatives_first), criterion="contrast")
+    caught = fit(module, DataLoader(WithNegatives(), 8))
+    told = [text for text in caught if re.search(r"first call of `encode_text`.*Call it first with", text)]
+    assert len(told) == negatives_first
+    assert not [text for text in caught if "other embeddings" in text]
+
+
 class TogetherStep(CriterionStep):
     """Encodes both sides by one call, after dropout and batch norm."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from ask_lightning.encoding.batch_parts import entry_of
 from ask_lightning.encoding.encode import Encoded, encode_source
 from ask_lightning.encoding.encoders import find_pair_encoder
 from ask_lightning.encoding.source_loader import Source, source_loader
+from ask_lightning.losses.base import Ids
 from ask_lightning.metrics import AudioTextRetrieval, Calibration, QueryBank, choose_calibration
 from ask_lightning.utilities.distributed import Ranks
 
@@ -43,7 +45,8 @@ class SearchCalibration(Callback):
             one. A Dataset is read with batch size, collation and workers of the test's loader. None:
             `ordered_dataloader("train")` of the trainer's data module.
         validation: Validation pairs, in the same way. None: `ordered_dataloader("val")`.
-        ids: The key of the clip ids in a batch that is a mapping, or their position in one that is a tuple.
+        ids: The key of the clip ids in a batch that is a mapping, their position in one that is a tuple, or a
+            callable `(module, batch)`, such as the one that an `ASKModule` has for its `ids`.
 
     Attributes:
         calibration: Kind and parameters that the last test used, or None.
@@ -55,7 +58,10 @@ class SearchCalibration(Callback):
     """
 
     def __init__(
-        self, training: Source | None = None, validation: Source | None = None, ids: str | int = "clip_id"
+        self,
+        training: Source | None = None,
+        validation: Source | None = None,
+        ids: str | int | Callable[[Any, Any], Ids] = "clip_id",
     ) -> None:
         self.training = training
         self.validation = validation
@@ -86,7 +92,7 @@ class SearchCalibration(Callback):
         encode = find_pair_encoder(pl_module)
 
         def embed(batch: Any) -> tuple[Tensor, Tensor, Any]:
-            return (*encode(batch), self._ids_of(batch))
+            return (*encode(batch), self._ids_of(pl_module, batch))
 
         with progress_bar(trainer, "Encoding for calibrated search", None) as advance:
             training, validation = (
@@ -103,9 +109,12 @@ class SearchCalibration(Callback):
             f"{len(bank.audio)} training clips with {len(bank.text)} captions."
         )
 
-    def _ids_of(self, batch: Any) -> Any:
+    def _ids_of(self, module: pl.LightningModule, batch: Any) -> Any:
         """The clip ids of a batch."""
-        rule = "Argument `ids` of SearchCalibration has to be a key of the batch or position in it"
+        if not isinstance(self.ids, str | int):
+            return self.ids(module, batch)
+        kinds = "a key of the batch or position in it, or a callable (module, batch)"
+        rule = f"Argument `ids` of SearchCalibration has to be {kinds}"
         return entry_of(batch, self.ids, rule)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

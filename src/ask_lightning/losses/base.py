@@ -127,8 +127,13 @@ class RetrievalLoss(nn.Module, ABC):
 
     @property
     def temperature(self) -> float | Tensor:
-        """τ at present."""
+        """τ at present. Where it was given as a number, a schedule may set another one."""
         return self._scalar("temperature")
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        check_positive("temperature", float(value))
+        self._set_scalar("temperature", value)
 
     @property
     def scalars(self) -> dict[str, float | Tensor]:
@@ -145,6 +150,15 @@ class RetrievalLoss(nn.Module, ABC):
                 f"(model), or a parameter with one element, but got {value!r}."
             )
         self._scalars[name] = value
+
+    def _set_scalar(self, name: str, value: float) -> None:
+        """Replace one of `scalar_names` that is a number by another number."""
+        if not isinstance(self._scalars[name], float):
+            raise AttributeError(
+                f"The {name} of {type(self).__name__} is that of the model. Change it in the model, or make "
+                f"the loss with a number: {type(self).__name__}({name}={float(value):.4g})."
+            )
+        self._scalars[name] = float(value)
 
     def _scalar(self, name: str) -> float | Tensor:
         """The present value of one of `scalar_names`."""

@@ -65,8 +65,12 @@ class SigmoidLoss(RetrievalLoss):
 
     @property
     def bias(self) -> float | Tensor:
-        """The bias b at present."""
+        """The bias b at present, which may be set as the temperature may."""
         return self._scalar("bias")
+
+    @bias.setter
+    def bias(self, value: float) -> None:
+        self._set_scalar("bias", value)
 
     def compute(
         self, audio: Tensor, text: Tensor, ids: Tensor | None, knowledge: KnowledgeBase | None

@@ -23,6 +23,7 @@ from ask_lightning.metrics.functional import (
 from ask_lightning.metrics.grid import unit_clips, unit_rows
 from ask_lightning.metrics.table import mean_recall
 from ask_lightning.utilities.arguments import check_choice
+from ask_lightning.utilities.clip_ids import integer_ids
 
 CALIBRATIONS: tuple[Calibration, ...] = (
     *(Calibration("inverted_softmax", temperature=value) for value in (0.05, 0.1, 0.2)),
@@ -69,19 +70,20 @@ class QueryBank:
         return self
 
     @classmethod
-    def from_pairs(cls, audio: Tensor, text: Tensor, clip_ids: Tensor) -> QueryBank:
+    def from_pairs(cls, audio: Tensor, text: Tensor, clip_ids: Tensor | Sequence[int | str]) -> QueryBank:
         """Make a bank of training pairs.
 
         Args:
             audio: Audio embeddings `(N, d)` of any length. The rows of one clip are averaged.
             text: Text embeddings `(N, d)` of any length.
-            clip_ids: Ids of the clips, `(N,)` integers.
+            clip_ids: Ids of the clips, `(N,)` integers or strings.
 
         Raises:
             ValueError: Shapes or dtypes do not fit, there is no row, or an embedding has NaN or Inf.
         """
-        check_rows(audio, text, clip_ids)
-        return cls(unit_clips(audio, clip_ids)[0].float(), unit_rows(text).float())
+        clips = integer_ids(clip_ids, name="clip_ids").to(audio.device)
+        check_rows(audio, text, clips)
+        return cls(unit_clips(audio, clips)[0].float(), unit_rows(text).float())
 
     @classmethod
     def from_knowledge(cls, knowledge: KnowledgeBase) -> QueryBank:
