@@ -68,7 +68,9 @@ class LoaderStateCallback(Callback):
         """Sees to it that orders are noted which Lightning draws when it has made the loaders."""
         if stage != "fit":
             return
-        self.teardown(trainer, pl_module, stage)  # of a run that was broken off
+        # What a run has left that was broken off:
+        self._to_restore = None
+        self.teardown(trainer, pl_module, stage)
         fit_loop = trainer.fit_loop
         load_states = fit_loop._load_combined_loader_states
 

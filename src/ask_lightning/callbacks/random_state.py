@@ -32,7 +32,7 @@ class RandomStateCallback(Callback):
 
     Notes:
         A run on another number of processes draws numbers of its own, with a warning. Worker processes of a
-        loader have streams of their own, which begin anew in each epoch.
+        loader have streams of their own, which begin anew in each epoch, unless they are persistent.
 
     Examples:
         >>> trainer = pl.Trainer(callbacks=[RandomStateCallback()], logger=False)
