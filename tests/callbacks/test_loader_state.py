@@ -255,6 +255,29 @@ def test_a_loader_without_state_is_refused():
         run.fit(wrap(PlainTowers()), make_loader())
 
 
+class BrokenStart(pl.Callback):
+    """Fails once, behind the reading of the checkpoint."""
+
+    is_broken = True
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.is_broken:
+            self.is_broken = False
+            raise RuntimeError("broken")
+
+
+def test_a_resume_that_was_broken_off_leaves_nothing_to_the_next_run(tmp_path):
+    fit(tmp_path, partial(make_stateful, "shuffle"), epochs=1)
+    callbacks = [make_refresh(), LoaderStateCallback(), BrokenStart()]
+    with pytest.raises(RuntimeError, match="broken"):
+        make_trainer(callbacks=callbacks).fit(
+            wrap(PlainTowers(), ids="clip_id"), make_stateful("shuffle"), ckpt_path=tmp_path / "last.ckpt"
+        )
+    run = make_trainer(max_epochs=1, callbacks=callbacks)
+    run.fit(wrap(PlainTowers(), ids="clip_id"), make_stateful("shuffle"))
+    assert run.global_step == STEPS
+
+
 def test_another_number_of_processes(tmp_path):
     with pytest.raises(Stopped):
         fit(tmp_path, counting, stop=Stop(1, 3), source=Pairs(48))

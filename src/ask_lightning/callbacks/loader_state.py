@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, SequentialSampler
 
 from ask_lightning.callbacks.divided_order import has_divided_order, order_of, sampler_of, watch_order
+from ask_lightning.callbacks.epoch_start import before_batches, forget_actions
 from ask_lightning.encoding.isolation import preserved_random_state
 from ask_lightning.utilities.distributed import Ranks
 
@@ -67,7 +68,9 @@ class LoaderStateCallback(Callback):
         """Sees to it that orders are noted which Lightning draws when it has made the loaders."""
         if stage != "fit":
             return
-        self.teardown(trainer, pl_module, stage)  # of a run that was broken off
+        # What a run has left that was broken off:
+        self._to_restore = None
+        self.teardown(trainer, pl_module, stage)
         fit_loop = trainer.fit_loop
         load_states = fit_loop._load_combined_loader_states
 
@@ -93,7 +96,7 @@ class LoaderStateCallback(Callback):
         warn_of_other_orders(loaders, Ranks.current())
         warn_of_ended_loaders(trainer, loaders)
         state, self._to_restore = self._to_restore, None
-        place = None if state is None else self._restore(trainer, loaders, state)
+        place, is_beginning = (None, False) if state is None else self._restore(trainer, loaders, state)
         self._epoch = trainer.current_epoch
         is_ahead = is_read_ahead(trainer)
         self._surplus = [0] * len(loaders)
@@ -102,20 +105,25 @@ class LoaderStateCallback(Callback):
             self._surplus = [_batches_ahead(loader, state, is_ahead) for loader, state in stored]
         self._places = []
         if is_ahead:
-            self._note_place(trainer)
+            if not is_beginning:
+                self._note_place(trainer)
             self._watch_reading(trainer)
 
     def _restore(
         self, trainer: pl.Trainer, loaders: list[StatefulLoader], state: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        """Bring loaders to a stored place, which is returned if it is one inside the present epoch."""
+    ) -> tuple[dict[str, Any] | None, bool]:
+        """Bring loaders to a stored place.
+
+        Returns:
+            The place, if it is one inside the present epoch, and whether an epoch will begin in its stead.
+        """
         ranks = Ranks.current()
         if len(state["ranks"]) != ranks.size:
             rank_zero_warn(
                 f"The run resumes on {ranks.size} processes with the place in the data of "
                 f"{len(state['ranks'])}, so the rest of this epoch is not that of a run without a break."
             )
-            return None
+            return None, False
         place: dict[str, Any] = state["ranks"][ranks.rank]
         if len(place["loaders"]) != len(loaders):
             raise RuntimeError(
@@ -137,15 +145,20 @@ class LoaderStateCallback(Callback):
             for loader in loaders:
                 _set_sampler_epoch(loader, trainer.current_epoch)
             count_batches_from_zero(trainer)
-        if trainer.current_epoch != state["epoch"]:
-            begin_epoch(trainer)
-            return None
+            before_batches(trainer, lambda: self._begin(trainer))
+            return None, True
         if not reads_anew(trainer):
             with preserved_random_state():  # from which the epoch has drawn before
                 _iterate(trainer, place["ended"])
         _draw_orders_from(loaders, None)
         _restore_generators(loaders, place)
-        return place
+        return place, False
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Begin to read an epoch where others do, behind `on_train_epoch_start`."""
+        iterate_once_more(trainer)
+        if is_read_ahead(trainer):
+            self._note_place(trainer)
 
     def _present_place(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Where the loaders are now."""
@@ -177,8 +190,8 @@ class LoaderStateCallback(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves Lightning's loop as it was."""
-        for name in ("_on_after_fetch", "on_run_start"):
-            trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
+        forget_actions(trainer)
+        trainer.fit_loop.epoch_loop.__dict__.pop("_on_after_fetch", None)
         trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
 
     def on_exception(
@@ -267,28 +280,28 @@ def reads_anew(trainer: pl.Trainer) -> bool:
     return trainer.current_epoch > 0 and not is_resuming
 
 
-def begin_epoch(trainer: pl.Trainer) -> None:
-    """Have the first epoch of a resumed run begin to read where others do, behind `on_train_epoch_start`.
+def iterate_once_more(trainer: pl.Trainer) -> None:
+    """Begin to read an epoch, unless Lightning is about to.
 
-    Lightning has begun before, with the random numbers and the sampler's epoch of a new run. A stream that it
-    reads ahead begins at once.
+    Lightning has begun before, with the random numbers and the sampler's epoch of a new run.
 
     Args:
-        trainer: The trainer at `on_train_start`.
+        trainer: The trainer in a function of `before_batches`.
     """
-    if reads_anew(trainer):
-        return
-    if is_read_ahead(trainer):
-        _iterate(trainer, None)
-        return
-    epoch_loop = trainer.fit_loop.epoch_loop
-
-    def iterate_and_start(fetcher: Any) -> None:
-        del epoch_loop.__dict__["on_run_start"]
+    if not reads_anew(trainer):
+        fetcher: Any = trainer.fit_loop._data_fetcher
         iter(fetcher)
-        epoch_loop.on_run_start(fetcher)
 
-    epoch_loop.__dict__["on_run_start"] = iterate_and_start
+
+def has_only_to_end(trainer: pl.Trainer) -> bool:
+    """Whether a resumed run has had all batches of its epoch, as behind the last validation of one.
+
+    Args:
+        trainer: The trainer in a function of `before_batches`.
+    """
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(batches.is_last_batch and batches.current.ready and epochs.processed < epochs.started)
 
 
 def count_batches_from_zero(trainer: pl.Trainer) -> None:

@@ -11,10 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from ask_lightning.callbacks.epoch_start import before_batches, forget_actions
 from ask_lightning.callbacks.loader_state import (
     LoaderStateCallback,
-    begin_epoch,
+    has_only_to_end,
     is_read_ahead,
+    iterate_once_more,
     reads_anew,
     stateful_loaders,
 )
@@ -30,7 +32,7 @@ class RandomStateCallback(Callback):
 
     Notes:
         A run on another number of processes draws numbers of its own, with a warning. Worker processes of a
-        loader have streams of their own, which begin anew in each epoch.
+        loader have streams of their own, which begin anew in each epoch, unless they are persistent.
 
     Examples:
         >>> trainer = pl.Trainer(callbacks=[RandomStateCallback()], logger=False)
@@ -38,14 +40,14 @@ class RandomStateCallback(Callback):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
-        self._has_begun = False
+        self._has_begun = self._is_read = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew, in front of the callbacks that may draw."""
-        self._loaded, self._has_begun = None, False
+        self._loaded, self._has_begun, self._is_read = None, False, False
         if stage != "fit":
             return
-        trainer.fit_loop.epoch_loop.__dict__.pop("on_run_start", None)  # of a run that was broken off
+        forget_actions(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         # Another list, because Lightning goes through the present one.
         trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
@@ -80,32 +82,41 @@ class RandomStateCallback(Callback):
         self._restore()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts them back, and has the loader draw the order of its epoch from them."""
+        """Puts them back for what other callbacks begin with, and arranges for the first batch."""
         if self._loaded is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, LoaderStateCallback) for callback in callbacks):
-            if is_read_ahead(trainer) and not reads_anew(trainer):
-                self._loaded = None  # the stream has begun with them, and may not begin twice
-                return
-            if not self._loaded["is_inside_epoch"] or not stateful_loaders(trainer):
-                begin_epoch(trainer)
-        self._restore()
+        keeps_places = any(isinstance(callback, LoaderStateCallback) for callback in callbacks)
+        # Such a stream has begun with them, and may not begin twice.
+        self._is_read = is_read_ahead(trainer) and not reads_anew(trainer) and not keeps_places
+        is_inside = self._loaded["is_inside_epoch"]
+        iterates = not keeps_places and not (is_inside and stateful_loaders(trainer))
+        before_batches(trainer, lambda: self._begin(trainer, is_inside, iterates))
+        if not self._is_read:
+            self._restore()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts them back once more, also behind an epoch that a resumed run had only to end."""
-        self._restore()
+        """Puts them back for an epoch that begins."""
+        if not self._is_read:
+            self._restore()
         self._loaded = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Forgets them, as they go on from here."""
+    def _begin(self, trainer: pl.Trainer, is_inside: bool, iterates: bool) -> None:
+        """Begin to read with the streams of the checkpoint; inside an epoch its order was drawn before."""
+        if has_only_to_end(trainer):
+            self._restore()
+        elif not self._is_read:
+            if not is_inside:
+                self._restore()
+            if iterates:
+                iterate_once_more(trainer)
+            if is_inside:
+                self._restore()
         self._loaded = None
 
     def _restore(self) -> None:
         """Put the streams of this process to where they were in the checkpoint."""
-        if self._loaded is None:
+        if self._loaded is None or not self._loaded["ranks"]:
             return
         ranks, stored = Ranks.current(), self._loaded["ranks"]
         if len(stored) == ranks.size:
@@ -115,7 +126,7 @@ class RandomStateCallback(Callback):
             f"The checkpoint holds the random streams of {len(stored)} processes, and the run resumes on "
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
-        self._loaded = None
+        self._loaded = self._loaded | {"ranks": []}
 
 
 def _validates_next(trainer: pl.Trainer) -> bool:
