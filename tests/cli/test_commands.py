@@ -1,6 +1,7 @@
 """What runs leave behind, and that runs which were stopped go on."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -170,3 +171,19 @@ def test_a_run_on_two_ranks(demo):
         "query-0.wav",
     } <= names
     assert len(logged(Path("run"))["val/mean_recall"]) == 2
+
+
+@pytest.mark.slow
+def test_a_test_on_two_ranks_leaves_what_one_process_leaves(demo, trained):
+    options = ("--config", ASK, demo, "--ckpt_path", str(last_checkpoint(trained)))
+    ranks = ("--run", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "ask_lightning", "test", *options, *ranks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ask_lightning("test", *options, "--run", "one")
+    left = [sorted(str(path.relative_to(run)) for path in Path(run).rglob("*.*")) for run in ("one", "two")]
+    assert left[0] == left[1]
+    one, two = (json.loads(Path(run, "results.json").read_text()) for run in ("one", "two"))
+    assert two["protocol"] == one["protocol"]
+    for kind, expected in one["metrics"].items():
+        assert two["metrics"][kind] == pytest.approx(expected)

@@ -36,10 +36,11 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     """
     options = RunOptions.parse(arguments)
     cli = run_with_options(command, options)
-    if is_first_process() and not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+    if not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
         if command == "test":
             _write_results(options, cli, ["ask-lightning", command, *arguments])
-        _say_what_is_next(command, options, cli)
+        if is_first_process():
+            _say_what_is_next(command, options, cli)
     return cli
 
 
@@ -92,9 +93,12 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
 
 
 def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str]) -> None:
-    """Write what a test has measured into the folder of the run."""
+    """Write what a test has measured into the folder of the run, in the first process."""
     trainer = cli.trainer
     assert isinstance(trainer, RetrievalTrainer)
+    log_folder = trainer.log_dir  # collective
+    if not is_first_process():
+        return
     data = cli.config["test"].get("data") or {}
     results = results_of_test(
         trainer,
@@ -107,8 +111,8 @@ def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str
     )
     run = Path(trainer.default_root_dir)
     path = write_results(run, results)
-    if trainer.log_dir is not None and Path(trainer.log_dir) != run:
-        write_results(Path(trainer.log_dir), results)  # which the next test leaves there
+    if log_folder is not None and Path(log_folder) != run:
+        write_results(Path(log_folder), results)  # which the next test leaves there
     if trainer.calibration is not None and trainer.calibration_bank is not None:
         fingerprint = results["model"]["fingerprint"]
         save_calibration(run, trainer.calibration_bank, trainer.calibration, fingerprint)
