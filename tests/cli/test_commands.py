@@ -102,6 +102,25 @@ def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
     assert message.startswith(f"{run}/checkpoints holds the checkpoints of a run.")
 
 
+def test_the_seed_of_a_run_is_that_of_its_batches(demo, trained):
+    def batches(config: object, *flags: object) -> list[int]:
+        given = ("--config", config, *flags, "--run", "again", "--ckpt_path", last_checkpoint(trained))
+        return list(ask_lightning("validate", *given).datamodule.train_dataloader().sampler)
+
+    first, other = batches(ASK, demo), batches(ASK, demo, "--seed_everything", 1)
+    assert first != other
+    assert batches(ASK, demo, "--seed_everything=1") == other
+    assert batches(ASK, demo, "--seed_everything", 1, "--data.seed", 0) == first
+    # The config of a run holds both, and another seed replaces both.
+    (config,) = (trained / "logs").glob("*/config.yaml")
+    assert batches(config) == first
+    assert batches(config, "--seed_everything", 1) == other
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\nseed_everything: 1\n")
+    assert batches("mine.yaml", demo) == other
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\ndata: {{init_args: {{seed: 1}}}}\n")
+    assert batches("mine.yaml", demo, "--seed_everything", 2) == other
+
+
 @pytest.mark.parametrize("name", [ASK, "clotho_ced_sonar_baseline"])
 def test_a_run_that_was_stopped_goes_on(name, demo, uninterrupted):
     # Dropout and SpecAugment go on as well.
