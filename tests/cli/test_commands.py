@@ -1,6 +1,7 @@
 """What runs leave behind, and that runs which were stopped go on."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -101,6 +102,25 @@ def test_the_config_of_a_run_repeats_it(uninterrupted, capsys):
     assert message.startswith(f"{run}/checkpoints holds the checkpoints of a run.")
 
 
+def test_the_seed_of_a_run_is_that_of_its_batches(demo, trained):
+    def batches(config: object, *flags: object) -> list[int]:
+        given = ("--config", config, *flags, "--run", "again", "--ckpt_path", last_checkpoint(trained))
+        return list(ask_lightning("validate", *given).datamodule.train_dataloader().sampler)
+
+    first, other = batches(ASK, demo), batches(ASK, demo, "--seed_everything", 1)
+    assert first != other
+    assert batches(ASK, demo, "--seed_everything=1") == other
+    assert batches(ASK, demo, "--seed_everything", 1, "--data.seed", 0) == first
+    # The config of a run holds both, and another seed replaces both.
+    (config,) = (trained / "logs").glob("*/config.yaml")
+    assert batches(config) == first
+    assert batches(config, "--seed_everything", 1) == other
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\nseed_everything: 1\n")
+    assert batches("mine.yaml", demo) == other
+    Path("mine.yaml").write_text(f"compose: [{ASK}]\ndata: {{init_args: {{seed: 1}}}}\n")
+    assert batches("mine.yaml", demo, "--seed_everything", 2) == other
+
+
 @pytest.mark.parametrize("name", [ASK, "clotho_ced_sonar_baseline"])
 def test_a_run_that_was_stopped_goes_on(name, demo, uninterrupted):
     # Dropout and SpecAugment go on as well.
@@ -170,3 +190,19 @@ def test_a_run_on_two_ranks(demo):
         "query-0.wav",
     } <= names
     assert len(logged(Path("run"))["val/mean_recall"]) == 2
+
+
+@pytest.mark.slow
+def test_a_test_on_two_ranks_leaves_what_one_process_leaves(demo, trained):
+    options = ("--config", ASK, demo, "--ckpt_path", str(last_checkpoint(trained)))
+    ranks = ("--run", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "ask_lightning", "test", *options, *ranks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ask_lightning("test", *options, "--run", "one")
+    left = [sorted(str(path.relative_to(run)) for path in Path(run).rglob("*.*")) for run in ("one", "two")]
+    assert left[0] == left[1]
+    one, two = (json.loads(Path(run, "results.json").read_text()) for run in ("one", "two"))
+    assert two["protocol"] == one["protocol"]
+    for kind, expected in one["metrics"].items():
+        assert two["metrics"][kind] == pytest.approx(expected)

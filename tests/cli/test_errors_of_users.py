@@ -364,3 +364,17 @@ def test_importing_the_library_stays_light():
         "assert not heavy & (set(sys.modules) - before), heavy & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("val.csv", "demo/AudioCaps, only of train, test. Put the file beside the others"),
+        ("train.csv", "There are no annotations of train in "),
+    ],
+)
+def test_fit_names_the_split_whose_captions_are_missing(lost, message, tmp_path, capsys):
+    write_demo_data(tmp_path / "demo")
+    (tmp_path / "demo" / "AudioCaps" / lost).unlink()
+    given = ("fit", "--config", "audiocaps_tiny_ask", "--datasets", tmp_path / "demo", "--data.seconds", 0.5)
+    assert message in refusal(capsys, *given)

@@ -48,6 +48,16 @@ SHORT = {
         "ask-lightning fit --config audiocaps_resnet38_bert_ask --demo=demo --model.temperature 0.05 "
         "--run runs/colder"
     ),
+    "ask-lightning fit --config audiocaps_resnet38_bert_ask --datasets /data --weights /weights "
+    "--seed_everything 1 --run runs/ask-1": (
+        "ask-lightning fit --config audiocaps_resnet38_bert_ask --demo=demo --seed_everything 1 "
+        "--run runs/ask-1"
+    ),
+    "ask-lightning test --config audiocaps_resnet38_bert_ask --datasets /data --run runs/ask-1 "
+    "--ckpt_path best": (
+        "ask-lightning test --config audiocaps_resnet38_bert_ask --demo=demo --run runs/ask-1 "
+        "--ckpt_path best"
+    ),
     "ask-lightning transfer --config audiocaps_resnet38_bert_ask --datasets /data --weights /weights "
     "--target clotho": (
         "ask-lightning transfer --config audiocaps_resnet38_bert_ask --demo=demo --target clotho --run moved"

@@ -5,18 +5,20 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import ask_lightning.data
 from ask_lightning.cli.errors import UsageError, check_writable
 from ask_lightning.cli.flags import without_options_of_others
 from ask_lightning.cli.quiet import quiet_lightning
 from ask_lightning.cli.results import results_of_test, write_results
 from ask_lightning.cli.retrieval_cli import RetrievalCLI
 from ask_lightning.cli.run_lock import is_first_process, locked_run
-from ask_lightning.cli.run_options import RunOptions, repeated_flags
+from ask_lightning.cli.run_options import FlagParser, RunOptions, repeated_flags
 from ask_lightning.cli.trainer import RetrievalTrainer
-from ask_lightning.data import FolderData
+from ask_lightning.data import FolderData, RetrievalDataModule
 from ask_lightning.data.clips import Clip
 from ask_lightning.models.stored_calibration import save_calibration
 
@@ -36,10 +38,11 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     """
     options = RunOptions.parse(arguments)
     cli = run_with_options(command, options)
-    if is_first_process() and not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
+    if not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
         if command == "test":
             _write_results(options, cli, ["ask-lightning", command, *arguments])
-        _say_what_is_next(command, options, cli)
+        if is_first_process():
+            _say_what_is_next(command, options, cli)
     return cli
 
 
@@ -60,6 +63,7 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
     _silence_warnings()
     quiet_lightning()
     config = without_options_of_others(command, options.compose().config)
+    _seed_batches(config, options.lightning_arguments)
     given = [
         argument for argument in options.lightning_arguments if argument.startswith(("--model", "--data"))
     ]
@@ -91,10 +95,31 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
         return RetrievalCLI(arguments, held_out)
 
 
+def _seed_batches(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Give this library's data the seed of the run, unless the config has another one for them.
+
+    Otherwise the runs of several seeds would see the same batches, and their spread would be too small.
+    """
+    data = config.get("data") or {}
+    package, _, name = str(data.get("class_path")).rpartition(".")
+    kind = getattr(ask_lightning.data, name, None) if package in ("", "ask_lightning.data") else None
+    if not (isinstance(kind, type) and issubclass(kind, RetrievalDataModule)):
+        return
+    parser = FlagParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seed_everything", default=(before := config.get("seed_everything")))
+    seed = str(parser.parse_known_args(arguments)[0].seed_everything)
+    section = data.setdefault("init_args", {})
+    if seed.isdecimal() and section.get("seed", before) == before:
+        section["seed"] = int(seed)
+
+
 def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str]) -> None:
-    """Write what a test has measured into the folder of the run."""
+    """Write what a test has measured into the folder of the run, in the first process."""
     trainer = cli.trainer
     assert isinstance(trainer, RetrievalTrainer)
+    log_folder = trainer.log_dir  # collective
+    if not is_first_process():
+        return
     data = cli.config["test"].get("data") or {}
     results = results_of_test(
         trainer,
@@ -107,8 +132,8 @@ def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str
     )
     run = Path(trainer.default_root_dir)
     path = write_results(run, results)
-    if trainer.log_dir is not None and Path(trainer.log_dir) != run:
-        write_results(Path(trainer.log_dir), results)  # which the next test leaves there
+    if log_folder is not None and Path(log_folder) != run:
+        write_results(Path(log_folder), results)  # which the next test leaves there
     if trainer.calibration is not None and trainer.calibration_bank is not None:
         fingerprint = results["model"]["fingerprint"]
         save_calibration(run, trainer.calibration_bank, trainer.calibration, fingerprint)

@@ -204,12 +204,28 @@ class PublishedDataModule(RetrievalDataModule):
 
         Args:
             stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
+
+        Raises:
+            FileNotFoundError: A trainer is to train or to validate, and there are no annotations for it.
         """
+        if stage == "fit" and self.trainer is not None:
+            validates = bool(getattr(self.trainer, "limit_val_batches", 0))
+            self._check_splits(("train", "val") if validates else ("train",))
         if stage == "fit" and "train" in self.datasets:
             self._warn_of_shared_clips()
         for split in _SPLITS_OF_STAGE.get(stage, ()):
             if split in self.datasets:
                 _ = self.datasets[split]
+
+    def _check_splits(self, needed: Sequence[str]) -> None:
+        """Refuse to begin where a split is missing, which Lightning would meet in the middle of a run."""
+        missing = [split for split in needed if split not in self.datasets]
+        if missing:
+            raise FileNotFoundError(
+                f"There are no annotations of {' and '.join(missing)} in {self._root}, only of "
+                f"{', '.join(self.datasets)}. Put the file beside the others, or name each by `annotations`. "
+                "`limit_val_batches=0` of the trainer trains without validation."
+            )
 
     @property
     def has_other_knowledge(self) -> bool:
