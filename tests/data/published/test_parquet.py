@@ -202,3 +202,12 @@ def test_stretches_of_one_video_are_clips_of_their_own(tmp_path):
     data = ClipDataset(clips, store, AudioOptions(seconds=1, check="none"))
     assert torch.equal(data[2]["waveform"], torch.from_numpy(tone(1)))
     assert data[0]["clip_id"] != data[2]["clip_id"]
+
+
+def test_a_row_may_have_the_id_0(tmp_path):
+    content = [{"id": i, "name": "recording", "caption": f"tone {i}", "audio": encoded(i)} for i in range(2)]
+    clips, _ = read_parquet([write_parquet(tmp_path / "val.parquet", content)], "file")
+    assert [(clip.key, clip.captions) for clip in clips] == [
+        ("file:0", ("tone 0",)),
+        ("file:1", ("tone 1",)),
+    ]

@@ -179,7 +179,7 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
     names: list[str] = []
     starts: dict[str, set[int | None]] = defaultdict(set)
     for number, row in enumerate(rows):
-        name = next((str(row[column]) for column in _NAMES if row.get(column)), "")
+        name = next((str(row[column]) for column in _NAMES if row.get(column) not in (None, "")), "")
         if not name:
             raise ValueError(
                 f"{where}, row {number}: no name. A row needs one of {', '.join(_NAMES)}, or a path with its "
