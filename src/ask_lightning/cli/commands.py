@@ -38,7 +38,7 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     cli = run_with_options(command, options)
     if is_first_process() and not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
         if command == "test":
-            _write_results(options, cli, ["ask-lightning", command, *arguments])
+            _write_results(cli, ["ask-lightning", command, *arguments])
         _say_what_is_next(command, options, cli)
     return cli
 
@@ -91,7 +91,7 @@ def run_with_options(command: str, options: RunOptions, held_out: Sequence[Clip]
         return RetrievalCLI(arguments, held_out)
 
 
-def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str]) -> None:
+def _write_results(cli: RetrievalCLI, command: Sequence[str]) -> None:
     """Write what a test has measured into the folder of the run."""
     trainer = cli.trainer
     assert isinstance(trainer, RetrievalTrainer)
