@@ -211,3 +211,11 @@ def test_a_row_may_have_the_id_0(tmp_path):
         ("file:0", ("tone 0",)),
         ("file:1", ("tone 1",)),
     ]
+
+
+@pytest.mark.parametrize("start", ["0:30", float("inf")])
+def test_a_start_that_is_no_number_of_seconds_is_named_with_its_row(start, tmp_path):
+    content = [row | {"start_time": start} for row in rows()[:1]]
+    told = rf"row 0: start_time has to be a number of seconds, but is {start!r}"
+    with pytest.raises(ValueError, match=told):
+        read_parquet([write_parquet(tmp_path / "val.parquet", content)], "youtube")
