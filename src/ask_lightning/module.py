@@ -378,14 +378,14 @@ class ASKModule(NamedAsModel):
     def embed_pairs(self, batch: Any) -> tuple[Tensor, Tensor, Ids | None]:
         """Embed a batch.
 
+        In a model whose training step passes parts of the batch to its encoders, the encoders get the same
+        parts here, see `StepEncoders`.
+
         Args:
             batch: Batch as the model's encoders take it.
 
         Returns:
             Audio embeddings `(B, d)`, text embeddings `(B, d)`, and clip ids, or None without `ids`.
-
-        In a model whose training step passes parts of the batch to its encoders, the encoders get the same
-        parts here, see `StepEncoders`.
 
         Raises:
             TypeError: An encoder does not return a tensor, or takes something else than the batch or a part,

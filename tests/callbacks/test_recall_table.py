@@ -56,6 +56,17 @@ def test_the_best_epoch_is_that_of_the_monitor(monitor, best):
     assert other.state_dict() == table.state_dict()
 
 
+def test_a_new_run_knows_nothing_of_the_one_before():
+    table = RecallTable()
+    for number in range(2):
+        table.on_validation_end(Epoch(number), None)
+    table.setup(Epoch(1), None, "fit")  # which goes on
+    assert table.state_dict()["epoch"] == 1
+    table.setup(Epoch(0), None, "fit")
+    table.on_validation_end(Epoch(0), None)
+    assert table.state_dict()["epoch"] == 0, "although the run before was better"
+
+
 def test_a_monitor_that_is_not_logged():
     message = r"chosen by 'val/recall', which the model does not log; it logs val/t2a/recall_at_1"
     with pytest.raises(RuntimeError, match=message):

@@ -147,6 +147,16 @@ def test_after_an_error_the_metric_is_as_it_was(monkeypatch):
     assert not [name for name in model.metric.score_names if name.startswith("calibrated/")]
 
 
+def test_the_last_test_alone_says_what_was_used():
+    """An attribute that stays would be written down as the calibration of a test that had none."""
+    callback = SearchCalibration()
+    run_test(callbacks=[callback])
+    with pytest.raises(RuntimeError, match="has none"):
+        run_test(callbacks=[callback], model=Lookup(metric=False))
+    assert callback.calibration is None
+    assert callback.bank is None
+
+
 def test_ids_of_another_name_are_asked_for():
     told = r"`ids` of SearchCalibration has to be a key .* got 'key' and the batch is \['audio', 'clip_id', "
     with pytest.raises(ValueError, match=told):

@@ -73,7 +73,7 @@ from tests.helpers.command_line import ASK, BASELINE, ask_lightning, refusal, st
         (["fit", "DEMO", "--ask.loss.plan_scaling", "x"], 'Parser key "plan_scaling": '),
         (
             ["fit", "DEMO", "--ask.refresh.T", "0"],
-            "Argument `T` has to be an integer of at least 1, but got 0",
+            'Argument `T` has to be an integer of at least 1 or "auto", but got 0',
         ),
         (["fit", "DEMO", "--ask.audio", "listen"], "has no method 'listen'"),
         (["fit", "DEMO", "--data.root", "/nowhere"], "There is no folder of a dataset at /nowhere"),

@@ -143,6 +143,17 @@ def test_other_splits_than_those_of_the_training_are_told(demo, trained_recordin
         ask_lightning("encode", *given, "--data.split_seed", 3, *whole)
 
 
+def test_other_batches_than_those_of_the_training_are_told(demo, trained_recordings):
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    ended = (*given, "--trainer.max_epochs", 1)  # there is nothing left to train
+    with pytest.warns(UserWarning, match=r"trained with other batches \(seed=3 in place of 0\), so the run"):
+        ask_lightning("fit", *ended, "--seed_everything", 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*trained with other batches")
+        ask_lightning("validate", *given, "--seed_everything", 3)
+        ask_lightning("fit", *ended, "--seed_everything", 3)  # which the run has meanwhile
+
+
 def test_what_training_has_brought_is_a_table_and_json(demo, trained_recordings, capsys):
     flags = ["test", "--config", "my_recordings", demo, "--run", str(trained_recordings)]
     run([*flags, "--ckpt_path", "best", "--untrained", "true", "--json", "true", "--calibrate", "false"])

@@ -91,6 +91,17 @@ def test_padding_has_no_influence(name):
 
 
 @pytest.mark.parametrize("name", TOKEN_LEVEL)
+def test_padding_may_be_no_number(name):
+    interaction = make(name).eval()
+    text, audio = (
+        TokenEmbeddings(side.pooled, side.tokens.masked_fill(~side.valid[..., None], torch.nan), side.mask)
+        for side in (TEXT, AUDIO)
+    )
+    for ours, theirs in zip(interaction(TEXT, AUDIO)[:2], interaction(text, audio)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TOKEN_LEVEL)
 def test_rows_without_tokens(name):
     found = make(name).eval()(TEXT, AUDIO)
     for scores in found[:2]:

@@ -14,6 +14,7 @@ from ask_lightning import (
     NTXentLoss,
     ReliabilityOTLoss,
 )
+from ask_lightning.losses import HardNegativeMiningLoss
 from tests.helpers.clients import MemoryLogger, Pairs, PlainTowers, make_refresh, make_trainer
 from tests.helpers.loss_cases import make_case
 from tests.helpers.operators import IS_OLD_TORCH
@@ -29,6 +30,7 @@ LOSSES = {
     ),
     "teacher": KnowledgeDistillationLoss,
     "transport teacher": lambda: KnowledgeDistillationLoss(teacher="transport", positives="ids"),
+    "mined negatives": lambda: HardNegativeMiningLoss(num_negatives=2, num_candidates=5),
     "nt-xent": NTXentLoss,
 }
 BACKENDS = [

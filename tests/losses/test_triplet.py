@@ -78,6 +78,24 @@ def test_a_margin_of_0_counts_ranks_that_are_wrong():
 
 
 @pytest.mark.parametrize("negatives", ["hardest", "all"])
+def test_samples_of_the_same_clip_make_no_triplets(negatives):
+    audio, text = pairs()
+    clips = torch.zeros(len(audio), dtype=torch.long)
+    clips[-1] = 1  # only pairs with the last one are of different clips
+    loss = TripletLoss(3.0, negatives=negatives, positives="ids")
+    loss(audio, text, ids=clips)
+    assert loss.last["active_triplets"] == 1, "all are within a margin that is larger than any difference"
+
+
+@pytest.mark.parametrize("negatives", ["hardest", "all"])
+def test_a_single_pair_of_a_rank_makes_no_triplets(negatives, monkeypatch):
+    monkeypatch.setattr(TripletLoss, "min_pairs", 1)  # as on several ranks
+    loss = TripletLoss(negatives=negatives)
+    assert loss(torch.eye(1, 4), torch.eye(1, 4)) == 0
+    assert loss.last["active_triplets"] == 0
+
+
+@pytest.mark.parametrize("negatives", ["hardest", "all"])
 def test_a_batch_of_one_clip_has_no_negatives(negatives):
     audio, text = pairs()
     audio.requires_grad_()

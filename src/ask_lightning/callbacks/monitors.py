@@ -69,13 +69,15 @@ class DriftMonitor(Callback):
         dataset = _map_style_dataset(whole)
         base = target.loss.knowledge
         assert base is not None
-        items, most = len(dataset), refresher.max_items(trainer)  # type: ignore[arg-type]
-        if len(base.fine) != (items := items if most is None else min(items, most)):
+        items: int = len(dataset)  # type: ignore[arg-type]
+        if (most := refresher.max_items(trainer)) is not None:
+            items = min(items, most)
+        if len(base.fine) != items:
             raise RuntimeError(
                 f"DriftMonitor needs one pair for each item of the knowledge source, but {items} items made "
                 f"{len(base.fine)} pairs. Let the dataset yield pairs, or leave the monitor out."
             )
-        rows = torch.linspace(0, len(base.fine) - 1, min(self.num_probes, len(base.fine))).long()
+        rows = torch.linspace(0, items - 1, min(self.num_probes, items), dtype=torch.float64).long()
         # Every rank encodes the whole probe: it is small, and all of them log the same.
         loader = source_loader(Subset(dataset, rows.tolist()), whole)
         probe = encode_source(trainer, pl_module, loader, target.embed)

@@ -39,11 +39,20 @@ class RecallTable(Callback):
 
     def __init__(self, monitor: str | None = None) -> None:
         self.monitor = monitor
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Forgets the scores of a run."""
         self.best: dict[str, float] = {}
         self._best_value = 0.0
         self._best_epoch = -1
         self._last: dict[str, float] = {}
         self._last_epoch = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets an earlier run where a new one begins; a checkpoint is restored later."""
+        if stage == "fit" and trainer.current_epoch == 0:
+            self._start_anew()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers the scores of the epoch; publishes them if validation was run on its own."""

@@ -103,8 +103,9 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
     rows = len(current.fine)
     is_in_files = isinstance(current.fine.local, MappedPairs)
     most = max(_FEWEST_DRIFT_QUERIES, _DRIFT_SCORES // rows) if is_in_files else _DRIFT_QUERIES
-    queries = torch.linspace(0, rows - 1, min(rows, most, _DRIFT_QUERIES), device=current.device).long()
-    drifts = current.fine.drift_from(stored.fine, queries)
+    # In float64: float32 has not all of the numbers of more than 2²⁴ rows.
+    queries = torch.linspace(0, rows - 1, min(rows, most, _DRIFT_QUERIES), dtype=torch.float64).long()
+    drifts = current.fine.drift_from(stored.fine, queries.to(current.device))
     return dict(zip(("rdm_audio", "rdm_text"), drifts, strict=True))
 
 

@@ -71,6 +71,7 @@ class SearchCalibration(Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Encodes the bank and the validation pairs, chooses, and tells the metrics."""
+        self.calibration = self.bank = None
         metrics = _metrics(pl_module)
         if not metrics:
             raise RuntimeError(

@@ -40,7 +40,7 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     cli = run_with_options(command, options)
     if not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
         if command == "test":
-            _write_results(options, cli, ["ask-lightning", command, *arguments])
+            _write_results(cli, ["ask-lightning", command, *arguments])
         if is_first_process():
             _say_what_is_next(command, options, cli)
     return cli
@@ -113,7 +113,7 @@ def _seed_batches(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
         section["seed"] = int(seed)
 
 
-def _write_results(options: RunOptions, cli: RetrievalCLI, command: Sequence[str]) -> None:
+def _write_results(cli: RetrievalCLI, command: Sequence[str]) -> None:
     """Write what a test has measured into the folder of the run, in the first process."""
     trainer = cli.trainer
     assert isinstance(trainer, RetrievalTrainer)

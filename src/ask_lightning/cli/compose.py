@@ -200,7 +200,7 @@ def shipped_classes(parts: Sequence[str]) -> set[str]:
         >>> shipped_classes(["clotho", "run"])
         {'ask_lightning.data.ClothoData'}
     """
-    contents = [_read_yaml(CONFIGS / "parts" / f"{part}.yaml") for part in parts]
+    contents = [_read_yaml(_part_file(part)) for part in parts]
     sections = [content.get(name) or {} for content in contents for name in ("model", "data")]
     return {section["class_path"] for section in sections if "class_path" in section}
 

@@ -107,7 +107,10 @@ def _write_clotho(dataset: Path) -> None:
 
 def _write_enriched(table: Path, output: Path, clip_column: str, caption_columns: list[str]) -> None:
     """Write the captions of a table in other words, like the paper's re-annotated training set."""
-    with table.open(newline="", encoding="utf-8") as given, output.open("w", newline="") as made:
+    with (
+        table.open(newline="", encoding="utf-8") as given,
+        output.open("w", newline="", encoding="utf-8") as made,
+    ):
         writer = csv.writer(made)
         writer.writerow((clip_column, *caption_columns))
         for row in csv.DictReader(given):

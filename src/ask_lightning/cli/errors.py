@@ -24,7 +24,6 @@ _PARSER_NOISE = (
     "- Expected a <class 'NoneType'>",
 )
 
-
 # How the operating system and libraries that do not pass its error on say that a disk is full, or takes no
 # file as large.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

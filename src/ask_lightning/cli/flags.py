@@ -91,19 +91,19 @@ def check_flags(command: str, config: Mapping[str, Any], arguments: Sequence[str
 
 
 def _known(command: str, config: Mapping[str, Any], name: str, renamed: set[str]) -> list[str] | None:
-    """The names that may stand in the place of a flag's name, or None where that is not known."""
+    """The names that may stand in the place of a flag's name, or None if it is right or nobody knows."""
     section, *rest = name.split(".")
     if not rest or section not in _SECTIONS:
         extra = _OF_COMMANDS.get(command)
         known = None if extra is None else [*_SECTIONS, *_COMMON, *extra]
         return [name] if known and section in known else known
     if section == "trainer":
-        return _as_names(name, section, rest, arguments_of("lightning.pytorch.trainer.trainer.Trainer"))
+        return _as_names(section, rest, arguments_of("lightning.pytorch.trainer.trainer.Trainer"))
     if section == "ask":
         if rest[0] == "refresh" and len(rest) > 1:
             refresh = arguments_of("ask_lightning.callbacks.refresh.KnowledgeRefreshCallback")
-            return _as_names(name, "ask.refresh", rest[1:], refresh)
-        return _as_names(name, section, rest, frozenset(_ASK))
+            return _as_names("ask.refresh", rest[1:], refresh)
+        return _as_names(section, rest, frozenset(_ASK))
     kind = (config.get(section) or {}).get("class_path")
     if kind is None or section in renamed:
         return None
@@ -112,13 +112,11 @@ def _known(command: str, config: Mapping[str, Any], name: str, renamed: set[str]
     known_arguments = arguments_of(str(kind))
     if known_arguments is None or not rest:
         return None
-    return _as_names(name, section, rest, known_arguments | set(_OF_CLASSES))
+    return _as_names(section, rest, known_arguments | set(_OF_CLASSES))
 
 
-def _as_names(
-    name: str, section: str, rest: Sequence[str], known: frozenset[str] | set[str] | None
-) -> list[str] | None:
-    """Full names of the arguments of a section, among them that of the flag if its argument is known."""
+def _as_names(section: str, rest: Sequence[str], known: frozenset[str] | set[str] | None) -> list[str] | None:
+    """Full names of the arguments of a section, or None if the flag's is among them or they are unknown."""
     if known is None or rest[0] in known:
         return None
     return sorted(f"{section}.{argument}" for argument in known)

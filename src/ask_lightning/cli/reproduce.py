@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,7 @@ def parse_flags(arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
         usage="ask-lightning reproduce NAME [NAME ...] --data NAME [flags]",
         description=__doc__,
         epilog=_EPILOG.format(names=names),
-        formatter_class=_formatter(),
+        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
@@ -180,9 +181,3 @@ def _at_least_one(flag: str, value: int | None, default: int) -> int:
     if value < 1:
         raise UsageError(f"Argument `{flag}` has to be at least 1, but got {value}.")
     return value
-
-
-def _formatter() -> Any:
-    from argparse import RawDescriptionHelpFormatter
-
-    return RawDescriptionHelpFormatter

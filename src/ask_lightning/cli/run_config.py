@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 # Keys of a config that only commands other than `fit` have.
 _NOT_OF_FIT = ("verbose", "return_predictions", "split")
-# Arguments of data that say which they are, and those that decide which clip is in which split.
+# Arguments of data that say which they are, which clip is in which split, and which clips make a batch.
 _PLACE = ("root", "annotations", "hub")
 _SPLITTING = ("fractions", "split_seed", "clip_id_column", "split_column", "collection")
+_BATCHES = ("batch_size", "seed")
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path:
@@ -68,21 +70,39 @@ def warn_of_other_splits(section: Any, checkpoint: Path) -> None:
         section: The section `data` of the config.
         checkpoint: Path of the checkpoint, in the folder of its run.
     """
+    if changed := _changed(section, checkpoint, _SPLITTING):
+        rank_zero_warn(
+            f"{checkpoint} was trained on other splits ({changed}): validation and test may hold its "
+            "training clips. Pass the flags of the training."
+        )
+
+
+def warn_of_other_batches(section: Any, checkpoint: Path) -> None:
+    """Warn if a training goes on with other batches than those with which it began.
+
+    Args:
+        section: The section `data` of the config.
+        checkpoint: Path of the checkpoint, in the folder of its run.
+    """
+    if changed := _changed(section, checkpoint, _BATCHES):
+        rank_zero_warn(
+            f"{checkpoint} was trained with other batches ({changed}), so the run does not go on as one "
+            "without a break would. Pass the flags of the training."
+        )
+
+
+def _changed(section: Any, checkpoint: Path, names: Sequence[str]) -> str:
+    """The arguments of the same data that were others in the training of a checkpoint, in words."""
     trained = training_config(run_of_checkpoint(checkpoint)).get("data") or {}
     before, now = trained.get("init_args") or {}, section.get("init_args") or {}
     is_same = trained.get("class_path") == section.get("class_path")
     if not is_same or any(before.get(name) != now.get(name) for name in _PLACE):
-        return
-    changed = [
+        return ""
+    return ", ".join(
         f"{name}={now[name]!r} in place of {before[name]!r}"
-        for name in _SPLITTING
+        for name in names
         if name in before and name in now and _as_list(before[name]) != _as_list(now[name])
-    ]
-    if changed:
-        rank_zero_warn(
-            f"{checkpoint} was trained on other splits ({', '.join(changed)}): validation and test may hold "
-            "its training clips. Pass the flags of the training."
-        )
+    )
 
 
 def _as_list(value: Any) -> Any:

@@ -35,11 +35,11 @@ def collate_pairs(items: Sequence[Item]) -> Batch:
     """Make a batch of items of a dataset.
 
     Args:
-        items: Dicts with the same keys. Values are numbers, texts, or tensors that differ at most in the
+        items: Dicts with the same keys. Values are integers, texts, or tensors that differ at most in the
             length of the first axis.
 
     Returns:
-        A dict with the same keys: tensors stacked, shorter ones padded with zeros at the end; numbers as an
+        A dict with the same keys: tensors stacked, shorter ones padded with zeros at the end; integers as an
         int64 tensor; texts as a list. For the datasets here these are `"waveform"` `(B, T)` and
         `"num_samples"` `(B,)`, or `"log_mel"` `(B, F, num_mels)`; `"caption"`, a list of `B` texts;
         `"clip_id"` `(B,)` and `"caption_id"` `(B,)`.

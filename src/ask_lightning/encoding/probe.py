@@ -32,7 +32,7 @@ def select_probe(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoad
         return None
     dataset: Dataset[Any] = loader.dataset
     size = len(dataset)  # type: ignore[arg-type]
-    rows = torch.linspace(0, size - 1, min(count, size)).long().tolist()
+    rows = torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).long().tolist()
     return Subset(dataset, rows), loader
 
 

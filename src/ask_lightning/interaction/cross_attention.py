@@ -85,7 +85,7 @@ def _score(
 ) -> tuple[Tensor]:
     """The similarities of a block, `(T, A)`."""
     dtype = computation_dtype(text)
-    words, frames = text.to(dtype), audio.to(dtype)
+    words, frames = text.to(dtype), audio.to(dtype).masked_fill(~audio_mask[..., None], 0)
     scores = token_scores(words, frames)  # (T, A, W, F)
     agreeing = scores.relu().masked_fill(~text_mask[:, None, :, None], 0)  # (T, A, W, F)
     # The clamp is below the root, whose gradient at 0 is infinite.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.functional.injection import unit_length
+from ask_lightning.functional.negative_mining import repeated
 from ask_lightning.knowledge.base_file import REPLICATED, SHARDED, BaseParts, read_base, write_base
 from ask_lightning.knowledge.base_settings import STORAGES, BaseSettings, Placement, RowIds, Storage
 from ask_lightning.knowledge.checksum import checksum
@@ -499,7 +500,7 @@ class KnowledgeBase:
         wanted += self._rows_per_id if excluded is not None else 0
         _, rows = search(queries, min(wanted, len(self.fine)))  # (B, wanted)
         clips = self.ids[rows]  # (B, wanted)
-        unwanted = repeats(clips) if distinct_clips else torch.zeros_like(clips, dtype=torch.bool)
+        unwanted = repeated(clips) if distinct_clips else torch.zeros_like(clips, dtype=torch.bool)
         if excluded is not None:
             unwanted |= clips == excluded.to(clips.device)[:, None]
         allowed_first = unwanted.int().argsort(dim=1, stable=True)[:, :k]
@@ -652,22 +653,3 @@ class KnowledgeBase:
         """
         parts = read_base(Path(path), ranks, None if directory is None else Path(directory))
         return cls(parts.fine, parts.coarse, parts.ids, parts.training_clips, parts.caption_ids).to(device)
-
-
-def repeats(clips: Tensor) -> Tensor:
-    """Which entries of each row have occurred before in it.
-
-    Args:
-        clips: `(B, n)` integers.
-
-    Returns:
-        `(B, n)` boolean.
-
-    Examples:
-        >>> repeats(torch.tensor([[7, 3, 7, 3, 5]]))
-        tensor([[False, False,  True,  True, False]])
-    """
-    grouped, order = clips.sort(dim=1, stable=True)
-    is_repeat = torch.zeros_like(clips, dtype=torch.bool)
-    is_repeat[:, 1:] = grouped[:, 1:] == grouped[:, :-1]
-    return torch.zeros_like(is_repeat).scatter_(1, order, is_repeat)

@@ -120,7 +120,7 @@ def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...] | None:
         they come out of their codes; `None` for a kind (HNSW among them) whose codes Faiss does not decode.
     """
     faiss = import_faiss()
-    places = torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS_OF_THE_ERROR)).long()
+    places = torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS_OF_THE_ERROR), dtype=torch.float64).long()
     sample = rows[places].numpy()
     errors = []
     inverted_file = faiss.try_extract_index_ivf(index)

@@ -97,6 +97,14 @@ class HardNegativeMiningLoss(RetrievalLoss):
         """Never: the negatives are stored pairs."""
         return False
 
+    def check_knowledge(self, knowledge: KnowledgeBase) -> None:
+        """Prepare a base for lookups; none is refused.
+
+        Args:
+            knowledge: The new base.
+        """
+        knowledge.prepare(("fine",))
+
     def extra_repr(self) -> str:
         """The options that decide what a negative is."""
         names = ("num_negatives", "num_candidates", "false_negative_threshold")

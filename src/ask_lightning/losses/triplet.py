@@ -34,7 +34,7 @@ class TripletLoss(RetrievalLoss):
 
     Attributes:
         last: Detached terms of the last call: `loss`; `triplet_t2a` and `triplet_a2t`, the two directions;
-            `active_triplets`, the share of triplets within the margin, in [0, 1].
+            `active_triplets`, the share of triplets within the margin, in [0, 1]; 0 where there are none.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -89,8 +89,10 @@ class TripletLoss(RetrievalLoss):
         ]
         to_audio, to_text = (side.sum() / len(similarity) for side in hinges)
         loss = to_audio + to_text
-        # The diagonal of the matrix of all triplets is none.
-        each = len(similarity) - 1 if self.negatives == "all" else 1
-        active = sum((side > 0).sum() for side in hinges) / (2 * len(similarity) * each)
+        own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        is_negative = ~(own if ignore is None else own | ignore)  # (B, B)
+        triplets = is_negative if self.negatives == "all" else is_negative.any(dim=1)
+        active = torch.stack([(side > 0).sum() for side in hinges]).sum()
+        share = active.to(loss.dtype) / (2 * triplets.sum()).clamp(min=1)
         terms = {"loss": loss, "triplet_t2a": to_audio, "triplet_a2t": to_text}
-        return loss, terms | {"active_triplets": torch.as_tensor(active, dtype=loss.dtype)}
+        return loss, terms | {"active_triplets": share}

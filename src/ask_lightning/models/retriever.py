@@ -509,7 +509,7 @@ def embedding_spread(embeddings: Tensor) -> Tensor:
     """The embedding regulariser of ML-CLAP: how evenly vectors spread over their coordinates.
 
     With E the batch's embeddings it is mean |E_ij| / ‖E‖_F, in float32: for unit vectors between 1 / (d √B),
-    where each has one coordinate that is not 0, and 1 / √(B d · B), where all are equally large.
+    where each has one coordinate that is not 0, and 1 / √(B d), where all are equally large.
 
     Reference: The public code of Yan et al., "Bridging Language Gaps in Audio-Text Retrieval" (arXiv
     2406.07012), `embed_regularization`.

@@ -21,9 +21,8 @@ def comparison_picture(comparison: Comparison, path: Path, *, refresh_every: int
 
     The left panel has the mean of the six test recalls: a dot for each seed and a line at their mean,
     hollow for search by cosine similarity, or by a model's interaction, and filled for calibrated search. The
-    others have the mean
-    validation recall and the representation drift over the epochs, averaged over the seeds, for the settings
-    chosen for search by cosine similarity; methods that log no drift have none.
+    others have the mean validation recall and the representation drift over the epochs, averaged over the
+    seeds, for the settings chosen for search by cosine similarity; methods that log no drift have none.
 
     Args:
         comparison: What `compare` returned, with runs whose folders hold the `metrics.csv` of Lightning's

@@ -225,6 +225,21 @@ def test_clotho_without_files_names_nothing(write):
         read_clotho(path)
 
 
+def test_null_in_json_is_nothing(write):
+    """Not a text `None`, of which all clips with it would be one recording."""
+    entries = [
+        {"id": None, "file_name": None, "wav": None, "audio": f"{name}.wav", "caption": name}
+        for name in ("rain", "wind")
+    ]
+    path = write("some.json", wavcaps_json(*entries))
+    for clips in (read_wavcaps(path), read_clotho(path)):
+        assert [(clip.key, clip.captions, clip.path) for clip in clips] == [
+            ("file:rain", ("rain",), "rain.wav"),
+            ("file:wind", ("wind",), "wind.wav"),
+        ]
+        assert not any(clip.aliases for clip in clips)
+
+
 def test_audiocaps_with_checksums_for_ids(write):
     entry = {
         "id": "9e107d9d372bb6826bd81d3542a419d6",

@@ -202,3 +202,20 @@ def test_stretches_of_one_video_are_clips_of_their_own(tmp_path):
     data = ClipDataset(clips, store, AudioOptions(seconds=1, check="none"))
     assert torch.equal(data[2]["waveform"], torch.from_numpy(tone(1)))
     assert data[0]["clip_id"] != data[2]["clip_id"]
+
+
+def test_a_row_may_have_the_id_0(tmp_path):
+    content = [{"id": i, "name": "recording", "caption": f"tone {i}", "audio": encoded(i)} for i in range(2)]
+    clips, _ = read_parquet([write_parquet(tmp_path / "val.parquet", content)], "file")
+    assert [(clip.key, clip.captions) for clip in clips] == [
+        ("file:0", ("tone 0",)),
+        ("file:1", ("tone 1",)),
+    ]
+
+
+@pytest.mark.parametrize("start", ["0:30", float("inf")])
+def test_a_start_that_is_no_number_of_seconds_is_named_with_its_row(start, tmp_path):
+    content = [row | {"start_time": start} for row in rows()[:1]]
+    told = rf"row 0: start_time has to be a number of seconds, but is {start!r}"
+    with pytest.raises(ValueError, match=told):
+        read_parquet([write_parquet(tmp_path / "val.parquet", content)], "youtube")

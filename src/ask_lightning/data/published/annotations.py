@@ -160,7 +160,7 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
     collector = ClipCollector(str(table))
     for number, entry in enumerate(entries):
         place = f"entry {number}"
-        name = str(entry.get("id", "")) or _file_name(entry)
+        name = _text(entry, "id") or _file_name(entry)
         if given == "youtube" and not youtube_id(name) and youtube_id(_file_name(entry)):
             name = _file_name(entry)
         captions = _captions_of(entry)
@@ -170,7 +170,7 @@ def read_wavcaps(annotations: str | Path, collection: str | None = None) -> list
                 f"{table}, {place}: no {lacking}; it has {sorted(entry)}. Is it a JSON of WavCaps?"
             )
         space = given or _guess_namespace(entry, name)
-        title = str(entry.get("file_name", ""))
+        title = _text(entry, "file_name")
         collector.add(
             place,
             recording_key(space, name),
@@ -205,7 +205,7 @@ def _read_clotho_json(table: Path, sounds: Mapping[str, str]) -> list[Clip]:
         if not name or captions is None:
             lacking = "'wav' or 'audio' that names a file" if not name else "'caption'"
             raise ValueError(f"{table}, entry {number}: no {lacking}; it has {sorted(entry)}.")
-        given = str(entry.get("id", ""))
+        given = _text(entry, "id")
         sound = given if given.isdecimal() else sounds.get(normalize_title(name))
         rows.append(_TitledRow(f"entry {number}", name, captions, sound, _path(entry, ("wav", "audio"))))
     return _titled_clips(table, rows, "file")
@@ -235,11 +235,15 @@ def _read_entries(table: Path) -> list[Mapping[str, Any]]:
     return entries
 
 
+def _text(entry: Mapping[str, Any], field: str) -> str:
+    """What a field of an entry says; nothing if it is null or not there."""
+    value = entry.get(field)
+    return "" if value is None else str(value)
+
+
 def _path(entry: Mapping[str, Any], fields: Sequence[str]) -> str:
     """The path of the file of an entry on the machine of its makers, or nothing."""
-    return next(
-        (path for path in (str(entry.get(field, "")) for field in fields) if path not in _NO_PATH), ""
-    )
+    return next((path for path in (_text(entry, field) for field in fields) if path not in _NO_PATH), "")
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
@@ -283,7 +287,7 @@ def _captions_of(entry: Mapping[str, Any]) -> list[str] | None:
 
 def _guess_namespace(entry: Mapping[str, Any], name: str) -> str:
     """The namespace of an entry of an unknown collection."""
-    link = str(entry.get("download_link", "")).lower()
+    link = _text(entry, "download_link").lower()
     for known in COLLECTIONS:
         if known.site and known.site in link:
             return known.namespace

@@ -176,20 +176,21 @@ def _check_audio_and_captions(where: str, columns: Sequence[str]) -> None:
 
 def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str) -> list[Clip]:
     """Make clips of rows with a name and captions."""
-    names: list[str] = []
+    named: list[tuple[str, int | None]] = []
     starts: dict[str, set[int | None]] = defaultdict(set)
     for number, row in enumerate(rows):
-        name = next((str(row[column]) for column in _NAMES if row.get(column)), "")
+        name = next((str(row[column]) for column in _NAMES if row.get(column) not in (None, "")), "")
         if not name:
             raise ValueError(
                 f"{where}, row {number}: no name. A row needs one of {', '.join(_NAMES)}, or a path with its "
                 "audio."
             )
-        names.append(name)
-        starts[recording_key(namespace, name)].add(_start(row))
+        start = _start(row, f"{where}, row {number}")
+        named.append((name, start))
+        starts[recording_key(namespace, name)].add(start)
     collector = ClipCollector(where)
     seen: set[str] = set()
-    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+    for number, ((name, start), row) in enumerate(zip(named, rows, strict=True)):
         texts = [
             text
             for column in caption_columns(row)
@@ -197,7 +198,7 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
         ]
         audiocap = "" if row.get("audiocap_id") is None else str(row["audiocap_id"])
         recording = recording_key(namespace, name)
-        key, aliases = stretch_keys(recording, _start(row), starts[recording])
+        key, aliases = stretch_keys(recording, start, starts[recording])
         collector.add(
             f"row {number}",
             key,
@@ -205,7 +206,7 @@ def _rows_to_clips(where: str, rows: Sequence[Mapping[str, Any]], namespace: str
             name=file_stem(name) if namespace == "youtube" else name,
             aliases=[*aliases, recording_key("audiocap", audiocap)] if audiocap else aliases,
             repeated=bool(audiocap) and audiocap in seen,  # the captions of a clip may be rows of their own
-            start=_start(row),
+            start=start,
             row=number,
         )
         seen.add(audiocap)
@@ -237,10 +238,15 @@ def texts_of_cell(cell: object, place: str) -> list[str]:
     return texts
 
 
-def _start(row: Mapping[str, Any]) -> int | None:
+def _start(row: Mapping[str, Any], place: str) -> int | None:
     """The start of a clip in whole seconds, if the row has it."""
     start = row.get("start_time")
-    return None if start is None else int(float(start))
+    try:
+        return None if start is None else int(float(start))
+    except (TypeError, ValueError, OverflowError):  # of infinity
+        raise ValueError(
+            f"{place}: start_time has to be a number of seconds, but is {start!r}. Correct the table."
+        ) from None
 
 
 def _cell_content(audio: Any, folder: Path) -> Path | bytes:

@@ -157,7 +157,7 @@ def _zipf_probabilities() -> dict[str, float]:
 
 
 EVENT_PROBABILITIES: dict[str, float] = _zipf_probabilities()
-"""Probability of each type in a scene's first draw: ∝ 1 / (r + 2) for the r-th most common type."""
+"""Probability of each type in a scene's first draw: ∝ 1 / (r + 1) for the r-th most common type."""
 
 
 def render_event(

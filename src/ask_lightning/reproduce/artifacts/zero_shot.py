@@ -57,7 +57,7 @@ class TransferFigure(Artifact):
         figure = new_figure(5.2 * len(domains), 3.8)
         rows: list[list[Cell]] = []
         for axis, domain in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
-            recalls = {entry.name: _recalls(study, trained[entry.name], domain, folder) for entry in _ENTRIES}
+            recalls = {entry.name: _recalls(study, trained[entry.name], domain) for entry in _ENTRIES}
             base = [100 * mean_recall(one) for one in recalls[NT_XENT.name]]
             for place, (name, by_seed) in enumerate(recalls.items()):
                 means = [100 * mean_recall(one) for one in by_seed]
@@ -84,7 +84,7 @@ class TransferFigure(Artifact):
         return f"{write_table(folder, self.name, columns, rows)}\n\n{note}"
 
 
-def _recalls(study: Study, trained: Trained, domain: str, folder: Path) -> list[dict[str, float]]:
+def _recalls(study: Study, trained: Trained, domain: str) -> list[dict[str, float]]:
     """Recalls of each seed on another domain, kept in a file beside the run, one for each test part."""
     found = []
     for run in trained.runs:
