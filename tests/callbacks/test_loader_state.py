@@ -266,6 +266,7 @@ class BrokenStart(pl.Callback):
             raise RuntimeError("broken")
 
 
+@pytest.mark.usefixtures("torchdata")
 def test_a_resume_that_was_broken_off_leaves_nothing_to_the_next_run(tmp_path):
     fit(tmp_path, partial(make_stateful, "shuffle"), epochs=1)
     callbacks = [make_refresh(), LoaderStateCallback(), BrokenStart()]
