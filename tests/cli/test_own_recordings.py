@@ -102,6 +102,21 @@ def test_inspect_counts_the_clips_of_which_a_part_is_heard(tmp_path, monkeypatch
     assert "that are heard" not in capsys.readouterr().out
 
 
+def test_inspect_takes_the_captions_of_takes_for_those_of_one_recording(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    write_recordings("own", num_clips=20, seconds=0.5)
+    files = sorted(path.relative_to("own") for path in Path("own").rglob("sound-*"))
+    takes = [f"{file},sound {number // 2},{number // 2}" for number, file in enumerate(files)]
+    Path("takes.csv").write_text("\n".join(["file,caption,clip_id", *takes]))
+    inspect = ["inspect", "--config", "my_recordings", "--data.root", "own", "--data.annotations"]
+    run([*inspect, "takes.csv"])
+    assert "words of a caption of another clip" not in capsys.readouterr().out
+    Path("clips.csv").write_text(Path("takes.csv").read_text().replace("clip_id", "session"))
+    run([*inspect, "clips.csv"])
+    assert "20 captions have the words of a caption of another clip" in capsys.readouterr().out
+
+
 def test_inspect_shows_a_handful_of_clips_that_have_no_splits(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     write_recordings(tmp_path / "own", num_clips=3, seconds=0.5)

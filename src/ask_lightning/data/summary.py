@@ -68,7 +68,8 @@ class DataSummary:
         splits: Summary of each split.
         same_audio: Names of clips, with their splits, that have the same bytes: a list for each such audio.
         audio_in_two_splits: Those of these lists that reach over two splits.
-        repeated_captions: Number of captions whose words are those of a caption of another clip.
+        repeated_captions: Number of captions whose words are those of a caption of another recording. Takes
+            of one recording may have the same.
         captions_in_two_splits: Validation and test clips that have the words of a training caption.
         unreadable: Reason by the key of each clip that cannot be read.
         words: The most frequent words of captions, with how often they occur.
@@ -121,7 +122,7 @@ def summarize(
     splits: dict[str, SplitSummary] = {}
     unreadable: dict[str, str] = {}
     by_content: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest → split and name
-    by_words: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_words: dict[str, list[tuple[str, Clip]]] = defaultdict(list)
     frequent: Counter[str] = Counter()
     for split, dataset in datasets.items():
         summary = splits[split] = SplitSummary()
@@ -148,16 +149,18 @@ def summarize(
                 summary.caption_words.append(len(words))
                 frequent.update(word for word in re.findall(r"[^\W\d_]{3,}", caption.lower()))
             for text in {plain_words(caption) for caption in clip.captions}:
-                by_words[text].append((split, clip.name))
+                by_words[text].append((split, clip))
     same = [clips for clips in by_content.values() if len(clips) > 1]
-    repeated = [clips for clips in by_words.values() if len(clips) > 1]
-    known = [clips for clips in repeated if any(split == "train" for split, _ in clips)]
+    repeated = [clips for clips in by_words.values() if len({clip.recording for _, clip in clips}) > 1]
+    known = [clips for clips in by_words.values() if any(split == "train" for split, _ in clips)]
     return DataSummary(
         splits=splits,
         same_audio=[_named(clips) for clips in same],
         audio_in_two_splits=[_named(clips) for clips in same if len({split for split, _ in clips}) > 1],
         repeated_captions=sum(map(len, repeated)),
-        captions_in_two_splits=sorted({name for clips in known for split, name in clips if split != "train"}),
+        captions_in_two_splits=sorted(
+            {clip.name for clips in known for split, clip in clips if split != "train"}
+        ),
         unreadable=unreadable,
         words=frequent.most_common(_WORDS_SHOWN),
     )
