@@ -123,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--annotations", type=Path, help="CSV with a row for each audio–caption pair")
     add("--filename-column", default="auto", help="its column of file names, relative to --root")
     add("--caption-columns", nargs="+", default=["caption"], help="its columns of captions")
-    add("--clip-id-column", help="its column of clip ids, which splits keep together (default: the file)")
+    add("--clip-id-column", default="auto", help="its column of clip ids, which splits keep together")
     add("--delimiter", default="auto", help="character between its fields")
     add("--seconds", type=float, default=5.0, help="length that clips are cropped or filled up to")
     add("--methods", nargs="+", choices=names, default=MAIN_LOSSES, help="losses to compare")

@@ -99,10 +99,10 @@ def test_searches_that_cannot_be_answered(demo, trained, capsys):
     soundfile.write("nothing.wav", np.zeros(0), 32000)
     given = ("search", "none.safetensors", "--audio", "nothing.wav", *checkpoint)
     assert refusal(capsys, *given).startswith("nothing.wav: the file holds no samples.")
-    message = refusal(
-        capsys, "search", "none.safetensors", "--audio", "no.wav", "--ckpt_path", last_checkpoint(trained)
-    )
-    assert message == "no.wav: the file does not exist. Correct its name or remove its rows."
+    message = refusal(capsys, "search", "none.safetensors", "--audio", "no.wav", *checkpoint)
+    assert message == "There is no audio file no.wav."
+    message = refusal(capsys, "search", "none.safetensors", "--audio", "Nothing.WAV", *checkpoint)
+    assert message == "There is no audio file Nothing.WAV. There is nothing.wav."
     content = Path("none.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(content[: len(content) // 2])
     assert "cut.safetensors is damaged or of another kind" in refusal(

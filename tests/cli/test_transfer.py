@@ -55,8 +55,12 @@ def test_a_config_without_a_dataset_part_cannot_be_transferred(demo, capsys):
     Path("mine.yaml").write_text("trainer: {max_epochs: 1}\n")
     message = refusal(capsys, "transfer", "--config", "mine.yaml", "--target", "clotho")
     assert message.startswith(
-        "`transfer` needs a config that is composed of one of the parts audiocaps, clotho"
+        "`transfer` goes between the datasets audiocaps and clotho, and has to train on one of them, but the "
+        "config's parts are none of the shipped ones. Pass one such as `--config clotho_clap_ask`."
     )
+    message = refusal(capsys, "transfer", "--config", "my_recordings", "--target", "clotho")
+    assert "but the config's parts are " in message
+    assert message.endswith("`fit` on the one and `test --ckpt_path best` on the other.")
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,16 @@ def test_hyperparameters_can_be_replaced(tmp_path):
         from_pretrained(tmp_path, rate=16000)
 
 
+def test_a_model_that_does_not_resample_warns_of_another_sample_rate(tmp_path, recwarn):
+    TinyRetriever(width=8, sample_rate=16000).save_pretrained(tmp_path)
+    resnet38_bert().save_pretrained(tmp_path / "resampling")
+    from_pretrained(tmp_path, sample_rate=16000, temperature=0.1)
+    from_pretrained(tmp_path / "resampling", sample_rate=44100)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="sample_rate=16000, and TinyRetriever does not resample: .*44100"):
+        from_pretrained(tmp_path, sample_rate=44100)
+
+
 def test_tensors_with_two_names_are_written(tmp_path, monkeypatch):
     module = own_module(
         tmp_path,

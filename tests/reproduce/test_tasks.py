@@ -156,6 +156,19 @@ def test_a_folder_has_other_knowledge_without_evaluation_clips(folder):
     assert len(folder.transfer["other domain"](0).datasets["test"]) == 20
 
 
+@pytest.mark.parametrize("named", [{}, {"clip_id_column": "clip_id"}])
+def test_takes_of_one_recording_are_in_one_part_of_a_folder(folder, tmp_path, named):
+    rows = ["filename,caption,clip_id"]
+    rows += [f"{number}.wav,sound {number},{number // 2}" for number in range(20)]
+    (tmp_path / "takes.csv").write_text("\n".join(rows))
+    task = folder_task(tmp_path, tmp_path / "takes.csv", seconds=0.5, pretraining_epochs=0, **named)
+    parts = task.make_data(0).datasets.values()
+    taken = [
+        {int(caption.split()[1]) // 2 for clip in part.clips for caption in clip.captions} for part in parts
+    ]
+    assert sum(map(len, taken)) == len(set().union(*taken)) == 10
+
+
 @pytest.mark.parametrize("change", ["a caption", "a sound"])
 def test_other_data_under_the_same_path_share_no_runs_and_no_pretrained_weights(folder, tmp_path, change):
     def state():

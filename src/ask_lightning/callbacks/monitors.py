@@ -26,6 +26,7 @@ from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.clip_ids import integer_ids
 from ask_lightning.utilities.distributed import Ranks
 from ask_lightning.utilities.dtypes import computation_dtype
+from ask_lightning.utilities.evenly_spaced import evenly_spaced
 
 
 class DriftMonitor(Callback):
@@ -77,7 +78,7 @@ class DriftMonitor(Callback):
                 f"DriftMonitor needs one pair for each item of the knowledge source, but {items} items made "
                 f"{len(base.fine)} pairs. Let the dataset yield pairs, or leave the monitor out."
             )
-        rows = torch.linspace(0, items - 1, min(self.num_probes, items), dtype=torch.float64).long()
+        rows = evenly_spaced(items, self.num_probes)
         # Every rank encodes the whole probe: it is small, and all of them log the same.
         loader = source_loader(Subset(dataset, rows.tolist()), whole)
         probe = encode_source(trainer, pl_module, loader, target.embed)

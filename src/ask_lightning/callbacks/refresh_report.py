@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from ask_lightning.callbacks.renewal import Renewal
 from ask_lightning.knowledge.base import KnowledgeBase
 from ask_lightning.knowledge.mapped_pairs import MappedPairs
+from ask_lightning.utilities.evenly_spaced import evenly_spaced
 
 # RDM scores each query against every row of both bases; a mean over this many is exact enough to plot.
 _DRIFT_QUERIES = 1024
@@ -103,8 +104,7 @@ def knowledge_drift(current: KnowledgeBase, stored: KnowledgeBase) -> dict[str, 
     rows = len(current.fine)
     is_in_files = isinstance(current.fine.local, MappedPairs)
     most = max(_FEWEST_DRIFT_QUERIES, _DRIFT_SCORES // rows) if is_in_files else _DRIFT_QUERIES
-    # In float64: float32 has not all of the numbers of more than 2²⁴ rows.
-    queries = torch.linspace(0, rows - 1, min(rows, most, _DRIFT_QUERIES), dtype=torch.float64).long()
+    queries = evenly_spaced(rows, min(most, _DRIFT_QUERIES))
     drifts = current.fine.drift_from(stored.fine, queries.to(current.device))
     return dict(zip(("rdm_audio", "rdm_text"), drifts, strict=True))
 

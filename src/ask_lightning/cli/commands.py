@@ -38,11 +38,10 @@ def run_command(command: str, arguments: Sequence[str]) -> RetrievalCLI:
     """
     options = RunOptions.parse(arguments)
     cli = run_with_options(command, options)
-    if not {"--help", "-h", "--print_config"} & set(options.lightning_arguments):
-        if command == "test":
-            _write_results(cli, ["ask-lightning", command, *arguments])
-        if is_first_process():
-            _say_what_is_next(command, options, cli)
+    if command == "test":
+        _write_results(cli, ["ask-lightning", command, *arguments])
+    if is_first_process():
+        _say_what_is_next(command, options, cli)
     return cli
 
 

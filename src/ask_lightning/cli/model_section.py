@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
-from ask_lightning.models.retriever import FineTunedRetriever
 
 # Hyperparameters of a model that describe its batches: the config decides them, not the checkpoint.
 _BATCH_PARAMETERS = ("sample_rate",)
@@ -71,9 +70,8 @@ def take_arguments_from_checkpoint(section: Any, path: Path, given: Collection[s
         if arguments[name] == value:
             continue
         if name in _BATCH_PARAMETERS:
-            # The others resample to a rate of their own.
             kind = load_class(str(section["class_path"]))
-            if not issubclass(kind, FineTunedRetriever):
+            if not getattr(kind, "resamples", False):
                 rank_zero_warn(
                     f"{path} was trained with {name}={value}, but it is {arguments[name]} now, which "
                     f"changes what {kind.__name__} hears. Pass `--model.{name} {value}` and the same as "

@@ -20,6 +20,7 @@ from ask_lightning.cli.search_flags import RERANKED, parse_search_flags
 from ask_lightning.cli.search_index import choose_index
 from ask_lightning.cli.word_filter import WordFilter
 from ask_lightning.data.audio.decoding import check_recording, open_audio, read_segment
+from ask_lightning.data.audio.near_names import near_file
 from ask_lightning.data.audio.options import AudioOptions
 from ask_lightning.data.audio.stores import FileStore
 from ask_lightning.data.caption_style import style_caption
@@ -72,6 +73,9 @@ def search(arguments: Sequence[str]) -> list[Hit]:
         UsageError: The command line, the encoded file or the query cannot be used.
     """
     options = parse_search_flags(arguments)
+    if options.text is None and not options.audio.exists():
+        near = near_file(options.audio)
+        raise UsageError(f"There is no audio file {options.audio}." + (f" There is {near}." if near else ""))
     pairs = EncodedPairs.load(options.encoded)
     if options.raw:
         pairs.calibration = None

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from ask_lightning.cli.commands import run_with_options
-from ask_lightning.cli.compose import Composition, shipped_parts
+from ask_lightning.cli.compose import Composition
 from ask_lightning.cli.errors import UsageError, construct, usage_errors
 from ask_lightning.cli.run_options import FlagParser, RunOptions, data_flags
 from ask_lightning.cli.trainer import RetrievalTrainer
@@ -118,8 +118,10 @@ def _source_dataset(composition: Composition) -> str:
     found = [part for part in composition.parts if part in DATASETS]
     if len(found) != 1:
         raise UsageError(
-            f"`transfer` needs a config that is composed of one of the parts {', '.join(DATASETS)}, but got "
-            f"{', '.join(composition.parts) or 'none'} of {', '.join(shipped_parts())}."
+            f"`transfer` goes between the datasets {' and '.join(DATASETS)}, and has to train on one of "
+            f"them, but the config's parts are {', '.join(composition.parts) or 'none of the shipped ones'}. "
+            "Pass one such as `--config clotho_clap_ask`. For other data, `fit` on the one and `test "
+            "--ckpt_path best` on the other."
         )
     return found[0]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -14,6 +13,7 @@ from ask_lightning.encoding.encode import Embed, encode_source
 from ask_lightning.encoding.encoders import Encoder, embed_batch, find_encoders
 from ask_lightning.encoding.source_loader import has_index, source_loader
 from ask_lightning.functional import unit_length
+from ask_lightning.utilities.evenly_spaced import evenly_spaced
 
 
 def select_probe(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoader[Any]] | None:
@@ -32,7 +32,7 @@ def select_probe(trainer: pl.Trainer, count: int) -> tuple[Subset[Any], DataLoad
         return None
     dataset: Dataset[Any] = loader.dataset
     size = len(dataset)  # type: ignore[arg-type]
-    rows = torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).long().tolist()
+    rows = evenly_spaced(size, count).tolist()
     return Subset(dataset, rows), loader
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ask_lightning.knowledge.exact_search import ExactSearch, sort_candidates
+from ask_lightning.utilities.evenly_spaced import evenly_spaced
 from ask_lightning.utilities.faiss_import import faiss_has_gpu, import_faiss
 
 # Share of an inverted file's lists that is visited unless the index string sets `nprobe`.
@@ -120,7 +121,7 @@ def quantization_errors(index: Any, rows: Tensor) -> tuple[float, ...] | None:
         they come out of their codes; `None` for a kind (HNSW among them) whose codes Faiss does not decode.
     """
     faiss = import_faiss()
-    places = torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS_OF_THE_ERROR), dtype=torch.float64).long()
+    places = evenly_spaced(len(rows), _ROWS_OF_THE_ERROR)
     sample = rows[places].numpy()
     errors = []
     inverted_file = faiss.try_extract_index_ivf(index)

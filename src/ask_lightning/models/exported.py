@@ -108,7 +108,7 @@ def from_pretrained(
         revision: Branch, tag or commit of the repository.
         token: Access token of a private repository. None or True: that of `hf auth login`.
         **hyperparameters: Arguments of the class that replace those of the folder, such as `sample_rate`, the
-            rate of your waveforms.
+            rate of your waveforms. A warning tells if the class does not resample them.
 
     Returns:
         The model, on the CPU and in evaluation mode.
@@ -143,6 +143,13 @@ def from_pretrained(
             f"{folder / CONFIG_FILE} makes no {chosen.__name__} ({reason}). Undo what was changed in its "
             "`init_args`, or export the model anew."
         ) from error
+    trained_rate = section["init_args"].get("sample_rate")
+    if hyperparameters.get("sample_rate", trained_rate) != trained_rate and not _resamples(chosen):
+        rank_zero_warn(
+            f"{folder} was trained with sample_rate={trained_rate}, and {chosen.__name__} does not resample: "
+            f"with sample_rate={hyperparameters['sample_rate']} it hears other pitches than it has learnt. "
+            f"Leave `sample_rate` out, and pass waveforms of {trained_rate} Hz."
+        )
     language = section["init_args"].get("language")
     if hyperparameters.get("language", language) != language and _vocabulary_tokenizer(model) is not None:
         raise ValueError(
@@ -276,6 +283,11 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 def _takes_any(kind: type) -> bool:
     parameters = inspect.signature(kind).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _resamples(kind: type) -> bool:
+    """Whether a model brings waveforms of any rate to that of its training; False if it does not say so."""
+    return bool(getattr(kind, "resamples", False))
 
 
 def _class_path(kind: type) -> str:

@@ -90,6 +90,9 @@ class Retriever(L.LightningModule, ABC):
     transformers_part: ClassVar[str | None] = None
     """Name of the attribute that transformers loads by itself from what `save_pretrained` writes."""
 
+    resamples: ClassVar[bool] = False
+    """Whether waveforms of any `sample_rate` are resampled to the rate that the weights were trained with."""
+
     @classmethod
     def from_pretrained(
         cls,
@@ -300,6 +303,8 @@ class FineTunedRetriever(Retriever):
     Raises:
         ValueError: An argument is outside its range.
     """
+
+    resamples: ClassVar[bool] = True
 
     def __init__(
         self,

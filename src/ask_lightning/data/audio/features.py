@@ -156,7 +156,9 @@ class LogMel(_FixedTransform):
             waveform: `(..., T)` mono audio.
 
         Returns:
-            `(..., F, M)` with `F = num_frames(T)`. A clip does not depend on the others of its batch.
+            `(..., F, M)` with `F = num_frames(T)`. A clip does not depend on the others of its batch, except
+            by padding: what follows a clip's last sample is heard in its last half window, where a clip alone
+            is reflected.
         """
         with torch.autocast(waveform.device.type, enabled=False):
             padded = pad(waveform.float(), (0, max(0, self.min_samples - waveform.shape[-1])))  # (..., T')

@@ -26,7 +26,7 @@ def folder_task(
     *,
     filename_column: str = "auto",
     caption_columns: Sequence[str] = ("caption",),
-    clip_id_column: str | None = None,
+    clip_id_column: str | None = "auto",
     delimiter: str = "auto",
     seconds: float = 5.0,
     other_caption_columns: Sequence[str] = (),
@@ -53,8 +53,8 @@ def folder_task(
         filename_column: Column of file names, which are relative to `root` or absolute. `"auto"`: it has one
             of the usual names, such as `file` or `filename`.
         caption_columns: Columns of captions.
-        clip_id_column: Column of clip ids, which the division keeps together. None: each file is a clip of
-            its own.
+        clip_id_column: Column of clip ids, which the division keeps together. `"auto"`: it has one of the
+            usual names, such as `clip_id`, or there is none. None: each file is a clip of its own.
         delimiter: Character between the fields of a table. `"auto"`: as its header tells.
         seconds: Length that clips are cropped or filled up to.
         other_caption_columns: Columns of captions that the model does not train with. With them the training
