@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ask_lightning.cli.encoded_pairs import EncodedPairs
 from ask_lightning.cli.errors import UsageError
@@ -127,4 +129,21 @@ def test_a_byte_that_changed_in_the_embeddings_is_noticed(side):
     content[content.index(rows[side].numpy().tobytes()) + 100] ^= 1
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"damaged: its {side} embeddings are not those that were written"):
+        EncodedPairs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [("names_ends", "is damaged"), ("sample_rate", "is damaged"), ("clip_of", "holds other parts than")],
+)
+def test_a_file_that_lacks_a_part_is_said_to_be_of_another_kind(lacking, told):
+    audio, text = torch.randn(3, 4), torch.randn(3, 4)
+    path = Path("a.safetensors")
+    names = ["a", "b", "c"]
+    EncodedPairs(audio, text, torch.arange(3), torch.arange(3), names=names, captions=names).save(path)
+    with safe_open(path, framework="pt") as stored:
+        metadata = {key: value for key, value in stored.metadata().items() if key != lacking}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys() if name != lacking}  # noqa: SIM118
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(UsageError, match=f"^a.safetensors {told} .*{lacking}.*`ask-lightning encode`"):
         EncodedPairs.load(path)

@@ -215,10 +215,10 @@ class EncodedPairs:
             texts: dict[str, Any] = {
                 name: StoredTexts(tensors.pop(name), tensors.pop(f"{name}_ends")) for name in _TEXTS
             }
-        except ValueError as error:
+            settings = {name: json.loads(metadata[name]) for name in (*_METADATA, "checksums")}
+            settings["log_mel"] = json.loads(metadata.get("log_mel", "null"))
+        except (KeyError, ValueError) as error:
             raise UsageError(f"{path} is damaged ({error}). {_REMEDY}") from error
-        settings = {name: json.loads(metadata[name]) for name in (*_METADATA, "checksums")}
-        settings["log_mel"] = json.loads(metadata.get("log_mel", "null"))
         calibration = None
         if "calibration" in metadata:
             biases = {name: tensors.pop(name) for name in list(tensors) if name.endswith(("_bias", "_hubs"))}
@@ -228,7 +228,12 @@ class EncodedPairs:
                 raise UsageError(
                     f"{path} holds a calibration of another kind than this version makes ({error}). {_REMEDY}"
                 ) from error
-        pairs = cls(**tensors, **texts, **settings, calibration=calibration)
+        try:
+            pairs = cls(**tensors, **texts, **settings, calibration=calibration)
+        except TypeError as error:
+            raise UsageError(
+                f"{path} holds other parts than this version reads ({error}). {_REMEDY}"
+            ) from error
         for side, written in pairs.checksums.items():
             rows = getattr(pairs, side)
             if rows.nbytes <= _LARGEST_CHECKED and checksum(rows) != written:
