@@ -75,6 +75,14 @@ def test_files_that_are_not_there_are_one_line(flags, capsys):
     assert "nowhere.csv" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(flags, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert main(["reproduce", "table2", *flags]) == 2
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'out'} is no folder, or a read-only one. Pass a folder of your own" in said.err
+    assert not said.out
+
+
 @pytest.mark.parametrize(
     ("data", "flags"),
     [

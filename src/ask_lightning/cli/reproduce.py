@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ask_lightning.cli.errors import UsageError, usage_errors
+from ask_lightning.cli.errors import UsageError, check_writable, usage_errors
 from ask_lightning.cli.run_lock import locked_run
 from ask_lightning.cli.run_options import FlagParser
 from ask_lightning.reproduce import MAX_CANDIDATES, silence_lightning
@@ -52,6 +52,7 @@ def reproduce(arguments: Sequence[str]) -> dict[str, str]:
 
 def _reproduce(arguments: Sequence[str]) -> dict[str, str]:
     options, own = parse_flags(arguments)
+    check_writable(options.output / "runs", "Pass a folder of your own as `--output`.")
     with usage_errors():
         task = TASKS[options.data](**own)
         protocol = task.protocol()
