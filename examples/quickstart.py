@@ -22,7 +22,14 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 
-from ask_lightning.reproduce import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, compare_losses, silence_lightning
+from ask_lightning.reproduce import (
+    LOSSES,
+    MAIN_LOSSES,
+    MAX_CANDIDATES,
+    RunsError,
+    compare_losses,
+    silence_lightning,
+)
 from ask_lightning.reproduce.tasks import Task, folder_task, soundscapes_task
 
 
@@ -36,18 +43,21 @@ def main() -> None:
         sizes = task.sizes()
         task.make_data(options.seed).train_dataloader()
     print(f"Audio–caption pairs: {sizes} ({time.perf_counter() - started:.0f} s to prepare)", flush=True)
-    report = compare_losses(
-        task,
-        options.methods,
-        options.output,
-        references=options.references,
-        num_candidates=options.candidates,
-        seeds=range(options.seed, options.seed + options.seeds),
-        jobs=options.jobs,
-        threads=options.threads,
-        make_loggers=partial(wandb_loggers, options) if options.wandb else None,
-        log=partial(print, flush=True),
-    )
+    try:
+        report = compare_losses(
+            task,
+            options.methods,
+            options.output,
+            references=options.references,
+            num_candidates=options.candidates,
+            seeds=range(options.seed, options.seed + options.seeds),
+            jobs=options.jobs,
+            threads=options.threads,
+            make_loggers=partial(wandb_loggers, options) if options.wandb else None,
+            log=partial(print, flush=True),
+        )
+    except RunsError as error:  # of another command in the same folder
+        sys.exit(str(error))
     print(f"\nTest recall in %; settings, epoch and calibration chosen on validation:\n\n{report}\n")
     print(f"{options.output}/comparison.png shows it. {time.perf_counter() - started:.0f} s in all.")
 

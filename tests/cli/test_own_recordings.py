@@ -158,6 +158,18 @@ def test_other_splits_than_those_of_the_training_are_told(demo, trained_recordin
         ask_lightning("encode", *given, "--data.split_seed", 3, *whole)
 
 
+def test_another_form_of_clips_than_in_the_training_is_told(demo, trained_recordings):
+    given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
+    told = (
+        r"with clips or captions of another form \(seconds=1.5 in place of .*, caption_style='plain' in place"
+    )
+    with pytest.warns(UserWarning, match=told):
+        ask_lightning("validate", *given, "--data.seconds", 1.5, "--data.caption_style", "plain")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*of another form")
+        ask_lightning("validate", *given)
+
+
 def test_other_batches_than_those_of_the_training_are_told(demo, trained_recordings):
     given = ("--config", "my_recordings", demo, "--run", trained_recordings, "--ckpt_path", "best")
     ended = (*given, "--trainer.max_epochs", 1)  # there is nothing left to train

@@ -58,6 +58,15 @@ def test_captions_on_both_sides_are_counted(folder):
     assert not warned(lambda: folder("caption", rest, clip_id_column="caption").datasets)
 
 
+def test_captions_cannot_be_clip_ids_where_clips_have_several(folder, tmp_path):
+    def rest(number):
+        return f"Rain.\n{number}.wav,wind number {number}"
+
+    (message,) = warned(lambda: folder("caption", rest).datasets)
+    assert "have the words of a training caption (" in message
+    assert "clip_id_column" not in message
+
+
 def test_nothing_is_said_of_splits_that_share_nothing(folder):
     assert not warned(lambda: folder("caption", lambda number: f"sound number {number}").datasets)
 

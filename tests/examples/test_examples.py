@@ -129,6 +129,11 @@ def test_quickstart(run, pretraining):
         again = run("quickstart", *scenes, *short, "--pretraining-epochs", str(pretraining))
         assert "Pretrained" not in again
         assert "[1/" not in again
+        with pytest.raises(
+            SystemExit, match="holds runs under another protocol: .*Use another folder"
+        ) as ended:
+            run("quickstart", *scenes, *short, "--pretraining-epochs", str(pretraining), "--T", "2")
+        assert "\n" not in str(ended.value)
 
 
 def test_paper_options(run, tmp_path):

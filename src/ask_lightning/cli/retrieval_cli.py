@@ -34,7 +34,7 @@ from ask_lightning.cli.run_callbacks import (
     ResumeHint,
     SavePortableConfig,
 )
-from ask_lightning.cli.run_config import warn_of_other_batches, warn_of_other_splits
+from ask_lightning.cli.run_config import warn_of_other_data
 from ask_lightning.cli.trainer import RetrievalTrainer
 from ask_lightning.data.clips import Clip
 from ask_lightning.models.retriever import FineTunedRetriever
@@ -121,11 +121,12 @@ class RetrievalCLI(LightningCLI):
             ]
             given = {re.split(r"[.=]", flag)[1] for flag in flags}
             take_arguments_from_checkpoint(config["model"], Path(checkpoint), given)
-            data = config.get("data") or {}
-            if config.get("split") != "all":
-                warn_of_other_splits(data, Path(checkpoint))
-            if command == "fit":
-                warn_of_other_batches(data, Path(checkpoint))
+            warn_of_other_data(
+                config.get("data") or {},
+                Path(checkpoint),
+                uses_splits=config.get("split") != "all",
+                goes_on=command == "fit",
+            )
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 # Keys of a config that only commands other than `fit` have.
 _NOT_OF_FIT = ("verbose", "return_predictions", "split")
-# Arguments of data that say which they are, which clip is in which split, and which clips make a batch.
+# Arguments of data that say how clips and captions are read, which they are, which clip is in which split,
+# and which clips make a batch.
+_FORM = ("seconds", "caption_style")
 _PLACE = ("root", "annotations", "hub")
 _SPLITTING = ("fractions", "split_seed", "clip_id_column", "split_column", "collection")
 _BATCHES = ("batch_size", "seed")
@@ -63,41 +65,40 @@ def _version(path: Path) -> int:
     return -1 if number is None else int(number[1])
 
 
-def warn_of_other_splits(section: Any, checkpoint: Path) -> None:
-    """Warn if the clips of a training are divided otherwise than in it.
+def warn_of_other_data(section: Any, checkpoint: Path, *, uses_splits: bool, goes_on: bool) -> None:
+    """Warn of what is given otherwise than in the training of a checkpoint.
 
     Args:
         section: The section `data` of the config.
         checkpoint: Path of the checkpoint, in the folder of its run.
+        uses_splits: Whether the command reads a split, and not all clips.
+        goes_on: Whether the command goes on with the training.
     """
-    if changed := _changed(section, checkpoint, _SPLITTING):
+    trained = training_config(run_of_checkpoint(checkpoint)).get("data") or {}
+    if trained.get("class_path") != section.get("class_path"):
+        return
+    before, now = trained.get("init_args") or {}, section.get("init_args") or {}
+    if changed := _changed(before, now, _FORM):
+        rank_zero_warn(
+            f"{checkpoint} was trained with clips or captions of another form ({changed}), on which recall "
+            "depends. Pass the flags of the training, unless it is this difference that you look at."
+        )
+    if any(before.get(name) != now.get(name) for name in _PLACE):
+        return
+    if uses_splits and (changed := _changed(before, now, _SPLITTING)):
         rank_zero_warn(
             f"{checkpoint} was trained on other splits ({changed}): validation and test may hold its "
             "training clips. Pass the flags of the training."
         )
-
-
-def warn_of_other_batches(section: Any, checkpoint: Path) -> None:
-    """Warn if a training goes on with other batches than those with which it began.
-
-    Args:
-        section: The section `data` of the config.
-        checkpoint: Path of the checkpoint, in the folder of its run.
-    """
-    if changed := _changed(section, checkpoint, _BATCHES):
+    if goes_on and (changed := _changed(before, now, _BATCHES)):
         rank_zero_warn(
             f"{checkpoint} was trained with other batches ({changed}), so the run does not go on as one "
             "without a break would. Pass the flags of the training."
         )
 
 
-def _changed(section: Any, checkpoint: Path, names: Sequence[str]) -> str:
-    """The arguments of the same data that were others in the training of a checkpoint, in words."""
-    trained = training_config(run_of_checkpoint(checkpoint)).get("data") or {}
-    before, now = trained.get("init_args") or {}, section.get("init_args") or {}
-    is_same = trained.get("class_path") == section.get("class_path")
-    if not is_same or any(before.get(name) != now.get(name) for name in _PLACE):
-        return ""
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The arguments that have another value now, in words."""
     return ", ".join(
         f"{name}={now[name]!r} in place of {before[name]!r}"
         for name in names

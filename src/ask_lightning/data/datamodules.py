@@ -576,7 +576,8 @@ class FolderData(RetrievalDataModule):
         columns = found.columns
         at_random = not found.splits
         remedy = "Short captions repeat by chance; give copies of a recording the same clip id."
-        if columns and len(columns.captions) == 1 and columns.clip_id is None and at_random:
+        has_one_each = all(len(clip.captions) == 1 for part in datasets.values() for clip in part.clips)
+        if columns and has_one_each and columns.clip_id is None and at_random:
             remedy += (
                 f" `clip_id_column={columns.captions[0]!r}` keeps clips with equal captions in one split; "
                 "they then count as one clip, also in search."

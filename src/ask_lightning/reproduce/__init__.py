@@ -7,7 +7,7 @@ from ask_lightning.reproduce.figures import comparison_picture
 from ask_lightning.reproduce.loss_comparison import compare_losses
 from ask_lightning.reproduce.methods import LOSSES, MAIN_LOSSES, MAX_CANDIDATES, LossVariant, loss_methods
 from ask_lightning.reproduce.report import write_report
-from ask_lightning.reproduce.run_table import Run
+from ask_lightning.reproduce.run_table import Run, RunsError
 from ask_lightning.reproduce.statistics import PairedDifference, paired_difference
 from ask_lightning.reproduce.tables import comparison_markdown, differences_markdown, tuning_markdown
 from ask_lightning.reproduce.training import silence_lightning, train_and_evaluate
@@ -23,6 +23,7 @@ __all__ = [
     "PairedDifference",
     "Protocol",
     "Run",
+    "RunsError",
     "compare",
     "compare_losses",
     "comparison_markdown",
