@@ -130,7 +130,7 @@ def test_quickstart(run, pretraining):
         assert "Pretrained" not in again
         assert "[1/" not in again
         with pytest.raises(
-            SystemExit, match="holds runs under another protocol: .*Use another folder"
+            SystemExit, match=r"holds runs under another protocol: .*Use another folder"
         ) as ended:
             run("quickstart", *scenes, *short, "--pretraining-epochs", str(pretraining), "--T", "2")
         assert "\n" not in str(ended.value)
