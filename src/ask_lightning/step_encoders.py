@@ -14,7 +14,7 @@ from ask_lightning.capture import Step, shadowing, step_arguments
 from ask_lightning.encoding.batch_parts import BatchContent, EncoderCall, describe
 from ask_lightning.encoding.encoders import Encoder, encode_batch, encoder_name
 from ask_lightning.encoding.outputs import as_encoded
-from ask_lightning.encoding.run_state import PlainState
+from ask_lightning.encoding.run_state import BufferState, PlainState, RandomState
 from ask_lightning.interaction import Embeddings
 
 
@@ -37,6 +37,7 @@ class StepEncoders:
     def __init__(self, audio: Encoder, text: Encoder, step: Step) -> None:
         self.calls: dict[str, EncoderCall] = {}
         self._audio, self._text, self._step = audio, text, step
+        self._take_batch = False
         self._observed_in_epoch, self._checked_numbers = 0, False
 
     def __call__(self, batch: Any, model: nn.Module, epoch: int) -> tuple[Embeddings, Embeddings]:
@@ -55,9 +56,14 @@ class StepEncoders:
                 part, or a number that is another one for the next batch.
         """
         if not self.calls:
+            before = None if self._take_batch else _StateOfEncoders(model)
             try:
-                return encode_batch(model, self._audio, self._text, batch)
+                encoded = encode_batch(model, self._audio, self._text, batch)
+                self._take_batch = True
+                return encoded
             except Exception as error:
+                if before is not None:
+                    before.restore()
                 self.calls = self._observe(batch, model, error)
                 self._observed_in_epoch, self._checked_numbers = epoch, False
         elif any(call.has_numbers for call in self.calls.values()):
@@ -106,8 +112,9 @@ def _calls_in_step(
     """Find out how a training step calls the encoders, by running it until it has called both.
 
     Args:
-        model: The model whose `training_step` runs until the second call. Numbers and the like among its
-            attributes and learning rates are what they were afterwards; other things that it did are done.
+        model: The model whose `training_step` runs until the second call. Buffers, numbers and the like among
+            its attributes, learning rates and random streams are what they were afterwards; other things that
+            it did are done.
         audio: Name of the method that encodes audio.
         text: Name of the method that encodes text.
         batch: The batch for the step.
@@ -180,6 +187,29 @@ def _refused_batch(
     )
 
 
+class _StateOfEncoders:
+    """Random streams and a model's buffers, which an encoder changes while it encodes.
+
+    A resumed run looks at a step again. If that drew random numbers, it would go on otherwise than a run
+    without a break.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._states: list[BufferState | RandomState] = [BufferState(model)]
+        if _is_training_thread():
+            self._states.append(RandomState())
+
+    def restore(self) -> None:
+        """Put everything back to where it was."""
+        for state in self._states:
+            state.restore()
+
+
+def _is_training_thread() -> bool:
+    """Whether this is no thread of a refresh in the background, beside which training goes on."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class _AllCalled(BaseException):
     """Ends a training step that is only observed; no `except Exception` of the step's own catches it."""
 
@@ -200,10 +230,9 @@ def _observed_calls(
         return noted
 
     failure, trainer = None, getattr(model, "_trainer", None)
-    # Beside a refresh in the background, whose thread looks at steps of a copy, training goes on.
-    is_training_thread = threading.current_thread() is threading.main_thread()
-    # What the step counts and schedules before it calls the encoders is done again in the step itself.
-    state = PlainState(model, trainer.optimizers if trainer is not None and is_training_thread else ())
+    optimizers = trainer.optimizers if trainer is not None and _is_training_thread() else ()
+    # What the step counts, schedules and draws before it calls the encoders is done again in the step itself.
+    states = (PlainState(model, optimizers), _StateOfEncoders(model))
     try:
         with shadowing(model, {name: noting(name, getattr(model, name)) for name in names}):
             model.training_step(*arguments)
@@ -212,5 +241,6 @@ def _observed_calls(
     except Exception as error:
         failure = error
     finally:
-        state.restore()
+        for state in states:
+            state.restore()
     return calls, failure

@@ -12,6 +12,7 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 from ask_lightning import ASKModule
+from ask_lightning.callbacks import RandomStateCallback
 from ask_lightning.losses import (
     CrossBatchMemoryLoss,
     HardNegativeMiningLoss,
@@ -103,6 +104,37 @@ def test_resumed_run_is_that_without_a_break(name, accumulate, tmp_path):
         assert terms[0]["queue_fill"] == 1
         ours, theirs = (module.loss.training_state()["queue"] for module in (resumed, whole))
         assert all(torch.equal(rows, theirs[column]) for column, rows in ours.items())
+
+
+class NoisyParts(Towers):
+    """With dropout and running means; its encoders take parts of the batch, which only its step can tell."""
+
+    def __init__(self, learning_rate: float = 1e-2) -> None:
+        super().__init__(learning_rate)
+        self.norm = nn.Sequential(nn.BatchNorm1d(AUDIO), nn.Dropout(0.3))
+
+    def encode_audio(self, waveform):
+        if isinstance(waveform, dict):
+            waveform = self.norm(waveform["audio"])
+            raise TypeError("no waveform, which it has noticed late")
+        return self.audio_encoder(self.norm(waveform))
+
+    def encode_text(self, tokens):
+        return self.text_encoder(tokens)
+
+    def training_step(self, batch, batch_idx):
+        return self.contrast(self.encode_audio(batch["audio"]), self.encode_text(batch["text"]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_resumed_run_finds_out_anew_what_the_encoders_take(name, tmp_path):
+    """That it runs the step once more to see it draws no random number and moves no running mean."""
+    whole, losses, _ = fit(name, epochs=4, model=NoisyParts, extra=[RandomStateCallback()])
+    fit(name, tmp_path, epochs=2, model=NoisyParts, extra=[RandomStateCallback()])
+    last = tmp_path / "last.ckpt"
+    resumed, rest, _ = fit(name, epochs=4, resume=last, model=NoisyParts, extra=[RandomStateCallback()])
+    assert rest == losses[2 * STEPS :]
+    assert_same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize("name", WITH_QUEUE)
