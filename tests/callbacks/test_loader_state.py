@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
-from ask_lightning.callbacks import LoaderStateCallback
+from ask_lightning.callbacks import LoaderStateCallback, RandomStateCallback
 from ask_lightning.callbacks.loader_state import warn_of_order
 from tests.helpers import stateful_run
 from tests.helpers.clients import Pairs, PlainTowers, make_loader, make_refresh, make_trainer, wrap
@@ -363,14 +363,25 @@ def test_two_loaders_of_which_one_has_ended(mode, kind, batch, tmp_path):
     assert resumed.seen == unbroken.seen[batch + 1 :]
 
 
-def test_loaders_that_are_made_anew_are_pointed_at():
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [LoaderStateCallback],
+        [RandomStateCallback],
+        [LoaderStateCallback, RandomStateCallback],
+        [RandomStateCallback, LoaderStateCallback],
+    ],
+)
+def test_loaders_that_are_made_anew_are_pointed_at_once(kinds):
     run = make_trainer(
         max_steps=1,
-        callbacks=[make_refresh(2, Pairs(48)), LoaderStateCallback()],
+        callbacks=[make_refresh(2, Pairs(48)), *(kind() for kind in kinds)],
         reload_dataloaders_every_n_epochs=1,
     )
-    with pytest.warns(UserWarning, match="reload_dataloaders_every_n_epochs=1 a resumed run makes"):
+    told = "reload_dataloaders_every_n_epochs=1 a resumed run makes"
+    with pytest.warns(UserWarning, match=told) as seen:
         run.fit(wrap(PlainTowers()), counting())
+    assert sum(told in str(each.message) for each in seen) == 1
 
 
 def test_an_end_that_may_not_be_part_of_the_state_is_pointed_at():

@@ -361,8 +361,8 @@ def warn_of_reloading(trainer: pl.Trainer) -> None:
         rank_zero_warn(
             f"With reload_dataloaders_every_n_epochs={epochs} a resumed run makes its training loaders with "
             "other random numbers and at other epochs than a run without a break, so it may read other "
-            "batches, in spite of LoaderStateCallback. Leave the option out, and let a sampler with "
-            "`set_epoch` or the data module's hooks change what is read."
+            "batches. Leave the option out, and let a sampler with `set_epoch` or the data module's hooks "
+            "change what is read."
         )
 
 

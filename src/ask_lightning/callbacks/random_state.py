@@ -19,6 +19,7 @@ from ask_lightning.callbacks.loader_state import (
     iterate_once_more,
     reads_anew,
     stateful_loaders,
+    warn_of_reloading,
 )
 from ask_lightning.utilities.distributed import Ranks
 
@@ -83,10 +84,12 @@ class RandomStateCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts them back for what other callbacks begin with, and arranges for the first batch."""
-        if self._loaded is None:
-            return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         keeps_places = any(isinstance(callback, LoaderStateCallback) for callback in callbacks)
+        if not keeps_places:  # which warns itself
+            warn_of_reloading(trainer)
+        if self._loaded is None:
+            return
         # Such a stream has begun with them, and may not begin twice.
         self._is_read = is_read_ahead(trainer) and not reads_anew(trainer) and not keeps_places
         is_inside = self._loaded["is_inside_epoch"]
