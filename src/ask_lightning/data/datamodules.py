@@ -534,7 +534,9 @@ class FolderData(RetrievalDataModule):
         known = state_dict["training_clips"]
         by_id = torch.isin(integer_ids([clip.recording for clip in clips]), known)
         by_file = torch.isin(integer_ids([clip.key for clip in clips]), known)
-        names = [clip.name for clip, is_known in zip(clips, (by_id | by_file).tolist(), strict=True) if is_known]
+        names = [
+            clip.name for clip, is_known in zip(clips, (by_id | by_file).tolist(), strict=True) if is_known
+        ]
         if names:
             rank_zero_warn(
                 f"{self._recordings[0].source}: {len(names)} of {len(clips)} validation and test clips "
