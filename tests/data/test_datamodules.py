@@ -274,6 +274,17 @@ def test_training_clips_that_new_rows_have_moved_into_evaluation_are_told(folder
         trainer.validate(Checked(), data_of(14), ckpt_path=checkpoint, verbose=False)
 
 
+@pytest.mark.parametrize("columns", [("recording", None), (None, "recording")], ids=["lost", "new"])
+def test_training_clips_are_known_where_the_table_has_lost_or_got_its_clip_ids(folder, columns):
+    before, after = (folder_data(folder, clip_id_column=column) for column in columns)
+    trained = {clip.key for clip in before.datasets["train"].clips}
+    evaluated = [clip for split in ("val", "test") for clip in after.datasets[split].clips]
+    moved = [clip.name for clip in evaluated if clip.key in trained]
+    assert moved, "else the rows have to be others"
+    with pytest.warns(UserWarning, match=f"{len(moved)} of {len(evaluated)} validation and test clips "):
+        after.load_state_dict(before.state_dict())
+
+
 def names_of_parts(root: Path, names: list[str]) -> dict[str, set[str]]:
     root.mkdir()
     for name in names:

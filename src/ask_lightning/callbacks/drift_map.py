@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ask_lightning.callbacks.publish import output_folder, publish_picture, publish_table
 from ask_lightning.callbacks.schedule import is_due_after_epoch
 from ask_lightning.encoding.probe import check_encoders, encode_probe, select_probe
+from ask_lightning.encoding.source_identity import dataset_of, source_key
 from ask_lightning.utilities.arguments import check_count
 from ask_lightning.utilities.optional_imports import import_optional
 
@@ -29,7 +32,8 @@ class DriftMap(Callback):
     paper uses t-SNE, which preserves neighbourhoods; a linear projection preserves the distances by which
     drift is measured.
 
-    The callback works with and without ASK. If there are no validation data, or no matplotlib, it warns.
+    The callback works with and without ASK. If there are no validation data, or no matplotlib, it warns. A
+    run that goes on with other validation pairs, or another order of them, begins a new map, with a warning.
 
     Args:
         every_n_epochs: Number of epochs between maps, at least 1.
@@ -62,6 +66,7 @@ class DriftMap(Callback):
         self.audio = audio
         self.text = text
         self._embeddings: dict[int, Tensor] = {}  # epoch → (2, P, d), audio and text
+        self._pairs = ""  # which pairs these are
 
     @property
     def state_key(self) -> str:
@@ -84,6 +89,14 @@ class DriftMap(Callback):
         if probe is None:
             rank_zero_warn("DriftMap draws nothing, because there are no validation data with an index.")
             return
+        pairs = _checksum(probe[0])
+        if self._embeddings and pairs != self._pairs:
+            rank_zero_warn(
+                "The validation pairs, or their order, are others than in the epochs before, so DriftMap "
+                "begins a new map."
+            )
+            self._embeddings = {}
+        self._pairs = pairs
         sides = encode_probe(trainer, pl_module, *probe, self.audio, self.text)
         self._embeddings[trainer.current_epoch] = torch.stack(sides).cpu()  # (2, P, d)
         folder = output_folder(trainer)
@@ -117,11 +130,26 @@ class DriftMap(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The embeddings of past epochs, so that a resumed run continues its map."""
-        return {"epochs": list(self._embeddings), "embeddings": list(self._embeddings.values())}
+        return {
+            "epochs": list(self._embeddings),
+            "embeddings": list(self._embeddings.values()),
+            "pairs": self._pairs,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the embeddings of an interrupted run."""
         self._embeddings = dict(zip(state_dict["epochs"], state_dict["embeddings"], strict=True))
+        self._pairs = state_dict.get("pairs", "")
+
+
+def _checksum(items: Subset[Any]) -> str:
+    """What tells pairs apart without reading them: number and place, and of this library's data the clips."""
+    digest = blake2b(str(source_key(items)).encode(), digest_size=8)
+    for clip in getattr(dataset_of(items), "clips", ()):
+        for text in (getattr(clip, "key", None), *(getattr(clip, "captions", ()))):
+            if isinstance(text, str):
+                digest.update(text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def project_to_plane(embeddings: Tensor) -> Tensor:

@@ -515,8 +515,11 @@ class FolderData(RetrievalDataModule):
         return self._loader(self._recordings[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: as `"training_clips"` the clip ids of training, `(C,)` int64."""
-        return {"training_clips": _clip_ids(clip_parts(self.datasets["train"]))}
+        """What a checkpoint keeps of training: as `"training_clips"` the ids of clips and files, int64."""
+        clips = [clip for part in clip_parts(self.datasets["train"]) for clip in part.clips]
+        # A table may get, lose or rename its column of clip ids: then a file is known by its own name.
+        names = {name for clip in clips for name in (clip.recording, clip.key)}
+        return {"training_clips": integer_ids(sorted(names))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if validation or test clips were training clips when the checkpoint was written.
@@ -527,9 +530,13 @@ class FolderData(RetrievalDataModule):
             state_dict: What `state_dict` has returned.
         """
         parts = [part for split in ("val", "test") for part in clip_parts(self.datasets.get(split))]
-        trained = torch.isin(_clip_ids(parts), state_dict["training_clips"]).tolist()
         clips = [clip for part in parts for clip in part.clips]
-        names = [clip.name for clip, is_known in zip(clips, trained, strict=True) if is_known]
+        known = state_dict["training_clips"]
+        by_id = torch.isin(integer_ids([clip.recording for clip in clips]), known)
+        by_file = torch.isin(integer_ids([clip.key for clip in clips]), known)
+        names = [
+            clip.name for clip, is_known in zip(clips, (by_id | by_file).tolist(), strict=True) if is_known
+        ]
         if names:
             rank_zero_warn(
                 f"{self._recordings[0].source}: {len(names)} of {len(clips)} validation and test clips "
@@ -601,8 +608,3 @@ class FolderData(RetrievalDataModule):
                 f"clips: {listed}. If one of them says which recording a file was taken from, pass it as "
                 "`clip_id_column`, which keeps takes together."
             )
-
-
-def _clip_ids(parts: Sequence[ClipDataset]) -> torch.Tensor:
-    """Ids of the clips of datasets, `(C,)` int64."""
-    return integer_ids([clip.recording for part in parts for clip in part.clips])
