@@ -89,6 +89,39 @@ def test_a_shuffle_that_lightning_divides(kind, tmp_path):
             assert sorted(of_epoch) == list(range(32))
 
 
+def fit_on(devices: int, folder: Path, moments=(), resume=None) -> list[list[int]]:
+    """The clips of the batches of three epochs, each of four on one process and on two."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    pl.seed_everything(1, verbose=False)
+    watcher = Watcher()
+    callbacks = [watcher, LoaderStateCallback(), SaveAt(folder, moments)]
+    strategy = "ddp" if devices > 1 else "auto"
+    run = make_trainer(max_epochs=3, devices=devices, strategy=strategy, callbacks=callbacks)
+    run.fit(PlainTowers(), StatefulDataLoader(Pairs(32), 8 // devices, shuffle=True), ckpt_path=resume)
+    return watcher.clips
+
+
+def fit_on_two(directory: str, moments=(), resume=None) -> list[list[int]]:
+    return fit_on(2, Path(directory), moments, resume)
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_the_next_epoch_is_whole_on_another_number_of_processes(before, tmp_path):
+    pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    moments, path = [(0, STEPS - 1)], str(tmp_path / f"0-{STEPS - 1}.ckpt")
+    if before == 1:
+        fit_on(1, tmp_path, moments)
+        ranks = on_ranks(2, fit_on_two, str(tmp_path), (), path, grouped=False)
+    else:
+        on_ranks(2, fit_on_two, str(tmp_path), moments, grouped=False)
+        ranks = [fit_on(1, tmp_path, resume=path)]
+    assert [len(clips) for clips in ranks] == [2 * STEPS] * len(ranks)
+    for step in (0, STEPS):
+        epoch = [clip for clips in ranks for batch in clips[step : step + STEPS] for clip in batch]
+        assert sorted(epoch) == list(range(32))
+
+
 def test_a_shuffle_of_each_ranks_own_is_pointed_at():
     pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
     first, second = on_ranks(2, fit_from_seeds_of_ranks, grouped=False)

@@ -77,7 +77,10 @@ class LoaderStateCallback(Callback):
         def watch_and_load_states() -> None:
             for loader in stateful_loaders(trainer):
                 watch_order(loader)
-            load_states()
+            if self._to_restore is None or len(self._to_restore["ranks"]) == Ranks.current().size:
+                load_states()
+            else:  # a place in the part of another number of processes
+                fit_loop._combined_loader_states_to_load = []
 
         fit_loop.__dict__["_load_combined_loader_states"] = watch_and_load_states
 
@@ -119,6 +122,12 @@ class LoaderStateCallback(Callback):
         """
         ranks = Ranks.current()
         if len(state["ranks"]) != ranks.size:
+            if trainer.current_epoch != state["epoch"]:  # over: the next has all batches
+                for loader in loaders:
+                    _set_sampler_epoch(loader, trainer.current_epoch)
+                count_batches_from_zero(trainer)
+                before_batches(trainer, lambda: self._begin(trainer))
+                return None, True
             rank_zero_warn(
                 f"The run resumes on {ranks.size} processes with the place in the data of "
                 f"{len(state['ranks'])}, so the rest of this epoch is not that of a run without a break."
