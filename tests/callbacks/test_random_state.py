@@ -1,6 +1,7 @@
 """Random streams in checkpoints: a run that is resumed draws what a run without a break draws."""
 
 import random
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -125,10 +126,11 @@ def fit(
     T: int = 1,
     model_class: type[Drawing] = Drawing,
     validated: bool = False,
+    seed: int = 1,
     **settings,
 ) -> dict:
     """What a run has drawn, and its weights; what is done before a resume draws as well."""
-    pl.seed_everything(1, verbose=False)
+    pl.seed_everything(seed, verbose=False)
     model = model_class()
     if resume is not None:
         random.random(), np.random.rand(), torch.rand(7)  # noqa: NPY002
@@ -229,3 +231,25 @@ def test_each_process_has_its_own_streams(tmp_path):
     assert first["whole"]["drawn"] != second["whole"]["drawn"]
     with pytest.warns(UserWarning, match="streams of 2 processes, and the run resumes on 1"):
         fit([RandomStateCallback()], resume=path)
+
+
+def told_of_another_seed(path: str, seed: int, **settings) -> bool:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit([RandomStateCallback()], resume=Path(path), seed=seed, **settings)
+    told = f"resumes with seed_everything({seed}) in place of 1. Lightning draws the order"
+    return any(told in str(each.message) for each in seen)
+
+
+def resume_with_seeds_on_ranks(path: str) -> list[bool]:
+    settings = {"devices": 2, "strategy": "ddp"}
+    fit([RandomStateCallback(), SaveAt(Path(path), 0, None)], **settings)
+    return [told_of_another_seed(path, seed, **settings) for seed in (1, 2)]
+
+
+def test_another_seed_is_told_where_the_order_of_several_processes_depends_on_it(tmp_path):
+    path = str(tmp_path / "a.ckpt")
+    first, _ = on_ranks(2, resume_with_seeds_on_ranks, path, grouped=False)
+    assert first == [False, True]
+    fit([RandomStateCallback(), SaveAt(Path(path), 0, None)])
+    assert not told_of_another_seed(path, 2), "one process goes on with the order of the checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.data import DistributedSampler
 
+from ask_lightning.callbacks.divided_order import sampler_of
 from ask_lightning.callbacks.epoch_start import before_batches, forget_actions
 from ask_lightning.callbacks.loader_state import (
     LoaderStateCallback,
@@ -22,6 +25,9 @@ from ask_lightning.callbacks.loader_state import (
     warn_of_reloading,
 )
 from ask_lightning.utilities.distributed import Ranks
+
+# Where Lightning keeps the seed of `seed_everything`.
+_SEED = "PL_GLOBAL_SEED"
 
 
 class RandomStateCallback(Callback):
@@ -69,6 +75,7 @@ class RandomStateCallback(Callback):
         checkpoint["callbacks"][self.state_key] = {
             "ranks": Ranks.current().all_gather_object(_streams()),
             "is_inside_epoch": batches.current.ready > 0 and not batches.is_last_batch,
+            "seed": os.environ.get(_SEED),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,6 +97,7 @@ class RandomStateCallback(Callback):
             warn_of_reloading(trainer)
         if self._loaded is None:
             return
+        _warn_of_other_seed(trainer, self._loaded.get("seed"))
         # Such a stream has begun with them, and may not begin twice.
         self._is_read = is_read_ahead(trainer) and not reads_anew(trainer) and not keeps_places
         is_inside = self._loaded["is_inside_epoch"]
@@ -130,6 +138,19 @@ class RandomStateCallback(Callback):
             f"{ranks.size}, so dropout and other draws are not those of a run without a break."
         )
         self._loaded = self._loaded | {"ranks": []}
+
+
+def _warn_of_other_seed(trainer: pl.Trainer, before: str | None) -> None:
+    """Warn of an order of several processes, which Lightning draws from the seed of the run."""
+    combined, now = trainer.fit_loop._combined_loader, os.environ.get(_SEED)
+    samplers = [] if combined is None else [sampler_of(loader) for loader in combined.flattened]
+    is_drawn = any(isinstance(sampler, DistributedSampler) and sampler.shuffle for sampler in samplers)
+    if is_drawn and None not in (before, now) and before != now:
+        rank_zero_warn(
+            f"The run resumes with seed_everything({now}) in place of {before}. Lightning draws the order of "
+            "several processes from it, so other batches are read than in a run without a break. Use "
+            f"{before}."
+        )
 
 
 def _validates_next(trainer: pl.Trainer) -> bool:
